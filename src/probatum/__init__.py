@@ -1,0 +1,50 @@
+"""Probatum: published deep-learning techniques, alone or tried on your own data at equal budget.
+
+Importing this package loads neither torch nor numpy; public names arrive when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Card": "probatum.card",
+    "Data": "probatum.spec",
+    "InputError": "probatum.errors",
+    "Part": "probatum.spec",
+    "ProbatumClassifier": "probatum.estimator",
+    "ProbatumRegressor": "probatum.estimator",
+    "Spec": "probatum.spec",
+    "Study": "probatum.study",
+    "card": "probatum.catalogue",
+    "check": "probatum.checks.run",
+    "find": "probatum.catalogue",
+    "load": "probatum.catalogue",
+    "names": "probatum.catalogue",
+    "open_dataset": "probatum.data.open",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from probatum.card import Card
+    from probatum.catalogue import card, find, load, names
+    from probatum.checks.run import check
+    from probatum.data.open import open_dataset
+    from probatum.errors import InputError
+    from probatum.estimator import ProbatumClassifier, ProbatumRegressor
+    from probatum.spec import Data, Part, Spec
+    from probatum.study import Study
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'probatum' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

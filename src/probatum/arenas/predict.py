@@ -1,0 +1,310 @@
+"""Arena `predict`: train an arm on the split's training rows, choose on validation rows, look at the test rows once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probatum import catalogue
+from probatum.arenas import references as classical
+from probatum.arenas.base import Outcome, Work
+from probatum.contracts import inject
+from probatum.data.corrupt import corruptions
+from probatum.errors import InputError
+from probatum.measure import calibration, cost, quality, robustness
+from probatum.numerics.temperature import fit_temperature
+from probatum.recipe import Recipe
+from probatum.spec import Data, Part, Spec
+from probatum.train.assemble import Assembly, assemble, budget_for
+from probatum.train.compute import equal_steps
+from probatum.train.loop import errors, outputs, train
+from probatum.train.run import TrainingFailed
+from probatum.train.streams import seeded, stream
+from probatum.train.tune import tuned
+
+BASELINE = "baseline"
+
+
+def references(spec: Spec) -> tuple[str, ...]:
+    """Classical predictors, and temperature scaling where a calibrator has something to beat."""
+    return (*classical.NAMES[spec.task], *(("temperature scaling",) if spec.task == "classes" else ()))
+
+
+def measures(spec: Spec) -> tuple[str, ...]:
+    """Names of the measures, the primary one first."""
+    size = ("parameters", "nonzero-parameters", "macs", "training-passes", "step-time-ratio", "latency-ratio", "peak-memory")
+    if spec.task == "reals":
+        return ("rmse", "mae", "r2", "corrupted-rmse", *size)
+    return (
+        *("accuracy", "balanced-accuracy", "log-loss", "brier", "auroc", "macro-f1"),
+        *("ece", "ece-equal-mass", "ece-classwise", "calibration-error-debiased", "corrupted-accuracy"),
+        *size,
+    )
+
+
+@dataclass
+class Predictor:
+    """A trained arm: `predict` maps a part to probabilities or values; `model` is None for learners.
+
+    `raw` gives a network's outputs before any calibration; `note` and `effects` go into the record.
+    """
+
+    predict: Callable[[Part], Tensor]
+    model: nn.Module | None
+    temperature: float
+    calibrator: Any
+    effects: dict[str, float]
+    curve: list[dict[str, float]]
+    passes: float
+
+
+def trial(work: Work) -> Outcome:
+    """Train and measure one arm on one seed."""
+    start = time.perf_counter()
+    fitted = fit(work)
+    seconds = time.perf_counter() - start
+    spec, test = work.data.spec, work.data.test
+    with torch.no_grad():
+        output = fitted.predict(test)
+    check_output(output, len(test), spec, work.arm.name)
+    if not torch.isfinite(output).all():
+        raise TrainingFailed("predictions on the test rows are not finite")
+    found = quality.quality(output, test.y, spec.task, spec.outputs, scale=target_scale(work.data))
+    details: dict[str, Any] = {"curve": fitted.curve, "effects": fitted.effects}
+    if spec.task == "classes":
+        found |= calibration.calibration(output, test.y)
+        details["reliability"] = calibration.reliability(output, test.y)
+        details["per_class"] = quality.per_class(output, test.y)
+    found |= _robustness(work, fitted)
+    found["training-passes"] = fitted.passes
+    timing = {"training-seconds": seconds}
+    if fitted.model is not None:
+        found["parameters"] = float(cost.parameters(fitted.model))
+        found["nonzero-parameters"] = float(cost.nonzero(fitted.model))
+        found["macs"] = float(cost.macs(fitted.model, test.x[:1]))
+        sample = test.x[:64]
+        found["peak-memory"] = float(cost.peak_memory(lambda: outputs(fitted.model, sample)))
+    return Outcome(found, timing, _digest(fitted.model, output), details)
+
+
+def fit(work: Work) -> Predictor:
+    """Train one arm and, where it has them, its calibrator and its tuned settings; the test rows are not read."""
+    if work.builtin in classical.NAMES[work.data.spec.task]:
+        predictor = classical.fit(work.builtin, work.data, work.seed)
+        return Predictor(predictor.predict, None, 1.0, None, {}, [], float(len(work.data.train)))
+    recipe = work.arm.recipe
+    if work.tune:
+        recipe = tuned(recipe, work.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+    return _fit_learner(work, recipe) if recipe.learner is not None else _fit_network(work, recipe)
+
+
+def _fit_learner(work: Work, recipe: Recipe) -> Predictor:
+    use, data = recipe.learner, work.data
+    assert use is not None
+    budget = budget_for(recipe.training, len(data.train))
+    generator = stream(work.seed, "technique", use.id, work.arm.salt)
+    hidden = replace(data, test=_no_rows(data.test))  # a learner cannot look at the test rows
+    offer = {"spec": data.spec, "num_classes": data.spec.outputs, "num_examples": len(data.train)}
+    predictor = inject.call(
+        use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
+    )
+    calibrator = _calibrator(recipe, work, predictor.predict(data.valid).clamp_min(1e-12).log())
+    if calibrator is None:
+        return Predictor(predictor.predict, None, 1.0, None, {}, [], float(len(data.train)))
+    return Predictor(
+        lambda part: calibrator(predictor.predict(part).clamp_min(1e-12).log()), None, 1.0, calibrator, {}, [], float(len(data.train))
+    )
+
+
+def _fit_network(work: Work, recipe: Recipe) -> Predictor:
+    steps = None
+    if work.equal_compute and recipe.uses() != work.base.uses():
+        steps = equal_steps(work.base, recipe, work.data, work.seed, work.factory)
+    parts = run_training(recipe, work, steps)
+    run, spec = parts.run, work.data.spec
+    effects: dict[str, float] = {f"{name}: places changed": float(count) for name, count in parts.swaps.items()}
+    for method in parts.methods:
+        effects |= getattr(method, "report", dict)()
+    effects |= run.notes
+    passes = run.step * run.budget.batch_size + run.extra_passes
+    valid = outputs(run.model, run.valid.x)
+    temperature, calibrator = 1.0, None
+    if spec.task == "classes":
+        needs_scale = not getattr(run.loss, "probabilistic", True)
+        if recipe.posthoc is None and (needs_scale or work.builtin == "temperature scaling"):
+            temperature = fit_temperature(valid, run.valid.y)
+        calibrator = _calibrator(recipe, work, valid)
+    elif recipe.posthoc is not None:
+        raise InputError(f"{recipe.posthoc.id} calibrates class probabilities; the task here is {spec.task}")
+
+    def predict(part: Part) -> Tensor:
+        output = outputs(run.model, part.x)
+        if spec.task == "reals":
+            return output
+        return (output / temperature).softmax(dim=1) if calibrator is None else calibrator(output)
+
+    return Predictor(predict, run.model, temperature, calibrator, effects, run.curve, float(passes))
+
+
+def run_training(recipe: Recipe, work: Work, steps: int | None = None) -> Assembly:
+    """Assemble a recipe and train it on the work's split."""
+    parts = assemble(recipe, work.data, work.seed, salt=work.arm.salt, factory=work.factory, steps=steps)
+    with torch.no_grad():
+        head = outputs(parts.run.model, work.data.valid.x[:2])
+    check_output(head, 2, work.data.spec, type(parts.run.model).__name__)
+    training = recipe.training
+    with seeded(work.seed, "training", work.arm.salt):
+        train(
+            parts.run,
+            parts.methods,
+            stream(work.seed, "order", work.arm.salt),
+            schedule=training.schedule,
+            clip=training.clip,
+            select=training.select,
+            progress=work.progress,
+        )
+    return parts
+
+
+def check_output(output: Any, rows: int, spec: Spec, who: str) -> None:
+    """InputError where outputs are not (rows, spec.outputs)."""
+    shape = tuple(getattr(output, "shape", ()))
+    if shape != (rows, spec.outputs):
+        wanted = f"{spec.outputs} classes" if spec.task == "classes" else f"{spec.outputs} real target(s)"
+        raise InputError(
+            f"{who} gives outputs of shape {shape} for {rows} rows, but the data have {wanted}: "
+            f"it should give ({rows}, {spec.outputs}); change the size of its last layer"
+        )
+
+
+def target_scale(data: Data) -> float:
+    """Standard deviation the real target was divided by (1 where it was not, or for classes)."""
+    return float(getattr(data.pipeline, "target_scale", 1.0) or 1.0)
+
+
+def timings(work: Work) -> dict[str, float]:
+    """Step time and latency as ratios to the baseline's, measured A B A B in this process."""
+    recipe = work.arm.recipe
+    if recipe.learner is not None or work.builtin:
+        return {}
+    mine, base = (_stepper(recipe, work), _stepper(work.base, work))
+    x = work.data.test.x[:256]
+    step = cost.interleave(base.step, mine.step, pairs=6, warmup=2)
+    latency = cost.interleave(lambda: outputs(base.model, x), lambda: outputs(mine.model, x), pairs=8, warmup=2)
+    return {"step-time-ratio": _mean_ratio(step.log_ratios), "latency-ratio": _mean_ratio(latency.log_ratios)}
+
+
+@dataclass
+class _Stepper:
+    model: nn.Module
+    step: Callable[[], None]
+
+
+def _stepper(recipe: Recipe, work: Work) -> _Stepper:
+    """Something that trains a few steps each time it is called, hooks included."""
+    parts = assemble(recipe, work.data, work.seed, factory=work.factory)
+    run, block = parts.run, 4
+    run.budget = replace(run.budget, steps=block, steps_per_epoch=block + 1)
+    started: list[bool] = []
+
+    def step() -> None:
+        run.step = 0
+        quiet = parts.methods if not started else [_WithoutPrepare(method) for method in parts.methods]
+        started.append(True)
+        with seeded(work.seed, "timing"):
+            train(run, quiet, stream(work.seed, "timing order"), schedule="constant", select="last")
+        run.curve.clear()
+
+    return _Stepper(run.model, step)
+
+
+class _WithoutPrepare:
+    """A method's hooks without the ones that come once a run."""
+
+    def __init__(self, method: Any) -> None:
+        for hook in ("order", "batch", "loss", "gradients", "step_end", "epoch_end"):
+            if hasattr(method, hook):
+                setattr(self, hook, getattr(method, hook))
+
+
+def _mean_ratio(log_ratios: tuple[float, ...]) -> float:
+    return float(torch.tensor(log_ratios, dtype=torch.float64).median().exp())
+
+
+def _calibrator(recipe: Recipe, work: Work, logits: Tensor) -> Any:
+    if recipe.posthoc is None:
+        return None
+    use = recipe.posthoc
+    offer = {
+        "num_classes": work.data.spec.outputs,
+        "generator": stream(work.seed, "technique", use.id, work.arm.salt),
+        "spec": work.data.spec,
+    }
+    with seeded(work.seed, "technique", use.id, work.arm.salt):
+        fitted = inject.call(use.id, catalogue.entry(use.id), use.settings, offer)
+        fitted.fit(logits, work.data.valid.y)
+
+    def apply(output: Tensor) -> Tensor:
+        with torch.no_grad():
+            return fitted(output)
+
+    apply.fitted = fitted  # type: ignore[attr-defined]
+    return apply
+
+
+def _validation_score(work: Work, recipe: Recipe) -> float:
+    """What the tuner lowers: validation error of the primary measure's kind, of one candidate recipe."""
+    candidate = replace(work, arm=replace(work.arm, recipe=recipe), tune=0, progress=None)
+    data, spec = work.data, work.data.spec
+    if recipe.learner is not None:
+        output = _fit_learner(candidate, recipe).predict(data.valid)
+        output = output.clamp_min(1e-12).log() if spec.task == "classes" else output
+    else:
+        output = outputs(run_training(recipe, candidate).run.model, data.valid.x)
+    found = errors(output, data.valid, spec.task)
+    if spec.task == "reals":
+        return found["valid_rmse"]
+    return found["valid_log_loss"] if work.primary == "log-loss" else found["valid_error"] + 1e-3 * found["valid_log_loss"]
+
+
+def _robustness(work: Work, fitted: Predictor) -> Mapping[str, float]:
+    if work.builtin in classical.NAMES[work.data.spec.task] or work.arm.recipe.learner is not None:
+        return {}  # these read more than the encoded tensor (raw text), which corruptions do not touch
+    part = _first_rows(work.data.test, 2000)
+    return robustness.robustness(
+        lambda x: fitted.predict(replace(part, x=x)),
+        part.x,
+        part.y,
+        work.data.spec,
+        corruptions(work.data.spec),
+        stream(work.seed, "corruptions"),
+    )
+
+
+def _first_rows(part: Part, most: int) -> Part:
+    if len(part) <= most:
+        return part
+    return Part(part.x[:most], part.y[:most], part.rows[:most], part.text[:most] if part.text else None)
+
+
+def _no_rows(part: Part) -> Part:
+    return Part(part.x[:0], part.y[:0], part.rows[:0], () if part.text is not None else None)
+
+
+def _digest(model: nn.Module | None, output: Tensor) -> str:
+    found = hashlib.sha256(output.contiguous().numpy().tobytes())
+    for _, value in sorted((model.state_dict() if model is not None else {}).items()):
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose weights take no gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,0 +1,147 @@
+"""Plans: frozen values that say everything a study and its trials depend on, and the keys made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from probatum import __version__
+from probatum.recipe import Arm, Recipe
+
+SOURCES = ("train", "arenas", "measure", "numerics", "data", "contracts", "recipe.py", "spec.py")
+"""What decides a trial's record besides its plan; an edit there makes old records count no more."""
+
+LIBRARIES = ("torch", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Which data: identity, task and how they are split."""
+
+    name: str
+    fingerprint: str
+    modality: str
+    task: str
+    target: str
+    n: int
+    fractions: tuple[float, float, float]
+    fixed_split: bool
+
+    @property
+    def ratio(self) -> float | None:
+        """n_test / n_train where every seed re-draws the split, None where the test rows are given."""
+        return None if self.fixed_split else self.fractions[2] / self.fractions[0]
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A frozen study.
+
+    Attributes:
+        arena: which contest.
+        data: which data.
+        base: the baseline's recipe.
+        arms: techniques that take part, the baseline not among them.
+        references: built-in arms shown beside the baseline.
+        skipped: technique -> why it does not apply.
+        seeds: paired seeds of the screen.
+        confirm: seeds on which a winner is tried again, fresh ones; () = no confirmation.
+        equal_compute: equal arithmetic instead of equal steps.
+        tune: tuner trials for every arm.
+        primary: the measure that decides.
+        margins: regions of practical equivalence that replace the measures' own.
+        confidence: of every interval.
+        model: identity of the user's own network, "" for the built-in one.
+        threads: torch threads in every trial (another number may change the last digits).
+    """
+
+    arena: str
+    data: DataPlan
+    base: Recipe
+    arms: tuple[Arm, ...]
+    references: tuple[str, ...]
+    seeds: tuple[int, ...]
+    primary: str
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    confirm: tuple[int, ...] = ()
+    equal_compute: bool = False
+    tune: int = 0
+    margins: Mapping[str, float] = field(default_factory=dict)
+    confidence: float = 0.95
+    model: str = ""
+    threads: int = 1
+
+    def trial(self, arm: Arm, builtin: str, seed: int, kind: str = "fit") -> dict[str, Any]:
+        """The plan of one trial: everything its record depends on, and nothing else."""
+        plan: dict[str, Any] = {
+            "kind": kind,
+            "arena": self.arena,
+            "data": {"fingerprint": self.data.fingerprint, "fractions": list(self.data.fractions), "task": self.data.task},
+            "recipe": arm.recipe.plan(),
+            "salt": arm.salt,
+            "builtin": builtin,
+            "seed": seed,
+            "model": self.model,
+            "tune": self.tune,
+            "threads": self.threads,
+            "versions": versions(),
+        }
+        if self.tune or self.equal_compute or kind == "timing":
+            plan["base"] = self.base.plan()
+            plan["equal_compute"] = self.equal_compute
+            plan["primary"] = self.primary
+        return plan
+
+    def describe(self) -> dict[str, Any]:
+        """The whole plan as JSON values, for the store and the report."""
+        return {
+            "arena": self.arena,
+            "data": {**vars(self.data), "fractions": list(self.data.fractions)},
+            "base": self.base.plan(),
+            "arms": [{"name": arm.name, "salt": arm.salt, **arm.recipe.plan()} for arm in self.arms],
+            "references": list(self.references),
+            "skipped": dict(self.skipped),
+            "seeds": list(self.seeds),
+            "confirm": list(self.confirm),
+            "equal_compute": self.equal_compute,
+            "tune": self.tune,
+            "primary": self.primary,
+            "margins": dict(self.margins),
+            "confidence": self.confidence,
+            "model": self.model,
+            "threads": self.threads,
+            "versions": versions(),
+        }
+
+
+def key_of(plan: Mapping[str, Any]) -> str:
+    """The content hash of a plan."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions that a record depends on, the digest of Probatum's own training and measuring code among them."""
+    found = {"python": platform.python_version(), "probatum": __version__, "code": _code_digest()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "unknown"
+    return found
+
+
+def _code_digest() -> str:
+    root, found = Path(__file__).parents[1], hashlib.sha256()
+    for name in SOURCES:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""What a study found: trials turned into verdicts, tables and an answer in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from probatum.arenas.base import arena
+from probatum.bench.plan import StudyPlan
+from probatum.bench.store import Trial
+from probatum.bench.verdict import Verdict, verdicts
+from probatum.measure.base import Measure, all_measures
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's plan, its trials, and what they say.
+
+    Attributes:
+        plan: the study's plan.
+        trials: fits of the screen, references among them.
+        timings: interleaved speed measurements.
+        confirmation: fits of the baseline and the winner on fresh seeds; () where nothing won or it was not asked for.
+        summary: the dataset's own summary.
+    """
+
+    plan: StudyPlan
+    trials: tuple[Trial, ...]
+    timings: tuple[Trial, ...]
+    confirmation: tuple[Trial, ...]
+    summary: dict[str, Any]
+
+    @property
+    def baseline(self) -> str:
+        """Name of the baseline's arm."""
+        return arena(self.plan.arena).BASELINE
+
+    def measures(self) -> list[Measure]:
+        """The arena's measures, the primary one first."""
+        known = all_measures()
+        spec_names = dict.fromkeys((self.plan.primary, *self.measured()))
+        return [known[name] for name in spec_names if name in known]
+
+    def measured(self) -> list[str]:
+        """Names of everything any trial measured, in the order first seen."""
+        seen: dict[str, None] = {}
+        for trial in (*self.trials, *self.timings):
+            seen.update(dict.fromkeys(trial.record.get("measures", {})))
+            seen.update(dict.fromkeys(trial.timing.get("measures", {})))
+        return list(seen)
+
+    def verdicts(self) -> list[Verdict]:
+        """Every arm on every measure, then (measure by measure) what did not apply."""
+        found = verdicts(
+            [*self._records(self.trials, self.timings)],
+            self.baseline,
+            self.measures(),
+            margins=self.plan.margins,
+            ratio=self.plan.data.ratio,
+            confidence=self.plan.confidence,
+        )
+        named = {measure.name: measure for measure in self.measures()}
+        primary = named.get(self.plan.primary) or all_measures()[self.plan.primary]
+        nan = math.nan
+        for name, reason in self.plan.skipped.items():
+            found.append(
+                Verdict(
+                    *(name, primary.name, primary.axis, "not applicable", nan, nan, nan, 0, nan, nan),
+                    *(self.plan.margins.get(primary.name, primary.margin), None, nan, nan, reason),
+                )
+            )
+        return found
+
+    def confirmed(self) -> Verdict | None:
+        """The winner's verdict on the fresh seeds alone, by the primary measure."""
+        if not self.confirmation:
+            return None
+        found = verdicts(
+            [*self._records(self.confirmation, ())],
+            self.baseline,
+            [measure for measure in self.measures() if measure.name == self.plan.primary],
+            margins={name: value for name, value in self.plan.margins.items() if name == self.plan.primary},
+            ratio=self.plan.data.ratio,
+            confidence=self.plan.confidence,
+        )
+        return found[0] if found else None
+
+    def primary_verdicts(self) -> list[Verdict]:
+        """Verdicts on the primary measure, references left out, best first."""
+        order = {"helps": 0, "undecided": 1, "no material difference": 2, "hurts": 3, "failed": 4, "not applicable": 5}
+        mine = [v for v in self.verdicts() if v.measure == self.plan.primary and v.arm not in self.plan.references]
+        return sorted(mine, key=lambda v: (order[v.word], -v.mean if math.isfinite(v.mean) else 0.0))
+
+    def winner(self) -> str | None:
+        """The arm with the largest gain among those that help on the screen."""
+        return winner_of(self.verdicts(), self.plan.primary, [arm.name for arm in self.plan.arms])
+
+    def answer(self) -> str:
+        """The study's question answered in a sentence or two."""
+        if self.plan.arena == "probe":
+            return f"{len(self.plan.arms)} probe(s) measured over {len(self.plan.seeds)} seeds; see the measurements."
+        primary = self.plan.primary
+        words = [v for v in self.primary_verdicts() if v.word != "not applicable"]
+        winner, confirmed = self.winner(), self.confirmed()
+        if winner is not None:
+            best = next(v for v in words if v.arm == winner)
+            change = change_text(best, self.measure(primary))
+            if confirmed is None:
+                return f"{winner} helps: {change} on {primary} over {best.n} paired seeds (not confirmed on fresh seeds)."
+            again = change_text(confirmed, self.measure(primary))
+            if confirmed.word == "helps":
+                return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds."
+            return (
+                f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
+                f"{confirmed.word!r} ({again}): do not count on it."
+            )
+        undecided = [v for v in words if v.word == "undecided"]
+        if not undecided:
+            return f"Nothing tried here improves {primary} by a material amount."
+        needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
+        more = f"; {min(needs)} seeds would decide the nearest" if needs else ""
+        return f"Nothing tried here is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
+
+    def reference_note(self) -> str:
+        """Whether a classical reference beats the baseline: the sentence a user should see first."""
+        best = [v for v in self.verdicts() if v.measure == self.plan.primary and v.arm in self.plan.references and v.word == "helps"]
+        if not best:
+            return ""
+        top = max(best, key=lambda v: v.mean)
+        return f"{top.arm} beats the baseline here ({change_text(top, self.measure(self.plan.primary))} on {top.measure})."
+
+    def measure(self, name: str) -> Measure:
+        """A measure by name."""
+        return all_measures()[name]
+
+    def mean(self, arm: str, measure: str) -> float | None:
+        """An arm's mean over its finished trials, None where it has none."""
+        values = [
+            trial.record["measures"][measure]
+            for trial in self.trials
+            if trial.arm == arm and measure in trial.record.get("measures", {})
+        ]
+        return sum(values) / len(values) if values else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row per arm, seed and measure."""
+        return [
+            {"arm": trial.arm, "seed": trial.seed, "status": trial.status, "measure": name, "value": value}
+            for trial in (*self.trials, *self.timings)
+            for name, value in {**trial.record.get("measures", {}), **trial.timing.get("measures", {})}.items()
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything above as JSON values (NaN as None)."""
+        confirmed = self.confirmed()
+        return _finite(
+            {
+                "answer": self.answer(),
+                "reference_note": self.reference_note(),
+                "plan": self.plan.describe(),
+                "data": self.summary,
+                "verdicts": [asdict(v) for v in self.verdicts()],
+                "confirmation": asdict(confirmed) if confirmed else None,
+                "trials": [
+                    {"arm": t.arm, "seed": t.seed, "status": t.status, "key": t.key, "record": t.record, "timing": t.timing}
+                    for t in (*self.trials, *self.timings, *self.confirmation)
+                ],
+            }
+        )
+
+    def _records(self, trials: Sequence[Trial], timings: Sequence[Trial]) -> list[dict[str, Any]]:
+        speed = {(trial.arm, trial.seed): trial.timing.get("measures", {}) for trial in timings}
+        ratios = {name for found in speed.values() for name in found}
+        records = []
+        for trial in trials:
+            own = dict(trial.record.get("measures", {}))
+            own |= dict.fromkeys(ratios, 1.0) if trial.arm == self.baseline else speed.get((trial.arm, trial.seed), {})
+            records.append(
+                {
+                    "arm": trial.arm,
+                    "seed": trial.seed,
+                    "status": trial.status,
+                    "measures": own,
+                    "reason": trial.record.get("reason", ""),
+                    "digest": trial.record.get("digest", ""),
+                }
+            )
+        return records
+
+
+def winner_of(found: Sequence[Verdict], primary: str, arms: Sequence[str]) -> str | None:
+    """The arm with the largest gain among those that help."""
+    helping = [v for v in found if v.measure == primary and v.word == "helps" and v.arm in arms]
+    return max(helping, key=lambda v: v.mean).arm if helping else None
+
+
+def change_text(verdict: Verdict, measure: Measure) -> str:
+    """A verdict's difference and interval in words a person reads: "+0.012 [0.004, 0.020]" or "x0.50 [0.40, 0.60]"."""
+    if not math.isfinite(verdict.mean):
+        return ""
+    sign = 1 if measure.higher_is_better else -1
+    if measure.kind == "ratio":
+        low, high = sorted((math.exp(sign * verdict.low), math.exp(sign * verdict.high)))
+        return f"x{math.exp(sign * verdict.mean):.2f} [{low:.2f}, {high:.2f}]"
+    low, high = sorted((sign * verdict.low, sign * verdict.high))
+    return f"{sign * verdict.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

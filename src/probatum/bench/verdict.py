@@ -1,0 +1,284 @@
+"""Verdicts: which arms help, hurt or change nothing that matters, measure by measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, decidable, paired, seeds_to_decide
+from probatum.measure.base import Measure
+
+WORDS = ("helps", "hurts", "no material difference", "undecided", "not applicable", "failed")
+NO_EFFECT = "no effect: the arm is bit-identical to the baseline"
+FLOOR = "more seeds cannot decide; hold out less or bring more rows"
+CAP = 200
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the seeds say about one arm and one measure.
+
+    `mean`, `low`, `high` are the oriented paired difference to the baseline (positive = better; log-ratios for ratio
+    measures) and its interval. `baseline_mean` and `arm_mean` are in the measure's own unit over the paired seeds
+    (geometric means for ratio measures). Where nothing was tested the numbers are NaN.
+    """
+
+    arm: str
+    measure: str
+    axis: str
+    word: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float
+    p_adjusted: float
+    margin: float
+    seeds_needed: int | None
+    baseline_mean: float
+    arm_mean: float
+    note: str
+
+
+class Decision(NamedTuple):
+    """The word of a verdict, the seeds that would decide if it is undecided, and a remark."""
+
+    word: str
+    seeds_needed: int | None
+    note: str
+
+
+class _Pairs(NamedTuple):
+    """One arm against the baseline on one measure: values by paired seed, and what went wrong on the others."""
+
+    arm: str
+    baseline: list[float]
+    values: list[float]
+    identical: bool
+    lost: list[str]
+
+
+def decide(
+    interval: Interval,
+    *,
+    margin: float,
+    p_adjusted: float,
+    ratio: float | None,
+    confidence: float = 0.95,
+    identical: bool = False,
+) -> Decision:
+    """Turn the interval on an oriented difference (positive = better) into a word.
+
+    Args:
+        interval: of the paired differences, made with the same ratio and confidence.
+        margin: region of practical equivalence, at least 0.
+        p_adjusted: p-value after correction for the other arms.
+        ratio: n_test/n_train where splits are re-drawn, else None.
+        confidence: in (0, 1); an adjusted p-value up to 1 - confidence counts as a difference.
+        identical: whether the arm's results equal the baseline's bit for bit on every seed.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ValueError(f"margin is {margin}; use a finite number of at least 0")
+    nothing = interval.mean == 0 and interval.sd == 0
+    note = NO_EFFECT if nothing and identical else ""
+    if interval.n < FEWEST_SEEDS:
+        few = f"{interval.n} paired seeds; a verdict needs {FEWEST_SEEDS}"
+        needed, more = _more_seeds(interval, margin, ratio, confidence, 1.0)
+        return Decision("undecided", needed, _join(note, few, more))
+    if nothing or (-margin < interval.low and interval.high < margin):
+        return Decision("no material difference", None, note)
+    significant = p_adjusted <= 1 - confidence
+    if interval.low > 0 and interval.mean >= margin and significant:
+        return Decision("helps", None, "")
+    if interval.high < 0 and interval.mean <= -margin and significant:
+        return Decision("hurts", None, "")
+    multiplicity = max(p_adjusted / interval.p, 1.0) if interval.p > 0 else 1.0
+    needed, more = _more_seeds(interval, margin, ratio, confidence, multiplicity)
+    return Decision("undecided", needed, more)
+
+
+def verdicts(
+    records: Iterable[Mapping[str, Any]],
+    baseline: str,
+    measures: Mapping[str, Measure] | Iterable[Measure],
+    *,
+    margins: Mapping[str, float] | None = None,
+    ratio: float | None,
+    confidence: float = 0.95,
+) -> list[Verdict]:
+    """Judge every arm but the baseline on every measure, pairing by seed.
+
+    P-values are Benjamini-Hochberg adjusted over the arms within each measure. A seed counts only if both arms are "ok"
+    and have a finite value; seeds lost to failures are said in the note, and an arm with failures that is left with
+    fewer than 6 pairs has "failed". A measure that no trial reports gives no verdict.
+
+    Args:
+        records: mappings with arm, seed, status ("ok", "failed", "not applicable"), measures (name -> number), and
+            optionally reason and digest (equal digests = bit-identical results).
+        baseline: name of the arm to compare with.
+        measures: those to judge.
+        margins: regions of practical equivalence that replace the measures' own.
+        ratio: n_test/n_train where every seed re-draws the split, else None.
+        confidence: of intervals; 1 - confidence is the false-discovery rate.
+
+    Raises:
+        ValueError: for two records of one arm and seed, an unknown status, no record of the baseline, a margin for an
+            unknown measure, or a ratio measure with a value that is not positive.
+    """
+    chosen = list(measures.values()) if isinstance(measures, Mapping) else list(measures)
+    margins = dict(margins or {})
+    unknown = sorted(set(margins) - {measure.name for measure in chosen})
+    if unknown:
+        raise ValueError(f"margin given for {unknown[0]!r}; the measures are {', '.join(m.name for m in chosen)}")
+    arms = _by_arm(records)
+    if baseline not in arms:
+        raise ValueError(f"no record of the baseline {baseline!r}; the arms are {', '.join(arms) or 'none'}")
+    found: list[Verdict] = []
+    for measure in chosen:
+        margin = margins.get(measure.name, measure.margin)
+        if any(measure.name in record["measures"] for seeds in arms.values() for record in seeds.values()):
+            found += _judge(arms, baseline, measure, margin, ratio, confidence)
+    return found
+
+
+def differences(baseline: Sequence[float], values: Sequence[float], measure: Measure) -> list[float]:
+    """Return the paired differences, positive = better; differences of logs for ratio measures.
+
+    Raises:
+        ValueError: if a ratio measure has a value that is not positive.
+    """
+    sign = 1.0 if measure.higher_is_better else -1.0
+    if measure.kind == "ratio":
+        bad = [value for value in (*baseline, *values) if value <= 0]
+        if bad:
+            raise ValueError(
+                f"measure {measure.name} is compared by ratio and has the value {bad[0]}; it must be positive"
+            )
+        return [sign * math.log(b / a) for a, b in zip(baseline, values, strict=True)]
+    return [sign * (b - a) for a, b in zip(baseline, values, strict=True)]
+
+
+def _judge(
+    arms: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    baseline: str,
+    measure: Measure,
+    margin: float,
+    ratio: float | None,
+    confidence: float,
+) -> list[Verdict]:
+    judged: dict[str, Verdict] = {}
+    tested: dict[str, tuple[_Pairs, Interval]] = {}
+    for arm in arms:
+        if arm == baseline:
+            continue
+        absent = [str(r.get("reason", "")) for r in arms[arm].values() if r["status"] == "not applicable"]
+        pairs = _pair(arm, arms[baseline], arms[arm], measure.name)
+        if absent and len(absent) == len(arms[arm]):
+            judged[arm] = _untested(arm, measure, margin, "not applicable", absent[0])
+        elif pairs.lost and len(pairs.values) < FEWEST_SEEDS:
+            judged[arm] = _untested(arm, measure, margin, "failed", pairs.lost[0], len(pairs.values))
+        elif pairs.values:
+            delta = differences(pairs.baseline, pairs.values, measure)
+            tested[arm] = pairs, paired(delta, test_fraction_ratio=ratio, confidence=confidence)
+        else:
+            judged[arm] = _untested(arm, measure, margin, "undecided", "no seed has this measure for both arms")
+    # an arm with too few seeds gets no verdict, so it does not take part in the correction either
+    family = [arm for arm, (_, interval) in tested.items() if interval.n >= FEWEST_SEEDS]
+    adjusted = dict(zip(family, adjust([tested[arm][1].p for arm in family]), strict=True))
+    for arm, (pairs, interval) in tested.items():
+        p_adjusted = adjusted.get(arm, math.nan)
+        decision = decide(
+            interval,
+            margin=margin,
+            p_adjusted=p_adjusted,
+            ratio=ratio,
+            confidence=confidence,
+            identical=pairs.identical,
+        )
+        judged[arm] = Verdict(
+            arm=arm,
+            measure=measure.name,
+            axis=measure.axis,
+            word=decision.word,
+            mean=interval.mean,
+            low=interval.low,
+            high=interval.high,
+            n=interval.n,
+            p=interval.p,
+            p_adjusted=p_adjusted,
+            margin=margin,
+            seeds_needed=decision.seeds_needed,
+            baseline_mean=_mean(pairs.baseline, measure),
+            arm_mean=_mean(pairs.values, measure),
+            note=_join(decision.note, _lost(pairs)),
+        )
+    return [judged[arm] for arm in arms if arm != baseline]
+
+
+def _by_arm(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    arms: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        arm, seed, status = record["arm"], record["seed"], record["status"]
+        if status not in ("ok", "failed", "not applicable"):
+            raise ValueError(f"arm {arm!r}, seed {seed}: status is {status!r}; use ok, failed or not applicable")
+        if seed in arms.setdefault(arm, {}):
+            raise ValueError(f"arm {arm!r} has two records for seed {seed}; give one per arm and seed")
+        arms[arm][seed] = record
+    return arms
+
+
+def _pair(arm: str, base: Mapping[int, Mapping[str, Any]], mine: Mapping[int, Mapping[str, Any]], name: str) -> _Pairs:
+    left, right, same, lost = [], [], [], []
+    for seed in sorted(set(base) & set(mine)):
+        problem = _problem(base[seed], name, "the baseline: ") or _problem(mine[seed], name, "")
+        if problem:
+            lost.append(f"seed {seed}: {problem}")
+        elif name in base[seed]["measures"] and name in mine[seed]["measures"]:
+            left.append(float(base[seed]["measures"][name]))
+            right.append(float(mine[seed]["measures"][name]))
+            digests = base[seed].get("digest"), mine[seed].get("digest")
+            same.append(bool(digests[0]) and digests[0] == digests[1])
+    return _Pairs(arm, left, right, bool(same) and all(same), lost)
+
+
+def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:
+    if record["status"] != "ok":
+        return f"{whose}{record.get('reason') or record['status']}"
+    value = record["measures"].get(name, 0.0)
+    return "" if math.isfinite(value) else f"{whose}{name} is {value}"
+
+
+def _lost(pairs: _Pairs) -> str:
+    total = len(pairs.lost) + len(pairs.values)
+    return f"{len(pairs.lost)} of {total} seeds left out ({pairs.lost[0]})" if pairs.lost else ""
+
+
+def _untested(arm: str, measure: Measure, margin: float, word: str, note: str, n: int = 0) -> Verdict:
+    nan = math.nan
+    return Verdict(arm, measure.name, measure.axis, word, nan, nan, nan, n, nan, nan, margin, None, nan, nan, note)
+
+
+def _mean(values: Sequence[float], measure: Measure) -> float:
+    if measure.kind == "ratio":
+        return math.exp(math.fsum(map(math.log, values)) / len(values))
+    return math.fsum(values) / len(values)
+
+
+def _more_seeds(
+    interval: Interval, margin: float, ratio: float | None, confidence: float, multiplicity: float
+) -> tuple[int | None, str]:
+    mean, sd, n = interval.mean, interval.sd, interval.n
+    if n < 2:
+        return FEWEST_SEEDS, ""
+    needed = seeds_to_decide(mean, sd, n, margin, ratio, confidence, CAP, multiplicity)
+    if needed is not None:
+        return needed, ""
+    if decidable(mean, sd, margin, ratio, confidence, multiplicity):
+        return None, f"more than {CAP} seeds would be needed"
+    return None, FLOOR if ratio else "more seeds cannot decide; the mean lies on the margin"
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

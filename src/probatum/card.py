@@ -1,0 +1,65 @@
+"""The card: what a technique says about itself, as literals at the top of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ARENAS = {
+    "loss": "predict",
+    "optimizer": "predict",
+    "layer": "predict",
+    "model": "predict",
+    "method": "predict",
+    "learner": "predict",
+    "posthoc": "predict",
+    "compress": "predict",
+    "explain": "explain",
+    "attack": "attack",
+    "select": "select",
+    "probe": "probe",
+}
+"""Which arena each slot plays in."""
+
+SLOTS = tuple(ARENAS)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Literal metadata of one technique, read from its file without importing it.
+
+    The id and the slot come from the path, the one-line summary from the docstring; nothing is said twice.
+
+    Attributes:
+        paper: where the technique was published, e.g. ``"arXiv:2110.06537"`` or ``"NeurIPS 2020"``.
+        title: the paper's title.
+        number: its number in Probatum's catalogue; None for a technique of your own.
+        entry: the name in the module that *is* the technique (a class, or a function such as ``build``).
+        slot: only in files outside the package, where no folder says it.
+        tags: themes, lower case: ``("imbalance", "vision")``.
+        modalities: which of table, image, text, series it can take.
+        tasks: which of classes, reals it can take.
+        needs: what the bench must supply beyond the slot's usual arguments: ``"index"`` (row numbers, for losses
+            with per-example state), or an extra such as ``"captum"``.
+        neutral: settings at which it equals doing nothing, bit for bit; None where no such settings exist.
+        tiny: settings for the contract suite: small and fast.
+        tune: search space for ``--tune``: name -> (low, high), (low, high, "log") or a list of choices.
+        expect_fail: check name -> reason, strict: a check that passes must be taken out.
+        claims: ids of the claims that ``claims/<slot>/<name>.py`` runs.
+    """
+
+    paper: str
+    title: str
+    entry: str
+    number: int | None = None
+    slot: str | None = None
+    tags: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ("table", "image", "text", "series")
+    tasks: tuple[str, ...] = ("classes", "reals")
+    needs: tuple[str, ...] = ()
+    neutral: Mapping[str, Any] | None = None
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Any] = field(default_factory=dict)
+    expect_fail: Mapping[str, str] = field(default_factory=dict)
+    claims: tuple[str, ...] = ()

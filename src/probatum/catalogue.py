@@ -1,0 +1,243 @@
+"""The catalogue: what techniques there are, read from the files themselves without importing them.
+
+A technique's id is its file's name in kebab-case and its slot is its folder's name. `names`, `card` and `header` read
+text only; `load` imports the one module asked for. Files outside the package join by `add_file` (``--technique``) or
+through the entry-point group ``probatum.techniques``, whose entries name modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from probatum.card import SLOTS, Card
+from probatum.errors import InputError
+
+ROOT = Path(__file__).parent / "techniques"
+HEADER_FIELDS = ("Paper", "Computes", "Shapes", "Departs")
+ID_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a technique lives: its id, slot and file, and the module name it is imported under."""
+
+    id: str
+    slot: str
+    path: Path
+    module: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """The parsed docstring of a technique's file."""
+
+    summary: str
+    fields: dict[str, str]
+
+
+_added: dict[str, Place] = {}
+
+
+def names(slot: str | None = None) -> list[str]:
+    """Ids of all techniques, or of those in one slot, sorted."""
+    if slot is not None and slot not in SLOTS:
+        raise InputError(f"no slot {slot!r}; slots are {', '.join(SLOTS)}")
+    return sorted(place.id for place in _places().values() if slot in (None, place.slot))
+
+
+def place(name: str) -> Place:
+    """Where the technique called `name` lives; InputError with the nearest ids if there is none."""
+    places = _places()
+    if name not in places:
+        near = difflib.get_close_matches(name, places, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"unknown technique {name!r}{hint} (`probatum list` shows all {len(places)})")
+    return places[name]
+
+
+def card(name: str) -> Card:
+    """The technique's card, sliced from its file as literals."""
+    return _card(place(name).path)
+
+
+def header(name: str) -> Header:
+    """The technique's docstring: its summary line and the Paper, Computes, Shapes and Departs fields."""
+    return _header(place(name).path)
+
+
+def load(name: str) -> ModuleType:
+    """Import the technique's module (this is where torch comes in)."""
+    return _load(place(name))
+
+
+def entry(name: str) -> Any:
+    """The object that is the technique: `load(name)`'s attribute named by the card's `entry`."""
+    module, wanted = load(name), card(name).entry
+    if not hasattr(module, wanted):
+        raise InputError(f"{place(name).path}: the card's entry {wanted!r} is not defined in the file")
+    return getattr(module, wanted)
+
+
+def find(*, slot: str | None = None, tag: str | None = None, text: str | None = None) -> list[str]:
+    """Ids whose slot, tag and words (in id, title, summary or tags; all must occur) match."""
+    found = []
+    for name in names(slot):
+        its = card(name)
+        if tag is not None and tag.lower() not in its.tags:
+            continue
+        words = f"{name} {its.title} {header(name).summary} {' '.join(its.tags)}".lower()
+        if text is None or all(word in words for word in text.lower().split()):
+            found.append(name)
+    return found
+
+
+def digest(name: str) -> str:
+    """Short hash of the technique's file; part of every trial's key, so an edited technique is run again."""
+    return hashlib.sha256(place(name).path.read_bytes()).hexdigest()[:16]
+
+
+def add_file(path: str | Path) -> str:
+    """Let one technique file from outside the package take part; returns its id.
+
+    The slot is the card's `slot`, or the name of the folder that holds the file.
+    """
+    path = Path(path).resolve()
+    if not path.is_file() or path.suffix != ".py":
+        raise InputError(f"--technique {path}: no such Python file")
+    its = _card(path)
+    slot = its.slot or path.parent.name
+    if slot not in SLOTS:
+        raise InputError(f"{path}: say which slot it fills, e.g. Card(..., slot='loss'); slots are {', '.join(SLOTS)}")
+    name = _kebab(path.stem)
+    known = _packaged().get(name)
+    if known is not None and known.path != path:
+        raise InputError(f"{path}: the id {name!r} is taken by {known.path}; rename the file")
+    _added[name] = Place(
+        name, slot, path, f"probatum_technique_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    )
+    return name
+
+
+def _places() -> dict[str, Place]:
+    return {**_packaged(), **_added}
+
+
+@cache
+def _packaged() -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for slot in SLOTS:
+        folder = ROOT / slot
+        files = [*folder.glob("*.py"), *folder.glob("*/*.py")]
+        for path in sorted(file for file in files if not file.name.startswith("_")):
+            name = _kebab(path.stem)
+            if name in found:
+                raise InputError(f"{path}: the id {name!r} is taken by {found[name].path}; rename one of the files")
+            module = ".".join(("probatum", "techniques", *path.relative_to(ROOT).with_suffix("").parts))
+            found[name] = Place(name, slot, path, module)
+    for name, found_place in _from_entry_points().items():
+        if name in found:
+            raise InputError(f"{found_place.path}: the id {name!r} is taken by {found[name].path}")
+        found[name] = found_place
+    return found
+
+
+def _from_entry_points() -> dict[str, Place]:
+    from importlib.metadata import entry_points
+
+    found = {}
+    for point in entry_points(group="probatum.techniques"):
+        module = importlib.util.find_spec(point.value)
+        if module is None or module.origin is None:
+            raise InputError(f"entry point probatum.techniques:{point.name} names {point.value}, which is not a module")
+        path = Path(module.origin)
+        slot = _card(path).slot or path.parent.name
+        if slot not in SLOTS:
+            raise InputError(f"{path}: its card must say slot=..., one of {', '.join(SLOTS)}")
+        found[_kebab(path.stem)] = Place(_kebab(path.stem), slot, path, point.value)
+    return found
+
+
+def _load(where: Place) -> ModuleType:
+    if where.module.startswith("probatum_technique_"):
+        if where.module in sys.modules:
+            return sys.modules[where.module]
+        spec = importlib.util.spec_from_file_location(where.module, where.path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"{where.path}: cannot be imported as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[where.module] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as problem:
+            del sys.modules[where.module]
+            raise InputError(f"{where.path}: importing it fails: {type(problem).__name__}: {problem}") from problem
+        return module
+    return importlib.import_module(where.module)
+
+
+@cache
+def _card(path: Path) -> Card:
+    text = path.read_text(encoding="utf-8")
+    start = re.search(r"^CARD(: Card)? = Card\(", text, flags=re.MULTILINE)
+    if start is None:
+        raise InputError(f"{path}: no line beginning `CARD = Card(`")
+    line = text.count("\n", 0, start.start()) + 1
+    end = re.compile(r"^\)|\)$", flags=re.MULTILINE)
+    position = start.end()
+    while (closing := end.search(text, position)) is not None:
+        source = text[start.start() : closing.end()]
+        position = closing.end()
+        try:
+            call = ast.parse(source).body[0].value  # type: ignore[attr-defined]
+        except SyntaxError:
+            continue
+        try:
+            values = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+            if call.args:
+                raise ValueError("positional arguments")
+            return Card(**values)
+        except (ValueError, TypeError) as problem:
+            raise InputError(f"{path}:{line}: the card must be literals by keyword: {problem}") from problem
+    raise InputError(f"{path}:{line}: the card's closing parenthesis is missing")
+
+
+@cache
+def _header(path: Path) -> Header:
+    text = path.read_text(encoding="utf-8")
+    match = re.match(r'\s*(?:r)?"""(.*?)"""', text, flags=re.DOTALL)
+    if match is None:
+        raise InputError(f"{path}: the file must begin with a docstring: a summary and {', '.join(HEADER_FIELDS)}")
+    lines = match.group(1).strip().splitlines()
+    fields: dict[str, str] = {}
+    current = None
+    for line in lines[1:]:
+        opening = re.match(r"([A-Z][a-z]+)\s{2,}(\S.*)$", line)
+        if opening is not None:
+            current = opening.group(1)
+            fields[current] = opening.group(2)
+        elif current is not None and line.startswith("  ") and line.strip():
+            fields[current] += "\n" + line.strip()
+        elif line.strip():
+            current = None
+    missing = [field for field in HEADER_FIELDS if field not in fields]
+    if missing:
+        raise InputError(f"{path}: the docstring lacks {', '.join(missing)}")
+    return Header(lines[0].strip(), fields)
+
+
+def _kebab(stem: str) -> str:
+    name = stem.replace("_", "-")
+    if not ID_PATTERN.fullmatch(name):
+        raise InputError(f"{stem}.py: a technique's file is named in lower-case letters, digits and underscores")
+    return name

@@ -1,0 +1,54 @@
+"""Shared steps of claims: train an arm on one split and look at it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from probatum.recipe import Recipe, Training, make_arm
+from probatum.spec import Data, Part
+from probatum.train.assemble import ModelFactory, assemble
+from probatum.train.baselines import DEFAULTS
+from probatum.train.loop import outputs, train
+from probatum.train.run import Run
+from probatum.train.streams import seeded, stream
+
+
+def fit(
+    arm: str | None, data: Data, seed: int, *, training: Training | None = None, factory: ModelFactory | None = None
+) -> Run:
+    """Train an arm ("id(setting=...)+id", None = the baseline) on `data` as the bench would; returns the finished run."""
+    base = Recipe(training=training or DEFAULTS[data.spec.modality])
+    recipe = base if arm is None else make_arm(arm, base).recipe
+    if data.spec.task == "reals" and recipe.training.select == "accuracy":
+        recipe = replace(recipe, training=replace(recipe.training, select="rmse"))
+    parts = assemble(recipe, data, seed, factory=factory)
+    with seeded(seed, "training"):
+        train(
+            parts.run,
+            parts.methods,
+            stream(seed, "order"),
+            schedule=recipe.training.schedule,
+            clip=recipe.training.clip,
+            select=recipe.training.select,
+        )
+    return parts.run
+
+
+def accuracy(model: nn.Module, part: Part) -> float:
+    """Share of rows whose largest output is the target's."""
+    return float((outputs(model, part.x).argmax(dim=1) == part.y).float().mean())
+
+
+def margins(output: Tensor, target: Tensor) -> Tensor:
+    """Logit of the true class less the largest other one: (n, classes), (n,) -> (n,)."""
+    own = output.gather(1, target[:, None]).squeeze(1)
+    others = output.scatter(1, target[:, None], float("-inf"))
+    return own - others.amax(dim=1)
+
+
+def mean(values: list[float]) -> float:
+    """The mean of a list of numbers."""
+    return float(torch.tensor(values, dtype=torch.float64).mean())

@@ -1,0 +1,15 @@
+"""Slot `layer`: an `nn.Module` and, in the same file, ``apply(net, ...) -> int`` that swaps it into a built network
+in place and returns how many places it changed (0 = "no effect", which the bench reports as such)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Surgeon(Protocol):
+    """net -> number of swaps."""
+
+    def __call__(self, net: nn.Module) -> int: ...

@@ -1,0 +1,130 @@
+"""One door to all data: names, files, folders, data frames and arrays become a Dataset."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from probatum.data import embedded, library
+from probatum.data.arrays import from_arrays, from_npz, given_rows
+from probatum.data.dataset import Dataset, make_dataset
+from probatum.data.frame import from_frame
+from probatum.data.image import raw_images
+from probatum.data.read import SUFFIXES, class_folders, read_images, read_npz, read_table, to_polars
+from probatum.data.target import read_target
+from probatum.errors import InputError
+from probatum.spec import MODALITIES
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the sets that need no file."""
+    return tuple(embedded.MAKERS)
+
+
+def open_dataset(
+    source: Any,
+    *,
+    target: str | None = None,
+    task: str = "auto",
+    modality: str = "auto",
+    group: str | None = None,
+    time: str | None = None,
+    split: str | Sequence[object] | None = None,
+    text: str | None = None,
+    name: str | None = None,
+    drop: Sequence[str] = (),
+    size: int | None = None,
+) -> Dataset:
+    """Read data and find out what it is.
+
+    Args:
+        source: name of an embedded set or of one under PROBATUM_DATA; path to .csv, .tsv (also .gz), .parquet, .npz or
+            a folder with one subfolder of images a class; a data frame; a pair (X, y); or a Dataset.
+        target: name of the target column; without it the last of target, label, class, y, or the last column.
+        task: auto, classes or reals.
+        modality: auto, table, image, text or series.
+        group: column whose values must not straddle the split.
+        time: column to split by: the latest rows test.
+        split: column, or one word a row, with train, valid (dev, val) and test.
+        text: column that holds the text.
+        name: what to call it.
+        drop: columns to leave out.
+        size: height and width to which images of a folder are resized.
+
+    Raises:
+        InputError: for anything that cannot be used, with the thing, the value and the remedy.
+    """
+    if isinstance(source, Dataset):
+        return source
+    if task not in ("auto", "classes", "reals"):
+        raise InputError(f"task is {task!r}; use auto, classes or reals")
+    if modality not in ("auto", *MODALITIES):
+        raise InputError(f"modality is {modality!r}; use auto, {', '.join(MODALITIES)}")
+    if isinstance(drop, str):
+        drop = (drop,)
+    by_name = isinstance(source, str) and not Path(source).exists() and not source.lower().endswith(SUFFIXES)
+    if by_name or (isinstance(source, str) and source in embedded.MAKERS):
+        options = {"target": target, "task": task != "auto", "modality": modality != "auto", "group": group}
+        options |= {"time": time, "split": split is not None, "text": text, "drop": bool(drop), "size": size}
+        return _by_name(source, name, [option for option, value in options.items() if value], target, task, drop)
+    if isinstance(source, tuple) and len(source) == 2:
+        if group or time or text or drop:
+            raise InputError("group, time, text and drop name columns; arrays (X, y) have none: give a data frame")
+        return from_arrays(*source, name=name or "arrays", target=target, task=task, modality=modality, split=split)
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if not path.exists():
+            raise InputError(f"{str(path)!r} does not exist; check the path")
+        name = name or path.name.split(".")[0]
+        if path.is_dir():
+            files, labels = class_folders(path)
+            pixels = read_images(files, path, size)
+            values = read_target(labels, target or "class", "classes")
+            given = None if split is None else given_rows(split, len(files))
+            return make_dataset(name, "image", raw_images(pixels), values, values.names[0], given=given)
+        if path.suffix == ".npz":
+            return from_npz(read_npz(path), path, name, target, task, modality, split)
+        if not path.name.lower().endswith(SUFFIXES):
+            raise InputError(f"{str(path)!r} is none of {', '.join(SUFFIXES)} and no folder; convert it")
+        frame = read_table(path)
+    else:
+        frame = to_polars(source)
+    return from_frame(
+        frame,
+        name=name or "frame",
+        target=target,
+        task=task,
+        modality=modality,
+        group=group,
+        time=time,
+        split=split,
+        text=text,
+        drop=drop,
+    )
+
+
+def _by_name(
+    source: str, name: str | None, options: list[str], target: str | None, task: str, drop: Sequence[str]
+) -> Dataset:
+    if source in embedded.MAKERS:
+        if options:
+            raise InputError(f"{source!r} is embedded and takes no {', '.join(options)}; read a file to choose them")
+        return _renamed(embedded.MAKERS[source](), name)
+    if source in library.library_names() or library.resolve(source) is not None:
+        other = sorted(set(options) - {"target", "task", "drop"})
+        if other:
+            raise InputError(f"{source!r} comes with its own {', '.join(other)}; read its file to choose them")
+        return _renamed(library.library(source, target=target, task=task, drop=drop), name)
+    known = (*embedded_names(), *library.library_names())
+    short = {known_name.split("/")[-1]: known_name for known_name in known}
+    near = difflib.get_close_matches(source, [*known, *short], n=4, cutoff=0.4)
+    hint = f"; nearest: {', '.join(dict.fromkeys(short.get(n, n) for n in near))}" if near else ""
+    root = "" if library.root() is not None else "; more sets appear once PROBATUM_DATA names their folder"
+    raise InputError(f"no data called {source!r}: neither a path nor a known name{hint}{root}")
+
+
+def _renamed(dataset: Dataset, name: str | None) -> Dataset:
+    return dataset if name is None else replace(dataset, name=name)

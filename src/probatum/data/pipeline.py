@@ -1,0 +1,185 @@
+"""The pipeline: what was fitted on the training rows, and how it is applied to new data, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from torch import Tensor
+
+from probatum.data.image import ImageEncoder, RawImages, channel_names, raw_images
+from probatum.data.read import read_any, to_polars
+from probatum.data.series import RawSeries, SeriesEncoder, raw_series
+from probatum.data.table import RawTable, TableEncoder, read_rows
+from probatum.data.target import Target, TargetCoder
+from probatum.data.text import RawTexts, TextEncoder, raw_texts
+from probatum.errors import InputError
+from probatum.spec import Spec
+
+Raw = RawTable | RawImages | RawTexts | RawSeries
+Encoder = TableEncoder | ImageEncoder | TextEncoder | SeriesEncoder
+ENCODERS: dict[str, type[Encoder]] = {
+    "table": TableEncoder,
+    "image": ImageEncoder,
+    "text": TextEncoder,
+    "series": SeriesEncoder,
+}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Raw rows -> x and back from outputs to predictions; `spec` describes one encoded example."""
+
+    spec: Spec
+    features: Encoder
+    target: TargetCoder
+
+    def encode(self, raw: Raw) -> Tensor:
+        """x of these raw rows, as probatum.spec describes it."""
+        return self.features.encode(raw)
+
+    def encode_target(self, values: Sequence[Any]) -> Tensor:
+        """y of raw labels: (n,) int64 class codes, or (n, outputs) float32 standardised reals."""
+        return self.target.encode_labels(values)
+
+    def decode_output(self, output: Tensor) -> dict[str, list[Any]]:
+        """Outputs (n, outputs) -> columns by name: the predicted class and its probabilities, or the values."""
+        return self.target.decode(output)
+
+    def encode_source(self, source: Any) -> tuple[Tensor, pl.DataFrame]:
+        """x and the raw rows of new data: a path, a data frame, an array or a list of texts.
+
+        The target column may be absent. Raises InputError that names missing columns, or sizes that do not fit.
+        """
+        if isinstance(source, (str, Path)):
+            source = read_any(Path(source), self.spec.modality)
+        raw, frame = new_rows(self.features, source)
+        if len(raw) == 0:
+            raise InputError("the new data has no rows")
+        return self.encode(raw), frame
+
+
+def fit_pipeline(raw: Raw, target: Target, rows: np.ndarray, modality: str) -> Pipeline:
+    """Fit encoder and target coder on these training rows alone."""
+    features = ENCODERS[modality].fit(raw.take(rows))
+    coder = TargetCoder.fit(target.task, target.names, target.classes, target.values[rows])
+    outputs = len(target.classes) if target.task == "classes" else target.values.shape[1]
+    return Pipeline(describe(features, coder, modality, outputs), features, coder)
+
+
+def describe(features: Encoder, coder: TargetCoder, modality: str, outputs: int) -> Spec:
+    """The Spec of what this encoder makes."""
+    common = {"modality": modality, "task": coder.task, "outputs": outputs, "classes": coder.classes}
+    if isinstance(features, TableEncoder):
+        numbers, sizes = features.numeric_names, features.cardinalities
+        return Spec(
+            shape=(len(numbers) + len(sizes),),
+            numeric=len(numbers),
+            cardinalities=sizes,
+            features=numbers + tuple(features.levels),
+            **common,
+        )
+    if isinstance(features, ImageEncoder):
+        return Spec(shape=features.shape, features=channel_names(features.shape[0]), **common)
+    if isinstance(features, TextEncoder):
+        return Spec(shape=(features.length,), vocabulary=features.vocabulary, features=(features.column,), **common)
+    names = features.features
+    return Spec(shape=(len(names), features.steps), masked=features.masked, features=names, **common)
+
+
+def new_rows(features: Encoder, source: Any) -> tuple[Raw, pl.DataFrame]:
+    """Raw rows of new data for this encoder, and the same rows as a frame to show beside predictions."""
+    if isinstance(features, TableEncoder):
+        frame = _table_frame(features, source)
+        return read_rows(frame, features.columns), frame
+    if isinstance(features, TextEncoder):
+        if isinstance(source, (list, tuple)):
+            texts = list(source)
+            return raw_texts(texts, features.column), pl.DataFrame({features.column: texts})
+        frame = to_polars(source)
+        if features.column not in frame.columns:
+            raise InputError(f"text column {features.column!r} is missing; the data has {', '.join(frame.columns)}")
+        return raw_texts(frame[features.column].to_list(), features.column), frame
+    if isinstance(features, ImageEncoder):
+        pixels = _array(source, "images")
+        if pixels.shape == features.shape or pixels.shape == features.shape[1:]:
+            pixels = pixels[None]
+        raw = raw_images(pixels)
+        if raw.pixels.dtype != np.uint8 and raw.scale != features.scale:
+            raw = RawImages(raw.pixels, features.scale)
+        elif raw.scale != features.scale:
+            raw = RawImages((raw.pixels / np.float32(raw.scale / features.scale)).astype(np.float32), features.scale)
+        return raw, pl.DataFrame({"row": np.arange(len(raw))})
+    values = _series_values(features, source)
+    raw_values = raw_series(values, features.channels if _channels(values) == len(features.channels) else ())
+    return raw_values, pl.DataFrame({"row": np.arange(len(raw_values))})
+
+
+def _table_frame(features: TableEncoder, source: Any) -> pl.DataFrame:
+    if not isinstance(source, np.ndarray):
+        return to_polars(source)
+    if source.ndim != 2 or source.shape[1] != len(features.columns):
+        raise InputError(f"the array is {source.shape}; the model takes {len(features.columns)} columns")
+    return pl.DataFrame({c.name: source[:, j] for j, c in enumerate(features.columns)})
+
+
+def _channels(values: np.ndarray) -> int:
+    return values.shape[1] if values.ndim == 3 else 1
+
+
+def _series_values(features: SeriesEncoder, source: Any) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        return source
+    frame = to_polars(source)
+    wide = [c for c in frame.columns if frame[c].dtype.is_numeric()] if len(features.channels) == 1 else []
+    if len(wide) < features.steps:
+        raise InputError(f"the data has {len(wide)} numeric columns; the model takes series of {features.steps} steps")
+    return frame.select(wide[: features.steps]).to_numpy()
+
+
+def _array(source: Any, what: str) -> np.ndarray:
+    if not isinstance(source, np.ndarray):
+        raise InputError(f"new {what} come as {type(source).__name__}; give an array, an .npz file or a folder")
+    return source
+
+
+def save_pipeline(pipeline: Pipeline, folder: Path) -> None:
+    """Write pipeline.json and pipeline.safetensors into `folder`."""
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    features, arrays = pipeline.features.state()
+    target, target_arrays = pipeline.target.state()
+    meta = {"format": FORMAT, "spec": asdict(pipeline.spec), "features": features, "target": target}
+    (folder / "pipeline.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    tensors = {f"features.{k}": v for k, v in arrays.items()} | {f"target.{k}": v for k, v in target_arrays.items()}
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "pipeline.safetensors")
+
+
+def load_pipeline(folder: Path) -> Pipeline:
+    """Read what `save_pipeline` wrote; raises InputError if a file is missing or of an unknown format."""
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    for name in ("pipeline.json", "pipeline.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing; give a folder that save_pipeline wrote")
+    meta = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    if meta.get("format") != FORMAT:
+        raise InputError(f"{folder / 'pipeline.json'} has format {meta.get('format')!r}; this version reads {FORMAT}")
+    arrays = load_file(folder / "pipeline.safetensors")
+    spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()})
+    encoder = ENCODERS[spec.modality]
+    features = encoder.from_state(meta["features"], _under(arrays, "features."))
+    return Pipeline(spec, features, TargetCoder.from_state(meta["target"], _under(arrays, "target.")))
+
+
+def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

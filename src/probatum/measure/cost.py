@@ -1,0 +1,210 @@
+"""What a model costs: size, operations, memory and interleaved timing."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from probatum.measure.base import Measure
+
+_TENTH = math.log(1.1)
+
+MEASURES = (
+    Measure("parameters", "size", False, _TENTH, "ratio", about="trainable numbers in the model"),
+    Measure("nonzero-parameters", "size", False, _TENTH, "ratio", about="trainable numbers that are not zero"),
+    Measure("macs", "speed", False, _TENTH, "ratio", about="multiply-adds for one example"),
+    Measure("training-flops", "speed", False, _TENTH, "ratio", about="floating-point operations of training"),
+    Measure("latency", "speed", False, _TENTH, "ratio", "s", about="seconds for one prediction, timed interleaved"),
+    Measure("peak-memory", "size", False, _TENTH, "ratio", "bytes", about="most bytes of tensors held at once"),
+)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Timings of two calls in turn: log(a / b) of each pair (below 0 = a is faster), and median seconds of each."""
+
+    log_ratios: tuple[float, ...]
+    a_seconds: float
+    b_seconds: float
+
+
+def parameters(model: nn.Module) -> int:
+    """Return how many trainable numbers the model has, shared ones counted once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def nonzero(model: nn.Module) -> int:
+    """Return how many of the trainable numbers are not zero."""
+    return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters() if p.requires_grad)
+
+
+def flops(fn: Callable[[], Any]) -> int:
+    """Run `fn` once and return the floating-point operations of its matrix products, convolutions and attention.
+
+    Forward and backward count, whatever `fn` runs; elementwise operations do not count, nor do recurrent networks'
+    gates. A multiply-add counts as two. Fused kernels, which hide their operations, are off meanwhile: rounding and
+    time may differ from a usual run, so count on a run of its own.
+    """
+    with _countable(), FlopCounterMode(display=False) as counter:
+        fn()
+    return int(counter.get_total_flops())
+
+
+def macs(model: nn.Module, x: Tensor) -> int:
+    """Return the multiply-adds of one forward pass on the first example of x, in evaluation mode."""
+    if not len(x):
+        raise ValueError("x has no rows; give at least one example")
+    with _evaluating(model), torch.random.fork_rng(), torch.no_grad():
+        return flops(lambda: model(x[:1])) // 2
+
+
+def latency(model_a: nn.Module, model_b: nn.Module, x: Tensor, pairs: int = 30, warmup: int = 5) -> Interleaved:
+    """Time forward passes of two models on x in turn, in evaluation mode and without gradients; see `interleave`."""
+    with _evaluating(model_a), _evaluating(model_b), torch.random.fork_rng(), torch.no_grad():
+        return interleave(lambda: model_a(x), lambda: model_b(x), pairs, warmup)
+
+
+def interleave(
+    a: Callable[[], Any],
+    b: Callable[[], Any],
+    pairs: int,
+    warmup: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Interleaved:
+    """Call a, b, a, b ... and time each call, so that a drift of the machine meets both alike.
+
+    Work queued on CUDA is waited for; garbage is collected before, not during, the calls.
+
+    Args:
+        a: first callable.
+        b: second callable.
+        pairs: timed calls of each, at least 1.
+        warmup: calls of each before that are not timed.
+        clock: seconds, growing from call to call.
+
+    Raises:
+        ValueError: for fewer than one pair or a negative warmup.
+    """
+    if pairs < 1 or warmup < 0:
+        raise ValueError(f"pairs is {pairs} and warmup {warmup}; use at least 1 and 0")
+    seconds: tuple[list[float], list[float]] = ([], [])
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(warmup + pairs):
+            for call, taken in zip((a, b), seconds, strict=True):
+                _wait()
+                start = clock()
+                call()
+                _wait()
+                end = clock()
+                if turn >= warmup:
+                    taken.append(end - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return Interleaved(
+        tuple(math.log(first / second) for first, second in zip(*seconds, strict=True)),
+        statistics.median(seconds[0]),
+        statistics.median(seconds[1]),
+    )
+
+
+def peak_memory(fn: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Run `fn` once and return the most bytes that tensors made by it held at one time, beyond those there before.
+
+    CPU: sums the storages of all operations' results while they live, so the number is the same on every run; scratch
+    space inside one operation is not seen. CUDA: the allocator's own peak, on an otherwise idle device.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        fn()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise ValueError(f"device is {device}; memory is measured on cpu and cuda")
+    with _Storages() as storages:
+        fn()
+    return storages.peak
+
+
+class _Storages(TorchDispatchMode):
+    """Adds up the bytes of live storages that operations make; those first seen as an input were there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage)
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes()).atexit = False
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+            yield leaf.untyped_storage()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode and give every submodule its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _countable() -> Iterator[None]:
+    """Turn off fused kernels, whose operations the counter cannot see."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)

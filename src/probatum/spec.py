@@ -1,0 +1,111 @@
+"""What techniques see of the data: a `Spec` that describes one example, `Part`s of rows, and the `Data` of one split.
+
+Every example is one tensor, whatever the modality, so that losses, explainers, attacks and exports need no special case:
+
+========  ==========================  =================================================================
+modality  x                           notes
+========  ==========================  =================================================================
+table     (n, numeric + categories)   float32; first `numeric` columns are scaled numbers, the others are
+                                      category codes 0 .. cardinality-1 (0 = missing or rare/unseen)
+image     (n, channels, height, width)  float32, values in [0, 1]; models normalise inside if they want to
+text      (n, length)                 int64 token ids; 0 = padding (on the right), 1 = unknown
+series    (n, channels, time)         float32; if `masked`, the last channel is 1 where observed and 0 at padding
+========  ==========================  =================================================================
+
+Targets: task ``classes``: y (n,) int64 in 0 .. outputs-1. Task ``reals``: y (n, outputs) float32, standardised on the
+training rows. Predictors return (n, outputs): logits for classes (two columns in the binary case), values for reals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODALITIES = ("table", "image", "text", "series")
+TASKS = ("classes", "reals")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and meaning of one example.
+
+    Attributes:
+        modality: table, image, text or series.
+        task: classes or reals.
+        shape: shape of one x, without the batch.
+        outputs: number of classes, or of real targets.
+        numeric: tables: how many leading columns of x are numbers.
+        cardinalities: tables: sizes of the category columns that follow.
+        vocabulary: text: number of token ids, padding and unknown included.
+        masked: series: the last channel marks observed steps.
+        classes: names of the classes, in the order of their codes.
+        features: names of the columns or channels.
+    """
+
+    modality: str
+    task: str
+    shape: tuple[int, ...]
+    outputs: int
+    numeric: int = 0
+    cardinalities: tuple[int, ...] = ()
+    vocabulary: int = 0
+    masked: bool = False
+    classes: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise ValueError(f"modality is {self.modality!r}; use one of {', '.join(MODALITIES)}")
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}; use one of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows: x and y as in the module's table, `rows` their numbers in the whole dataset, `text` the raw strings."""
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+    text: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split of a dataset, encoded; the pipeline that encoded it was fitted on the training rows alone."""
+
+    spec: Spec
+    train: Part
+    valid: Part
+    test: Part
+    pipeline: Any = None
+
+
+class Batch(NamedTuple):
+    """One training batch; `index` are positions in the training part (0 .. len(train)-1)."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a trial may spend: gradient steps of `batch_size` examples."""
+
+    steps: int
+    batch_size: int
+    steps_per_epoch: int
+
+
+class Explanation(NamedTuple):
+    """What an explainer returns: `values` shaped like the inputs, and the per-example completeness `gap` or None."""
+
+    values: Tensor
+    gap: Tensor | None = None

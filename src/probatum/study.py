@@ -1,0 +1,300 @@
+"""A study from Python: what to try on which data, then run, verdicts, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from probatum import catalogue
+from probatum.arenas.base import arena
+from probatum.bench.execute import Bench, Listener, Silent
+from probatum.bench.plan import DataPlan, StudyPlan, key_of
+from probatum.bench.results import Results, winner_of
+from probatum.bench.store import Store
+from probatum.bench.verdict import Verdict
+from probatum.card import ARENAS
+from probatum.data.open import open_dataset
+from probatum.errors import InputError
+from probatum.measure.base import all_measures
+from probatum.recipe import Arm, Recipe, make_arm
+from probatum.train.baselines import DEFAULTS
+from probatum.train.own_model import own_model
+
+if TYPE_CHECKING:
+    import polars
+
+FRACTIONS = (0.6, 0.2, 0.2)
+LOWER_IS_FINE = {"log-loss": "log-loss", "brier": "log-loss"}
+
+
+class Study:
+    """Baseline and techniques at equal budget over paired seeds on your data.
+
+    Args:
+        data: a dataset's name, a path, a DataFrame, ``(X, y)`` arrays or tensors, or a `Dataset`.
+        techniques: ids, with settings and joined by ``+`` if wanted: ``["tabm", "selu-snn+gradient-noise(eta=0.3)"]``;
+            None = every technique of the predict arena that applies to the data.
+        target: column to predict; task, modality, group, time, split, drop: see `open_dataset`.
+        model: the baseline network: an `nn.Module`, a function that builds one, or the id of a model in the catalogue.
+        seeds: paired seeds, 6 or more for a verdict.
+        epochs, steps, batch_size: the budget of every arm; None = the modality's default.
+        budget: ``"steps"`` (equal gradient steps) or ``"compute"`` (equal arithmetic).
+        tune: tuner trials for every arm, the baseline too.
+        primary: the measure that decides; None = accuracy for classes, rmse for reals.
+        margin: region of practical equivalence of the primary measure.
+        confirm: try the winner again on as many fresh seeds.
+        timing: measure speed, interleaved, after the fits.
+        references: show classical predictors beside the baseline.
+        store: SQLite file (or database URL) in which trials are kept; None = in memory.
+        confidence: of every interval.
+
+    Raises:
+        InputError: anything above that cannot be used.
+
+    Example:
+        >>> study = Study("iris", ["encouraging-loss"], seeds=6, epochs=2, timing=False)
+        >>> len(study.run().trials) > 12
+        True
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        techniques: Sequence[str] | None = None,
+        *,
+        target: str | None = None,
+        task: str = "auto",
+        modality: str = "auto",
+        group: str | None = None,
+        time: str | None = None,
+        split: Any = None,
+        drop: Sequence[str] = (),
+        model: nn.Module | Callable[..., nn.Module] | str | None = None,
+        seeds: int = 8,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        budget: str = "steps",
+        tune: int = 0,
+        primary: str | None = None,
+        margin: float | None = None,
+        confirm: bool = True,
+        timing: bool = True,
+        references: bool = True,
+        store: str | Path | None = None,
+        confidence: float = 0.95,
+        threads: int = 1,
+    ) -> None:
+        if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+            raise InputError(f"seeds is {seeds!r}; give a whole number, 6 or more for verdicts")
+        if budget not in ("steps", "compute"):
+            raise InputError(f"budget is {budget!r}; use 'steps' or 'compute'")
+        if tune < 0:
+            raise InputError(f"tune is {tune}; give 0 or more tuner trials")
+        if not 0.5 < confidence < 1:
+            raise InputError(f"confidence is {confidence}; it must lie between 0.5 and 1, e.g. 0.95")
+        self.timing = timing
+        chosen = None if techniques is None else list(techniques)
+        where = _arena_of(chosen)
+        self.store = Store(":memory:" if store is None else store)
+        self.dataset = open_dataset(
+            data, target=target, task=task, modality=modality, group=group, time=time, split=split, drop=tuple(drop)
+        )
+        self._factory, identity, base = self._baseline(model, epochs, steps, batch_size)
+        first = self.dataset.prepare(0, fractions=FRACTIONS)
+        rules = arena(where)
+        names = rules.measures(first.spec)
+        primary = _checked_primary(primary, names)
+        base = replace(base, training=replace(base.training, select=_selection(primary, self.dataset.task)))
+        margins = {} if margin is None else {primary: _checked_margin(margin, primary)}
+        arms, skipped = self._arms(chosen, base, where)
+        self.plan = StudyPlan(
+            arena=where,
+            data=DataPlan(
+                self.dataset.name,
+                self.dataset.fingerprint,
+                self.dataset.modality,
+                self.dataset.task,
+                self.dataset.target,
+                self.dataset.n,
+                FRACTIONS,
+                self.dataset.fixed_split,
+            ),
+            base=base,
+            arms=arms,
+            references=rules.references(first.spec) if references else (),
+            seeds=tuple(range(seeds)),
+            primary=primary,
+            skipped=skipped,
+            confirm=tuple(range(1000, 1000 + seeds)) if confirm and where == "predict" else (),
+            equal_compute=budget == "compute",
+            tune=tune,
+            margins=margins,
+            confidence=confidence,
+            model=identity,
+            threads=threads,
+        )
+        self.plan = self._rehearsed(self.plan, auto=chosen is None)
+        self._results: Results | None = None
+
+    def run(self, listener: Listener | None = None) -> Results:
+        """Run what the store lacks; safe to interrupt and to call again."""
+        bench = self.bench(listener)
+        plan = self.plan
+        self.store.put_study(key_of(plan.describe()), {**plan.describe(), "summary": self.dataset.summary()})
+        jobs = bench.jobs(plan.seeds, plan.arms, with_references=True)
+        timing_jobs = bench.timing_jobs(plan.seeds, plan.arms) if self.timing else []
+        trials = bench.run([*jobs, *timing_jobs])
+        fits, timings = tuple(trials[: len(jobs)]), tuple(trials[len(jobs) :])
+        results = Results(plan, fits, timings, (), self.dataset.summary())
+        winner = winner_of(results.verdicts(), plan.primary, [arm.name for arm in plan.arms])
+        if winner is not None and plan.confirm:
+            arm = next(arm for arm in plan.arms if arm.name == winner)
+            confirmation = bench.run(bench.jobs(plan.confirm, (arm,), with_references=False))
+            results = replace(results, confirmation=tuple(confirmation))
+        self._results = results
+        return results
+
+    def bench(self, listener: Listener | None = None) -> Bench:
+        """The plan, data and store as something that runs trials."""
+        return Bench(self.plan, self.dataset, self.store, self._factory, listener or Silent())
+
+    @property
+    def results(self) -> Results:
+        """What `run` found (it is run now if it was not)."""
+        return self._results if self._results is not None else self.run()
+
+    def verdicts(self) -> list[Verdict]:
+        """One verdict per arm and measure."""
+        return self.results.verdicts()
+
+    def frame(self) -> polars.DataFrame:
+        """Every measured number: one row per arm, seed and measure."""
+        import polars
+
+        return polars.DataFrame(self.results.rows())
+
+    def report(self, path: str | Path) -> Path:
+        """Write the stand-alone HTML report and return its path."""
+        from probatum.report.write import write_report
+
+        return write_report(self.results, Path(path))
+
+    def ship(self, arm: str, folder: str | Path) -> Path:
+        """Train one arm for keeps and write it, its pipeline and its evidence; see `probatum.ship`."""
+        from probatum.ship.write import ship
+
+        return ship(self, arm, Path(folder))
+
+    def _repr_html_(self) -> str:
+        from probatum.report.table import verdict_table_html
+
+        return verdict_table_html(self.results)
+
+    def _baseline(
+        self, model: Any, epochs: int | None, steps: int | None, batch_size: int | None
+    ) -> tuple[Any, str, Recipe]:
+        training = DEFAULTS[self.dataset.modality]
+        given = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+        training = replace(training, **{name: value for name, value in given.items() if value is not None})
+        recipe = Recipe(training=training)
+        if model is None:
+            return None, "", recipe
+        if isinstance(model, str):
+            arm = make_arm(model, recipe)
+            if arm.recipe.model is None or len(arm.recipe.uses()) != 1:
+                raise InputError(f"--model {model}: give one technique of slot 'model' ({', '.join(catalogue.names('model'))})")
+            reason = not_applicable(arm.recipe.model.id, self.dataset)
+            if reason:
+                raise InputError(f"--model {model}: {reason}")
+            return None, "", arm.recipe
+        factory, identity = own_model(model)
+        return factory, identity, recipe
+
+    def _arms(self, chosen: Sequence[str] | None, base: Recipe, where: str) -> tuple[tuple[Arm, ...], dict[str, str]]:
+        skipped: dict[str, str] = {}
+        if chosen is None:
+            chosen = [name for name in catalogue.names() if ARENAS[catalogue.place(name).slot] == where]
+        arms: list[Arm] = []
+        for text in chosen:
+            arm = make_arm(text, base)
+            if arm.name in (known.name for known in arms):
+                raise InputError(f"{arm.name} is given twice")
+            reasons = [reason for use in arm.recipe.uses() if (reason := not_applicable(use.id, self.dataset))]
+            if reasons:
+                skipped[arm.name] = "; ".join(reasons)
+            elif arm.recipe.uses() == base.uses():
+                skipped[arm.name] = "it is the baseline here"
+            else:
+                arms.append(arm)
+        if not arms:
+            detail = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise InputError(f"no technique applies to {self.dataset.name}: {detail}")
+        return tuple(arms), skipped
+
+    def _rehearsed(self, plan: StudyPlan, *, auto: bool) -> StudyPlan:
+        """Try every arm for one step on a few rows, so that what cannot work is said before the long work starts."""
+        from probatum.bench.rehearse import rehearse
+
+        bench = Bench(plan, self.dataset, self.store, self._factory)
+        rules = arena(plan.arena)
+        rehearse(bench.work(Arm(rules.BASELINE, plan.base), rules.BASELINE, 0))
+        kept, skipped = [], dict(plan.skipped)
+        for arm in plan.arms:
+            try:
+                rehearse(bench.work(arm, "", 0))
+            except InputError as problem:
+                if not auto:
+                    raise
+                skipped[arm.name] = str(problem)
+            else:
+                kept.append(arm)
+        return replace(plan, arms=tuple(kept), skipped=skipped)
+
+
+def not_applicable(name: str, dataset: Any) -> str | None:
+    """Why a technique cannot be tried on these data, by its card; None where it can."""
+    card = catalogue.card(name)
+    if dataset.modality not in card.modalities:
+        return f"{name} takes {', '.join(card.modalities)}; these data are {dataset.modality}"
+    if dataset.task not in card.tasks:
+        return f"{name} needs task {' or '.join(card.tasks)}; the task here is {dataset.task}"
+    return None
+
+
+def _arena_of(chosen: Sequence[str] | None) -> str:
+    if chosen is None:
+        return "predict"
+    from probatum.recipe import parse_arm
+
+    if not chosen:
+        raise InputError("no techniques given; name some, or give None for all that apply")
+    found = {ARENAS[catalogue.place(use.id).slot]: use.id for text in chosen for use in parse_arm(text)}
+    if len(found) > 1:
+        told = ", ".join(f"{name} plays in {where}" for where, name in found.items())
+        raise InputError(f"one study holds one arena: {told}; try them in separate commands")
+    return next(iter(found))
+
+
+def _checked_primary(primary: str | None, names: Sequence[str]) -> str:
+    if primary is None:
+        return names[0]
+    if primary not in names:
+        raise InputError(f"primary is {primary!r}; the measures here are {', '.join(names)}")
+    return primary
+
+
+def _checked_margin(margin: float, primary: str) -> float:
+    if not margin >= 0:
+        raise InputError(f"margin is {margin}; give the smallest difference in {primary} that matters, 0 or more")
+    return float(margin)
+
+
+def _selection(primary: str, task: str) -> str:
+    if task == "reals":
+        return "rmse"
+    return "log-loss" if all_measures()[primary].axis == "calibration" or primary in LOWER_IS_FINE else "accuracy"

@@ -1,0 +1,142 @@
+"""From a recipe to something that can be trained: model, loss, optimizer and methods, each from its own stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from probatum import catalogue
+from probatum.contracts import inject
+from probatum.contracts.method import ordered
+from probatum.errors import InputError
+from probatum.recipe import Recipe, Training, Use
+from probatum.spec import Budget, Data, Spec
+from probatum.train import baselines
+from probatum.train.run import Run, last_layer
+from probatum.train.streams import seeded, stream
+
+ModelFactory = Callable[[Spec], nn.Module]
+
+
+@dataclass
+class Assembly:
+    """A run ready to start, its methods in order, and what surgery did."""
+
+    run: Run
+    methods: list[Any]
+    swaps: dict[str, int]
+
+
+def budget_for(training: Training, rows: int) -> Budget:
+    """Steps, batch size and steps per epoch for this many training rows."""
+    batch_size = min(training.batch_size, rows)
+    per_epoch = math.ceil(rows / batch_size)
+    if rows % batch_size == 1 and per_epoch > 1:
+        per_epoch -= 1  # the loop leaves a last batch of one row out
+    return Budget(training.steps or training.epochs * per_epoch, batch_size, per_epoch)
+
+
+def assemble(
+    recipe: Recipe,
+    data: Data,
+    seed: int,
+    *,
+    salt: str = "",
+    factory: ModelFactory | None = None,
+    steps: int | None = None,
+) -> Assembly:
+    """Build everything one trial trains.
+
+    Args:
+        recipe: what fills which slot.
+        data: one split.
+        seed: the trial's seed; `salt` re-draws the training streams without touching the split.
+        factory: builds the baseline network, e.g. around a user's own module; None = the built-in one.
+        steps: overrides the number of updates (compute-equal budgets).
+    """
+    budget = budget_for(recipe.training, len(data.train))
+    if steps is not None:
+        budget = Budget(steps, budget.batch_size, budget.steps_per_epoch)
+    offer = offer_for(data, budget)
+    with seeded(seed, "initial weights", salt):
+        model = _model(recipe, data.spec, factory, offer)
+    swaps = {}
+    for use in recipe.layer:
+        with seeded(seed, "technique", use.id, salt):
+            own = {**offer, "model": model, "generator": stream(seed, "technique", use.id, salt)}
+            swaps[use.id] = int(inject.call(use.id, catalogue.entry(use.id), use.settings, own, net=model))
+    offer = {**offer, "model": model, "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt)}
+    loss = default_loss(data.spec) if recipe.loss is None else _built(recipe.loss, offer, seed, salt)
+    methods = [(use.id, _built(use, offer, seed, salt)) for use in recipe.method]
+    if recipe.compress is not None:
+        methods.append((recipe.compress.id, _built(recipe.compress, offer, seed, salt)))
+    run = Run(model, loss, _optimizer(recipe, model, offer, seed, salt), data.spec, data.train, data.valid, budget)
+    return Assembly(run, [method for _, method in ordered(methods)], swaps)
+
+
+def offer_for(data: Data, budget: Budget) -> dict[str, Any]:
+    """The part of the vocabulary (`contracts.inject`) that is known before there is a model."""
+    return {
+        "spec": data.spec,
+        "num_classes": data.spec.outputs,
+        "num_examples": len(data.train),
+        "total_steps": budget.steps,
+        "steps_per_epoch": budget.steps_per_epoch,
+        "batch_size": budget.batch_size,
+    }
+
+
+def default_loss(spec: Spec) -> nn.Module:
+    """Cross-entropy for classes, mean squared error for reals."""
+    return nn.CrossEntropyLoss() if spec.task == "classes" else nn.MSELoss()
+
+
+def _built(use: Use, offer: Mapping[str, Any], seed: int, salt: str) -> Any:
+    own = {**offer, "generator": stream(seed, "technique", use.id, salt)}
+    entry = catalogue.entry(use.id)
+    if "last_layer" in inject.inspect.signature(entry).parameters:
+        own["last_layer"] = last_layer(offer["model"])
+    with seeded(seed, "technique", use.id, "construction", salt):
+        return inject.call(use.id, entry, use.settings, own)
+
+
+def _model(recipe: Recipe, spec: Spec, factory: ModelFactory | None, offer: Mapping[str, Any]) -> nn.Module:
+    if recipe.model is not None:
+        return inject.call(recipe.model.id, catalogue.entry(recipe.model.id), recipe.model.settings, offer)
+    return (factory or baselines.build)(spec)
+
+
+def _fresh(
+    recipe: Recipe, spec: Spec, factory: ModelFactory | None, offer: Mapping[str, Any], seed: int, salt: str
+) -> Callable[[], nn.Module]:
+    count = 0
+
+    def build() -> nn.Module:
+        nonlocal count
+        count += 1
+        with seeded(seed, "fresh model", str(count), salt):
+            return _model(recipe, spec, factory, offer)
+
+    return build
+
+
+def _optimizer(
+    recipe: Recipe, model: nn.Module, offer: Mapping[str, Any], seed: int, salt: str
+) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError(f"{type(model).__name__} has no trainable parameters")
+    if recipe.optimizer is None:
+        training = recipe.training
+        return torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
+    use = recipe.optimizer
+    entry = catalogue.entry(use.id)
+    own = {**offer, "generator": stream(seed, "technique", use.id, salt)}
+    if hasattr(entry, "for_model"):
+        return inject.call(use.id, entry.for_model, use.settings, own)
+    return inject.call(use.id, entry, use.settings, own, params=parameters)

@@ -1,0 +1,210 @@
+"""Verdicts: each word on hand-made records, and error rate and power by simulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from probatum.bench.statistics import power
+from probatum.bench.verdict import FLOOR, NO_EFFECT, Verdict, verdicts
+from probatum.measure.base import Measure
+
+ACCURACY = Measure("accuracy", "quality", True, 0.01)
+RMSE = Measure("rmse", "quality", False, math.log(1.1), kind="ratio")
+WIGGLE = [0.001, -0.002, 0.003, 0.0, -0.001, 0.002, -0.003, 0.001]
+
+
+def record(arm: str, seed: int, name: str = "accuracy", value: float | None = None, **more: Any) -> dict[str, Any]:
+    values = {"arm": arm, "seed": seed, "status": "ok", "measures": {}, "reason": "", "digest": f"{arm}{seed}"}
+    return values | ({"measures": {name: value}} if value is not None else {}) | more
+
+
+def records(deltas: dict[str, list[float]], base: float = 0.8) -> list[dict[str, Any]]:
+    longest = max(len(values) for values in deltas.values())
+    found = [record("baseline", seed, value=base + 0.01 * seed) for seed in range(longest)]
+    for arm, values in deltas.items():
+        found += [record(arm, seed, value=base + 0.01 * seed + delta) for seed, delta in enumerate(values)]
+    return found
+
+
+def one(deltas: list[float], measure: Measure = ACCURACY, **options: Any) -> Verdict:
+    (verdict,) = verdicts(records({"arm": deltas}), "baseline", [measure], **({"ratio": None} | options))
+    return verdict
+
+
+def test_helps_and_hurts() -> None:
+    better = one([0.05 + w for w in WIGGLE])
+    worse = one([-0.05 + w for w in WIGGLE])
+    assert (better.word, worse.word) == ("helps", "hurts")
+    assert better.mean == pytest.approx(0.05 + np.mean(WIGGLE))
+    assert better.low < better.mean < better.high
+    assert better.arm_mean - better.baseline_mean == pytest.approx(better.mean)
+    assert better.p_adjusted == better.p < 1e-4
+    assert better.n == 8
+    assert better.seeds_needed is None
+
+
+def test_direction_is_turned_where_lower_is_better() -> None:
+    error = Measure("accuracy", "quality", False, 0.01)
+    verdict = one([0.05 + w for w in WIGGLE], error)
+    assert verdict.word == "hurts"
+    assert verdict.mean < 0 < verdict.arm_mean - verdict.baseline_mean
+
+
+def test_no_material_difference_inside_the_margin_even_if_significant() -> None:
+    verdict = one([0.005 + w / 10 for w in WIGGLE])
+    assert verdict.word == "no material difference"
+    assert verdict.p < 0.001
+    assert one([0.005 + w / 10 for w in WIGGLE], margins={"accuracy": 0.004}).word == "helps"
+
+
+def test_undecided_says_how_many_seeds_would_decide() -> None:
+    wide = [0.02 + 15 * w for w in WIGGLE]
+    verdict = one(wide)
+    assert verdict.word == "undecided"
+    assert verdict.seeds_needed > 8
+    assert one(wide * (1 + verdict.seeds_needed // 8)).word == "helps"
+
+
+def test_undecided_for_ever_under_resplits_names_the_floor() -> None:
+    verdict = one([0.02 + 15 * w for w in WIGGLE], ratio=0.5)
+    assert (verdict.word, verdict.seeds_needed, verdict.note) == ("undecided", None, FLOOR)
+
+
+def test_undecided_beyond_the_cap() -> None:
+    verdict = one([50 * w for w in [*WIGGLE[:6], -0.003]])
+    assert (verdict.word, verdict.seeds_needed) == ("undecided", None)
+    assert "more than 200" in verdict.note
+
+
+def test_five_seeds_are_too_few_however_clear() -> None:
+    verdict = one([0.2, 0.21, 0.2, 0.19, 0.2])
+    assert verdict.word == "undecided"
+    assert "5 paired seeds" in verdict.note
+    assert verdict.seeds_needed == 6
+    assert one([0.2, 0.21, 0.2, 0.19, 0.2, 0.2]).word == "helps"
+    assert one([0.2]).seeds_needed == 6
+
+
+def test_bit_identical_arm_is_said_to_have_no_effect() -> None:
+    base = [record("baseline", seed, value=0.8, digest=str(seed)) for seed in range(6)]
+    same = [record("same", seed, value=0.8, digest=str(seed)) for seed in range(6)]
+    tied = [record("tied", seed, value=0.8, digest="other") for seed in range(6)]
+    blank = [record("blank", seed, value=0.8, digest="") for seed in range(6)]
+    found = {v.arm: v for v in verdicts([*base, *same, *tied, *blank], "baseline", [ACCURACY], ratio=0.2)}
+    assert {v.word for v in found.values()} == {"no material difference"}
+    assert (found["same"].note, found["tied"].note, found["blank"].note) == (NO_EFFECT, "", "")
+
+
+def test_not_applicable_and_failed_keep_their_reasons() -> None:
+    found = records({"fine": [0.05 + w for w in WIGGLE]})
+    found += [record("na", seed, status="not applicable", reason="needs images") for seed in range(8)]
+    found += [record("bad", seed, status="failed", reason="loss is nan") for seed in range(8)]
+    by_arm = {v.arm: v for v in verdicts(found, "baseline", [ACCURACY], ratio=None)}
+    assert (by_arm["na"].word, by_arm["na"].note) == ("not applicable", "needs images")
+    assert by_arm["bad"].word == "failed"
+    assert "loss is nan" in by_arm["bad"].note
+    assert math.isnan(by_arm["bad"].mean)
+    assert by_arm["fine"].word == "helps"
+
+
+@pytest.mark.parametrize(("failures", "word"), [(2, "helps"), (3, "failed")])
+def test_some_failures_are_said_and_too_many_fail_the_arm(failures: int, word: str) -> None:
+    found = records({"arm": [0.05 + w for w in WIGGLE]})
+    for row in found:
+        if row["arm"] == "arm" and row["seed"] < failures:
+            row["measures"]["accuracy"] = math.nan
+    (verdict,) = verdicts(found, "baseline", [ACCURACY], ratio=None)
+    assert verdict.word == word
+    assert "accuracy is nan" in verdict.note
+    assert verdict.n == 8 - failures
+
+
+def test_failures_of_the_baseline_are_named_as_its_own() -> None:
+    found = records({"arm": [0.05 + w for w in WIGGLE]})
+    for row in found[:8]:
+        row.update(status="failed", reason="out of memory")
+    (verdict,) = verdicts(found, "baseline", [ACCURACY], ratio=None)
+    assert verdict.word == "failed"
+    assert "the baseline: out of memory" in verdict.note
+
+
+def test_pairs_are_made_by_seed_not_by_position() -> None:
+    found = records({"arm": [0.05 + w for w in WIGGLE]})
+    shuffled = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+    assert verdicts(shuffled, "baseline", [ACCURACY], ratio=None) == verdicts(found, "baseline", [ACCURACY], ratio=None)
+
+
+def test_ratio_measures_are_compared_on_logs() -> None:
+    found = [record("baseline", s, "rmse", 2.0 * 1.5**s) for s in range(6)]
+    found += [record("arm", s, "rmse", 1.0 * 1.5**s) for s in range(6)]
+    (verdict,) = verdicts(found, "baseline", {"rmse": RMSE}, ratio=0.25)
+    assert verdict.word == "helps"
+    assert verdict.mean == pytest.approx(math.log(2))
+    assert verdict.baseline_mean / verdict.arm_mean == pytest.approx(2)
+    found[-1]["measures"]["rmse"] = 0.0
+    with pytest.raises(ValueError, match=r"rmse.*0\.0.*positive"):
+        verdicts(found, "baseline", [RMSE], ratio=0.25)
+
+
+def test_p_values_are_adjusted_over_arms_within_a_measure() -> None:
+    generator = np.random.default_rng(3)
+    deltas = {f"arm{k}": (0.014 + 0.02 * generator.normal(size=8)).tolist() for k in range(12)}
+    found = verdicts(records(deltas), "baseline", [ACCURACY], ratio=None)
+    expected = stats.false_discovery_control([v.p for v in found])
+    assert [v.p_adjusted for v in found] == pytest.approx(expected.tolist())
+    doubtful = [v for v in found if v.low > 0 and v.mean >= v.margin and v.p_adjusted > 0.05]
+    assert doubtful  # significant alone, not among twelve
+    assert all(v.word == "undecided" and v.seeds_needed > 8 for v in doubtful)
+
+
+def test_measures_nobody_reports_are_skipped_and_mistakes_named() -> None:
+    found = records({"arm": [0.0] * 6})
+    assert verdicts(found, "baseline", [RMSE], ratio=None) == []
+    with pytest.raises(ValueError, match="'accurcy'"):
+        verdicts(found, "baseline", [ACCURACY], margins={"accurcy": 0.1}, ratio=None)
+    with pytest.raises(ValueError, match="'base'"):
+        verdicts(found, "base", [ACCURACY], ratio=None)
+    with pytest.raises(ValueError, match="two records for seed 0"):
+        verdicts([*found, found[0]], "baseline", [ACCURACY], ratio=None)
+    with pytest.raises(ValueError, match="'done'"):
+        verdicts([record("baseline", 0, value=0.5, status="done")], "baseline", [ACCURACY], ratio=None)
+
+
+def studies(generator: np.random.Generator, effect: float, n: int, ratio: float | None, count: int) -> list[Verdict]:
+    """Many studies of one arm; resplits correlate the differences by n_test/(n_test + n_train)."""
+    rho = 0.0 if ratio is None else ratio / (1 + ratio)
+    found = []
+    for _ in range(count):
+        # a common level, a seed's luck that both arms share, and what belongs to the arm alone
+        base = 0.7 + 0.05 * generator.normal(size=n)
+        own = math.sqrt(rho) * generator.normal() + math.sqrt(1 - rho) * generator.normal(size=n)
+        rows = [record("baseline", s, value=v) for s, v in enumerate(base)]
+        rows += [record("arm", s, value=v) for s, v in enumerate(base + effect + 0.02 * own)]
+        found += verdicts(rows, "baseline", [ACCURACY], margins={"accuracy": 0.001}, ratio=ratio)
+    return found
+
+
+@pytest.mark.parametrize("ratio", [None, 0.25])
+def test_arms_without_effect_are_rarely_judged(ratio: float | None) -> None:
+    generator = np.random.default_rng(5)
+    for n in (6, 10, 20):
+        words = [v.word for v in studies(generator, 0.0, n, ratio, 1500)]
+        wrong = sum(word in ("helps", "hurts") for word in words)
+        print(f"A/A, ratio {ratio}, {n} seeds: {wrong / len(words):.3f} judged to help or hurt")
+        assert wrong <= stats.binom.ppf(0.999, len(words), 0.05)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.25])
+@pytest.mark.parametrize(("effect", "n"), [(0.02, 8), (0.02, 20), (-0.03, 8)])
+def test_planted_effect_is_found_at_the_planned_power(effect: float, n: int, ratio: float | None) -> None:
+    count, rho = 700, 0.0 if ratio is None else ratio / (1 + ratio)
+    expected = power(effect, 0.02 * math.sqrt(1 - rho), n, ratio)
+    words = [v.word for v in studies(np.random.default_rng(6), effect, n, ratio, count)]
+    found = words.count("helps" if effect > 0 else "hurts") / count
+    print(f"effect {effect}, ratio {ratio}, {n} seeds: planned {expected:.3f}, found {found:.3f}")
+    assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / count) + 0.002

@@ -1,0 +1,119 @@
+"""Encouraging loss against its closed forms (arXiv:2110.06537)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from probatum.techniques.loss.encouraging_loss import EncouragingLoss, bonus, encouraging_loss, log_not
+
+
+def logits(n: int = 64, classes: int = 7, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    output = scale * torch.randn(n, classes, dtype=torch.float64, generator=generator)
+    return output, torch.randint(classes, (n,), generator=generator)
+
+
+def test_normal_bonus_is_margin_against_the_others() -> None:
+    output, target = logits()
+    own = output.gather(1, target[:, None]).squeeze(1)
+    others = torch.stack(
+        [torch.cat([row[:y], row[y + 1 :]]).logsumexp(0) for row, y in zip(output, target, strict=True)]
+    )
+    torch.testing.assert_close(encouraging_loss(output, target, log_end=1.0), others - own, atol=1e-10, rtol=0)
+
+
+def test_normal_bonus_pushes_every_example_equally() -> None:
+    output, target = logits(scale=30.0)
+    output.requires_grad_()
+    encouraging_loss(output, target, log_end=1.0).sum().backward()
+    own = output.grad.gather(1, target[:, None])
+    torch.testing.assert_close(own, -torch.ones_like(own), atol=1e-10, rtol=0)
+
+
+def test_bonus_and_slope_are_continuous_at_the_log_end() -> None:
+    end, step = 0.6, 1e-7
+    p = torch.tensor([end - step, end + step], dtype=torch.float64, requires_grad=True)
+    value = bonus(p.log(), torch.log1p(-p), end)
+    (slope,) = torch.autograd.grad(value.sum(), p)
+    assert abs(float(value.detach().diff())) < 1e-6
+    assert slope[0].item() == pytest.approx(-1 / (1 - end), abs=1e-5)
+    assert slope[1].item() == pytest.approx(-1 / (1 - end), abs=1e-12)
+
+
+def test_log_end_zero_gives_minus_p() -> None:
+    output, target = logits()
+    p = output.softmax(1).gather(1, target[:, None]).squeeze(1)
+    expected = F.cross_entropy(output, target, reduction="none") - p
+    torch.testing.assert_close(encouraging_loss(output, target, log_end=0.0), expected)
+
+
+def test_no_nan_where_the_unused_branch_overflows() -> None:
+    output = torch.tensor([[500.0, -500.0], [-500.0, 500.0]], requires_grad=True)
+    loss = EncouragingLoss(0.75)(output, torch.tensor([0, 0]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(output.grad).all()
+
+
+def test_log_not_matches_double_precision_subtraction() -> None:
+    output, _ = logits(scale=1.0)
+    torch.testing.assert_close(log_not(output), torch.log1p(-output.softmax(1)))
+
+
+@pytest.mark.parametrize("log_end", [0.0, 0.5, 0.75, 1.0])
+def test_gradcheck(log_end: float) -> None:
+    output, target = logits(n=5, classes=3, scale=1.0)
+    output.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: encouraging_loss(z, target, log_end=log_end), (output,))
+    soft = F.one_hot(target, 3).double()
+    assert torch.autograd.gradcheck(lambda z: encouraging_loss(z, soft, log_end=log_end, smoothing=0.1), (output,))
+
+
+def test_soft_and_hard_targets_agree() -> None:
+    output, target = logits()
+    hard = encouraging_loss(output, target)
+    torch.testing.assert_close(encouraging_loss(output, F.one_hot(target, 7).double()), hard)
+
+
+def test_neutral_is_cross_entropy_bit_for_bit() -> None:
+    output, target = logits()
+    weight = torch.linspace(0.5, 2.0, 7, dtype=torch.float64)
+    ours = EncouragingLoss(log_end=None, weight=weight, smoothing=0.1)(output, target)
+    assert torch.equal(ours, F.cross_entropy(output, target, weight, label_smoothing=0.1))
+
+
+def test_ignored_rows_and_class_weights() -> None:
+    output, target = logits()
+    kept = target != 3
+    loss = EncouragingLoss(ignore_index=3)(output, target)
+    torch.testing.assert_close(loss, encouraging_loss(output[kept], target[kept]).mean())
+    weight = torch.arange(1.0, 8.0, dtype=torch.float64)
+    torch.testing.assert_close(
+        encouraging_loss(output, target, weight=weight), weight[target] * encouraging_loss(output, target)
+    )
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5])
+def test_log_end_outside_its_range(bad: float) -> None:
+    with pytest.raises(ValueError, match=f"log_end is {bad}"):
+        EncouragingLoss(bad)
+
+
+def test_unbounded_form_warns() -> None:
+    with pytest.warns(UserWarning, match="unbounded"):
+        EncouragingLoss(1.0)
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="two classes"):
+        EncouragingLoss()(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+
+
+def test_conservative_loss_is_bounded_below() -> None:
+    margins = torch.tensor([[m, 0.0] for m in (5.0, 50.0, 500.0)], dtype=torch.float64)
+    losses = encouraging_loss(margins, torch.zeros(3, dtype=torch.int64), log_end=0.75)
+    assert float(losses.min()) >= math.log(0.25) - 1.0 - 1e-12
