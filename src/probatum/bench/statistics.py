@@ -45,7 +45,7 @@ def paired(differences: Sequence[float], *, test_fraction_ratio: float | None, c
         raise ValueError(f"differences have shape {values.shape}; give a list of at least one number")
     if not np.isfinite(values).all():
         raise ValueError(f"differences contain {values[~np.isfinite(values)][0]}; leave out pairs that are not finite")
-    scale, alpha = _scale(len(values), test_fraction_ratio), _alpha(confidence)
+    scale, alpha = float(_scale(len(values), test_fraction_ratio)), _alpha(confidence)
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf, math.nan, 1, 1.0)
@@ -167,7 +167,7 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(200)
 
 
-def _scale(n: int | np.ndarray, ratio: float | None) -> float | np.ndarray:
+def _scale(n: int | np.ndarray, ratio: float | None) -> np.ndarray:
     return np.sqrt(1 / np.asarray(n) + _check_ratio(ratio))
 
 

@@ -29,11 +29,11 @@ MEASURES = (
 
 
 class _Bins(NamedTuple):
-    """The bins that hold any row: edges, counts, mean confidence and share that is right."""
+    """The bins that hold any row: edges, numbers of rows, mean confidence and share that is right."""
 
     low: np.ndarray
     high: np.ndarray
-    count: np.ndarray
+    rows: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
 
@@ -74,7 +74,7 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> dict[str, l
         "centre": ((found.low + found.high) / 2).tolist(),
         "confidence": found.confidence.tolist(),
         "accuracy": found.accuracy.tolist(),
-        "count": found.count.tolist(),
+        "count": found.rows.tolist(),
     }
 
 
@@ -85,14 +85,14 @@ def squared_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float
     row have no such estimate and are left out.
     """
     found = _equal_mass(confidence, right, bins)
-    enough = found.count > 1
-    count, accuracy = found.count[enough], found.accuracy[enough]
+    enough = found.rows > 1
+    count, accuracy = found.rows[enough], found.accuracy[enough]
     terms = (found.confidence[enough] - accuracy) ** 2 - accuracy * (1 - accuracy) / (count - 1)
     return float((count * terms).sum() / max(count.sum(), 1))
 
 
 def _gap(bins: _Bins) -> float:
-    return float((bins.count * abs(bins.accuracy - bins.confidence)).sum() / bins.count.sum())
+    return float((bins.rows * abs(bins.accuracy - bins.confidence)).sum() / bins.rows.sum())
 
 
 def _equal_width(confidence: np.ndarray, right: np.ndarray, bins: int) -> _Bins:

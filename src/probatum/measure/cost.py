@@ -201,7 +201,7 @@ def _countable() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

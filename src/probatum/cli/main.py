@@ -1,0 +1,315 @@
+"""The command line. Only what `list`, `show` and `--help` need is imported here; torch comes in with the long commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from probatum.errors import InputError
+
+app = typer.Typer(
+    name="probatum",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Try published deep-learning techniques on your own data, at equal budget, with intervals.\n\n"
+    "Start with [bold]probatum try --data digits[/bold], or [bold]probatum list[/bold].",
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Technique = Annotated[
+    list[Path] | None, typer.Option("--technique", help="A technique file of your own; may be given several times.")
+]
+
+
+def main() -> None:
+    """Entry point: user mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        app()
+    except InputError as problem:
+        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; what has ended is stored, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from probatum import __version__
+
+        typer.echo(f"probatum {__version__}")
+        raise typer.Exit
+
+
+@app.command("list")
+def list_command(
+    slot: Annotated[str | None, typer.Option(help="Only this slot, e.g. loss.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only techniques with this tag.")] = None,
+    search: Annotated[str | None, typer.Option(help="Only techniques with all these words.")] = None,
+    as_json: JsonFlag = False,
+    technique: Technique = None,
+) -> None:
+    """List the techniques.
+
+    Examples: [dim]probatum list --slot loss[/dim] · [dim]probatum list --search "noisy labels"[/dim]
+    """
+    from probatum import catalogue
+    from probatum.cli import catalogue_view
+
+    _add(technique)
+    found = catalogue.find(slot=slot, tag=tag, text=search)
+    if as_json:
+        typer.echo(json.dumps([catalogue_view.as_json(name) for name in found], indent=1))
+    elif found:
+        catalogue_view.print_list(found)
+    else:
+        typer.echo("no technique matches; `probatum list` shows all")
+
+
+@app.command()
+def show(
+    id: Annotated[str, typer.Argument(help="A technique's id.")],
+    as_json: JsonFlag = False,
+    technique: Technique = None,
+) -> None:
+    """Show one technique: what it computes, its settings, its claims and their evidence.
+
+    Example: [dim]probatum show tabm[/dim]
+    """
+    from probatum.cli import catalogue_view
+
+    _add(technique)
+    if as_json:
+        typer.echo(json.dumps([catalogue_view.as_json(id, full=True)], indent=1))
+    else:
+        catalogue_view.print_one(id)
+
+
+@app.command("try")
+def try_command(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Techniques: ID, ID(setting=value), ID+ID. None: all that apply.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A file or folder, or the name of an embedded dataset.", show_default=False)
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    task: Annotated[str, typer.Option(help="classes, reals or auto.")] = "auto",
+    modality: Annotated[str, typer.Option(help="table, image, text, series or auto.")] = "auto",
+    group: Annotated[str | None, typer.Option(help="Column whose values stay on one side of the split.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column to split by time: the latest rows are the test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column that says train, valid or test.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; may be given several times.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of the catalogue as the baseline's network.")] = None,
+    seeds: Annotated[int, typer.Option(help="Paired seeds; verdicts need 6 or more.")] = 8,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows, for every arm.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps, for every arm.")] = None,
+    budget: Annotated[str, typer.Option(help="steps, or compute: equal arithmetic.")] = "steps",
+    tune: Annotated[int, typer.Option(help="Tuner trials for every arm, the baseline too.")] = 0,
+    primary: Annotated[str | None, typer.Option(help="The measure that decides.")] = None,
+    margin: Annotated[float | None, typer.Option(help="The smallest difference that matters to you.")] = None,
+    store: Annotated[str | None, typer.Option(help="Where trials are kept; the same command resumes.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Where the HTML report goes.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
+    technique: Technique = None,
+    confirm: Annotated[bool, typer.Option(help="Try the winner again on fresh seeds.")] = True,
+    timing: Annotated[bool, typer.Option(help="Measure speed, interleaved.")] = True,
+    references: Annotated[bool, typer.Option(help="Show classical predictors beside the baseline.")] = True,
+    threads: Annotated[int, typer.Option(help="Torch threads in every trial.")] = 1,
+) -> None:
+    """Try techniques against the baseline on your data and print verdicts.
+
+    Examples: [dim]probatum try encouraging-loss tabm --data churn.csv --target churned[/dim] ·
+    [dim]probatum try integrated-gradients deeplift --data digits[/dim] ·
+    [dim]probatum try "gradient-noise(eta=0.3)" selu-snn+gradient-noise --data wine --seeds 12[/dim]
+    """
+    if data is None:
+        raise InputError("say which data: --data FILE, FOLDER or the name of an embedded dataset, e.g. --data digits")
+    if epochs is not None and steps is not None:
+        raise InputError("give --epochs or --steps, not both")
+    for path, option in ((report, "--report"), (json_file, "--json")):
+        _check_writable(path, option)
+    _add(technique)
+    from probatum.cli.try_view import run_try
+
+    settings: dict[str, Any] = {
+        "target": target,
+        "task": task,
+        "modality": modality,
+        "group": group,
+        "time": time,
+        "split": split,
+        "drop": tuple(drop or ()),
+        "model": model,
+        "seeds": seeds,
+        "epochs": epochs,
+        "steps": steps,
+        "budget": budget,
+        "tune": tune,
+        "primary": primary,
+        "margin": margin,
+        "confirm": confirm,
+        "timing": timing,
+        "references": references,
+        "threads": threads,
+    }
+    run_try(ids or None, data, settings, store=store, report=report, json_file=json_file)
+
+
+@app.command("report")
+def report_command(
+    store: Annotated[str, typer.Argument(help="A store written by `probatum try`.")],
+    study: Annotated[str | None, typer.Option(help="Beginning of a study's key; default: the newest.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Where the HTML report goes.")] = None,
+) -> None:
+    """Print a stored study's verdicts again and write its report.
+
+    Example: [dim]probatum report probatum-runs/store.sqlite --to report.html[/dim]
+    """
+    _check_writable(to, "--to")
+    from probatum.cli.store_view import print_report
+
+    print_report(store, study, to)
+
+
+@app.command()
+def runs(store: Annotated[str, typer.Argument(help="A store written by `probatum try`.")], as_json: JsonFlag = False) -> None:
+    """List the studies in a store.
+
+    Example: [dim]probatum runs probatum-runs/store.sqlite[/dim]
+    """
+    from probatum.cli.store_view import print_runs
+
+    print_runs(store, as_json=as_json)
+
+
+@app.command()
+def claim(
+    id: Annotated[str, typer.Argument(help="A technique's id.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a paper's claim and say whether it was reproduced here.
+
+    Example: [dim]probatum claim gradient-noise[/dim]
+    """
+    from probatum.cli.claim_view import print_claims
+
+    print_claims(id, as_json=as_json)
+
+
+@app.command()
+def check(
+    what: Annotated[list[str] | None, typer.Argument(help="Ids or files; none: every technique.", show_default=False)] = None,
+) -> None:
+    """Run the contract suite on techniques, your own files included.
+
+    Example: [dim]probatum check my_loss.py[/dim]
+    """
+    from probatum.cli.check_view import print_checks
+
+    print_checks(what)
+
+
+@app.command()
+def new(
+    what: Annotated[str, typer.Argument(help="SLOT/NAME, e.g. loss/my-loss.")],
+    to: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
+) -> None:
+    """Write the files of a new technique: the technique, its claim and its test.
+
+    Example: [dim]probatum new loss/my-loss[/dim], then [dim]probatum check loss/my_loss.py[/dim]
+    """
+    from probatum.cli.scaffold import scaffold
+
+    for path in scaffold(what, to):
+        typer.echo(path)
+
+
+@app.command()
+def ship(
+    store: Annotated[str, typer.Argument(help="A store written by `probatum try`.")],
+    arm: Annotated[str, typer.Option(help="The arm to ship, e.g. baseline or encouraging-loss.")],
+    to: Annotated[Path, typer.Option(help="Folder to write into; it must be new or empty.")],
+    study: Annotated[str | None, typer.Option(help="Beginning of a study's key; default: the newest.")] = None,
+    technique: Technique = None,
+) -> None:
+    """Write one arm as a folder: weights, preprocessing, ONNX where the model allows, a model card with the evidence.
+
+    Example: [dim]probatum ship probatum-runs/store.sqlite --arm encouraging-loss --to model/[/dim]
+    """
+    _add(technique)
+    from probatum.cli.ship_view import ship_from_store
+
+    ship_from_store(store, study, arm, to)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `probatum ship`.")],
+    data: Annotated[str, typer.Option(help="Rows to predict: a file of the same columns.")],
+    to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; default: CSV on standard output.")] = None,
+) -> None:
+    """Predict new rows with a shipped model.
+
+    Example: [dim]probatum predict model/ --data new.csv --to predictions.parquet[/dim]
+    """
+    _check_writable(to, "--to")
+    from probatum.cli.ship_view import predict_file
+
+    predict_file(folder, data, to)
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `probatum ship`.")],
+    data: Annotated[str, typer.Option(help="A file of the same columns.")],
+    row: Annotated[int, typer.Option(help="Which row, from 0.")] = 0,
+    by: Annotated[str, typer.Option(help="A technique of slot explain.")] = "integrated-gradients",
+    as_json: JsonFlag = False,
+) -> None:
+    """Explain one prediction of a shipped model.
+
+    Example: [dim]probatum explain model/ --data new.csv --row 3 --by integrated-gradients[/dim]
+    """
+    from probatum.cli.ship_view import explain_row
+
+    explain_row(folder, data, row, by, as_json=as_json)
+
+
+def _add(files: list[Path] | None) -> None:
+    from probatum import catalogue
+
+    for file in files or ():
+        catalogue.add_file(file)
+
+
+def _check_writable(path: Path | None, option: str) -> None:
+    """Before any long work: the file's folder must exist and take files."""
+    import os
+
+    if path is None:
+        return
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: the folder {folder} is not writable; name another")
+
+
+if __name__ == "__main__":
+    main()

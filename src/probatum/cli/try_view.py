@@ -1,0 +1,190 @@
+"""`probatum try`: run a study with a live table, print the verdicts, write the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from probatum.bench.execute import Job
+from probatum.bench.results import Results
+from probatum.bench.store import Trial
+from probatum.errors import InputError
+from probatum.report.table import verdict_table
+
+RUNS = Path("probatum-runs")
+
+
+def run_try(
+    ids: list[str] | None,
+    data: str,
+    settings: dict[str, Any],
+    *,
+    store: str | None,
+    report: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Run the study and show it."""
+    console = Console()
+    with console.status("reading the data and rehearsing every arm ..."):
+        from probatum.bench.plan import key_of
+        from probatum.report.write import write_report
+        from probatum.study import Study
+
+        where = store or str(_runs_folder() / "store.sqlite")
+        study = Study(data, ids, store=where, **settings)
+    _print_data(console, study.dataset.summary())
+    _print_plan(console, study)
+    listener = LiveTable(console, study.plan.primary)
+    with listener:
+        results = study.run(listener)
+    key = key_of(study.plan.describe())
+    path = report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
+    write_report(results, path)
+    if json_file is not None:
+        json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+    print_results(console, results)
+    console.print(Text(f"\nreport: {path.resolve()}", no_wrap=False, overflow="fold"), soft_wrap=True)
+    console.print(Text(f"store:  {where} (study {key[:8]})", style="dim"), soft_wrap=True)
+
+
+def print_results(console: Console, results: Results) -> None:
+    """The verdict table and the answer."""
+    console.print()
+    console.print(measurement_table(results) if results.plan.arena == "probe" else verdict_table(results))
+    console.print()
+    console.print(Text(results.answer(), style="bold"))
+    if results.reference_note():
+        console.print(Text(results.reference_note(), style="yellow"))
+
+
+def measurement_table(results: Results) -> Table:
+    """Means and ranges over seeds, for probes, which measure and do not compete."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("probe", "measurement", "mean", "lowest", "highest"):
+        table.add_column(column, justify="left" if column in ("probe", "measurement") else "right", overflow="fold")
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for trial in results.trials:
+        for name, value in trial.record.get("measures", {}).items():
+            if trial.arm != results.baseline:
+                values[trial.arm, name].append(value)
+    for (arm, name), found in values.items():
+        table.add_row(arm, name, f"{sum(found) / len(found):.4g}", f"{min(found):.4g}", f"{max(found):.4g}")
+    for trial in results.trials:
+        if trial.status != "ok":
+            table.add_row(trial.arm, Text(f"seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}", style="red"))
+    return table
+
+
+class LiveTable:
+    """A table that follows the trials; without a terminal, one line per seed instead."""
+
+    def __init__(self, console: Console, primary: str) -> None:
+        self.console, self.primary = console, primary
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.failed: dict[str, int] = defaultdict(int)
+        self.total = self.done = self.fresh = 0
+        self.begun = time.monotonic()
+        self.now = ""
+
+    def __enter__(self) -> LiveTable:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def planned(self, jobs: list[Job], done: int) -> None:
+        """A batch of trials is about to run; `done` of them are in the store."""
+        self.total, self.done, self.fresh, self.begun = len(jobs), 0, 0, time.monotonic()
+        self._stored = done
+        if done:
+            self.console.print(Text(f"{done} of {len(jobs)} trials are in the store already", style="dim"))
+
+    def started(self, job: Job) -> None:
+        """A trial begins."""
+        self.now = f"{job.arm.name}, seed {job.seed}" + (" (timing)" if job.kind == "timing" else "")
+        self.fresh += 1
+        self._show()
+
+    def stepped(self, step: int, steps: int) -> None:
+        """The trial has taken `step` of `steps` updates."""
+        self._show(f" {100 * step // steps} %")
+
+    def ended(self, job: Job, trial: Trial) -> None:
+        """A trial ended, or was found in the store."""
+        self.done += 1
+        if trial.status != "ok":
+            self.failed[job.arm.name] += 1
+        elif self.primary in trial.record.get("measures", {}):
+            self.values[job.arm.name].append(trial.record["measures"][self.primary])
+        self._show()
+        if self.live is None and (self.done == self.total or self.done % max(1, self.total // 10) == 0):
+            self.console.print(f"{self.done}/{self.total} trials{self._left()}", highlight=False)
+
+    def _left(self) -> str:
+        ran = self.fresh
+        if not ran or self.done == self.total:
+            return ""
+        left = (time.monotonic() - self.begun) / ran * (self.total - self.done)
+        return f", about {int(left // 60)}:{int(left % 60):02d} left"
+
+    def _show(self, share: str = "") -> None:
+        if self.live is None:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("arm", overflow="fold")
+        table.add_column("seeds", justify="right")
+        table.add_column(f"mean {self.primary}", justify="right")
+        for arm, values in self.values.items():
+            lost = f" ({self.failed[arm]} lost)" if self.failed[arm] else ""
+            table.add_row(arm, f"{len(values)}{lost}", f"{sum(values) / len(values):.4f}")
+        line = Text(f"{self.done}/{self.total} trials{self._left()} · {self.now}{share}", style="dim")
+        self.live.update(Group(table, line))
+
+
+def _print_data(console: Console, summary: dict[str, Any]) -> None:
+    shape = "x".join(str(size) for size in summary.get("shape", ()))
+    console.print(
+        f"[bold]{summary['name']}[/bold]: {summary['n']} rows, {summary['modality']}"
+        + (f" {shape}" if shape else "")
+        + f", target {summary['target']}, task {summary['task']}",
+        highlight=False,
+    )
+    for notice in summary.get("notices", ()):
+        console.print(Text(f"  note: {notice}", style="yellow"))
+
+
+def _print_plan(console: Console, study: Any) -> None:
+    plan = study.plan
+    console.print(
+        f"{len(plan.arms)} arm(s) against the baseline, {len(plan.seeds)} paired seeds, "
+        + ("equal arithmetic" if plan.equal_compute else "equal steps")
+        + (f", {plan.tune} tuner trials each" if plan.tune else "")
+        + f"; {plan.primary} decides",
+        highlight=False,
+    )
+    for name, reason in plan.skipped.items():
+        console.print(Text(f"  not tried: {name}: {reason.removeprefix(name + ': ')}", style="dim"))
+
+
+def _runs_folder() -> Path:
+    try:
+        RUNS.mkdir(exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"cannot make the folder {RUNS.resolve()}: {problem.strerror}; give --store and --report") from problem
+    return RUNS
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)[:60] or "study"

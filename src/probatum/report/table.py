@@ -1,0 +1,115 @@
+"""The verdict table, for the terminal and for notebooks."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from probatum.bench.results import Results, change_text
+from probatum.bench.verdict import Verdict
+from probatum.measure.base import Measure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STYLES = {
+    "helps": "bold green",
+    "hurts": "bold red",
+    "no material difference": "blue",
+    "undecided": "yellow",
+    "not applicable": "dim",
+    "failed": "red",
+}
+SHORT = {"no material difference": "no difference", "not applicable": "n/a"}
+
+
+def verdict_table(results: Results) -> Table:
+    """Arms by measure: the primary measure in full, then one mark per axis."""
+    plan = results.plan
+    primary = results.measure(plan.primary)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("arm", overflow="fold", ratio=3)
+    table.add_column(plan.primary, justify="right", no_wrap=True)
+    table.add_column("difference [interval]", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("other axes", ratio=3)
+    base = results.mean(results.baseline, plan.primary)
+    table.add_row(Text(results.baseline, style="bold"), _number(base), "", "", "")
+    others = other_axes(results)
+    for verdict in results.primary_verdicts():
+        mark = Text(SHORT.get(verdict.word, verdict.word), style=STYLES[verdict.word])
+        extra = others.get(verdict.arm, Text())
+        if verdict.word in ("not applicable", "failed"):
+            extra = Text(verdict.note, style="dim")
+        elif verdict.word == "undecided" and verdict.seeds_needed:
+            mark.append(f" ({verdict.seeds_needed} seeds)", style="dim")
+        table.add_row(verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), mark, extra)
+    for name in plan.references:
+        verdict_of = [v for v in results.verdicts() if v.arm == name and v.measure == plan.primary]
+        for verdict in verdict_of:
+            table.add_row(
+                Text(name, style="dim"),
+                Text(_number(verdict.arm_mean), style="dim"),
+                Text(change_text(verdict, primary), style="dim"),
+                Text("reference", style="dim"),
+                "",
+            )
+    return table
+
+
+def other_axes(results: Results) -> dict[str, Text]:
+    """For each arm, the other measures on which something happened: one per axis, the largest in margins."""
+    named = {measure.name: measure for measure in results.measures()}
+    best: dict[tuple[str, str], Verdict] = {}
+    for verdict in results.verdicts():
+        if verdict.measure == results.plan.primary or verdict.word not in ("helps", "hurts"):
+            continue
+        key = (verdict.arm, verdict.axis)
+        if key not in best or _weight(verdict) > _weight(best[key]):
+            best[key] = verdict
+    found: dict[str, Text] = {}
+    for (arm, _axis), verdict in best.items():
+        text = found.setdefault(arm, Text())
+        if text.plain:
+            text.append(", ")
+        text.append(_brief(verdict, named[verdict.measure]), style="green" if verdict.word == "helps" else "red")
+    return found
+
+
+def verdict_table_html(results: Results) -> str:
+    """The same table for a notebook; every text escaped."""
+    primary = results.measure(results.plan.primary)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("arm", primary.name, "difference [interval]", "verdict", "note"))
+    base = results.mean(results.baseline, primary.name)
+    rows = [_html_row((results.baseline, _number(base), "", "", ""))]
+    for verdict in results.primary_verdicts():
+        cells = (verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), verdict.word, verdict.note)
+        rows.append(_html_row(cells))
+    answer = html.escape(results.answer())
+    return f"<p><strong>{answer}</strong></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _brief(verdict: Verdict, measure: Measure) -> str:
+    if measure.kind == "ratio":
+        sign = 1 if measure.higher_is_better else -1
+        return f"{measure.name} x{math.exp(sign * verdict.mean):.2g}"
+    sign = 1 if measure.higher_is_better else -1
+    return f"{measure.name} {sign * verdict.mean:+.2g}"
+
+
+def _weight(verdict: Verdict) -> float:
+    return abs(verdict.mean) / verdict.margin if verdict.margin else abs(verdict.mean)
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
