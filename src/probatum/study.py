@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,7 +207,9 @@ class Study:
         if isinstance(model, str):
             arm = make_arm(model, recipe)
             if arm.recipe.model is None or len(arm.recipe.uses()) != 1:
-                raise InputError(f"--model {model}: give one technique of slot 'model' ({', '.join(catalogue.names('model'))})")
+                raise InputError(
+                    f"--model {model}: give one technique of slot 'model' ({', '.join(catalogue.names('model'))})"
+                )
             reason = not_applicable(arm.recipe.model.id, self.dataset)
             if reason:
                 raise InputError(f"--model {model}: {reason}")

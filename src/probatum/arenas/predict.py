@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from probatum.data.corrupt import corruptions
 from probatum.errors import InputError
 from probatum.measure import calibration, cost, quality, robustness
 from probatum.numerics.temperature import fit_temperature
-from probatum.recipe import Recipe
+from probatum.recipe import Recipe, Use
 from probatum.spec import Data, Part, Spec
 from probatum.train.assemble import Assembly, assemble, budget_for
 from probatum.train.compute import equal_steps
@@ -39,12 +38,20 @@ def references(spec: Spec) -> tuple[str, ...]:
 
 def measures(spec: Spec) -> tuple[str, ...]:
     """Names of the measures, the primary one first."""
-    size = ("parameters", "nonzero-parameters", "macs", "training-passes", "step-time-ratio", "latency-ratio", "peak-memory")
+    size = (
+        "parameters",
+        "nonzero-parameters",
+        "macs",
+        "training-passes",
+        "step-time-ratio",
+        "latency-ratio",
+        "peak-memory",
+    )
     if spec.task == "reals":
         return ("rmse", "mae", "r2", "corrupted-rmse", *size)
     return (
         *("accuracy", "balanced-accuracy", "log-loss", "brier", "auroc", "macro-f1"),
-        *("ece", "ece-equal-mass", "ece-classwise", "calibration-error-debiased", "corrupted-accuracy"),
+        *("ece", "ece-equal-mass", "ece-classwise", "calibration-rms-debiased", "corrupted-accuracy"),
         *size,
     )
 
@@ -53,7 +60,8 @@ def measures(spec: Spec) -> tuple[str, ...]:
 class Predictor:
     """A trained arm: `predict` maps a part to probabilities or values; `model` is None for learners.
 
-    `raw` gives a network's outputs before any calibration; `note` and `effects` go into the record.
+    `temperature` and `calibrator` say what lies between the network's outputs and `predict`; `effects`, the learning
+    curve and the passes (examples forward and backward) go into the record.
     """
 
     predict: Callable[[Part], Tensor]
@@ -102,12 +110,11 @@ def fit(work: Work) -> Predictor:
     recipe = work.arm.recipe
     if work.tune:
         recipe = tuned(recipe, work.tune, work.seed, lambda candidate: _validation_score(work, candidate))
-    return _fit_learner(work, recipe) if recipe.learner is not None else _fit_network(work, recipe)
+    return _fit_network(work, recipe) if recipe.learner is None else _fit_learner(work, recipe, recipe.learner)
 
 
-def _fit_learner(work: Work, recipe: Recipe) -> Predictor:
-    use, data = recipe.learner, work.data
-    assert use is not None
+def _fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
+    data = work.data
     budget = budget_for(recipe.training, len(data.train))
     generator = stream(work.seed, "technique", use.id, work.arm.salt)
     hidden = replace(data, test=_no_rows(data.test))  # a learner cannot look at the test rows
@@ -118,9 +125,11 @@ def _fit_learner(work: Work, recipe: Recipe) -> Predictor:
     calibrator = _calibrator(recipe, work, predictor.predict(data.valid).clamp_min(1e-12).log())
     if calibrator is None:
         return Predictor(predictor.predict, None, 1.0, None, {}, [], float(len(data.train)))
-    return Predictor(
-        lambda part: calibrator(predictor.predict(part).clamp_min(1e-12).log()), None, 1.0, calibrator, {}, [], float(len(data.train))
-    )
+
+    def predict(part: Part) -> Tensor:
+        return calibrator(predictor.predict(part).clamp_min(1e-12).log())
+
+    return Predictor(predict, None, 1.0, calibrator, {}, [], float(len(data.train)))
 
 
 def _fit_network(work: Work, recipe: Recipe) -> Predictor:
@@ -184,9 +193,9 @@ def check_output(output: Any, rows: int, spec: Spec, who: str) -> None:
         )
 
 
-def target_scale(data: Data) -> float:
-    """Standard deviation the real target was divided by (1 where it was not, or for classes)."""
-    return float(getattr(data.pipeline, "target_scale", 1.0) or 1.0)
+def target_scale(data: Data) -> Tensor | None:
+    """Standard deviations the real targets were divided by, None for classes."""
+    return None if data.spec.task == "classes" else torch.as_tensor(data.pipeline.target.std)
 
 
 def timings(work: Work) -> dict[str, float]:
@@ -196,8 +205,8 @@ def timings(work: Work) -> dict[str, float]:
         return {}
     mine, base = (_stepper(recipe, work), _stepper(work.base, work))
     x = work.data.test.x[:256]
-    step = cost.interleave(base.step, mine.step, pairs=6, warmup=2)
-    latency = cost.interleave(lambda: outputs(base.model, x), lambda: outputs(mine.model, x), pairs=8, warmup=2)
+    step = cost.interleave(mine.step, base.step, pairs=6, warmup=2)
+    latency = cost.interleave(lambda: outputs(mine.model, x), lambda: outputs(base.model, x), pairs=8, warmup=2)
     return {"step-time-ratio": _mean_ratio(step.log_ratios), "latency-ratio": _mean_ratio(latency.log_ratios)}
 
 
@@ -264,14 +273,16 @@ def _validation_score(work: Work, recipe: Recipe) -> float:
     candidate = replace(work, arm=replace(work.arm, recipe=recipe), tune=0, progress=None)
     data, spec = work.data, work.data.spec
     if recipe.learner is not None:
-        output = _fit_learner(candidate, recipe).predict(data.valid)
+        output = _fit_learner(candidate, recipe, recipe.learner).predict(data.valid)
         output = output.clamp_min(1e-12).log() if spec.task == "classes" else output
     else:
         output = outputs(run_training(recipe, candidate).run.model, data.valid.x)
     found = errors(output, data.valid, spec.task)
     if spec.task == "reals":
         return found["valid_rmse"]
-    return found["valid_log_loss"] if work.primary == "log-loss" else found["valid_error"] + 1e-3 * found["valid_log_loss"]
+    return (
+        found["valid_log_loss"] if work.primary == "log-loss" else found["valid_error"] + 1e-3 * found["valid_log_loss"]
+    )
 
 
 def _robustness(work: Work, fitted: Predictor) -> Mapping[str, float]:
@@ -303,8 +314,3 @@ def _digest(model: nn.Module | None, output: Tensor) -> str:
     for _, value in sorted((model.state_dict() if model is not None else {}).items()):
         found.update(value.contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose weights take no gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)

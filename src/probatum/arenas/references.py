@@ -68,7 +68,12 @@ def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
     if name == "logistic regression":
         folds = 3 if rows >= 3 * spec.outputs else 2
         model = LogisticRegressionCV(
-            Cs=[0.01, 0.1, 1.0, 10.0], cv=folds, max_iter=300, l1_ratios=(0.0,), use_legacy_attributes=False, scoring="neg_log_loss"
+            Cs=[0.01, 0.1, 1.0, 10.0],
+            cv=folds,
+            max_iter=300,
+            l1_ratios=(0.0,),
+            use_legacy_attributes=False,
+            scoring="neg_log_loss",
         )
         return make_pipeline(*scaler, model)
     if name == "ridge regression":
@@ -81,7 +86,9 @@ def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
         small = [PCA(min(64, rows - 1), random_state=seed)]
     if name == "gradient boosting":
         if classes:
-            return make_pipeline(*small, HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=seed))
+            return make_pipeline(
+                *small, HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=seed)
+            )
         trees = HistGradientBoostingRegressor(max_iter=100, early_stopping=False, random_state=seed)
         return make_pipeline(*small, trees if spec.outputs == 1 else MultiOutputRegressor(trees))
     neighbours = min(5, rows)
@@ -93,7 +100,9 @@ def _features(spec: Spec, train: Part) -> Callable[[Part], Any]:
     if spec.modality == "text" and train.text is not None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(train) > 200 else 1, max_features=50_000).fit(train.text)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(train) > 200 else 1, max_features=50_000).fit(
+            train.text
+        )
         return lambda part: vectorizer.transform(part.text)
     if spec.modality == "table" and spec.cardinalities:
         return lambda part: _one_hot(part.x, spec)

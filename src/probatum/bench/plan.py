@@ -83,7 +83,11 @@ class StudyPlan:
         plan: dict[str, Any] = {
             "kind": kind,
             "arena": self.arena,
-            "data": {"fingerprint": self.data.fingerprint, "fractions": list(self.data.fractions), "task": self.data.task},
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "fractions": list(self.data.fractions),
+                "task": self.data.task,
+            },
             "recipe": arm.recipe.plan(),
             "salt": arm.salt,
             "builtin": builtin,

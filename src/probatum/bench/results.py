@@ -53,14 +53,12 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Every arm on every measure, then (measure by measure) what did not apply."""
-        found = verdicts(
-            [*self._records(self.trials, self.timings)],
-            self.baseline,
-            self.measures(),
-            margins=self.plan.margins,
-            ratio=self.plan.data.ratio,
-            confidence=self.plan.confidence,
-        )
+        records = self._records(self.trials, self.timings)
+        references = set(self.plan.references)
+        found = [  # the references are context, not part of the screen, so they take no share of its error rate
+            *self._judged([record for record in records if record["arm"] not in references]),
+            *self._judged([record for record in records if record["arm"] in {*references, self.baseline}]),
+        ]
         named = {measure.name: measure for measure in self.measures()}
         primary = named.get(self.plan.primary) or all_measures()[self.plan.primary]
         nan = math.nan
@@ -72,6 +70,17 @@ class Results:
                 )
             )
         return found
+
+    def _judged(self, records: Sequence[dict[str, Any]]) -> list[Verdict]:
+        found = verdicts(
+            records,
+            self.baseline,
+            self.measures(),
+            margins=self.plan.margins,
+            ratio=self.plan.data.ratio,
+            confidence=self.plan.confidence,
+        )
+        return [v for v in found if v.n or v.word != "undecided"]  # an arm without the measure gets no verdict on it
 
     def confirmed(self) -> Verdict | None:
         """The winner's verdict on the fresh seeds alone, by the primary measure."""
@@ -108,7 +117,9 @@ class Results:
             best = next(v for v in words if v.arm == winner)
             change = change_text(best, self.measure(primary))
             if confirmed is None:
-                return f"{winner} helps: {change} on {primary} over {best.n} paired seeds (not confirmed on fresh seeds)."
+                return (
+                    f"{winner} helps: {change} on {primary} over {best.n} paired seeds (not confirmed on fresh seeds)."
+                )
             again = change_text(confirmed, self.measure(primary))
             if confirmed.word == "helps":
                 return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds."
@@ -121,15 +132,23 @@ class Results:
             return f"Nothing tried here improves {primary} by a material amount."
         needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
         more = f"; {min(needs)} seeds would decide the nearest" if needs else ""
-        return f"Nothing tried here is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
+        return (
+            f"Nothing tried here is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
+        )
 
     def reference_note(self) -> str:
         """Whether a classical reference beats the baseline: the sentence a user should see first."""
-        best = [v for v in self.verdicts() if v.measure == self.plan.primary and v.arm in self.plan.references and v.word == "helps"]
+        best = [
+            v
+            for v in self.verdicts()
+            if v.measure == self.plan.primary and v.arm in self.plan.references and v.word == "helps"
+        ]
         if not best:
             return ""
         top = max(best, key=lambda v: v.mean)
-        return f"{top.arm} beats the baseline here ({change_text(top, self.measure(self.plan.primary))} on {top.measure})."
+        return (
+            f"{top.arm} beats the baseline here ({change_text(top, self.measure(self.plan.primary))} on {top.measure})."
+        )
 
     def measure(self, name: str) -> Measure:
         """A measure by name."""
@@ -164,7 +183,14 @@ class Results:
                 "verdicts": [asdict(v) for v in self.verdicts()],
                 "confirmation": asdict(confirmed) if confirmed else None,
                 "trials": [
-                    {"arm": t.arm, "seed": t.seed, "status": t.status, "key": t.key, "record": t.record, "timing": t.timing}
+                    {
+                        "arm": t.arm,
+                        "seed": t.seed,
+                        "status": t.status,
+                        "key": t.key,
+                        "record": t.record,
+                        "timing": t.timing,
+                    }
                     for t in (*self.trials, *self.timings, *self.confirmation)
                 ],
             }

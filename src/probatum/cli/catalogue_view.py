@@ -55,7 +55,10 @@ def print_list(names: list[str]) -> None:
         table.add_row(name, catalogue.place(name).slot, f"{card.number or ''}", Text(summary))
     console = Console()
     console.print(table)
-    console.print(f"\n{len(names)} technique(s); `probatum show ID` tells more, `probatum try ID --data ...` tries one.", style="dim")
+    console.print(
+        f"\n{len(names)} technique(s); `probatum show ID` tells more, `probatum try ID --data ...` tries one.",
+        style="dim",
+    )
 
 
 def print_one(name: str) -> None:
@@ -88,7 +91,9 @@ def print_one(name: str) -> None:
     for entry in _evidence(name):
         style = "green" if entry["verdict"] == "reproduced" else "yellow"
         console.print(Text(f"\nclaim {entry['claim']}: {entry['verdict']}", style=style))
-        console.print(Text(f"  {entry['says']}\n  threshold: {entry['threshold']}\n  on {entry['data']}, seeds {entry['seeds']}"))
+        console.print(
+            Text(f"  {entry['says']}\n  threshold: {entry['threshold']}\n  on {entry['data']}, seeds {entry['seeds']}")
+        )
         for key, value in entry["measured"].items():
             console.print(Text(f"  {key} = {value}"))
         if entry["note"]:

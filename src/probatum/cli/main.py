@@ -186,7 +186,9 @@ def report_command(
 
 
 @app.command()
-def runs(store: Annotated[str, typer.Argument(help="A store written by `probatum try`.")], as_json: JsonFlag = False) -> None:
+def runs(
+    store: Annotated[str, typer.Argument(help="A store written by `probatum try`.")], as_json: JsonFlag = False
+) -> None:
     """List the studies in a store.
 
     Example: [dim]probatum runs probatum-runs/store.sqlite[/dim]
@@ -212,7 +214,9 @@ def claim(
 
 @app.command()
 def check(
-    what: Annotated[list[str] | None, typer.Argument(help="Ids or files; none: every technique.", show_default=False)] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="Ids or files; none: every technique.", show_default=False)
+    ] = None,
 ) -> None:
     """Run the contract suite on techniques, your own files included.
 

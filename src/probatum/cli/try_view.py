@@ -79,7 +79,9 @@ def measurement_table(results: Results) -> Table:
         table.add_row(arm, name, f"{sum(found) / len(found):.4g}", f"{min(found):.4g}", f"{max(found):.4g}")
     for trial in results.trials:
         if trial.status != "ok":
-            table.add_row(trial.arm, Text(f"seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}", style="red"))
+            table.add_row(
+                trial.arm, Text(f"seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}", style="red")
+            )
     return table
 
 
@@ -182,7 +184,9 @@ def _runs_folder() -> Path:
     try:
         RUNS.mkdir(exist_ok=True)
     except OSError as problem:
-        raise InputError(f"cannot make the folder {RUNS.resolve()}: {problem.strerror}; give --store and --report") from problem
+        raise InputError(
+            f"cannot make the folder {RUNS.resolve()}: {problem.strerror}; give --store and --report"
+        ) from problem
     return RUNS
 
 

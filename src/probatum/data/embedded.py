@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -65,7 +66,7 @@ def diabetes() -> Dataset:
     return _from_sklearn(load_diabetes(scaled=False), "diabetes", "progression", "reals")
 
 
-def _from_sklearn(source: object, name: str, target: str, task: str) -> Dataset:
+def _from_sklearn(source: Any, name: str, target: str, task: str) -> Dataset:
     classes: Sequence[str] = source.target_names if task == "classes" else ()
     return from_arrays(
         source.data,

@@ -11,6 +11,7 @@ import polars as pl
 
 from probatum.data.columns import Column, conform, infer_column
 from probatum.data.dataset import Dataset, make_dataset
+from probatum.data.pipeline import Raw
 from probatum.data.series import RawSeries, raw_series
 from probatum.data.split import SPLIT_WORDS, given_parts, unit_numbers
 from probatum.data.table import RawTable
@@ -53,7 +54,7 @@ def from_frame(
     reserved = {c for c in (group, text, time, split if isinstance(split, str) else None) if c}
     target = pick_target(frame, target, reserved, notices)
     given = _given(frame, split)
-    features = frame.drop([c for c in {target, split} if isinstance(c, str) and c in frame.columns])
+    features = frame.drop({target} | ({split} if isinstance(split, str) else set()))
     if modality == "series" and group is not None and time is not None:
         return _long_series(frame, name, target, task, group, time, notices)
     if group is not None and time is not None:
@@ -72,7 +73,7 @@ def from_frame(
         unused = [c for c in features.columns if c != column]
         if unused:
             notices.append(f"only the text {column!r} is used; left out: {', '.join(map(repr, unused))}")
-        raw = raw_texts(features[column].to_list(), column)
+        raw: Raw = raw_texts(features[column].to_list(), column)
     elif kind == "series":
         raw = _wide_series(features)
     else:
@@ -155,7 +156,8 @@ def is_text(series: pl.Series) -> bool:
     cells = series.drop_nulls()
     if len(cells) == 0 or cells.n_unique() <= HIGH_CARDINALITY * len(cells):
         return False
-    return cells.str.count_matches(r"\S+").mean() > TEXT_WORDS
+    words = cells.str.count_matches(r"\S+").to_numpy()
+    return float(words.mean()) > TEXT_WORDS
 
 
 def _wide_series(features: pl.DataFrame) -> RawSeries:
@@ -230,7 +232,7 @@ def _unusable(cells: pl.Series, column: Column, id_check: bool) -> str | None:
         numbers = cells.to_numpy()
         steps = np.diff(numbers)
         if (numbers == np.round(numbers)).all() and ((steps > 0).all() or (steps < 0).all()):
-            return f"column {column.name!r} is a running number, like an id: dropped; use time= to split by it"
+            return f"column {column.name!r} is a running number, like an id: not used as a feature"
     return None
 
 

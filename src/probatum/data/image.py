@@ -60,7 +60,7 @@ def raw_images(x: np.ndarray) -> RawImages:
         x = x[:, None]
     elif x.ndim != 4:
         raise InputError(f"images have {x.ndim} dimensions; give (n, H, W), (n, H, W, C) or (n, C, H, W)")
-    elif x.shape[1] not in CHANNELS and x.shape[3] in CHANNELS:
+    elif x.shape[1] not in (1, 3) and x.shape[3] in CHANNELS:
         x = x.transpose(0, 3, 1, 2)
     if x.dtype == np.bool_:
         x = x.astype(np.float32)
@@ -78,16 +78,34 @@ def raw_images(x: np.ndarray) -> RawImages:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Pixels -> (n, channels, height, width) float32 in [0, 1]; nothing is fitted but the shape."""
+    """Pixels -> (n, channels, height, width) float32 in [0, 1]; nothing is fitted but shape and scale.
+
+    Attributes:
+        shape: channels, height, width.
+        scale: what pixels are divided by.
+        whole: whether training pixels were integers; if not, new floats are divided by the same scale.
+    """
 
     shape: tuple[int, int, int]
     scale: float
+    whole: bool
 
     @classmethod
     def fit(cls, raw: RawImages) -> ImageEncoder:
         """Keep shape and scale."""
         channels, height, width = raw.pixels.shape[1:]
-        return cls((channels, height, width), raw.scale)
+        return cls((channels, height, width), raw.scale, raw.pixels.dtype == np.uint8)
+
+    def read(self, x: np.ndarray) -> RawImages:
+        """New images, or a single one, on the scale of the training pixels."""
+        raw = raw_images(x[None] if x.shape in (self.shape, self.shape[1:]) else x)
+        if self.whole or raw.pixels.dtype == np.uint8:
+            return raw
+        if raw.scale > self.scale:
+            raise InputError(
+                f"pixels reach {float(raw.pixels.max()):g}, but training pixels lay in [0, 1]; rescale them"
+            )
+        return RawImages(raw.pixels, self.scale)
 
     def encode(self, raw: RawImages) -> Tensor:
         """(n, channels, height, width) float32; raises InputError where the size differs from training."""
@@ -96,17 +114,18 @@ class ImageEncoder:
                 f"images are {_words(raw.pixels.shape[1:])}, but the model takes {_words(self.shape)} "
                 "(channels x height x width); resize or convert them"
             )
-        return torch.from_numpy(raw.pixels).to(torch.float32).div_(self.scale)
+        # A copy, so that the raw pixels stay as they are.
+        return torch.from_numpy(raw.pixels.astype(np.float32)).div_(raw.scale)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What to save: JSON values and arrays."""
-        return {"shape": list(self.shape), "scale": self.scale}, {}
+        return {"shape": list(self.shape), "scale": self.scale, "whole": self.whole}, {}
 
     @classmethod
     def from_state(cls, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> ImageEncoder:
         """Rebuild from `state`."""
         channels, height, width = meta["shape"]
-        return cls((channels, height, width), meta["scale"])
+        return cls((channels, height, width), meta["scale"], meta["whole"])
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -67,7 +67,12 @@ def open_dataset(
         drop = (drop,)
     by_name = isinstance(source, str) and not Path(source).exists() and not source.lower().endswith(SUFFIXES)
     if by_name or (isinstance(source, str) and source in embedded.MAKERS):
-        options = {"target": target, "task": task != "auto", "modality": modality != "auto", "group": group}
+        options: dict[str, object] = {
+            "target": target,
+            "task": task != "auto",
+            "modality": modality != "auto",
+            "group": group,
+        }
         options |= {"time": time, "split": split is not None, "text": text, "drop": bool(drop), "size": size}
         return _by_name(source, name, [option for option, value in options.items() if value], target, task, drop)
     if isinstance(source, tuple) and len(source) == 2:

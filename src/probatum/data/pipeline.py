@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from probatum.data.image import ImageEncoder, RawImages, channel_names, raw_images
+from probatum.data.columns import conform, infer_column
+from probatum.data.image import ImageEncoder, RawImages, channel_names
 from probatum.data.read import read_any, to_polars
 from probatum.data.series import RawSeries, SeriesEncoder, raw_series
 from probatum.data.table import RawTable, TableEncoder, read_rows
@@ -59,7 +60,7 @@ class Pipeline:
         """
         if isinstance(source, (str, Path)):
             source = read_any(Path(source), self.spec.modality)
-        raw, frame = new_rows(self.features, source)
+        raw, frame = new_rows(self.features, source, self.target.names)
         if len(raw) == 0:
             raise InputError("the new data has no rows")
         return self.encode(raw), frame
@@ -75,26 +76,29 @@ def fit_pipeline(raw: Raw, target: Target, rows: np.ndarray, modality: str) -> P
 
 def describe(features: Encoder, coder: TargetCoder, modality: str, outputs: int) -> Spec:
     """The Spec of what this encoder makes."""
-    common = {"modality": modality, "task": coder.task, "outputs": outputs, "classes": coder.classes}
+    base = Spec(modality=modality, task=coder.task, shape=(), outputs=outputs, classes=coder.classes)
     if isinstance(features, TableEncoder):
         numbers, sizes = features.numeric_names, features.cardinalities
-        return Spec(
+        return replace(
+            base,
             shape=(len(numbers) + len(sizes),),
             numeric=len(numbers),
             cardinalities=sizes,
             features=numbers + tuple(features.levels),
-            **common,
         )
     if isinstance(features, ImageEncoder):
-        return Spec(shape=features.shape, features=channel_names(features.shape[0]), **common)
+        return replace(base, shape=features.shape, features=channel_names(features.shape[0]))
     if isinstance(features, TextEncoder):
-        return Spec(shape=(features.length,), vocabulary=features.vocabulary, features=(features.column,), **common)
+        return replace(base, shape=(features.length,), vocabulary=features.vocabulary, features=(features.column,))
     names = features.features
-    return Spec(shape=(len(names), features.steps), masked=features.masked, features=names, **common)
+    return replace(base, shape=(len(names), features.steps), masked=features.masked, features=names)
 
 
-def new_rows(features: Encoder, source: Any) -> tuple[Raw, pl.DataFrame]:
-    """Raw rows of new data for this encoder, and the same rows as a frame to show beside predictions."""
+def new_rows(features: Encoder, source: Any, exclude: Sequence[str] = ()) -> tuple[Raw, pl.DataFrame]:
+    """Raw rows of new data for this encoder, and the same rows as a frame to show beside predictions.
+
+    `exclude` names target columns, which are no steps of a wide series.
+    """
     if isinstance(features, TableEncoder):
         frame = _table_frame(features, source)
         return read_rows(frame, features.columns), frame
@@ -107,18 +111,14 @@ def new_rows(features: Encoder, source: Any) -> tuple[Raw, pl.DataFrame]:
             raise InputError(f"text column {features.column!r} is missing; the data has {', '.join(frame.columns)}")
         return raw_texts(frame[features.column].to_list(), features.column), frame
     if isinstance(features, ImageEncoder):
-        pixels = _array(source, "images")
-        if pixels.shape == features.shape or pixels.shape == features.shape[1:]:
-            pixels = pixels[None]
-        raw = raw_images(pixels)
-        if raw.pixels.dtype != np.uint8 and raw.scale != features.scale:
-            raw = RawImages(raw.pixels, features.scale)
-        elif raw.scale != features.scale:
-            raw = RawImages((raw.pixels / np.float32(raw.scale / features.scale)).astype(np.float32), features.scale)
+        if not isinstance(source, np.ndarray):
+            raise InputError(f"new images come as {type(source).__name__}; give an array, an .npz file or a folder")
+        raw = features.read(source)
         return raw, pl.DataFrame({"row": np.arange(len(raw))})
-    values = _series_values(features, source)
-    raw_values = raw_series(values, features.channels if _channels(values) == len(features.channels) else ())
-    return raw_values, pl.DataFrame({"row": np.arange(len(raw_values))})
+    values = source if isinstance(source, np.ndarray) else _wide_values(features, to_polars(source), exclude)
+    fits = features.channels if (values.shape[1] if values.ndim == 3 else 1) == len(features.channels) else ()
+    series = raw_series(values, fits)
+    return series, pl.DataFrame({"row": np.arange(len(series))})
 
 
 def _table_frame(features: TableEncoder, source: Any) -> pl.DataFrame:
@@ -129,24 +129,16 @@ def _table_frame(features: TableEncoder, source: Any) -> pl.DataFrame:
     return pl.DataFrame({c.name: source[:, j] for j, c in enumerate(features.columns)})
 
 
-def _channels(values: np.ndarray) -> int:
-    return values.shape[1] if values.ndim == 3 else 1
-
-
-def _series_values(features: SeriesEncoder, source: Any) -> np.ndarray:
-    if isinstance(source, np.ndarray):
-        return source
-    frame = to_polars(source)
-    wide = [c for c in frame.columns if frame[c].dtype.is_numeric()] if len(features.channels) == 1 else []
-    if len(wide) < features.steps:
-        raise InputError(f"the data has {len(wide)} numeric columns; the model takes series of {features.steps} steps")
-    return frame.select(wide[: features.steps]).to_numpy()
-
-
-def _array(source: Any, what: str) -> np.ndarray:
-    if not isinstance(source, np.ndarray):
-        raise InputError(f"new {what} come as {type(source).__name__}; give an array, an .npz file or a folder")
-    return source
+def _wide_values(features: SeriesEncoder, frame: pl.DataFrame, exclude: Sequence[str]) -> np.ndarray:
+    """(n, steps) from the numeric columns of a frame, one a step."""
+    columns = [infer_column(frame[name]) for name in frame.columns if name not in exclude]
+    steps = [column for column in columns if column.kind == "number"]
+    if len(features.channels) != 1 or len(steps) != features.steps:
+        raise InputError(
+            f"the data has {len(steps)} numeric columns; the model takes {len(features.channels)} channel(s) of "
+            f"{features.steps} steps; give one numeric column a step, or an array (n, channels, time)"
+        )
+    return np.stack([conform(frame[c.name], c).fill_null(float("nan")).to_numpy() for c in steps], axis=1)
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path) -> None:
@@ -175,7 +167,8 @@ def load_pipeline(folder: Path) -> Pipeline:
     if meta.get("format") != FORMAT:
         raise InputError(f"{folder / 'pipeline.json'} has format {meta.get('format')!r}; this version reads {FORMAT}")
     arrays = load_file(folder / "pipeline.safetensors")
-    spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()}
+    spec = Spec(**values)
     encoder = ENCODERS[spec.modality]
     features = encoder.from_state(meta["features"], _under(arrays, "features."))
     return Pipeline(spec, features, TargetCoder.from_state(meta["target"], _under(arrays, "target.")))

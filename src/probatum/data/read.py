@@ -124,7 +124,7 @@ def to_polars(source: Any) -> pl.DataFrame:
         raise InputError(
             f"cannot read data from {type(source).__name__}; give a name, a path, a data frame or arrays (X, y)"
         ) from error
-    return pl.DataFrame([_column(frame[name], str(name)) for name in frame.columns])
+    return pl.DataFrame([_column(series, str(series.name)) for series in frame.iter_columns()])
 
 
 def _column(series: Any, name: str) -> pl.Series:

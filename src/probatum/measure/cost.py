@@ -27,8 +27,11 @@ MEASURES = (
     Measure("parameters", "size", False, _TENTH, "ratio", about="trainable numbers in the model"),
     Measure("nonzero-parameters", "size", False, _TENTH, "ratio", about="trainable numbers that are not zero"),
     Measure("macs", "speed", False, _TENTH, "ratio", about="multiply-adds for one example"),
-    Measure("training-flops", "speed", False, _TENTH, "ratio", about="floating-point operations of training"),
-    Measure("latency", "speed", False, _TENTH, "ratio", "s", about="seconds for one prediction, timed interleaved"),
+    Measure(
+        "training-passes", "speed", False, _TENTH, "ratio", about="examples passed forward and backward in training"
+    ),
+    Measure("step-time-ratio", "speed", False, _TENTH, "ratio", about="time of a training step, timed interleaved"),
+    Measure("latency-ratio", "speed", False, _TENTH, "ratio", about="time of a prediction, timed interleaved"),
     Measure("peak-memory", "size", False, _TENTH, "ratio", "bytes", about="most bytes of tensors held at once"),
 )
 

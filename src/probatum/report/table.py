@@ -83,14 +83,18 @@ def other_axes(results: Results) -> dict[str, Text]:
 def verdict_table_html(results: Results) -> str:
     """The same table for a notebook; every text escaped."""
     primary = results.measure(results.plan.primary)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("arm", primary.name, "difference [interval]", "verdict", "note"))
+    head = "".join(
+        f"<th>{html.escape(cell)}</th>" for cell in ("arm", primary.name, "difference [interval]", "verdict", "note")
+    )
     base = results.mean(results.baseline, primary.name)
     rows = [_html_row((results.baseline, _number(base), "", "", ""))]
     for verdict in results.primary_verdicts():
         cells = (verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), verdict.word, verdict.note)
         rows.append(_html_row(cells))
     answer = html.escape(results.answer())
-    return f"<p><strong>{answer}</strong></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return (
+        f"<p><strong>{answer}</strong></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _html_row(cells: Sequence[str]) -> str:

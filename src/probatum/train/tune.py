@@ -39,7 +39,9 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     if _trains(recipe) and recipe.optimizer is None:
         found = {"lr": recipe.training.lr, "weight_decay": max(recipe.training.weight_decay, 1e-6)}
     for use in recipe.uses():
-        found |= {f"{use.id}.{name}": use.settings[name] for name in catalogue.card(use.id).tune if name in use.settings}
+        found |= {
+            f"{use.id}.{name}": use.settings[name] for name in catalogue.card(use.id).tune if name in use.settings
+        }
     return found
 
 

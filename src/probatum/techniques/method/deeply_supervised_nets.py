@@ -107,14 +107,18 @@ def choose_layers(model: nn.Module, seen: dict[str, Any], layers: Sequence[str] 
         active = [name for name in candidates if isinstance(modules[name], ACTIVATIONS)]
         chosen = active[:-1] if len(active) > 1 else active
         if not chosen:
-            raise ValueError(f"{type(model).__name__} has no activation module; give layers out of {', '.join(candidates)}")
+            raise ValueError(
+                f"{type(model).__name__} has no activation module; give layers out of {', '.join(candidates)}"
+            )
         return chosen
     for name in layers:
         if name not in seen:
             raise KeyError(f"layer {name!r} is not among the modules that run; candidates: {', '.join(candidates)}")
         if name not in candidates:
             kind = type(seen[name]).__name__
-            raise TypeError(f"layer {name!r} returns {kind}, not one floating tensor; candidates: {', '.join(candidates)}")
+            raise TypeError(
+                f"layer {name!r} returns {kind}, not one floating tensor; candidates: {', '.join(candidates)}"
+            )
     return list(layers)
 
 
@@ -166,7 +170,7 @@ class DeeplySupervisedNets:
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> x, y = torch.randn(16, 4), torch.arange(16) % 3
+        >>> x, y = torch.linspace(-1, 1, 64).view(16, 4), torch.arange(16) % 3
         >>> with DeeplySupervisedNets(alpha=0.3).attach(net, x, classes=3) as dsn:
         ...     optimizer = torch.optim.SGD([*net.parameters(), *dsn.heads.parameters()], lr=0.1)
         ...     loss = F.cross_entropy(net(x), y) + dsn.companion_loss(y)
@@ -235,7 +239,9 @@ class DeeplySupervisedNets:
     def __enter__(self) -> DeeplySupervisedNets:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
     def weights(self) -> tuple[float, ...]:

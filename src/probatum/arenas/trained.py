@@ -1,0 +1,37 @@
+"""The trained baseline network that explainers and attacks are tried on; one per seed, made once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from probatum.arenas.base import Work
+from probatum.arenas.predict import run_training
+from probatum.errors import InputError
+from probatum.recipe import Arm
+from probatum.spec import Part
+
+_last: tuple[tuple[object, ...], nn.Module] | None = None
+
+
+def trained(work: Work) -> nn.Module:
+    """The work's baseline recipe trained on its split, in evaluation mode; the last one is kept for the next arm."""
+    global _last
+    key = (id(work.data), work.seed, work.base, work.factory)
+    if _last is None or _last[0] != key:
+        base = replace(work, arm=Arm("baseline", work.base), builtin="baseline")
+        model = run_training(work.base, base).run.model.eval()
+        _last = (key, model)
+    return _last[1]
+
+
+def rows_for(work: Work, model: nn.Module, most: int) -> tuple[Tensor, Tensor]:
+    """Up to `most` test rows that the model has right, with their classes."""
+    part: Part = work.data.test
+    with torch.no_grad():
+        right = (model(part.x).argmax(dim=1) == part.y).nonzero().squeeze(1)[:most]
+    if not len(right):
+        raise InputError("the baseline has no test row right, so there is nothing to explain or attack; train longer")
+    return part.x[right], part.y[right]

@@ -1,0 +1,194 @@
+"""Deeply-supervised nets: exactness of the companions, and nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.errors import InputError
+from probatum.recipe import Training
+from probatum.techniques.method.deeply_supervised_nets import (
+    DeeplySupervisedNets,
+    alpha_factor,
+    companion,
+    gradient_norms,
+    hidden_layers,
+    pooled,
+    probe_accuracy,
+    squared_hinge,
+)
+
+SHORT = Training(epochs=2, batch_size=64)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+
+
+def images(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, 1, 8, 8, generator=generator), torch.arange(n) % 3
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_squared_hinge_by_loops() -> None:
+    scores = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 3, 1, 1, 2])
+    expected = 0.0
+    for row, y in zip(scores.tolist(), target.tolist(), strict=True):
+        expected += sum(max(0.0, 1 - (row[y] - row[k])) ** 2 for k in range(4) if k != y) / 5
+    assert float(squared_hinge(scores, target)) == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda s: squared_hinge(s, target), (scores.requires_grad_(),))
+
+
+def test_total_is_the_weighted_sum() -> None:
+    net, (x, y) = network(), images()
+    with DeeplySupervisedNets(alpha=[0.5, 2.0], gamma=0.2, penalty=0.01).attach(net, x[:2], 3) as dsn:
+        net(x)
+        ours = dsn.companion_loss(y)
+    expected, features = 0.0, x
+    for i, layer in enumerate(net[:4]):
+        features = layer(features)
+        if i in (1, 3):
+            head = dsn.heads[i // 2]
+            loss = F.cross_entropy(head(features.mean(dim=(2, 3))), y) + 0.01 * head.weight.square().sum() - 0.2
+            expected = expected + dsn.alpha[i // 2] * loss.clamp(min=0)
+    torch.testing.assert_close(ours, expected)
+    assert dsn.names == ["1", "3"]  # the last activation feeds the output layer and has no head
+
+
+def test_companion_below_gamma_gives_the_trunk_exactly_nothing() -> None:
+    net, (x, y) = network(), images()
+    with DeeplySupervisedNets(alpha=1.0, gamma=50.0).attach(net, x[:2], 3) as dsn:
+        net(x)
+        loss = dsn.companion_loss(y)
+    gradients = torch.autograd.grad(loss, list(net[0].parameters()))
+    assert float(loss.detach()) == 0.0
+    assert all(not bool(g.any()) for g in gradients)
+    head = nn.Linear(2, 2)
+    assert float(companion(torch.tensor(0.1), head, 0.0, 0.2).detach()) == 0.0
+
+
+def test_alpha_zero_is_the_baseline_bit_for_bit() -> None:
+    data = open_dataset("digits").prepare(7)
+    base = fit(None, data, 7, training=SHORT).model.state_dict()
+    ours = fit("deeply-supervised-nets(alpha=0.0)", data, 7, training=SHORT).model.state_dict()
+    assert all(torch.equal(base[name], ours[name]) for name in base)
+
+
+@pytest.mark.parametrize("name", ["digits", "wine"])
+def test_trains_on_the_bench_and_leaves_nothing(name: str) -> None:
+    data = open_dataset(name).prepare(7)
+    run = fit("deeply-supervised-nets(alpha=0.3, objective='squared-hinge', gamma=0.05)", data, 7, training=SHORT)
+    base = fit(None, data, 7, training=SHORT)
+    assert hooks(run.model) == 0
+    assert len(run.optimizer.param_groups) == 1
+    assert set(run.optimizer.state) <= set(run.model.parameters())
+    assert run.model.state_dict().keys() == base.model.state_dict().keys()
+    assert any(not torch.equal(a, b) for a, b in zip(run.model.parameters(), base.model.parameters(), strict=True))
+    assert all(0 <= value <= 1 for value in run.notes.values())
+    assert run.notes
+
+
+def test_same_forward_after_detach() -> None:
+    net, (x, _) = network(), images()
+    before = net(x)
+    dsn = DeeplySupervisedNets().attach(net, x[:2], 3)
+    assert torch.equal(net(x), before)
+    assert dsn.detach() is net
+    assert hooks(net) == 0
+    assert torch.equal(net(x), before)
+    assert net.training
+
+
+def test_no_hooks_after_an_exception() -> None:
+    net, (x, _) = network(), images()
+    with pytest.raises(RuntimeError), DeeplySupervisedNets().attach(net, x[:2], 3):
+        net(torch.zeros(2, 3, 8, 8))  # wrong number of channels
+    assert hooks(net) == 0
+    dsn = DeeplySupervisedNets()
+    dsn._build(net, x[:2], 3, False)
+    dsn.batch(None, None)
+    assert hooks(net) == 3
+    with pytest.raises(RuntimeError, match="channels"):
+        net(torch.zeros(2, 3, 8, 8))
+    assert hooks(net) == 0
+
+
+def test_schedules() -> None:
+    assert alpha_factor("constant", 0.7, 3, 10) == 1.0
+    assert alpha_factor("linear", 0.25, 3, 10) == 0.75
+    assert alpha_factor("paper", 0.2, 2, 10) == pytest.approx(0.1 * 0.9 * 0.1 * 0.8)
+
+
+def test_pooling() -> None:
+    maps = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(pooled(maps), maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(pooled(maps[:, 0], tokens=True), maps[:, 0].mean(dim=1))
+    assert pooled(maps, "flatten").shape == (2, 60)
+
+
+def test_heads_do_not_touch_the_global_stream() -> None:
+    net, (x, _) = network(), images()
+    before = torch.get_rng_state()
+    first = DeeplySupervisedNets(generator=torch.Generator().manual_seed(5)).attach(net, x[:2], 3)
+    first.detach()
+    second = DeeplySupervisedNets(generator=torch.Generator().manual_seed(5)).attach(net, x[:2], 3)
+    second.detach()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.heads.parameters(), second.heads.parameters(), strict=True))
+    second.load_state_dict({name: value + 1 for name, value in first.state_dict().items()})
+    assert torch.equal(second.heads[0].weight, first.heads[0].weight + 1)
+
+
+def test_transparency() -> None:
+    net, (x, y) = network(), images(30)
+    F.cross_entropy(net(x), y).backward()
+    norms = gradient_norms(net)
+    assert list(norms) == ["0", "2", "5", "7"]
+    assert norms["2"] == pytest.approx(float(net[2].weight.grad.norm()))
+    easy = torch.eye(3)[y] + 0.01 * torch.rand(30, 3)
+    assert probe_accuracy(easy, y, easy, y) == 1.0
+    assert list(hidden_layers(net, x)) == [str(i) for i in range(8)]
+
+
+def test_misuse() -> None:
+    net, (x, _) = network(), images()
+    with pytest.raises(KeyError, match=r"layer 'conv9' .* candidates: 0, 1, 2"):
+        DeeplySupervisedNets(layers=["conv9"]).attach(net, x[:2], 3)
+    pair = nn.Sequential(nn.MaxPool2d(2, return_indices=True))
+    holder = nn.ModuleDict({"pool": pair, "flat": nn.Flatten()})
+    holder.forward = lambda x: holder["flat"](holder["pool"](x)[0])  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"'pool' returns tuple, .* candidates: flat"):
+        DeeplySupervisedNets(layers=["pool"]).attach(holder, x[:2], 3)
+    with pytest.raises(ValueError, match="no activation module"):
+        DeeplySupervisedNets().attach(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x[:2], 3)
+    with pytest.raises(ValueError, match="float32"), DeeplySupervisedNets().attach(net, x[:2], 3) as dsn:
+        dsn.companion_loss(torch.zeros(12))
+    with pytest.raises(ValueError, match="has not run"), DeeplySupervisedNets().attach(net, x[:2], 3) as dsn:
+        dsn.companion_loss(torch.zeros(12, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"alpha is -1"):
+        DeeplySupervisedNets(alpha=-1)
+    with pytest.raises(ValueError, match="3 weights for 2 layers"):
+        DeeplySupervisedNets(alpha=[1, 1, 1]).attach(net, x[:2], 3)
+    with pytest.raises(ValueError, match="objective is 'hinge'"):
+        DeeplySupervisedNets(objective="hinge")
+    with pytest.raises((ValueError, InputError), match="real-valued"):
+        fit("deeply-supervised-nets", open_dataset("diabetes").prepare(1), 1, training=SHORT)
