@@ -261,6 +261,12 @@ def test_pandas_polars_and_csv_agree(tmp_path):
     assert all(torch.equal(encoded[0], x) for x in encoded[1:])
 
 
+def test_pandas_columns_may_be_numbers():
+    pd = pytest.importorskip("pandas", reason="needs a pandas frame")
+    dataset = open_dataset(pd.DataFrame(RNG.normal(size=(N, 3))))
+    assert (dataset.target, dataset.n) == ("2", N)
+
+
 def test_fingerprint_depends_on_values_target_task_and_split():
     values = frame(z=X[::-1].copy(), y=[0, 1, 2, 3] * 30)
     ways = [
@@ -350,6 +356,7 @@ REFUSALS = {
     "no such file": (lambda p: {"source": str(p / "none.csv")}, ["none.csv", "does not exist"]),
     "unknown suffix": (lambda p: {"source": p.joinpath("f.xls").touch() or p / "f.xls"}, ["f.xls", ".csv"]),
     "unknown name": (lambda p: {"source": "digit"}, ["'digit'", "digits"]),
+    "empty name": (lambda p: {"source": ""}, ["name", "empty"]),
     "unknown source": (lambda p: {"source": 3}, ["int"]),
     "empty text": (lambda p: {"source": (["a b", " ", "c"] * 4, labels(12))}, ["row 1", "empty"]),
     "text that is none": (lambda p: {"source": (["a b", 3, "c"] * 4, labels(12))}, ["row 1", "3"]),

@@ -59,6 +59,8 @@ def open_dataset(
     """
     if isinstance(source, Dataset):
         return source
+    if isinstance(source, str) and not source.strip():
+        raise InputError("the name of the data is empty; give a name, a path, a data frame or arrays (X, y)")
     if task not in ("auto", "classes", "reals"):
         raise InputError(f"task is {task!r}; use auto, classes or reals")
     if modality not in ("auto", *MODALITIES):

@@ -24,7 +24,7 @@ from probatum.spec import Spec
 
 Raw = RawTable | RawImages | RawTexts | RawSeries
 Encoder = TableEncoder | ImageEncoder | TextEncoder | SeriesEncoder
-ENCODERS: dict[str, type[Encoder]] = {
+ENCODERS: dict[str, Any] = {
     "table": TableEncoder,
     "image": ImageEncoder,
     "text": TextEncoder,
@@ -43,7 +43,8 @@ class Pipeline:
 
     def encode(self, raw: Raw) -> Tensor:
         """x of these raw rows, as probatum.spec describes it."""
-        return self.features.encode(raw)
+        encoder: Any = self.features
+        return encoder.encode(raw)
 
     def encode_target(self, values: Sequence[Any]) -> Tensor:
         """y of raw labels: (n,) int64 class codes, or (n, outputs) float32 standardised reals."""

@@ -93,8 +93,8 @@ def read_images(files: list[Path], folder: Path, size: int | None) -> np.ndarray
     images = []
     for path in files:
         try:
-            with Image.open(path) as image:
-                kept = image.convert("L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB")
+            with Image.open(path) as opened:
+                kept = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16", "F") else "RGB")
         except OSError as error:
             raise InputError(f"{str(path)!r} is not a readable image; mend or remove it") from error
         images.append(kept if size is None else kept.resize((size, size), Image.Resampling.BILINEAR))

@@ -64,7 +64,7 @@ def read_target(
         raise InputError(f"target {name!r} is infinite in row {row}; mend it or leave the row out")
     if task == "auto":
         task = "classes" if numbers is None or _are_classes(numbers.to_numpy(), small_integers) else "reals"
-    if task == "reals":
+    if task == "reals" and numbers is not None:
         return _reals(numbers.to_numpy()[:, None], name, task)
     return _classes(series, numbers, name)
 

@@ -19,7 +19,12 @@ from probatum.train.run import Run, TrainingFailed
 from probatum.train.streams import seeded, stream
 
 DEPTH, WIDTH = 5, 50
-TRAINING = Training(epochs=80, batch_size=64, lr=0.1, schedule="constant", select="last")
+TRAINING = Training(epochs=80, batch_size=64, lr=0.1, schedule="constant", select="accuracy")
+NOTE = (
+    "Inputs in [0, 1] and keeping the best weights by validation accuracy were chosen on development seeds, for all arms "
+    "alike. eta 0.3 does free the network from zero weights; where training is easy (He initialisation) it costs two to "
+    "three points, while eta 0.01 costs next to nothing. eta 1 diverges on most seeds (counted as accuracy 0)."
+)
 
 
 def _network(seed: int, zero: bool) -> nn.Module:
@@ -67,6 +72,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             ("zero_eta_1", True, 1.0),
             ("he_plain", False, 0.0),
             ("he_eta_0.3", False, 0.3),
+            ("he_eta_0.01", False, 0.01),
         ):
             row[name] = _accuracy(data, seed, zero, eta)
         rows.append(row)
@@ -74,8 +80,9 @@ def _run(seeds: Sequence[int]) -> Evidence:
     stuck = all(float(row["zero_plain"]) <= 0.15 for row in rows)
     freed = sum(float(row["zero_eta_0.3"]) >= 0.85 for row in rows) / len(rows)
     harm = measured["he_plain"] - measured["he_eta_0.3"]
-    measured |= {"share_of_seeds_freed": freed, "he_harm": harm}
-    return Evidence(stuck and freed >= 0.8 and harm <= 0.01, measured, tuple(rows))
+    mild = measured["he_plain"] - measured["he_eta_0.01"]
+    measured |= {"share_of_seeds_freed": freed, "he_harm": harm, "he_harm_eta_0.01": mild}
+    return Evidence(stuck and freed >= 0.8 and harm <= 0.01, measured, tuple(rows), NOTE)
 
 
 CLAIMS = (
@@ -83,7 +90,7 @@ CLAIMS = (
         id="escape-from-zero-weights",
         says="A deep network whose weights all start at zero learns with gradient noise and does not without.",
         threshold="5 hidden layers of 50, SGD: at most 15 % accuracy without noise on every seed, at least 85 % with "
-        "eta 0.3 on 4 of 5 seeds; from He initialisation a mean loss of at most 1 point",
+        "eta 0.3 on 4 of 5 seeds; from He initialisation it costs at most 1 point of accuracy on average",
         data="digits",
         run=_run,
         minutes=1.0,
