@@ -27,7 +27,7 @@ def rehearse(work: Work) -> None:
     recipe = work.arm.recipe
     for use in recipe.uses():
         slot = catalogue.place(use.id).slot
-        fixed = FIXED.get(slot, ())
+        fixed = inject.FIXED.get(slot, ())
         entry = catalogue.entry(use.id)
         inject.check_settings(use.id, getattr(entry, "for_model", entry), use.settings, fixed)
     if recipe.learner is not None or any(ARENAS[catalogue.place(use.id).slot] != "predict" for use in recipe.uses()):
@@ -43,18 +43,6 @@ def rehearse(work: Work) -> None:
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as problem:
         line = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         raise InputError(f"{work.arm.name} does not run on these data: {type(problem).__name__}: {line}") from problem
-
-
-FIXED = {
-    "optimizer": ("params",),
-    "layer": ("net",),
-    "learner": ("data", "budget"),
-    "explain": ("inputs", "target"),
-    "attack": ("inputs", "target"),
-    "select": ("x", "y"),
-    "probe": ("data",),
-}
-"""Arguments that each slot itself passes to a technique's entry."""
 
 
 def _few(data: Data) -> Data:

@@ -72,14 +72,19 @@ class Results:
         return found
 
     def _judged(self, records: Sequence[dict[str, Any]]) -> list[Verdict]:
-        found = verdicts(
-            records,
-            self.baseline,
-            self.measures(),
-            margins=self.plan.margins,
-            ratio=self.plan.data.ratio,
-            confidence=self.plan.confidence,
-        )
+        timed = [
+            measure
+            for measure in self.measures()
+            if measure.name.endswith("-time-ratio") or measure.name == "latency-ratio"
+        ]
+        others = [measure for measure in self.measures() if measure not in timed]
+        found: list[Verdict] = []
+        for group, ratio in ((others, self.plan.data.ratio), (timed, None)):  # timings do not hang on the split
+            names = {measure.name for measure in group}
+            margins = {name: value for name, value in self.plan.margins.items() if name in names}
+            found += verdicts(
+                records, self.baseline, group, margins=margins, ratio=ratio, confidence=self.plan.confidence
+            )
         return [v for v in found if v.n or v.word != "undecided"]  # an arm without the measure gets no verdict on it
 
     def confirmed(self) -> Verdict | None:

@@ -38,6 +38,17 @@ VOCABULARY = (
     "model_factory",
 )
 
+FIXED = {
+    "optimizer": ("params",),
+    "layer": ("net",),
+    "learner": ("data", "budget"),
+    "explain": ("inputs", "target"),
+    "attack": ("inputs", "target"),
+    "select": ("x", "y"),
+    "probe": ("data",),
+}
+"""Arguments that each slot itself passes to a technique's entry; they are not settings."""
+
 
 def settings_of(entry: Callable[..., Any], fixed: tuple[str, ...] = ()) -> dict[str, Any]:
     """The parameters a user may set, with their defaults (`inspect.Parameter.empty` where there is none)."""

@@ -9,6 +9,7 @@ gradients(run)                          after backward (and clipping), before th
 step_end(run)                           after the optimizer's step
 epoch_end(run)                          after the last batch of an epoch
 finish(run)                             after the last step; leave the model as the user had it
+detach()                                instead of finish, where training was broken off; take off hooks
 ======================================  =============================================================
 
 `run` is a `probatum.train.run.Run`. The class attributes `reads` and `writes` name what it touches, out of

@@ -133,7 +133,7 @@ def _optimizer(
         raise InputError(f"{type(model).__name__} has no trainable parameters")
     if recipe.optimizer is None:
         training = recipe.training
-        return torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        return torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
     use = recipe.optimizer
     entry = catalogue.entry(use.id)
     own = {**offer, "generator": stream(seed, "technique", use.id, salt)}

@@ -40,6 +40,24 @@ def train(
     Raises:
         TrainingFailed: the loss is not finite.
     """
+    try:
+        _train(run, methods, order, schedule, clip, select, progress)
+    except BaseException:
+        for method in methods:
+            if hasattr(method, "detach"):
+                method.detach()  # the user's model is left as it came, also after a failure or Ctrl-C
+        raise
+
+
+def _train(
+    run: Run,
+    methods: Sequence[Any],
+    order: torch.Generator,
+    schedule: str,
+    clip: float | None,
+    select: str,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     hooks = {name: [getattr(method, name) for method in methods if hasattr(method, name)] for name in HOOKS}
     model, budget, train_part = run.model, run.budget, run.train
     for hook in hooks["prepare"]:

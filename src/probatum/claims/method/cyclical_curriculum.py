@@ -25,7 +25,7 @@ ARMS = {
 }
 TRAINING = {
     "images": Training(epochs=10, batch_size=64, lr=4e-3),
-    "text": Training(epochs=10, batch_size=64, lr=1.6e-2),
+    "text": Training(epochs=10, batch_size=64, lr=8e-3),
 }
 
 

@@ -1,7 +1,7 @@
 """Claims of deeply-supervised nets (arXiv:1409.5185): better from little data, with stronger gradients below.
 
-Learning rates were chosen on seeds 1 and 2 by validation error from the same six trials for each arm: the plain net over
-six rates, the supervised one over two rates and three alphas.
+Rates and alpha were chosen on seeds 1 and 2 by validation error: the plain net over seven rates from 0.0003 to 0.012, the
+supervised one over four rates (0.001 to 0.008) with three alphas (0.1, 0.3, 1). The choice of alpha did not look at gradients.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from probatum.techniques.method.deeply_supervised_nets import (
 from probatum.train.streams import seeded
 
 EPOCHS = 15
-PLAIN_RATE = 2e-3
-RATE, ALPHA = 2e-3, 0.3
+PLAIN_RATE = 8e-3
+RATE, ALPHA = 4e-3, 0.1
 
 
 def _network(spec: Spec) -> nn.Module:

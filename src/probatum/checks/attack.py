@@ -1,0 +1,60 @@
+"""What every attack promises."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from probatum.checks.exercise import fitted
+from probatum.checks.explain import untouched
+from probatum.checks.method import anatomy
+from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.train.loop import outputs
+
+
+def check_changes_answers(subject: Subject) -> None:
+    """Most rows get another answer, at finite inputs of the same shape, for every modality it takes."""
+    for modality in subject.card.modalities:
+        data = subject.data(modality=modality)
+        model = fitted(subject, data)
+        x = data.test.x[:16]
+        y = outputs(model, x).argmax(dim=1)
+        changed = subject.call(data, {}, model=model, inputs=x, target=y)
+        demand(
+            changed.shape == x.shape and bool(torch.isfinite(changed).all()),
+            f"{modality}: not finite, or another shape",
+        )
+        flipped = (outputs(model, changed).argmax(dim=1) != y).float().mean().item()
+        demand(flipped >= 0.8, f"{modality}: only {flipped:.0%} of answers changed")
+
+
+def check_exact_on_a_linear_model(subject: Subject) -> None:
+    """On an affine classifier no answer changes at less than the distance to the boundary."""
+    data = subject.data()
+    generator = torch.Generator().manual_seed(4)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(data.test.x[0].numel(), 3)).eval()
+    with torch.no_grad():
+        linear[1].weight.copy_(torch.randn(linear[1].weight.shape, generator=generator))
+    x = data.test.x[:8]
+    z = outputs(linear, x)
+    y = z.argmax(dim=1)
+    changed = subject.call(data, {}, model=linear, inputs=x, target=y)
+    w = linear[1].weight.detach()
+    gaps = (z.gather(1, y[:, None]) - z) / (w[y][:, None, :] - w[None]).norm(dim=2).clamp_min(1e-12)
+    gaps.scatter_(1, y[:, None], float("inf"))
+    moved = (changed - x).flatten(1).norm(dim=1)
+    flipped = outputs(linear, changed).argmax(dim=1) != y
+    demand(
+        bool((moved[flipped] >= gaps.amin(dim=1)[flipped] * (1 - 1e-3)).all()),
+        "an answer changed below the exact distance",
+    )
+
+
+def check_leaves_the_model_alone(subject: Subject) -> None:
+    """No hooks, gradients or changed modes, weights or inputs."""
+    data = subject.data()
+    model = fitted(subject, data)
+    x = data.test.x[:4].clone()
+    before = (anatomy(model), fingerprint(model.state_dict()), fingerprint(x))
+    subject.call(data, model=model, inputs=x, target=outputs(model, x).argmax(dim=1))
+    untouched(model, x, before, "")

@@ -1,0 +1,110 @@
+"""One small deterministic use of a technique of any slot, and the same with nothing in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.checks.subject import Subject
+from probatum.recipe import Recipe, Training
+from probatum.spec import Budget, Data
+from probatum.train.assemble import assemble
+from probatum.train.loop import outputs, train
+from probatum.train.streams import seeded, stream
+
+TRAINED = ("loss", "optimizer", "layer", "model", "method", "compress")
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Any:
+    """Use the technique once on toy data, the way its slot does; returns what identifies the result."""
+    data = subject.data()
+    slot = subject.slot
+    if slot == "learner":
+        budget = Budget(12, 16, 4)
+        predictor = subject.call(data, settings, data=data, budget=budget)
+        return predictor.predict(data.valid)
+    if slot == "posthoc":
+        logits, y = logits_and_target()
+        return subject.call(data, settings).fit(logits, y)(logits).detach()
+    if slot in ("explain", "attack"):
+        model = fitted(subject, data)
+        x, y = data.test.x[:6], outputs(model, data.test.x[:6]).argmax(dim=1)
+        found = subject.call(data, settings, model=model, inputs=x, target=y)
+        return found if isinstance(found, Tensor) else found.values
+    if slot == "select":
+        return subject.call(data, settings, x=data.train.x, y=data.train.y)
+    if slot == "probe":
+        return dict(subject.call(data, settings, data=data))
+    return trained(subject.recipe(settings), data)
+
+
+def trained(recipe: Recipe, data: Data) -> dict[str, Tensor]:
+    """Final weights of a short training run of this recipe."""
+    parts = assemble(recipe, data, 3)
+    with seeded(3, "training"):
+        train(parts.run, parts.methods, stream(3, "order"), schedule=recipe.training.schedule)
+    return dict(parts.run.model.state_dict())
+
+
+def global_draws(subject: Subject) -> bool:
+    """Whether using the technique moves torch's global random state (networks without dropout, so nothing else does)."""
+    modality = next((m for m in ("image", "table", "series", "text") if m in subject.card.modalities), "image")
+    data = subject.data(modality=modality)
+    if subject.slot not in TRAINED:
+        before = torch.get_rng_state()
+        exercise(subject)
+        return not torch.equal(before, torch.get_rng_state())
+    parts = assemble(subject.recipe(), data, 3)
+    for module in parts.run.model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0  # dropout, built in or part of a technique's model, may draw: the bench seeds it
+    with seeded(3, "training"):
+        before = torch.get_rng_state()
+        train(parts.run, parts.methods, stream(3, "order"), schedule="constant")
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def neutral_pair(subject: Subject) -> tuple[Any, Any]:
+    """The result without the technique and with it at its neutral settings."""
+    neutral = dict(subject.card.neutral or {})
+    data = subject.data()
+    if subject.slot in TRAINED:
+        base = Recipe(training=Training(steps=12, batch_size=16, lr=1e-2))
+        return trained(base, data), trained(subject.recipe(neutral), data)
+    if subject.slot == "posthoc":
+        logits, y = logits_and_target()
+        return logits.softmax(dim=1), subject.call(data, neutral).fit(logits, y)(logits).detach()
+    if subject.slot == "attack":
+        return data.test.x[:6], exercise(subject, neutral)
+    raise AssertionError(f"slot {subject.slot} has no notion of doing nothing; let the card's neutral be None")
+
+
+def fitted(subject: Subject, data: Data) -> nn.Module:
+    """The baseline network after a little training, in evaluation mode."""
+    model = subject.model(data)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with seeded(0, "check", "fit"):
+        for _ in range(20):
+            output = model(data.train.x)
+            loss = (
+                F.cross_entropy(output, data.train.y)
+                if data.spec.task == "classes"
+                else F.mse_loss(output, data.train.y)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def logits_and_target(n: int = 300, classes: int = 4) -> tuple[Tensor, Tensor]:
+    """Overconfident logits (n, classes) and targets drawn from the calibrated probabilities."""
+    generator = torch.Generator().manual_seed(11)
+    calm = 1.5 * torch.randn(n, classes, generator=generator)
+    target = torch.multinomial(calm.softmax(dim=1), 1, generator=generator).squeeze(1)
+    return 3.0 * calm, target

@@ -1,0 +1,51 @@
+"""What every layer promises when it is swapped into a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from probatum.checks.subject import Subject, demand
+from probatum.contracts import inject
+from probatum.train.streams import stream
+
+
+def check_swaps_somewhere(subject: Subject) -> None:
+    """On the built-in network of at least one of its modalities it changes something, and it says how many places."""
+    counts = {modality: swap(subject, modality)[1] for modality in subject.card.modalities}
+    demand(
+        all(isinstance(count, int) and count >= 0 for count in counts.values()), f"apply must return a count: {counts}"
+    )
+    demand(max(counts.values()) > 0, f"it changed nothing in any built-in network: {counts}")
+
+
+def check_outputs_keep_their_shape(subject: Subject) -> None:
+    """After the swap the network gives finite outputs of the same shape and trains."""
+    for modality in subject.card.modalities:
+        net, _ = swap(subject, modality)
+        data = subject.data(modality=modality)
+        output = net(data.train.x[:8])
+        demand(output.shape == (8, data.spec.outputs), f"{modality}: outputs of shape {tuple(output.shape)}")
+        demand(bool(torch.isfinite(output).all()), f"{modality}: outputs are not finite")
+        output.square().sum().backward()
+        missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+        demand(not missing, f"{modality}: no gradient reaches {', '.join(missing[:3])}")
+
+
+def check_nothing_to_swap_is_said(subject: Subject) -> None:
+    """On a network with nothing to swap it returns 0 and leaves the weights alone."""
+    net = nn.Sequential(nn.Identity())
+    count = inject.call(subject.name, subject.entry, dict(subject.card.tiny), offer(subject), net=net)
+    demand(count == 0, f"it claims {count} swaps in an empty network")
+
+
+def swap(subject: Subject, modality: str) -> tuple[nn.Module, int]:
+    """The built-in network of a modality with the layer applied, and the count."""
+    data = subject.data(modality=modality)
+    net = subject.model(data)
+    return net, inject.call(subject.name, subject.entry, dict(subject.card.tiny), offer(subject), net=net)
+
+
+def offer(subject: Subject) -> dict[str, torch.Generator]:
+    """What the bench has to give a layer."""
+    return {"generator": stream(0, "check", subject.name)}

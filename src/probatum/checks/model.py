@@ -1,0 +1,102 @@
+"""What every model promises."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from probatum.checks.exercise import trained
+from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.spec import Batch, Data
+from probatum.train.assemble import assemble
+from probatum.train.loop import errors, outputs, train
+from probatum.train.streams import seeded, stream
+
+
+def check_output_shape(subject: Subject) -> None:
+    """In evaluation mode (n, outputs), finite, for every modality and task it takes, also for one row."""
+    for modality in subject.card.modalities:
+        for task in subject.card.tasks:
+            data = subject.data(modality=modality, task=task)
+            model = build(subject, modality, task).eval()
+            for rows in (5, 1):
+                with torch.no_grad():
+                    output = model(data.train.x[:rows])
+                shape = tuple(output.shape)
+                demand(
+                    shape == (rows, data.spec.outputs), f"{modality}, {task}: outputs of shape {shape} for {rows} rows"
+                )
+                demand(bool(torch.isfinite(output).all()), f"{modality}, {task}: outputs are not finite")
+
+
+def check_training_helps(subject: Subject) -> None:
+    """After a short training the training error is below that of the untrained network."""
+    data = subject.data()
+    parts = assemble(subject.recipe(steps=60), data, 1)
+    start = _error(parts.run.model, data)
+    with seeded(1, "training"):
+        train(parts.run, [], stream(1, "order"), select="last")
+    end = _error(parts.run.model, data)
+    demand(end < start, f"the training loss went from {start:.4f} to {end:.4f} in 60 steps")
+
+
+def check_every_parameter_gets_a_gradient(subject: Subject) -> None:
+    """The objective reaches every trainable parameter."""
+    data = subject.data()
+    parts = assemble(subject.recipe(), data, 1)
+    batch = Batch(data.train.x[:16], data.train.y[:16], torch.arange(16))
+    parts.run.model.train()
+    with seeded(1, "training"):
+        parts.run.objective(batch, parts.run.model(batch.x)).backward()
+    missing = [name for name, p in parts.run.model.named_parameters() if p.requires_grad and p.grad is None]
+    demand(not missing, f"no gradient reaches {', '.join(missing[:3])}")
+
+
+def check_state_dict_round_trip(subject: Subject) -> None:
+    """Weights saved and loaded into a new network give the same outputs."""
+    data = subject.data()
+    first, second = build(subject), build(subject, seed=9)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    a, b = (fingerprint(outputs(model, data.valid.x)) for model in (first, second))
+    demand(a == b, "after load_state_dict the outputs differ")
+
+
+def check_evaluation_changes_nothing(subject: Subject) -> None:
+    """Predicting twice gives the same outputs and leaves weights and buffers alone."""
+    data = subject.data()
+    model = build(subject).eval()
+    before = fingerprint(model.state_dict())
+    first, second = (fingerprint(outputs(model, data.valid.x)) for _ in range(2))
+    demand(first == second, "two predictions of the same rows differ")
+    demand(fingerprint(model.state_dict()) == before, "prediction changed weights or buffers")
+
+
+def check_rows_do_not_mix(subject: Subject) -> None:
+    """In evaluation mode a row's output does not depend on its neighbours."""
+    data = subject.data()
+    model = build(subject).eval()
+    with torch.no_grad():
+        together, alone = model(data.valid.x[:8]), torch.cat([model(data.valid.x[i : i + 1]) for i in range(8)])
+    demand(torch.allclose(together, alone, atol=1e-4), "outputs depend on the other rows of the batch")
+
+
+def check_seeds_reproduce(subject: Subject) -> None:
+    """Two trainings from one seed end with the same weights."""
+    data = subject.data()
+    demand(
+        fingerprint(trained(subject.recipe(), data)) == fingerprint(trained(subject.recipe(), data)), "weights differ"
+    )
+
+
+def build(subject: Subject, modality: str | None = None, task: str | None = None, seed: int = 1) -> nn.Module:
+    """The model at its tiny settings."""
+    data = subject.data(modality=modality, task=task)
+    with seeded(seed, "check", "build"):
+        return subject.call(data)
+
+
+def _error(model: nn.Module, data: Data) -> float:
+    found = errors(outputs(model, data.train.x), data.train, data.spec.task)
+    return found.get("valid_log_loss", found.get("valid_rmse", 0.0))

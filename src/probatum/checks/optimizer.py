@@ -1,0 +1,84 @@
+"""What every optimizer promises."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.contracts import inject
+from probatum.train.streams import seeded
+
+
+def check_fits_a_line(subject: Subject) -> None:
+    """A small regression's loss falls below a fifth of its start."""
+    model, optimizer, x, y = setting(subject)
+    start = F.mse_loss(model(x), y).item()
+    for step in range(300):
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", 0.02) * (1 - step / 300)
+        step_once(model, optimizer, x, y)
+    end = F.mse_loss(model(x), y).item()
+    demand(end < 0.2 * start, f"after 300 steps the loss went from {start:.4f} to {end:.4f}")
+
+
+def check_resume_reproduces_the_trajectory(subject: Subject) -> None:
+    """Save after five steps, load into a new optimizer, go on: the same weights bit for bit."""
+    model, optimizer, x, y = setting(subject)
+    for _ in range(5):
+        step_once(model, optimizer, x, y)
+    other, resumed, _, _ = setting(subject)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(5):
+        step_once(model, optimizer, x, y)
+        step_once(other, resumed, x, y)
+    demand(fingerprint(model.state_dict()) == fingerprint(other.state_dict()), "the resumed run leaves the old track")
+
+
+def check_frozen_and_unused_parameters_are_untouched(subject: Subject) -> None:
+    """Parameters without a gradient stay as they are."""
+    model, optimizer, x, y = setting(subject)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    F.mse_loss(model(x), y).backward()
+    frozen = model[0].weight
+    frozen.grad = None
+    optimizer.step()
+    demand(torch.equal(frozen, before["0.weight"]), "a parameter without gradient was changed")
+    demand(not torch.equal(model[2].weight, before["2.weight"]), "a parameter with a gradient was not changed")
+
+
+def check_closure_is_called(subject: Subject) -> None:
+    """`step(closure)` evaluates the closure and returns its loss."""
+    model, optimizer, x, y = setting(subject)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    demand(optimizer.step(closure) is not None, "step(closure) must return the closure's loss")
+
+
+def setting(subject: Subject) -> tuple[nn.Sequential, torch.optim.Optimizer, Tensor, Tensor]:
+    """A two-layer network on a smooth target, and the optimizer at its tiny settings."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(128, 6, generator=generator)
+    y = torch.sin(x[:, :1]) + 0.5 * x[:, 1:2]
+    with seeded(3, "check", "optimizer"):
+        model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+    entry, settings = subject.entry, {"lr": 0.02, **subject.card.tiny}
+    if hasattr(entry, "for_model"):
+        return model, inject.call(subject.name, entry.for_model, settings, {"model": model}), x, y
+    return model, inject.call(subject.name, entry, settings, {"model": model}, params=list(model.parameters())), x, y
+
+
+def step_once(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """One full-batch update."""
+    optimizer.zero_grad()
+    F.mse_loss(model(x), y).backward()
+    optimizer.step()

@@ -1,0 +1,30 @@
+"""What every selector promises."""
+
+from __future__ import annotations
+
+import torch
+
+from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.measure.detection import detection
+
+
+def check_scores_every_row(subject: Subject) -> None:
+    """One finite score a row; data untouched."""
+    data = subject.data()
+    before = fingerprint([data.train.x, data.train.y])
+    scores = subject.call(data, x=data.train.x, y=data.train.y)
+    demand(scores.shape == (len(data.train),), f"scores of shape {tuple(scores.shape)} for {len(data.train)} rows")
+    demand(bool(torch.isfinite(scores).all()), "scores are not finite")
+    demand(fingerprint([data.train.x, data.train.y]) == before, "rows or labels were changed")
+
+
+def check_flipped_labels_score_lower(subject: Subject) -> None:
+    """On an easy problem, rows with flipped labels score lower than clean ones."""
+    data = subject.data()
+    y = data.train.y.clone()
+    flipped = torch.zeros(len(y), dtype=torch.bool)
+    flipped[::10] = True
+    y[flipped] = (y[flipped] + 1) % data.spec.outputs
+    scores = subject.call(data, x=data.train.x, y=y).double()
+    area = detection(scores, flipped)["flip-auroc"]
+    demand(area > 0.6, f"AUROC of finding flipped labels is {area:.2f}")

@@ -1,0 +1,81 @@
+"""Checks that every technique must pass, whatever its slot; what "trying it" means is the slot's own `exercise`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+from probatum.checks import exercise
+from probatum.checks.subject import NotThisOneError, Subject, demand, expect_error, fingerprint
+from probatum.contracts import inject
+
+ABSURD = -12345.0
+
+
+def check_global_random_state_untouched(subject: Subject) -> None:
+    """A technique draws from its own stream; torch's global state is the same before and after."""
+    demand(not exercise.global_draws(subject), "it moved torch's global random state; draw from the generator offered")
+
+
+def check_same_result_twice(subject: Subject) -> None:
+    """The same seed gives the same bits."""
+    first, second = (fingerprint(exercise.exercise(subject)) for _ in range(2))
+    demand(first == second, "two runs with one seed differ")
+
+
+def check_same_result_in_a_fresh_process(subject: Subject) -> None:
+    """The same seed gives the same bits in another process with other hash seeds."""
+    here = fingerprint(exercise.exercise(subject))
+    demand(here == fresh_fingerprint(subject.name), "a fresh process gives another result for the same seed")
+
+
+def check_absurd_settings_are_refused(subject: Subject) -> None:
+    """A numeric setting of -12345 raises an error that names it."""
+    entry = getattr(subject.entry, "for_model", subject.entry)
+    fixed = inject.FIXED.get(subject.slot, ())
+    numeric = [name for name, default in inject.settings_of(entry, fixed).items() if isinstance(default, float)]
+    if not numeric:
+        raise NotThisOneError("no numeric settings")
+    for name in numeric:
+        settings = {**subject.card.tiny, name: ABSURD}
+        expect_error(lambda chosen=settings: exercise.exercise(subject, chosen), "12345", f"{name}={ABSURD}")
+
+
+def check_public_docstrings(subject: Subject) -> None:
+    """The entry says what it takes and gives."""
+    text = inspect.getdoc(subject.entry) or ""
+    demand(len(text.split()) >= 8, f"{subject.card.entry} needs a docstring with shapes, ranges and errors")
+
+
+def check_neutral_equals_doing_nothing(subject: Subject) -> None:
+    """At the card's neutral settings the result is the baseline's, bit for bit."""
+    if subject.card.neutral is None:
+        raise NotThisOneError("the card says it has no neutral point")
+    plain, neutral = exercise.neutral_pair(subject)
+    demand(fingerprint(plain) == fingerprint(neutral), f"at {dict(subject.card.neutral)} it differs from the baseline")
+
+
+def fresh_fingerprint(name: str) -> str:
+    """The exercise's fingerprint in a fresh interpreter."""
+    return fresh_fingerprints([name])[name]
+
+
+def fresh_fingerprints(names: list[str]) -> dict[str, str]:
+    """The exercises' fingerprints in one fresh interpreter; cached, since starting one takes seconds."""
+    wanted = [name for name in names if name not in _fresh]
+    if wanted:
+        from probatum import catalogue
+
+        outside = [
+            str(catalogue.place(n).path) for n in wanted if catalogue.place(n).module.startswith("probatum_technique_")
+        ]
+        command = [sys.executable, "-m", "probatum.checks.fresh", json.dumps({"names": wanted, "files": outside})]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        demand(run.returncode == 0, f"the fresh process failed: {run.stderr.strip()[-400:]}")
+        _fresh.update(json.loads(run.stdout.strip().splitlines()[-1]))
+    return {name: _fresh[name] for name in names}
+
+
+_fresh: dict[str, str] = {}

@@ -1,0 +1,65 @@
+"""What part a parameter plays in a network: hidden matrix, embedding, last layer or vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+ROLES = ("matrix", "embedding", "last", "vector")
+LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def find_last_layer(model: nn.Module) -> nn.Module | None:
+    """The last `nn.Linear` in the order of the module tree, else the last convolution, else None."""
+    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+    linear = [module for module in layers if isinstance(module, nn.Linear)]
+    return (linear or layers or [None])[-1]
+
+
+def named_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """The module itself, or the one of that name; ValueError if it is no part of the model."""
+    modules = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer not in modules:
+            raise ValueError(f"last_layer is {layer!r}; the model has {', '.join(name for name in modules if name)}")
+        return modules[layer]
+    if all(layer is not module for module in modules.values()):
+        raise ValueError(
+            f"last_layer is a {type(layer).__name__} that is no part of the model; give one of its modules"
+        )
+    return layer
+
+
+def parameter_roles(
+    model: nn.Module, last_layer: nn.Module | str | None = None, override: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The role of every trainable parameter, by name, in the model's order.
+
+    Parameters with fewer than two dimensions are vectors; weights of embeddings are embeddings; the weight of
+    `last_layer` (by default what `find_last_layer` finds) is last, also where it is tied to an embedding; all others
+    are matrices. `override` maps names to roles and wins.
+
+    Raises:
+        ValueError: a name in `override` that the model lacks, or an unknown role.
+    """
+    override = dict(override or {})
+    last = find_last_layer(model) if last_layer is None else named_module(model, last_layer)
+    last_weight = getattr(last, "weight", None)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, role in override.items():
+        if name not in parameters:
+            raise ValueError(f"roles names {name!r}; trainable parameters are {', '.join(parameters)}")
+        if role not in ROLES:
+            raise ValueError(f"roles gives {name!r} the role {role!r}; use one of {', '.join(ROLES)}")
+    roles = {}
+    for name, parameter in parameters.items():
+        if parameter.ndim < 2:
+            role = "vector"
+        elif parameter is last_weight:
+            role = "last"
+        else:
+            role = "embedding" if id(parameter) in embeddings else "matrix"
+        roles[name] = override.get(name, role)
+    return roles

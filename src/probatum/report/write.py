@@ -1,0 +1,311 @@
+"""The stand-alone HTML report: one file, no network, light and dark, every text escaped by the template."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from probatum import catalogue
+from probatum.bench.results import Results, change_text
+from probatum.bench.verdict import Verdict
+from probatum.measure.base import Measure
+from probatum.report import charts
+from probatum.report.commands import repeat_command
+
+AXES = ("quality", "calibration", "robustness", "faithfulness", "attack", "detection", "size", "speed")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One measure's forest plot under its axis."""
+
+    measure: Measure
+    chart: Markup
+    rows: list[dict[str, str]]
+
+
+def write_report(results: Results, path: Path) -> Path:
+    """Write the report of a study to `path`, whole or not at all."""
+    text = render(results)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(results: Results) -> str:
+    """The report as HTML text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    plan = results.plan
+    primary = results.measure(plan.primary)
+    return environment.get_template("page.html").render(
+        results=results,
+        plan=plan,
+        primary=primary,
+        answer=results.answer(),
+        reference_note=results.reference_note(),
+        question=_question(results),
+        rows=_verdict_rows(results, primary),
+        axes=_axes(results),
+        cost=_cost_chart(results, primary),
+        reliability=_reliability(results),
+        curves=_curves(results),
+        per_class=_per_class(results),
+        measurements=_measurements(results),
+        effects=_effects(results),
+        data=_data_rows(results.summary),
+        classes=results.summary.get("classes") or {},
+        notices=results.summary.get("notices", ()),
+        columns=results.summary.get("columns", ()),
+        failures=[t for t in results.trials if t.status != "ok"],
+        command=repeat_command(results),
+        versions=plan.describe()["versions"],
+        papers=_papers(results),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        style=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
+        script=Markup((Path(__file__).parent / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def _question(results: Results) -> str:
+    plan, data = results.plan, results.plan.data
+    arms = ", ".join(arm.name for arm in plan.arms)
+    budget = "at equal arithmetic" if plan.equal_compute else "at equal gradient steps"
+    return (
+        f"Does {arms} improve {plan.primary} over the {results.baseline} on {data.name} ({data.n} rows, {data.modality}, "
+        f"target {data.target}), {budget}, over {len(plan.seeds)} paired seeds?"
+    )
+
+
+def _verdict_rows(results: Results, primary: Measure) -> list[dict[str, Any]]:
+    rows = []
+    for v in results.primary_verdicts():
+        note = v.note
+        if v.word == "undecided" and v.seeds_needed:
+            note = f"about {v.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
+        rows.append(
+            {
+                "arm": v.arm,
+                "value": _number(v.arm_mean),
+                "change": change_text(v, primary),
+                "word": v.word,
+                "kind": charts.WORD_CLASSES[v.word],
+                "n": v.n or "",
+                "p": f"{v.p_adjusted:.3g}" if math.isfinite(v.p_adjusted) else "",
+                "note": note,
+            }
+        )
+    return rows
+
+
+def _axes(results: Results) -> list[tuple[str, list[Section]]]:
+    by_axis: dict[str, list[Section]] = defaultdict(list)
+    found = results.verdicts()
+    for measure in results.measures():
+        mine = [v for v in found if v.measure == measure.name and v.n]
+        if not mine or all(v.mean == 0 for v in mine):
+            continue
+        by_axis[measure.axis].append(
+            Section(measure, Markup(_forest(mine, measure, results)), [_row(v, measure) for v in mine])
+        )
+    known = [axis for axis in AXES if axis in by_axis]
+    return [(axis, by_axis[axis]) for axis in (*known, *(axis for axis in by_axis if axis not in AXES))]
+
+
+def _forest(found: list[Verdict], measure: Measure, results: Results) -> str:
+    references = set(results.plan.references)
+    rows = [
+        charts.Interval(
+            v.arm, v.mean, v.low, v.high, "not applicable" if v.arm in references else v.word, change_text(v, measure)
+        )
+        for v in found
+    ]
+    return charts.forest(rows, found[0].margin, "better", "worse", f"{measure.name}: difference to the baseline")
+
+
+def _row(v: Verdict, measure: Measure) -> dict[str, str]:
+    return {
+        "arm": v.arm,
+        "baseline": _number(v.baseline_mean),
+        "value": _number(v.arm_mean),
+        "change": change_text(v, measure),
+        "word": v.word,
+        "note": v.note,
+    }
+
+
+def _cost_chart(results: Results, primary: Measure) -> Markup:
+    cost = next((name for name in ("macs", "parameters") if results.mean(results.baseline, name)), None)
+    if cost is None:
+        return Markup("")
+    words = {v.arm: v.word for v in results.primary_verdicts()}
+    points = []
+    for arm in (results.baseline, *(arm.name for arm in results.plan.arms)):
+        x, y = results.mean(arm, cost), results.mean(arm, primary.name)
+        if x and y is not None:
+            points.append(
+                (arm, x, y, "base" if arm == results.baseline else charts.WORD_CLASSES[words.get(arm, "undecided")])
+            )
+    label = f"{cost} (log scale)"
+    return Markup(charts.scatter(points, label, primary.name, f"{primary.name} against {cost}"))
+
+
+def _reliability(results: Results) -> list[tuple[str, Markup]]:
+    shown = [
+        results.baseline,
+        *(arm.name for arm in results.plan.arms),
+        *(n for n in results.plan.references if "scaling" in n),
+    ]
+    found = []
+    for arm in shown:
+        trials = [t for t in results.trials if t.arm == arm and "reliability" in t.record.get("details", {})]
+        if trials:
+            pooled = _pooled([t.record["details"]["reliability"] for t in trials])
+            found.append((arm, Markup(charts.reliability(pooled, f"reliability of {arm}"))))
+    return found
+
+
+def _pooled(tables: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Bins of several seeds added up by their centres; a seed leaves out bins that are empty."""
+    sums: dict[float, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for table in tables:
+        rows = zip(table["centre"], table["confidence"], table["accuracy"], table["count"], strict=True)
+        for centre, confidence, accuracy, count in rows:
+            if count:
+                found = sums[round(centre, 6)]
+                found[0] += confidence * count
+                found[1] += accuracy * count
+                found[2] += count
+    bins = [sums[centre] for centre in sorted(sums)]
+    return {
+        "confidence": [confidence / count for confidence, _, count in bins],
+        "accuracy": [accuracy / count for _, accuracy, count in bins],
+        "count": [count for _, _, count in bins],
+    }
+
+
+def _curves(results: Results) -> list[tuple[str, Markup]]:
+    found = []
+    names = {
+        "train_loss": "training loss",
+        "valid_error": "validation error",
+        "valid_rmse": "validation RMSE",
+        "valid_log_loss": "validation log-loss",
+    }
+    for key, label in names.items():
+        lines = {}
+        for arm in (results.baseline, *(arm.name for arm in results.plan.arms)):
+            tables = [
+                t.record["details"]["curve"]
+                for t in results.trials
+                if t.arm == arm and t.record.get("details", {}).get("curve")
+            ]
+            lines[arm] = _mean_curve(tables, key)
+        chart = charts.curves(lines, "gradient steps", label, f"{label} by gradient step, mean over seeds")
+        if chart:
+            found.append((label, Markup(chart)))
+    return found
+
+
+def _mean_curve(tables: list[list[dict[str, float]]], key: str) -> list[tuple[float, float]]:
+    values: dict[float, list[float]] = defaultdict(list)
+    for table in tables:
+        for point in table:
+            if key in point:
+                values[point["step"]].append(point[key])
+    return [(step, sum(found) / len(found)) for step, found in sorted(values.items())]
+
+
+def _per_class(results: Results) -> list[dict[str, Any]]:
+    names = list((results.summary.get("classes") or {}).keys())
+    best = results.winner() or (results.plan.arms[0].name if results.plan.arms else None)
+    found = []
+    for arm in dict.fromkeys((results.baseline, best)):
+        tables = [
+            t.record["details"]["per_class"]
+            for t in results.trials
+            if t.arm == arm and "per_class" in t.record.get("details", {})
+        ]
+        if not tables or not names:
+            continue
+        size = len(tables[0]["confusion"])
+        matrix = [[sum(t["confusion"][i][j] for t in tables) for j in range(size)] for i in range(size)]
+        rows = [
+            {
+                "name": names[i],
+                "recall": _mean(t["recall"][i] for t in tables),
+                "precision": _mean(t["precision"][i] for t in tables),
+            }
+            for i in range(size)
+        ]
+        chart = Markup(charts.confusion(matrix, names, f"confusion matrix of {arm}, all seeds"))
+        found.append({"arm": arm, "chart": chart, "rows": rows if size <= 60 else []})
+    return found
+
+
+def _measurements(results: Results) -> list[dict[str, str]]:
+    if results.plan.arena != "probe":
+        return []
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for trial in results.trials:
+        for name, value in trial.record.get("measures", {}).items():
+            values[trial.arm, name].append(value)
+    return [
+        {"arm": arm, "name": name, "mean": _number(_mean(v)), "low": _number(min(v)), "high": _number(max(v))}
+        for (arm, name), v in values.items()
+    ]
+
+
+def _effects(results: Results) -> list[dict[str, str]]:
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for trial in results.trials:
+        for name, value in (trial.record.get("details", {}).get("effects") or {}).items():
+            values[trial.arm, name].append(float(value))
+    return [{"arm": arm, "name": name, "mean": _number(_mean(v))} for (arm, name), v in values.items()]
+
+
+def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (key, str(summary[key])) for key in ("name", "n", "modality", "task", "target", "fingerprint") if key in summary
+    ]
+    if "split" in summary:
+        rows.append(("rows", ", ".join(f"{part} {count}" for part, count in summary["split"].items())))
+    if "shape" in summary:
+        rows.append(("one example", " x ".join(map(str, summary["shape"]))))
+    return rows
+
+
+def _papers(results: Results) -> list[dict[str, str]]:
+    found = {}
+    names = [use.id for arm in results.plan.arms for use in arm.recipe.uses()] + [
+        s.split(" ")[0] for s in results.plan.skipped
+    ]
+    for name in names:
+        plain = name.split("(")[0]
+        if plain in found or plain not in catalogue.names():
+            continue
+        card = catalogue.card(plain)
+        link = f"https://arxiv.org/abs/{card.paper.removeprefix('arXiv:')}" if card.paper.startswith("arXiv:") else ""
+        found[plain] = {"id": plain, "title": card.title, "paper": card.paper, "link": link}
+    return list(found.values())
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else math.nan
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

@@ -1,0 +1,165 @@
+"""Early-learning regularization against its closed forms (arXiv:2007.00151)."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.recipe import Training
+from probatum.techniques.loss import early_learning_regularization
+from probatum.techniques.loss.early_learning_regularization import (
+    EarlyLearningRegularization,
+    clamped_softmax,
+    moved_average,
+    regularizer,
+)
+
+N, CLASSES = 12, 5
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    output = torch.randn(N, CLASSES, dtype=torch.float64, generator=generator)
+    return output, torch.randint(CLASSES, (N,), generator=generator), torch.randperm(40, generator=generator)[:N]
+
+
+def made(lam: float = 3.0, beta: float = 0.7) -> EarlyLearningRegularization:
+    return EarlyLearningRegularization(40, CLASSES, lam, beta).double()
+
+
+def test_gradient_equals_the_closed_form() -> None:
+    loss = made()
+    for seed in range(3):
+        output, target, _ = batch(seed)
+        index = torch.arange(N)
+        output.requires_grad_()
+        loss(output, target, index).backward()
+        p, t = output.detach().softmax(1), loss.average[index]
+        inner = (p * t).sum(1, keepdim=True)
+        pairs = torch.einsum("nk,nkc->nc", p, t[:, :, None] - t[:, None, :])  # sum_k (t_k - t_c) p_k
+        expected = (p - F.one_hot(target, CLASSES)) + 3.0 * p / (1 - inner) * pairs
+        torch.testing.assert_close(output.grad, expected / N, atol=1e-6, rtol=0)
+
+
+def test_gradcheck_with_fixed_averages() -> None:
+    output, target, index = batch()
+    loss = made()
+    loss(output, target, index)
+    loss.eval()
+    output.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, target, index), (output,))
+    assert torch.autograd.gradcheck(lambda z: regularizer(clamped_softmax(z), loss.average[index]), (output,))
+
+
+def test_no_weight_is_cross_entropy_bit_for_bit() -> None:
+    output, target, index = batch()
+    loss = made(lam=0.0)
+    assert torch.equal(loss(output, target, index), F.cross_entropy(output, target))
+    assert torch.equal(loss(output, target), F.cross_entropy(output, target))
+
+
+def test_constant_predictions_give_the_geometric_average() -> None:
+    output, target, index = batch()
+    loss = made(beta=0.9)
+    for visits in range(1, 120):
+        loss(output, target, index)
+        if visits in (1, 2, 10, 119):
+            p = clamped_softmax(output)
+            expected = p / p.sum(1, keepdim=True) * (1 - 0.9**visits)
+            torch.testing.assert_close(loss.average[index], expected)
+    untouched = torch.ones(40, dtype=torch.bool)
+    untouched[index] = False
+    assert torch.equal(loss.average[untouched], torch.zeros(28, CLASSES, dtype=torch.float64))
+
+
+def test_averages_stay_in_the_simplex() -> None:
+    loss, index = made(beta=0.5), torch.arange(N)
+    for seed in range(60):
+        output, target, _ = batch(seed)
+        loss(20 * output, target, index)
+    average = loss.average[index]
+    torch.testing.assert_close(average.sum(1), torch.ones(N, dtype=torch.float64))
+    assert float(average.min()) >= 0
+
+
+def test_extreme_logits_stay_finite() -> None:
+    output = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    loss = EarlyLearningRegularization(2, 2, lam=7.0, beta=0.0)
+    for _ in range(3):
+        value = loss(output, torch.tensor([0, 0]), torch.arange(2))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(output.grad).all()
+
+
+def test_no_gradient_through_the_average_and_no_update_in_evaluation() -> None:
+    output, target, index = batch()
+    output.requires_grad_()
+    assert not moved_average(torch.zeros(N, CLASSES), clamped_softmax(output), 0.7).requires_grad
+    loss = made()
+    loss(output, target, index)
+    before = loss.average.clone()
+    loss.eval()
+    loss(output, target, index)
+    assert torch.equal(loss.average, before)
+
+
+def test_averages_travel_with_the_state_dict() -> None:
+    output, target, index = batch()
+    first = made()
+    first(output, target, index)
+    second = made()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    again = batch(5)[0]
+    assert torch.equal(first(again, target, index), second(again, target, index))
+    assert torch.equal(first.average, second.average)
+
+
+def test_soft_targets() -> None:
+    output, target, index = batch()
+    hard, soft = made()(output, target, index), made()(output, F.one_hot(target, CLASSES).double(), index)
+    torch.testing.assert_close(hard, soft)
+
+
+def test_misuse_tells_how_to_wrap_the_dataset() -> None:
+    output, target, index = batch()
+    loss = made()
+    with pytest.raises(ValueError, match="index is missing.*wrap the dataset"):
+        loss(output, target)
+    with pytest.raises(IndexError, match=r"index 40 is outside 0 \.\. 39 .*wrap the dataset"):
+        loss(output, target, torch.where(index == index[0], 40, index))
+    with pytest.raises(IndexError, match="index -1 is outside"):
+        loss(output, target, torch.full_like(index, -1))
+    with pytest.raises(ValueError, match=r"index has shape \(3,\) for 12 examples"):
+        loss(output, target, index[:3])
+    with pytest.raises(TypeError, match=r"torch\.float64"):
+        loss(output, target, index.double())
+    with pytest.raises(ValueError, match="num_classes=5"):
+        loss(output[:, :4], target.clamp(max=3), index)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lam", -1.0), ("beta", 1.0), ("beta", -0.1)])
+def test_settings_outside_their_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        EarlyLearningRegularization(3, 2, **{name: value})
+
+
+def test_on_the_bench() -> None:
+    data, training = open_dataset("breast-cancer").prepare(0), Training(epochs=2)
+    plain = fit(None, data, 1, training=training).model.state_dict()
+    neutral = fit("early-learning-regularization(lam=0.0)", data, 1, training=training).model.state_dict()
+    assert all(torch.equal(plain[name], neutral[name]) for name in plain)
+    run = fit("early-learning-regularization", data, 1, training=training)
+    assert run.loss.average.shape == (len(data.train), 2)
+    torch.testing.assert_close(run.loss.average.sum(1), torch.full((len(data.train),), 1 - 0.7**2))
+
+
+def test_example() -> None:
+    assert doctest.testmod(early_learning_regularization).failed == 0
