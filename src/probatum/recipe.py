@@ -29,7 +29,12 @@ class Use:
 
     def plan(self) -> dict[str, Any]:
         """Everything that identifies it, for a trial's key."""
-        return {"id": self.id, "settings": dict(self.settings), "source": catalogue.digest(self.id)}
+        return {
+            "id": self.id,
+            "slot": catalogue.place(self.id).slot,
+            "settings": dict(self.settings),
+            "source": catalogue.digest(self.id),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,9 @@ class Recipe:
         """This recipe with one technique more; InputError, naming both, where its slot is taken."""
         slot = catalogue.place(use.id).slot
         present = getattr(self, slot)
-        if slot in MANY:
-            if any(other.id == use.id for other in present):
-                raise InputError(f"{use.id} stands twice in one arm")
-            return replace(self, **{slot: (*present, use)})
-        if present is not None:
+        if slot in MANY and any(other.id == use.id for other in present):
+            raise InputError(f"{use.id} stands twice in one arm")
+        if slot not in MANY and present is not None:
             raise InputError(f"{present.id} and {use.id} both fill the slot {slot!r}; an arm has room for one of them")
         if self.learner is not None and slot != "posthoc":
             raise InputError(
@@ -102,7 +105,11 @@ class Recipe:
             )
         if slot == "learner" and self.uses():
             raise InputError(f"{use.id} replaces gradient training, so {self.uses()[0].id} has nothing to act on")
-        return replace(self, **{slot: use})
+        return self.placed(use, slot)
+
+    def placed(self, use: Use, slot: str) -> Recipe:
+        """This recipe with `use` in `slot`, without asking whether that is allowed."""
+        return replace(self, **{slot: (*getattr(self, slot), use) if slot in MANY else use})
 
     def uses(self) -> tuple[Use, ...]:
         """All techniques in it, in slot order."""

@@ -104,6 +104,9 @@ class Study:
         self.dataset = open_dataset(
             data, target=target, task=task, modality=modality, group=group, time=time, split=split, drop=tuple(drop)
         )
+        self._source = _source(
+            data, target=target, modality=modality, group=group, time=time, split=split, drop=drop, task=task
+        )
         self._factory, identity, base = self._baseline(model, epochs, steps, batch_size)
         first = self.dataset.prepare(0, fractions=FRACTIONS)
         rules = arena(where)
@@ -145,12 +148,21 @@ class Study:
         """Run what the store lacks; safe to interrupt and to call again."""
         bench = self.bench(listener)
         plan = self.plan
-        self.store.put_study(key_of(plan.describe()), {**plan.describe(), "summary": self.dataset.summary()})
         jobs = bench.jobs(plan.seeds, plan.arms, with_references=True)
         timing_jobs = bench.timing_jobs(plan.seeds, plan.arms) if self.timing else []
+        confirm_jobs = bench.jobs(plan.confirm, plan.arms, with_references=False)
+        keys = {"fit": jobs, "timing": timing_jobs, "confirm": confirm_jobs}
+        self.store.put_study(
+            key_of(plan.describe()),
+            {
+                "plan": plan.describe(),
+                "summary": self.summary(),
+                "keys": {kind: [job.key for job in group] for kind, group in keys.items()},
+            },
+        )
         trials = bench.run([*jobs, *timing_jobs])
         fits, timings = tuple(trials[: len(jobs)]), tuple(trials[len(jobs) :])
-        results = Results(plan, fits, timings, (), self.dataset.summary())
+        results = Results(plan, fits, timings, (), self.summary())
         winner = winner_of(results.verdicts(), plan.primary, [arm.name for arm in plan.arms])
         if winner is not None and plan.confirm:
             arm = next(arm for arm in plan.arms if arm.name == winner)
@@ -158,6 +170,10 @@ class Study:
             results = replace(results, confirmation=tuple(confirmation))
         self._results = results
         return results
+
+    def summary(self) -> dict[str, Any]:
+        """The dataset's summary, and where it was read from if that can be repeated."""
+        return {**self.dataset.summary(), "source": self._source}
 
     def bench(self, listener: Listener | None = None) -> Bench:
         """The plan, data and store as something that runs trials."""
@@ -188,7 +204,7 @@ class Study:
         """Train one arm for keeps and write it, its pipeline and its evidence; see `probatum.ship`."""
         from probatum.ship.write import ship
 
-        return ship(self, arm, Path(folder))
+        return ship(self.bench(), self.results, arm, Path(folder))
 
     def _repr_html_(self) -> str:
         from probatum.report.table import verdict_table_html
@@ -266,6 +282,14 @@ def not_applicable(name: str, dataset: Any) -> str | None:
     if dataset.task not in card.tasks:
         return f"{name} needs task {' or '.join(card.tasks)}; the task here is {dataset.task}"
     return None
+
+
+def _source(data: Any, **options: Any) -> dict[str, Any] | None:
+    """How to open the data again, where a name or path says it all; None for data handed over in memory."""
+    if not isinstance(data, str | Path) or not isinstance(options["split"], str | None):
+        return None
+    found = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    return {"data": found, **options, "drop": list(options["drop"])}
 
 
 def _arena_of(chosen: Sequence[str] | None) -> str:

@@ -99,7 +99,7 @@ def trial(work: Work) -> Outcome:
         found["macs"] = float(cost.macs(fitted.model, test.x[:1]))
         sample = test.x[:64]
         found["peak-memory"] = float(cost.peak_memory(lambda: outputs(fitted.model, sample)))
-    return Outcome(found, timing, _digest(fitted.model, output), details)
+    return Outcome(found, timing, digest(fitted.model, output), details)
 
 
 def fit(work: Work) -> Predictor:
@@ -309,7 +309,8 @@ def _no_rows(part: Part) -> Part:
     return Part(part.x[:0], part.y[:0], part.rows[:0], () if part.text is not None else None)
 
 
-def _digest(model: nn.Module | None, output: Tensor) -> str:
+def digest(model: nn.Module | None, output: Tensor) -> str:
+    """Hash of a trained arm's test outputs and weights."""
     found = hashlib.sha256(output.contiguous().numpy().tobytes())
     for _, value in sorted((model.state_dict() if model is not None else {}).items()):
         found.update(value.contiguous().numpy().tobytes())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from probatum import __version__
-from probatum.recipe import Arm, Recipe
+from probatum.recipe import Arm, Recipe, Training, Use
 
 SOURCES = ("train", "arenas", "measure", "numerics", "data", "contracts", "recipe.py", "spec.py")
 """What decides a trial's record besides its plan; an edit there makes old records count no more."""
@@ -123,6 +123,31 @@ class StudyPlan:
             "threads": self.threads,
             "versions": versions(),
         }
+
+
+def plan_from(described: Mapping[str, Any]) -> StudyPlan:
+    """The plan that `StudyPlan.describe` wrote, for looking at stored studies (techniques need not be installed)."""
+
+    def arm(value: Mapping[str, Any]) -> Arm:
+        return Arm(value["name"], recipe(value), value.get("salt", ""))
+
+    def recipe(value: Mapping[str, Any]) -> Recipe:
+        found = Recipe(training=Training(**value["training"]))
+        for use in value["techniques"]:
+            found = found.placed(Use(use["id"], use["settings"]), use["slot"])
+        return found
+
+    data = {name: tuple(value) if name == "fractions" else value for name, value in described["data"].items()}
+    same = ("arena", "primary", "skipped", "equal_compute", "tune", "margins", "confidence", "model", "threads")
+    return StudyPlan(
+        data=DataPlan(**data),
+        base=recipe(described["base"]),
+        arms=tuple(arm(value) for value in described["arms"]),
+        references=tuple(described["references"]),
+        seeds=tuple(described["seeds"]),
+        confirm=tuple(described["confirm"]),
+        **{name: described[name] for name in same},
+    )
 
 
 def key_of(plan: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ class Subject:
         base = Recipe(training=Training(steps=steps, batch_size=16, lr=1e-2))
         return base.filled(Use(self.name, dict(self.card.tiny if settings is None else settings)))
 
-    def call(self, data: Data, settings: Mapping[str, Any] | None = None, *, seed: int = 0, **fixed: Any) -> Any:
+    def call(self, data: Data, settings: Mapping[str, Any] | None = None, /, *, seed: int = 0, **fixed: Any) -> Any:
         """Call the entry with its tiny settings (or these), what its slot passes, and the offered vocabulary."""
         model = self.model(data)
         offer = {

@@ -17,7 +17,7 @@ from probatum.bench.execute import Job
 from probatum.bench.results import Results
 from probatum.bench.store import Trial
 from probatum.errors import InputError
-from probatum.report.table import verdict_table
+from probatum.report.table import remarks, verdict_table
 
 RUNS = Path("probatum-runs")
 
@@ -59,6 +59,8 @@ def print_results(console: Console, results: Results) -> None:
     """The verdict table and the answer."""
     console.print()
     console.print(measurement_table(results) if results.plan.arena == "probe" else verdict_table(results))
+    for line in remarks(results):
+        console.print(line)
     console.print()
     console.print(Text(results.answer(), style="bold"))
     if results.reference_note():
@@ -131,7 +133,7 @@ class LiveTable:
         elif self.primary in trial.record.get("measures", {}):
             self.values[job.arm.name].append(trial.record["measures"][self.primary])
         self._show()
-        if self.live is None and (self.done == self.total or self.done % max(1, self.total // 10) == 0):
+        if self.live is None and self.fresh and (self.done == self.total or self.done % max(1, self.total // 10) == 0):
             self.console.print(f"{self.done}/{self.total} trials{self._left()}", highlight=False)
 
     def _left(self) -> str:

@@ -76,7 +76,9 @@ class PiecewiseNumbers(nn.Module):
     def __init__(self, edges: Tensor, width: int) -> None:
         super().__init__()
         if edges.ndim != 2 or not bool((edges.diff(dim=1) > 0).all()):
-            raise ValueError(f"edges of shape {tuple(edges.shape)} do not rise; give (features, bins + 1), each row rising")
+            raise ValueError(
+                f"edges of shape {tuple(edges.shape)} do not rise; give (features, bins + 1), each row rising"
+            )
         self.edges: Tensor
         self.register_buffer("edges", edges)
         self.straight = EachLinear(len(edges), 1, width)

@@ -35,7 +35,7 @@ def forest(rows: Sequence[Interval], margin: float, better: str, worse: str, tit
     if not rows:
         return ""
     reach = max([margin * 1.5, *(abs(v) for row in rows for v in (row.low, row.high))]) * 1.08 or 1.0
-    width, left, right, line = 760, 210, 190, 30
+    width, left, right, line = 800, 210, 220, 30
     height = 46 + line * len(rows)
     span = width - left - right
 

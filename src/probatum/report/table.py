@@ -28,26 +28,21 @@ SHORT = {"no material difference": "no difference", "not applicable": "n/a"}
 
 
 def verdict_table(results: Results) -> Table:
-    """Arms by measure: the primary measure in full, then one mark per axis."""
+    """Arms on the primary measure; fits 80 columns."""
     plan = results.plan
     primary = results.measure(plan.primary)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("arm", overflow="fold", ratio=3)
+    table.add_column("arm", overflow="fold")
     table.add_column(plan.primary, justify="right", no_wrap=True)
     table.add_column("difference [interval]", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("other axes", ratio=3)
     base = results.mean(results.baseline, plan.primary)
-    table.add_row(Text(results.baseline, style="bold"), _number(base), "", "", "")
-    others = other_axes(results)
+    table.add_row(Text(results.baseline, style="bold"), _number(base), "", "")
     for verdict in results.primary_verdicts():
         mark = Text(SHORT.get(verdict.word, verdict.word), style=STYLES[verdict.word])
-        extra = others.get(verdict.arm, Text())
-        if verdict.word in ("not applicable", "failed"):
-            extra = Text(verdict.note, style="dim")
-        elif verdict.word == "undecided" and verdict.seeds_needed:
+        if verdict.word == "undecided" and verdict.seeds_needed:
             mark.append(f" ({verdict.seeds_needed} seeds)", style="dim")
-        table.add_row(verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), mark, extra)
+        table.add_row(verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), mark)
     for name in plan.references:
         verdict_of = [v for v in results.verdicts() if v.arm == name and v.measure == plan.primary]
         for verdict in verdict_of:
@@ -56,9 +51,21 @@ def verdict_table(results: Results) -> Table:
                 Text(_number(verdict.arm_mean), style="dim"),
                 Text(change_text(verdict, primary), style="dim"),
                 Text("reference", style="dim"),
-                "",
             )
     return table
+
+
+def remarks(results: Results) -> list[Text]:
+    """One line for each arm about which there is more to say: other axes, no effect, failures, what would decide."""
+    lines = []
+    others = other_axes(results)
+    for verdict in results.primary_verdicts():
+        line = others.get(verdict.arm, Text())
+        if verdict.note:
+            line = Text.assemble(line, "; " if line.plain else "", (verdict.note, "dim"))
+        if line.plain:
+            lines.append(Text.assemble((f"  {verdict.arm}: ", "bold"), line))
+    return lines
 
 
 def other_axes(results: Results) -> dict[str, Text]:

@@ -274,7 +274,9 @@ def last_hidden(network: nn.Module, layer: nn.Module, x: Tensor) -> Array:
         hook.remove()
         network.train(mode)
     if not caught:
-        raise ValueError(f"{type(layer).__name__} took no part in {type(network).__name__}'s forward; name one that does")
+        raise ValueError(
+            f"{type(layer).__name__} took no part in {type(network).__name__}'s forward; name one that does"
+        )
     return caught[0].flatten(1).double().numpy()
 
 

@@ -23,7 +23,7 @@ from probatum.spec import Part, Spec
 from probatum.train.baselines import TableMLP
 
 WIDTH = 64
-RATES = {"mlp": 3e-3, "tabm": 3e-3}
+RATES = {"mlp": 1e-2, "tabm": 1e-2}
 ROWS = 1500
 
 

@@ -197,7 +197,9 @@ class TabM(nn.Module):
         self.encoder = TableEncoder(numeric, cardinalities)
         self.numbers: nn.Module | None = None
         if numbers == "piecewise" and numeric:
-            self.numbers = PiecewiseNumbers(normal_edges(bins).repeat(numeric, 1) if edges is None else edges, number_width)
+            self.numbers = PiecewiseNumbers(
+                normal_edges(bins).repeat(numeric, 1) if edges is None else edges, number_width
+            )
         elif numbers == "periodic" and numeric:
             self.numbers = PeriodicNumbers(numeric, number_width)
         chunks = [1 if self.numbers is None else number_width] * numeric

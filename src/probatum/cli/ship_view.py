@@ -1,0 +1,129 @@
+"""`probatum ship`, `predict` and `explain`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from probatum import catalogue
+from probatum.bench.execute import Bench
+from probatum.bench.stored import find_study, results_of
+from probatum.cli.store_view import open_existing
+from probatum.contracts import inject
+from probatum.data.open import open_dataset
+from probatum.errors import InputError
+from probatum.ship.load import Shipped, load
+from probatum.ship.write import ship
+
+
+def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> None:
+    """Ship an arm of a stored study; its data are opened again and must be the same."""
+    console = Console(stderr=True)
+    with open_existing(path) as store:
+        study = find_study(store, beginning)
+        results = results_of(store, study)
+        source = study.plan["summary"].get("source")
+        if source is None:
+            raise InputError("this study's data were handed over in Python; ship it there: study.ship(arm, folder)")
+        if results.plan.model:
+            raise InputError("this study's network was handed over in Python; ship it there: study.ship(arm, folder)")
+        source = {**source, "drop": tuple(source["drop"])}
+        dataset = open_dataset(source.pop("data"), **source)
+        if dataset.fingerprint != results.plan.data.fingerprint:
+            raise InputError(f"{dataset.name} has changed since the study; run `probatum try` on it again")
+        with console.status(f"training {arm} once more ..."):
+            folder = ship(Bench(results.plan, dataset, store), results, arm, to)
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    same = description["digest"] == description["digest_in_study"]
+    console.print(
+        f"{folder}: {arm}, "
+        + ("the very weights of the study" if same else "weights differ from the study's in the last digits")
+    )
+    onnx = description["onnx"]
+    told = (
+        f"ONNX: largest difference {onnx['largest_difference']:.1e}"
+        if onnx["written"]
+        else f"no ONNX: {onnx['reason']}"
+    )
+    console.print(Text(told, style="dim"))
+
+
+def predict_file(folder: Path, data: str, to: Path | None) -> None:
+    """Predictions as CSV on standard output, or as a .csv or .parquet file."""
+    if to is not None and to.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--to {to}: name a .csv or .parquet file")
+    frame = load(folder).predict(data)
+    if to is None:
+        sys.stdout.write(frame.write_csv())
+    elif to.suffix == ".csv":
+        frame.write_csv(to)
+    else:
+        frame.write_parquet(to)
+
+
+def explain_row(folder: Path, data: str, row: int, by: str, *, as_json: bool) -> None:
+    """Contributions of one row's features to its predicted class."""
+    if catalogue.place(by).slot != "explain":
+        raise InputError(f"--by {by}: give a technique of slot explain ({', '.join(catalogue.names('explain'))})")
+    shipped = load(folder)
+    part, _ = shipped.encode(data)
+    if not 0 <= row < len(part):
+        raise InputError(f"--row {row}: the data have rows 0 to {len(part) - 1}")
+    if shipped.model is None:
+        raise InputError(f"{shipped.description['arm']} is a learner without gradients; explainers need a network")
+    card = catalogue.card(by)
+    if shipped.spec.modality not in card.modalities or shipped.spec.task not in card.tasks:
+        raise InputError(
+            f"{by} takes {', '.join(card.modalities)} and {', '.join(card.tasks)}; this model is {shipped.spec.modality}, {shipped.spec.task}"
+        )
+    x = part.x[row : row + 1]
+    with torch.no_grad():
+        output = shipped.model(x)
+    target = output.argmax(dim=1)
+    found = inject.call(
+        by, catalogue.entry(by), {}, {"spec": shipped.spec}, model=shipped.model, inputs=x, target=target
+    )
+    values = found.values[0].detach()
+    answer = shipped.spec.classes[int(target)] if shipped.spec.classes else str(int(target))
+    rows = _named(shipped, x[0], values)
+    if as_json:
+        gap = None if found.gap is None else float(found.gap[0])
+        print(json.dumps({"row": row, "by": by, "predicted": answer, "gap": gap, "contributions": rows}, indent=1))
+        return
+    console, table = Console(), Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("feature", overflow="fold")
+    table.add_column("value (encoded)", justify="right")
+    table.add_column("contribution", justify="right")
+    for item in rows[:20]:
+        style = "green" if item["contribution"] > 0 else "red"
+        table.add_row(item["feature"], f"{item['value']:.4g}", Text(f"{item['contribution']:+.4g}", style=style))
+    console.print(f"row {row}: predicted [bold]{answer}[/bold], explained by {by}", highlight=False)
+    console.print(table)
+
+
+def _named(shipped: Shipped, x: torch.Tensor, values: torch.Tensor) -> list[dict[str, Any]]:
+    """Features by size of contribution: columns of tables, pixels and steps by position."""
+    spec = shipped.spec
+    if spec.modality == "table":
+        names = list(spec.features)
+    else:
+        grid = (
+            torch.cartesian_prod(*(torch.arange(size) for size in values.shape))
+            if values.ndim > 1
+            else torch.arange(len(values))[:, None]
+        )
+        names = (
+            [", ".join(str(int(i)) for i in place) for place in grid.tolist()]
+            if values.ndim > 1
+            else [str(i) for i in range(len(values))]
+        )
+    flat, raw = values.flatten(), x.flatten()
+    order = flat.abs().argsort(descending=True)
+    return [{"feature": names[i], "value": float(raw[i]), "contribution": float(flat[i])} for i in order.tolist()]

@@ -1,0 +1,66 @@
+"""`probatum runs` and `probatum report`: look again at what a store holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from probatum.bench.store import Store
+from probatum.bench.stored import find_study, progress_of, results_of
+from probatum.errors import InputError
+
+
+def open_existing(path: str) -> Store:
+    """A store that must be there already."""
+    if "://" not in path and not Path(path).is_file():
+        raise InputError(f"no store at {path}; `probatum try ... --store {path}` writes one")
+    return Store(path)
+
+
+def print_runs(path: str, *, as_json: bool) -> None:
+    """A line for every study in the store, oldest first."""
+    with open_existing(path) as store:
+        rows = []
+        for study in sorted(store.studies(), key=lambda s: s.created):
+            plan, progress = study.plan["plan"], progress_of(store, study)
+            finished = progress["done"] == progress["total"]
+            rows.append(
+                {
+                    "study": study.key,
+                    "created": study.created,
+                    "data": plan["data"]["name"],
+                    "arena": plan["arena"],
+                    "arms": [arm["name"] for arm in plan["arms"]],
+                    "seeds": len(plan["seeds"]),
+                    **progress,
+                    "answer": results_of(store, study).answer() if finished else "not finished",
+                }
+            )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    console, table = Console(), Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("study", "created", "data", "trials", "answer"):
+        table.add_column(column, no_wrap=column in ("study", "trials"), overflow="fold")
+    for row in rows:
+        trials = f"{row['done']}/{row['total']}"
+        table.add_row(row["study"][:8], row["created"][:16], row["data"], trials, Text(row["answer"]))
+    console.print(table)
+
+
+def print_report(path: str, beginning: str | None, to: Path | None) -> None:
+    """The verdict table of a stored study, and its HTML report."""
+    from probatum.cli.try_view import print_results
+    from probatum.report.write import write_report
+
+    with open_existing(path) as store:
+        results = results_of(store, find_study(store, beginning))
+    console = Console()
+    print_results(console, results)
+    if to is not None:
+        write_report(results, to)
+        console.print(Text(f"\nreport: {to.resolve()}"), soft_wrap=True)

@@ -1,0 +1,64 @@
+"""The model card that goes with a shipped arm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probatum import catalogue
+from probatum.bench.results import Results, change_text
+
+
+def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
+    """Markdown: what the model is, what it was tried against, what was found, how to use it."""
+    plan, data = results.plan, results.plan.data
+    lines = [
+        f"# {arm} on {data.name}",
+        "",
+        f"Predicts `{data.target}` ({data.task}, {data.modality} data, {data.n} rows in all). Trained on seed {description['seed']} "
+        f"of study `{description['study'][:8]}`; the test rows were looked at once.",
+        "",
+        f"**{results.answer()}**",
+        "",
+        "## Evidence",
+        "",
+        f"| measure | baseline | this arm | difference [{100 * plan.confidence:g} % interval] | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    measures = {measure.name: measure for measure in results.measures()}
+    mine = [v for v in results.verdicts() if v.arm == arm and v.n]
+    for v in mine:
+        change = change_text(v, measures[v.measure])
+        lines.append(f"| {v.measure} | {v.baseline_mean:.4g} | {v.arm_mean:.4g} | {change} | {v.word} |")
+    if not mine:
+        shown = [name for name in measures if results.mean(arm, name) is not None]
+        lines += [f"| {name} | {results.mean(arm, name):.4g} | | | |" for name in shown]
+    lines += [
+        "",
+        f"{len(plan.seeds)} paired seeds, {'equal arithmetic' if plan.equal_compute else 'equal gradient steps'}.",
+    ]
+    if results.reference_note():
+        lines += ["", results.reference_note()]
+    confirmed = results.confirmed()
+    if confirmed is not None:
+        lines += [
+            "",
+            f"On {confirmed.n} fresh seeds: {confirmed.word} ({change_text(confirmed, measures[confirmed.measure])}).",
+        ]
+    if description["digest_in_study"] not in (None, description["digest"]):
+        lines += ["", "The weights differ in the last digits from the study's trial (another machine or thread count)."]
+    lines += ["", "## Limits", ""]
+    lines += [f"- {notice}" for notice in results.summary.get("notices", ())]
+    lines += ["- Intervals speak of data like these; another population needs its own trial."]
+    if any(use["slot"] == "learner" for use in description["recipe"]["techniques"]):
+        lines += ["- The folder holds training rows, because the learner is fitted from them when it is loaded."]
+    onnx = description["onnx"]
+    lines += ["", "## Use", "", "```", "probatum predict . --data new.csv", "```", ""]
+    if onnx["written"]:
+        lines += [f"`model.onnx` gives the same outputs (largest difference {onnx['largest_difference']:.1e})."]
+    else:
+        lines += [f"No ONNX file: {onnx['reason']}."]
+    lines += ["", "## Papers", ""]
+    for use in description["recipe"]["techniques"]:
+        card = catalogue.card(use["id"])
+        lines.append(f"- {use['id']}: {card.title} ({card.paper})")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,139 @@
+"""Ship an arm: weights, preprocessing and evidence in a folder that loads again without pickle.
+
+============================  ======================================================================================
+model.safetensors             the network's weights (absent for learners, which are fitted again from training rows)
+model.json                    how the network is built: recipe, spec, temperature, format version
+pipeline.json, .safetensors   the preprocessing, fitted on training rows
+refit.safetensors, .json      what calibrators and learners are fitted on again when the folder is loaded
+model.onnx                    the network with its softmax, where it can be exported; outputs compared in ONNX Runtime
+evidence.json, README.md      verdicts of the study and a model card
+============================  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probatum.arenas import predict
+from probatum.arenas.base import Work
+from probatum.bench.execute import Bench
+from probatum.bench.plan import key_of
+from probatum.bench.results import Results
+from probatum.data.pipeline import save_pipeline
+from probatum.errors import InputError
+from probatum.recipe import Arm, Recipe
+from probatum.ship.card import model_card
+from probatum.ship.onnx import export_onnx
+from probatum.spec import Part
+from probatum.train.loop import outputs
+
+FORMAT = 1
+
+
+def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
+    """Train one arm on the study's first seed once more and write it to `folder`.
+
+    The trial is a pure function of its plan, so the shipped weights are those whose evidence is in the store; where the
+    digest differs (another machine or thread count), the model card says so.
+
+    Raises:
+        InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena.
+    """
+    plan = results.plan
+    if plan.arena != "predict":
+        raise InputError(f"the study is of arena {plan.arena}; only arms of arena predict can be shipped")
+    arm, builtin = _arm(results, arm_name)
+    _check_folder(folder)
+    seed = plan.seeds[0]
+    work = bench.work(arm, builtin, seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        fitted = predict.fit(work)
+        test = fitted.predict(work.data.test)
+    finally:
+        torch.set_num_threads(threads)
+    digest = predict.digest(fitted.model, test)
+    stored = next((t.record.get("digest") for t in results.trials if t.arm == arm.name and t.seed == seed), None)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_pipeline(work.data.pipeline, folder)
+    if fitted.model is not None:
+        save_file({k: v.contiguous() for k, v in _tensors(fitted.model).items()}, folder / "model.safetensors")
+    _save_refit(work, fitted, folder)
+    onnx = export_onnx(fitted, work, folder / "model.onnx")
+    description = {
+        "format": FORMAT,
+        "arm": arm.name,
+        "seed": seed,
+        "recipe": _buildable(arm.recipe),
+        "own_model": bool(plan.model) and arm.recipe.model is None,
+        "temperature": fitted.temperature,
+        "study": key_of(plan.describe()),
+        "digest": digest,
+        "digest_in_study": stored,
+        "onnx": onnx,
+        "versions": plan.describe()["versions"],
+    }
+    evidence = results.as_json()
+    evidence.pop("trials")
+    (folder / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(results, arm.name, description), encoding="utf-8")
+    (folder / "model.json").write_text(
+        json.dumps(description, indent=1) + "\n", encoding="utf-8"
+    )  # last: now it is whole
+    return folder
+
+
+def _arm(results: Results, name: str) -> tuple[Arm, str]:
+    plan = results.plan
+    if name == results.baseline:
+        return Arm(name, plan.base), name
+    if name == "temperature scaling" and name in plan.references:
+        return Arm(name, plan.base), name
+    found = [arm for arm in plan.arms if name in (arm.name, arm.name.replace(" + ", "+"))]
+    if not found:
+        known = ", ".join([results.baseline, *(arm.name for arm in plan.arms)])
+        raise InputError(f"no arm {name!r} in this study; it has {known}")
+    return found[0], ""
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
+    parent = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {parent} is not writable; name another folder")
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """State without shared storage, which safetensors refuses."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _save_refit(work: Work, fitted: Any, folder: Path) -> None:
+    recipe = work.arm.recipe
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, list[str]] = {}
+    if recipe.learner is not None:
+        for name, part in (("train", work.data.train), ("valid", work.data.valid)):
+            tensors |= {f"{name}.x": part.x, f"{name}.y": part.y, f"{name}.rows": part.rows}
+            if part.text is not None:
+                texts[name] = list(part.text)
+    elif recipe.posthoc is not None:
+        valid: Part = work.data.valid
+        tensors = {"logits": outputs(fitted.model, valid.x), "target": valid.y}
+    if tensors:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "refit.safetensors")
+        (folder / "refit.json").write_text(json.dumps({"text": texts}) + "\n", encoding="utf-8")
+
+
+def _buildable(recipe: Recipe) -> dict[str, Any]:
+    return {"training": asdict(recipe.training), "techniques": [use.plan() for use in recipe.uses()]}

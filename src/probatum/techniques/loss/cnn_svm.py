@@ -1,0 +1,164 @@
+"""CNN-SVM: end a network in a linear support vector machine, trained end to end, instead of softmax cross-entropy.
+
+Paper     Agarap 2017, arXiv:1712.03541, section 2.2 (after Tang 2013, arXiv:1306.0239)
+Computes  reg/2 |W|^2 + C mean_i sum_k max(0, 1 - y'_ik s_ik)^2 with y' = +1 for the own class and -1 else, W the last
+          layer's weights; also the plain (L1) hinge, and Crammer-Singer's sum_{k != y} max(0, 1 + s_k - s_y)^2
+Shapes    output (n, classes) scores, or (n,) for two classes with one score; target (n,) int64 -> loss ()
+Departs   1. the paper's factor 1/p of |W|^2 is the setting `reg`; its published code has reg=1, as here
+          2. the published code averages the hinge over classes too; the sum is Tang's, and differs by a factor in C
+          3. scores are no log-probabilities: `probabilistic` is False, and they need a temperature before log-loss or ECE
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+
+from probatum.card import Card
+
+CARD = Card(
+    paper="arXiv:1712.03541",
+    title="An Architecture Combining Convolutional Neural Network (CNN) and Support Vector Machine (SVM) for Image "
+    "Classification",
+    entry="L2SVM",
+    number=102,
+    tags=("margin", "vision", "training"),
+    tasks=("classes",),
+    tiny={"C": 1.0},
+    tune={"C": (0.1, 1000.0, "log"), "kind": ["squared", "l1", "crammer-singer"]},
+    claims=("close-to-softmax",),
+)
+
+KINDS = ("squared", "l1", "crammer-singer")
+
+
+def check_labels(target: Tensor, classes: int) -> None:
+    """ValueError unless every label lies in 0 .. classes - 1; TypeError unless they are int64."""
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; hinge losses need class numbers, int64")
+    outside = target[(target < 0) | (target >= classes)]
+    if len(outside):
+        raise ValueError(f"target holds the label {int(outside[0])}; with {classes} classes labels are 0 .. {classes - 1}")
+
+
+def signs(target: Tensor, classes: int) -> Tensor:
+    """+1 at the own class and -1 elsewhere: (n,) -> (n, classes)."""
+    return 2.0 * nn.functional.one_hot(target, classes) - 1.0
+
+
+def hinge(scores: Tensor, target: Tensor, kind: str = "squared") -> Tensor:
+    """Hinge loss of every example, summed over classes.
+
+    Args:
+        scores: (n, classes), or (n,) where two classes share one score (positive = class 1).
+        target: classes (n,) int64.
+        kind: "squared" or "l1", one against the rest; or "crammer-singer" (squared).
+
+    Raises:
+        ValueError: one column of scores, a label outside the classes, an unknown kind.
+        TypeError: labels that are not int64.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
+    if scores.ndim == 1:
+        check_labels(target, 2)
+        short = (1 - (2 * target - 1) * scores).relu()
+        return short if kind == "l1" else short.square()
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(
+            f"output has shape {tuple(scores.shape)}; give (n, classes) with two classes or more, or one score (n,) for two"
+        )
+    check_labels(target, scores.shape[1])
+    if kind == "crammer-singer":
+        own = scores.gather(1, target[:, None])
+        short = (1 + scores - own).scatter(1, target[:, None], 0.0).relu()
+    else:
+        short = (1 - signs(target, scores.shape[1]).to(scores.dtype) * scores).relu()
+    return (short if kind == "l1" else short.square()).sum(dim=1)
+
+
+def refit_head(head: nn.Linear, features: Tensor, target: Tensor, C: float = 1.0, reg: float = 1.0) -> None:
+    """Put the exact optimum of the squared hinge for frozen features (n, d) into `head`, by liblinear's one-vs-rest.
+
+    It minimises what `L2SVM(C, reg, penalise_bias=True)` does: liblinear counts the intercept among the weights.
+    """
+    check_labels(target, head.out_features)
+    if head.bias is None:
+        machine = LinearSVC(C=C / reg / len(target), fit_intercept=False, dual="auto", tol=1e-8, max_iter=20000)
+    else:
+        machine = LinearSVC(C=C / reg / len(target), intercept_scaling=1.0, dual="auto", tol=1e-8, max_iter=20000)
+    machine.fit(features.detach().double().cpu().numpy(), target.cpu().numpy())
+    weights = np.concatenate([machine.coef_, np.reshape(machine.intercept_ * np.ones(len(machine.coef_)), (-1, 1))], axis=1)
+    if len(machine.classes_) == 2:
+        weights = np.concatenate([-weights, weights])
+    with torch.no_grad():
+        rows = torch.as_tensor(machine.classes_)
+        solved = torch.as_tensor(weights, dtype=head.weight.dtype, device=head.weight.device)
+        head.weight[rows] = solved[:, :-1]
+        if head.bias is not None:
+            head.bias[rows] = solved[:, -1]
+
+
+class L2SVM(nn.Module):
+    """Squared-hinge support vector machine as a loss, (output, target) -> scalar.
+
+    Args:
+        C: weight of the hinge, > 0.
+        reg: weight of half the squared norm of the last layer, >= 0.
+        kind: "squared", "l1" or "crammer-singer".
+        penalise_bias: whether the last layer's bias counts in its norm.
+        weight: factor per class (classes,), applied to the examples of the class.
+        last_layer: the layer whose weights are regularised; None = no such term.
+
+    Raises:
+        ValueError: a setting outside its range; labels outside the classes; one column of scores.
+
+    Example:
+        >>> head = nn.Linear(2, 3, bias=False)
+        >>> _ = nn.init.ones_(head.weight)
+        >>> loss = L2SVM(C=2.0, last_layer=head)
+        >>> scores = torch.tensor([[2.0, -0.5, -3.0]])
+        >>> loss(scores, torch.tensor([0])).item()  # 0.5 * 6 + 2 * 0.5 ** 2
+        3.5
+    """
+
+    probabilistic = False
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        reg: float = 1.0,
+        kind: str = "squared",
+        penalise_bias: bool = False,
+        weight: Tensor | None = None,
+        last_layer: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not C > 0:
+            raise ValueError(f"C is {C}; it must be above 0")
+        if not reg >= 0:
+            raise ValueError(f"reg is {reg}; it must be at least 0")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
+        self.C, self.reg, self.kind, self.penalise_bias = C, reg, kind, penalise_bias
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+        self._last_layer = (last_layer,)  # in a tuple, so that its weights do not count as the loss's own
+
+    def regularizer(self) -> Tensor | float:
+        """reg/2 |W|^2 of the last layer, or 0.0 without one."""
+        (layer,) = self._last_layer
+        if layer is None or self.reg == 0:
+            return 0.0
+        norm = layer.weight.square().sum()
+        if self.penalise_bias and layer.bias is not None:
+            norm = norm + layer.bias.square().sum()
+        return 0.5 * self.reg * norm
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = hinge(output, target, self.kind)
+        if self.weight is not None:
+            loss = loss * self.weight[target]
+        return self.regularizer() + self.C * loss.mean()
