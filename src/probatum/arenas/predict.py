@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,19 +58,43 @@ def measures(spec: Spec) -> tuple[str, ...]:
 
 @dataclass
 class Predictor:
-    """A trained arm: `predict` maps a part to probabilities or values; `model` is None for learners.
+    """A trained arm.
 
-    `temperature` and `calibrator` say what lies between the network's outputs and `predict`; `effects`, the learning
-    curve and the passes (examples forward and backward) go into the record.
+    Attributes:
+        task: classes or reals.
+        model: the network, None for learners and references.
+        learner: what predicts where there is no network.
+        temperature: what logits are divided by.
+        calibrator: fitted map from logits to probabilities, or None.
+        effects: named numbers of what the techniques did.
+        curve: the learning curve.
+        passes: examples passed forward and backward.
     """
 
-    predict: Callable[[Part], Tensor]
-    model: nn.Module | None
-    temperature: float
-    calibrator: Any
-    effects: dict[str, float]
-    curve: list[dict[str, float]]
-    passes: float
+    task: str
+    model: nn.Module | None = None
+    learner: Any = None
+    temperature: float = 1.0
+    calibrator: Any = None
+    effects: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    passes: float = 0.0
+
+    def predict(self, part: Part) -> Tensor:
+        """Probabilities (n, classes), or values (n, outputs) on the standardised scale."""
+        if self.model is None:
+            found = self.learner.predict(part)
+            if self.calibrator is None:
+                return found
+            output = found.clamp_min(1e-12).log()
+        else:
+            output = outputs(self.model, part.x)
+        if self.task == "reals":
+            return output
+        if self.calibrator is None:
+            return (output / self.temperature).softmax(dim=1)
+        with torch.no_grad():
+            return self.calibrator(output)
 
 
 def trial(work: Work) -> Outcome:
@@ -104,12 +128,15 @@ def trial(work: Work) -> Outcome:
 
 def fit(work: Work) -> Predictor:
     """Train one arm and, where it has them, its calibrator and its tuned settings; the test rows are not read."""
-    if work.builtin in classical.NAMES[work.data.spec.task]:
-        predictor = classical.fit(work.builtin, work.data, work.seed)
-        return Predictor(predictor.predict, None, 1.0, None, {}, [], float(len(work.data.train)))
+    spec = work.data.spec
+    if work.builtin in classical.NAMES[spec.task]:
+        reference = classical.fit(work.builtin, work.data, work.seed)
+        return Predictor(spec.task, learner=reference, passes=float(len(work.data.train)))
     recipe = work.arm.recipe
     if work.tune:
         recipe = tuned(recipe, work.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+    if recipe.posthoc is not None and spec.task != "classes":
+        raise InputError(f"{recipe.posthoc.id} calibrates class probabilities; the task here is {spec.task}")
     return _fit_network(work, recipe) if recipe.learner is None else _fit_learner(work, recipe, recipe.learner)
 
 
@@ -119,17 +146,13 @@ def _fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
     generator = stream(work.seed, "technique", use.id, work.arm.salt)
     hidden = replace(data, test=_no_rows(data.test))  # a learner cannot look at the test rows
     offer = {"spec": data.spec, "num_classes": data.spec.outputs, "num_examples": len(data.train)}
-    predictor = inject.call(
+    learner = inject.call(
         use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
     )
-    calibrator = _calibrator(recipe, work, predictor.predict(data.valid).clamp_min(1e-12).log())
-    if calibrator is None:
-        return Predictor(predictor.predict, None, 1.0, None, {}, [], float(len(data.train)))
-
-    def predict(part: Part) -> Tensor:
-        return calibrator(predictor.predict(part).clamp_min(1e-12).log())
-
-    return Predictor(predict, None, 1.0, calibrator, {}, [], float(len(data.train)))
+    found = Predictor(data.spec.task, learner=learner, passes=float(len(data.train)))
+    if recipe.posthoc is not None:
+        found.calibrator = _calibrator(recipe.posthoc, work, learner.predict(data.valid).clamp_min(1e-12).log())
+    return found
 
 
 def _fit_network(work: Work, recipe: Recipe) -> Predictor:
@@ -141,25 +164,16 @@ def _fit_network(work: Work, recipe: Recipe) -> Predictor:
     effects: dict[str, float] = {f"{name}: places changed": float(count) for name, count in parts.swaps.items()}
     for method in parts.methods:
         effects |= getattr(method, "report", dict)()
-    effects |= run.notes
     passes = run.step * run.budget.batch_size + run.extra_passes
-    valid = outputs(run.model, run.valid.x)
-    temperature, calibrator = 1.0, None
+    found = Predictor(spec.task, run.model, effects=effects | run.notes, curve=run.curve, passes=float(passes))
     if spec.task == "classes":
-        needs_scale = not getattr(run.loss, "probabilistic", True)
-        if recipe.posthoc is None and (needs_scale or work.builtin == "temperature scaling"):
-            temperature = fit_temperature(valid, run.valid.y)
-        calibrator = _calibrator(recipe, work, valid)
-    elif recipe.posthoc is not None:
-        raise InputError(f"{recipe.posthoc.id} calibrates class probabilities; the task here is {spec.task}")
-
-    def predict(part: Part) -> Tensor:
-        output = outputs(run.model, part.x)
-        if spec.task == "reals":
-            return output
-        return (output / temperature).softmax(dim=1) if calibrator is None else calibrator(output)
-
-    return Predictor(predict, run.model, temperature, calibrator, effects, run.curve, float(passes))
+        valid = outputs(run.model, run.valid.x)
+        scores_only = not getattr(run.loss, "probabilistic", True)
+        if recipe.posthoc is not None:
+            found.calibrator = _calibrator(recipe.posthoc, work, valid)
+        elif scores_only or work.builtin == "temperature scaling":
+            found.temperature = fit_temperature(valid, run.valid.y)
+    return found
 
 
 def run_training(recipe: Recipe, work: Work, steps: int | None = None) -> Assembly:
@@ -167,7 +181,7 @@ def run_training(recipe: Recipe, work: Work, steps: int | None = None) -> Assemb
     parts = assemble(recipe, work.data, work.seed, salt=work.arm.salt, factory=work.factory, steps=steps)
     with torch.no_grad():
         head = outputs(parts.run.model, work.data.valid.x[:2])
-    check_output(head, 2, work.data.spec, type(parts.run.model).__name__)
+    check_output(head, min(2, len(work.data.valid)), work.data.spec, type(parts.run.model).__name__)
     training = recipe.training
     with seeded(work.seed, "training", work.arm.salt):
         train(
@@ -247,10 +261,7 @@ def _mean_ratio(log_ratios: tuple[float, ...]) -> float:
     return float(torch.tensor(log_ratios, dtype=torch.float64).median().exp())
 
 
-def _calibrator(recipe: Recipe, work: Work, logits: Tensor) -> Any:
-    if recipe.posthoc is None:
-        return None
-    use = recipe.posthoc
+def _calibrator(use: Use, work: Work, logits: Tensor) -> Any:
     offer = {
         "num_classes": work.data.spec.outputs,
         "generator": stream(work.seed, "technique", use.id, work.arm.salt),
@@ -259,13 +270,7 @@ def _calibrator(recipe: Recipe, work: Work, logits: Tensor) -> Any:
     with seeded(work.seed, "technique", use.id, work.arm.salt):
         fitted = inject.call(use.id, catalogue.entry(use.id), use.settings, offer)
         fitted.fit(logits, work.data.valid.y)
-
-    def apply(output: Tensor) -> Tensor:
-        with torch.no_grad():
-            return fitted(output)
-
-    apply.fitted = fitted  # type: ignore[attr-defined]
-    return apply
+    return fitted
 
 
 def _validation_score(work: Work, recipe: Recipe) -> float:

@@ -60,7 +60,7 @@ def test_squared_hinge_by_loops() -> None:
 
 def test_total_is_the_weighted_sum() -> None:
     net, (x, y) = network(), images()
-    with DeeplySupervisedNets(alpha=[0.5, 2.0], gamma=0.2, penalty=0.01).attach(net, x[:2], 3) as dsn:
+    with DeeplySupervisedNets(alpha=[0.5, 2.0], gamma=0.2, penalty=0.01, pool="mean").attach(net, x[:2], 3) as dsn:
         net(x)
         ours = dsn.companion_loss(y)
     expected, features = 0.0, x
@@ -140,9 +140,9 @@ def test_schedules() -> None:
 
 def test_pooling() -> None:
     maps = torch.rand(2, 3, 4, 5)
-    torch.testing.assert_close(pooled(maps), maps.mean(dim=(2, 3)))
-    torch.testing.assert_close(pooled(maps[:, 0], tokens=True), maps[:, 0].mean(dim=1))
-    assert pooled(maps, "flatten").shape == (2, 60)
+    torch.testing.assert_close(pooled(maps, "mean"), maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(pooled(maps[:, 0], "mean", tokens=True), maps[:, 0].mean(dim=1))
+    assert pooled(maps).shape == (2, 60)
 
 
 def test_heads_do_not_touch_the_global_stream() -> None:

@@ -1,7 +1,11 @@
 """Claims of deeply-supervised nets (arXiv:1409.5185): better from little data, with stronger gradients below.
 
-Rates and alpha were chosen on seeds 1 and 2 by validation error: the plain net over seven rates from 0.0003 to 0.012, the
-supervised one over four rates (0.001 to 0.008) with three alphas (0.1, 0.3, 1). The choice of alpha did not look at gradients.
+Both arms are trained as in the paper, by SGD with momentum 0.9. Rates and alpha were chosen on seeds 1 and 2 by validation
+error, six trials for each arm: the plain net over six rates from 0.02 to 0.15 (some of which do not train at all), the
+supervised one over three rates (0.02, 0.05, 0.1) and two alphas (0.1, 0.3).
+
+An earlier form of this claim trained both by AdamW, with heads on averaged maps (alpha 0.1): on these seeds the errors
+were then 0.042 for both. SGD was taken up since it is the paper's setting, on seeds 1 and 2.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import accuracy, fit, mean
+from probatum.claims.tools import accuracy, mean
 from probatum.data.library import library, subset
-from probatum.recipe import Training
+from probatum.recipe import Recipe, Training, make_arm
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.deeply_supervised_nets import (
     DeeplySupervisedNets,
@@ -23,11 +27,13 @@ from probatum.techniques.method.deeply_supervised_nets import (
     hidden_layers,
     probe_accuracy,
 )
-from probatum.train.streams import seeded
+from probatum.train.assemble import assemble
+from probatum.train.loop import train
+from probatum.train.streams import seeded, stream
 
 EPOCHS = 15
-PLAIN_RATE = 8e-3
-RATE, ALPHA = 4e-3, 0.1
+PLAIN_RATE = 0.02
+RATE, ALPHA = 0.05, 0.3
 
 
 def _network(spec: Spec) -> nn.Module:
@@ -49,8 +55,14 @@ def _cut(part: Part, n: int) -> Part:
     return Part(part.x[kept], part.y[kept], part.rows[kept])
 
 
-def _training(rate: float) -> Training:
-    return Training(epochs=EPOCHS, batch_size=64, lr=rate)
+def _fit(arm: str | None, data: Data, seed: int, rate: float) -> nn.Module:
+    base = Recipe(Training(epochs=EPOCHS, batch_size=64))
+    parts = assemble(base if arm is None else make_arm(arm, base).recipe, data, seed, factory=_network)
+    run = parts.run
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    with seeded(seed, "training"):
+        train(run, parts.methods, stream(seed, "order"))
+    return run.model
 
 
 def _gain(data: Data, seed: int) -> float:
@@ -78,7 +90,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
         row = {"seed": float(seed), "gradient_gain": _gain(data, seed)}
         arms = (("plain", None, PLAIN_RATE), ("supervised", f"deeply-supervised-nets(alpha={ALPHA})", RATE))
         for name, arm, rate in arms:
-            model = fit(arm, data, seed, training=_training(rate), factory=_network).model
+            model = _fit(arm, data, seed, rate)
             row[f"{name}_error"] = 1 - accuracy(model, data.test)
             seen, unseen = _first_layer(model, data.train.x), _first_layer(model, data.test.x)
             row[f"{name}_first_layer"] = probe_accuracy(seen, data.train.y, unseen, data.test.y)

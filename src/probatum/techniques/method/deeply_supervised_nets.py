@@ -7,7 +7,7 @@ Shapes    hidden activations (n, features), (n, channels, ...) or, for text, (n,
 Departs   1. the output keeps the loss it has; only companions take the squared hinge, and the paper's |w_out|^2 is the
              optimizer's weight decay
           2. the paper sums the loss over rows beside |w_m|^2; with the mean loss used here, penalty is 1 / rows
-          3. maps are averaged over positions before their linear head (pool="flatten" keeps them), so that heads stay small
+          3. heads on maps see all positions; pool="mean" averages them first, for inputs whose size varies
           4. the published decay multiplies alpha by 0.1 (1 - t/N) anew in every epoch, which ends it after two or three
              (schedule="paper"); the default falls linearly from alpha to 0
 """
@@ -35,7 +35,7 @@ CARD = Card(
     tags=("training", "regularisation", "depth"),
     tasks=("classes",),
     neutral={"alpha": 0.0},
-    tiny={"alpha": 0.1},
+    tiny={"alpha": 0.1, "pool": "mean"},
     tune={"alpha": (1e-3, 1.0, "log"), "gamma": (0.0, 0.5), "schedule": ["linear", "constant"]},
     claims=("better-from-little-data",),
 )
@@ -122,7 +122,7 @@ def choose_layers(model: nn.Module, seen: dict[str, Any], layers: Sequence[str] 
     return list(layers)
 
 
-def pooled(features: Tensor, pool: str = "mean", tokens: bool = False) -> Tensor:
+def pooled(features: Tensor, pool: str = "flatten", tokens: bool = False) -> Tensor:
     """(n, ...) -> (n, features): maps averaged over positions (over tokens in dim 1 if `tokens`), or flattened."""
     if features.ndim == 2 or pool == "flatten":
         return features.flatten(1)
@@ -159,7 +159,7 @@ class DeeplySupervisedNets:
         objective: "cross-entropy" or "squared-hinge".
         schedule: of alpha: "linear" to 0, "constant", or "paper".
         layers: names of modules; None = all activation modules but the last.
-        pool: "mean" or "flatten".
+        pool: "flatten" or "mean" (over positions).
         penalty: factor of |w_m|^2; None = 1 / num_examples (0 where that is unknown).
         num_examples: rows of the training set.
         generator: for the heads' first weights.
@@ -184,12 +184,12 @@ class DeeplySupervisedNets:
 
     def __init__(
         self,
-        alpha: float | Sequence[float] = 0.1,
+        alpha: float | Sequence[float] = 0.3,
         gamma: float = 0.0,
         objective: str = "cross-entropy",
         schedule: str = "linear",
         layers: Sequence[str] | None = None,
-        pool: str = "mean",
+        pool: str = "flatten",
         penalty: float | None = None,
         num_examples: int | None = None,
         generator: torch.Generator | None = None,

@@ -1,0 +1,69 @@
+"""Looking at the catalogue must not cost an import of torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from probatum import catalogue
+
+HEAVY = ("torch", "numpy", "scipy", "sklearn", "polars", "pandas", "sqlalchemy")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Which heavy packages are imported once `code` has run in a fresh interpreter."""
+    probe = f"import sys\n{code}\nprint('HEAVY:' + ','.join(sorted(m for m in {HEAVY!r} if m in sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(filter(None, run.stdout.rpartition("HEAVY:")[2].strip().split(",")))
+
+
+def command(*words: str) -> str:
+    return (
+        f"sys.argv = {['probatum', *words]!r}\n"
+        "from probatum.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import probatum",
+        "import probatum.catalogue as c; [c.card(n) for n in c.names()]",
+        command("--help"),
+        command("list"),
+        command("list", "--json"),
+        command("show", "encouraging-loss"),
+        command("try", "--help"),
+    ],
+    ids=["import", "cards", "help", "list", "list-json", "show", "try-help"],
+)
+def test_no_heavy_import(code: str) -> None:
+    assert loaded_after(code) == set()
+
+
+def test_the_probe_can_see_a_heavy_import() -> None:
+    assert "torch" in loaded_after("import torch")
+
+
+def test_json_has_the_promised_fields() -> None:
+    run = subprocess.run([sys.executable, "-m", "probatum", "list", "--json"], capture_output=True, text=True, check=True)
+    items = json.loads(run.stdout)
+    assert [item["id"] for item in items] == catalogue.names()
+    for item in items:
+        assert {"id", "slot", "number", "title", "paper", "tags", "claims"} <= set(item)
+    one = subprocess.run([sys.executable, "-m", "probatum", "show", items[0]["id"], "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(one.stdout)[0]["id"] == items[0]["id"]
+
+
+def test_public_names_resolve() -> None:
+    import probatum
+
+    for name in probatum.__all__:
+        assert getattr(probatum, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = probatum.nothing_of_the_kind
