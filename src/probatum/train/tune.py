@@ -17,42 +17,31 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     """The best of `trials` candidates by `score` (lower = better); the first candidate is the recipe as it stands.
 
     The space is the built-in optimizer's learning rate and weight decay (unless a technique replaces it) and what the
-    cards of the recipe's techniques offer in `tune`. The sampler's seed comes from the trial's, so the result is a pure
-    function of its arguments.
+    cards of the recipe's techniques offer in `tune`, less the settings the user fixed. Calibrators are left at their
+    defaults: the rows they are fitted on cannot choose among them too. The sampler's seed comes from the trial's, so
+    the result is a pure function of its arguments.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=derive(seed, "tuner") % 2**31, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(direction="minimize", sampler=sampler)
-    study.enqueue_trial(_defaults(recipe))
     candidates: dict[int, Recipe] = {}
 
     def objective(trial: optuna.Trial) -> float:
-        candidates[trial.number] = _candidate(recipe, trial)
+        candidates[trial.number] = recipe if trial.number == 0 else _candidate(recipe, trial)
         return score(candidates[trial.number])
 
     study.optimize(objective, n_trials=trials)
     return candidates[study.best_trial.number]
 
 
-def _defaults(recipe: Recipe) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if _trains(recipe) and recipe.optimizer is None:
-        found = {"lr": recipe.training.lr, "weight_decay": max(recipe.training.weight_decay, 1e-6)}
-    for use in recipe.uses():
-        found |= {
-            f"{use.id}.{name}": use.settings[name] for name in catalogue.card(use.id).tune if name in use.settings
-        }
-    return found
-
-
 def _candidate(recipe: Recipe, trial: optuna.Trial) -> Recipe:
-    if _trains(recipe) and recipe.optimizer is None:
+    if recipe.learner is None and recipe.optimizer is None:
         lr = trial.suggest_float("lr", 1e-4, 3e-2, log=True)
         weight_decay = trial.suggest_float("weight_decay", 1e-6, 0.3, log=True)
         recipe = replace(recipe, training=replace(recipe.training, lr=lr, weight_decay=weight_decay))
     for use in recipe.uses():
-        space = catalogue.card(use.id).tune
-        if space:
+        space = {name: values for name, values in catalogue.card(use.id).tune.items() if name not in use.settings}
+        if space and use is not recipe.posthoc:
             chosen = {name: _suggest(trial, f"{use.id}.{name}", values) for name, values in space.items()}
             recipe = _with_settings(recipe, use, chosen)
     return recipe
@@ -74,6 +63,3 @@ def _with_settings(recipe: Recipe, use: Use, chosen: Mapping[str, Any]) -> Recip
         return replace(recipe, **{slot: tuple(new if other.id == use.id else other for other in getattr(recipe, slot))})
     return replace(recipe, **{slot: new})
 
-
-def _trains(recipe: Recipe) -> bool:
-    return recipe.learner is None

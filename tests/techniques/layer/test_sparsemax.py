@@ -156,7 +156,7 @@ def test_bad_scores() -> None:
         sparsemax(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="NaN"):
         sparsemax(torch.tensor([1.0, float("nan")]))
-    with pytest.raises(ValueError, match="masked .* throughout"):
+    with pytest.raises(ValueError, match=r"masked .* throughout"):
         sparsemax(torch.full((2, 3), float("-inf")))
     with pytest.raises(ValueError, match=r"\+inf"):
         sparsemax(torch.tensor([1.0, float("inf")]))

@@ -54,7 +54,9 @@ def test_refit_equals_linear_svc_itself() -> None:
     machine.fit(x.numpy(), y.numpy())
     head = nn.Linear(6, 4).double()
     refit_head(head, x, y, C=5.0)
-    torch.testing.assert_close(head(x).detach(), torch.as_tensor(machine.decision_function(x.numpy())), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        head(x).detach(), torch.as_tensor(machine.decision_function(x.numpy())), atol=1e-5, rtol=1e-5
+    )
     assert (head(x).argmax(1).numpy() == machine.predict(x.numpy())).all()
 
 

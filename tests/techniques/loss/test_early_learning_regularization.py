@@ -131,7 +131,7 @@ def test_soft_targets() -> None:
 def test_misuse_tells_how_to_wrap_the_dataset() -> None:
     output, target, index = batch()
     loss = made()
-    with pytest.raises(ValueError, match="index is missing.*wrap the dataset"):
+    with pytest.raises(ValueError, match=r"index is missing.*wrap the dataset"):
         loss(output, target)
     with pytest.raises(IndexError, match=r"index 40 is outside 0 \.\. 39 .*wrap the dataset"):
         loss(output, target, torch.where(index == index[0], 40, index))

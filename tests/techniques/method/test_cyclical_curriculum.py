@@ -12,6 +12,7 @@ from torch import nn
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
+from probatum.numerics.fitting import fit_network
 from probatum.recipe import Training
 from probatum.techniques.method.cyclical_curriculum import (
     CyclicalCurriculum,
@@ -19,7 +20,6 @@ from probatum.techniques.method.cyclical_curriculum import (
     draw,
     log_weights,
     score,
-    train_reference,
 )
 
 SHORT = Training(epochs=4, batch_size=64)
@@ -121,7 +121,7 @@ def test_scorer_leaves_the_global_stream_and_its_scores_tell_easy_from_hard() ->
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
     before = torch.get_rng_state()
-    losses = score(train_reference(net, x, y, 60, 32, 1e-2, generator), x, y)
+    losses = score(fit_network(net, x, y, 60, 32, 1e-2, generator), x, y)
     assert torch.equal(torch.get_rng_state(), before)
     assert losses[:10].mean() > 5 * losses[10:].mean()
 

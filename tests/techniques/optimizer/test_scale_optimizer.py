@@ -57,7 +57,9 @@ def test_every_hidden_row_moves_by_lr() -> None:
         optimizer.step()
         for name in ("conv.weight", "inner.weight", "head.weight"):
             moved = (model.state_dict()[name] - before[name]).flatten(1)
-            torch.testing.assert_close(moved.square().mean(dim=1).sqrt(), torch.full((len(moved),), 0.01), atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                moved.square().mean(dim=1).sqrt(), torch.full((len(moved),), 0.01), atol=1e-6, rtol=0
+            )
         moved = model.embed.weight.detach() - before["embed.weight"]
         torch.testing.assert_close(moved.square().mean(dim=0).sqrt(), torch.full((6,), 0.01), atol=1e-6, rtol=0)
         assert torch.equal(moved[6:], torch.zeros(3, 6))
@@ -162,7 +164,11 @@ def test_plain_groups() -> None:
     optimizer = ScaleOptimizer(
         [{"params": [model.head.weight], "role": "last"}, {"params": [*model.inner.parameters()]}], lr=0.1
     )
-    assert [(g["role"], len(g["params"])) for g in optimizer.param_groups] == [("last", 1), ("matrix", 1), ("vector", 1)]
+    assert [(g["role"], len(g["params"])) for g in optimizer.param_groups] == [
+        ("last", 1),
+        ("matrix", 1),
+        ("vector", 1),
+    ]
 
 
 @pytest.mark.parametrize(

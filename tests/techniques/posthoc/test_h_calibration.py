@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,10 +12,7 @@ from probatum.numerics.temperature import fit_temperature
 from probatum.techniques.posthoc.h_calibration import (
     CALIBRATORS,
     WEIGHTINGS,
-    EnsembleTemperature,
     HCalibration,
-    MonotoneNet,
-    PiecewiseLinear,
     cluster_edges,
     h_calibration_loss,
     window_errors,
@@ -127,31 +123,6 @@ def test_temperature_agrees_with_maximum_likelihood_and_netcal() -> None:
     theirs.fit(logits.softmax(1).numpy(), target.numpy(), random_state=0)
     likelihood = torch.from_numpy(theirs.transform(logits[:5].softmax(1).numpy()))
     torch.testing.assert_close((logits[:5] / ours).softmax(1), likelihood.to(D), atol=0.05, rtol=0)
-
-
-@pytest.mark.parametrize("new", [PiecewiseLinear(reach=7.0), MonotoneNet(reach=7.0)])
-def test_maps_start_at_the_identity(new: torch.nn.Module) -> None:
-    logits, _ = sample(50, 4, sharp=1.0)
-    torch.testing.assert_close(new(logits), logits.softmax(1), atol=1e-6, rtol=0)
-
-
-def test_monotone_net_is_the_integral_of_its_slopes() -> None:
-    net = MonotoneNet(reach=5.0)
-    torch.nn.init.normal_(net.outer, generator=torch.Generator().manual_seed(2))
-    depth = torch.linspace(0.0, 8.0, 80001, dtype=D)
-    slope = torch.from_numpy(np.interp(depth.numpy(), net.knots.numpy(), net.slopes().detach().numpy()))
-    integral = torch.cumulative_trapezoid(slope, depth)
-    z = torch.stack([torch.zeros_like(depth), -depth], dim=1)[1:70000]
-    log_p = net(z).log().detach()  # two classes: the difference of log p is f(depth_2) - f(depth_1)
-    depths = -z.log_softmax(1)
-    at = [torch.from_numpy(np.interp(d.numpy(), depth[1:].numpy(), integral.numpy())) for d in depths.T]
-    torch.testing.assert_close(log_p[100:, 0] - log_p[100:, 1], (at[1] - at[0])[100:], atol=1e-4, rtol=0)
-
-
-def test_ensemble_of_one_is_temperature() -> None:
-    logits, _ = sample(20)
-    map_ = EnsembleTemperature(1)
-    torch.testing.assert_close(map_(logits), (logits * map_.log_scale.exp()).softmax(1))
 
 
 def test_neutral_is_softmax_bit_for_bit_and_state_travels() -> None:

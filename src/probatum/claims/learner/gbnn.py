@@ -108,8 +108,15 @@ def _run(seeds: Sequence[int]) -> Evidence:
     measured = {f"{name}_{arm}": value for name, own in means.items() for arm, value in own.items()}
     measured |= {"boosted_mean_rank": rank, "mean_gap": mean(gaps), "most_accuracy_lost_by_half": max(lost.values())}
     measured["mean_accuracy_lost_by_half"] = mean(list(lost.values()))
+    measured["mean_accuracy_gap"] = mean(
+        [own["boosted"] - own["adam"] for name, own in means.items() if name != "diabetes"]
+    )
+    note = (
+        "The score of diabetes is R squared, a coarser scale than accuracy and the only table where boosting falls clearly "
+        "behind (single L-BFGS units overfit the residuals); mean_accuracy_gap leaves it out."
+    )
     as_good = rank < 1.5 or measured["mean_gap"] >= -0.005
-    return Evidence(as_good and measured["mean_accuracy_lost_by_half"] <= 0.01, measured, tuple(rows))
+    return Evidence(as_good and measured["mean_accuracy_lost_by_half"] <= 0.01, measured, tuple(rows), note)
 
 
 CLAIMS = (

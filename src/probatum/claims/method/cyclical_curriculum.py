@@ -22,6 +22,7 @@ ARMS = {
     "plain": None,
     "cyclical": "cyclical-curriculum(scorer_steps={steps})",
     "easy": "cyclical-curriculum(pace='rise', scorer_steps={steps})",
+    "cyclical_exponential": "cyclical-curriculum(prefer='exponential', scorer_steps={steps})",
 }
 TRAINING = {
     "images": Training(epochs=10, batch_size=64, lr=4e-3),
@@ -80,7 +81,11 @@ def _run(seeds: Sequence[int]) -> Evidence:
         measured[f"{kind}_share_of_seeds_above_easy"] = mean([float(win) for win in wins])
     measured["cost_of_the_scorer"] = mean([float(row["cyclical_extra_passes"]) for row in rows])
     holds = all(measured[f"{k}_gain"] >= -0.2 and measured[f"{k}_share_of_seeds_above_easy"] >= 0.8 for k in TRAINING)
-    return Evidence(holds, measured, tuple(rows))
+    note = (
+        "With weights 1/loss from a reference that fits most images, small epochs hardly ever hold a hard row; the milder "
+        "weights exp(-loss), also recorded, do not lose that way. Budgets here are far below the paper's."
+    )
+    return Evidence(holds, measured, tuple(rows), note)
 
 
 CLAIMS = (

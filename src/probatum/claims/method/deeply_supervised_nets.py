@@ -19,14 +19,10 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, mean
 from probatum.data.library import library, subset
+from probatum.numerics.layers import gradient_norms, hidden_layers, probe_accuracy
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.method.deeply_supervised_nets import (
-    DeeplySupervisedNets,
-    gradient_norms,
-    hidden_layers,
-    probe_accuracy,
-)
+from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
 from probatum.train.streams import seeded, stream
@@ -103,7 +99,12 @@ def _run(seeds: Sequence[int]) -> Evidence:
         and measured["gradient_gain"] >= 2
         and measured["first_layer_gain"] >= 0.01
     )
-    return Evidence(holds, measured, tuple(rows))
+    note = (
+        "The first layer is narrow (16 maps, averaged to 7 x 7 for the probe) and a linear machine reads it well even without "
+        "supervision, which leaves little to gain there; test error and gradient norms behave as claimed. With plain SGD "
+        "the unsupervised net trains late on some seeds, which makes its mean error large."
+    )
+    return Evidence(holds, measured, tuple(rows), note)
 
 
 CLAIMS = (

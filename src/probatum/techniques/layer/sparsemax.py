@@ -36,15 +36,15 @@ class _Project(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, dim: int, k: int | None) -> Tensor:
         wide = widened(z)
         wide = wide - wide.amax(dim=dim, keepdim=True)
-        tau, support = simplex_threshold(wide, dim, k)
+        tau, _ = simplex_threshold(wide, dim, k)
         p = (wide - tau).clamp(min=0)
         ctx.dim = dim
-        ctx.save_for_backward(p > 0, support)
+        ctx.save_for_backward(p > 0)
         return p.to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        inside, support = ctx.saved_tensors
+        (inside,) = ctx.saved_tensors
         v = gradients[0] * inside
         centred = v - v.sum(dim=ctx.dim, keepdim=True) / inside.sum(dim=ctx.dim, keepdim=True).to(v.dtype)
         return centred * inside, None, None

@@ -40,7 +40,9 @@ def check_labels(target: Tensor, classes: int) -> None:
         raise TypeError(f"target has dtype {target.dtype}; hinge losses need class numbers, int64")
     outside = target[(target < 0) | (target >= classes)]
     if len(outside):
-        raise ValueError(f"target holds the label {int(outside[0])}; with {classes} classes labels are 0 .. {classes - 1}")
+        raise ValueError(
+            f"target holds the label {int(outside[0])}; with {classes} classes labels are 0 .. {classes - 1}"
+        )
 
 
 def signs(target: Tensor, classes: int) -> Tensor:
@@ -90,7 +92,9 @@ def refit_head(head: nn.Linear, features: Tensor, target: Tensor, C: float = 1.0
     else:
         machine = LinearSVC(C=C / reg / len(target), intercept_scaling=1.0, dual="auto", tol=1e-8, max_iter=20000)
     machine.fit(features.detach().double().cpu().numpy(), target.cpu().numpy())
-    weights = np.concatenate([machine.coef_, np.reshape(machine.intercept_ * np.ones(len(machine.coef_)), (-1, 1))], axis=1)
+    weights = np.concatenate(
+        [machine.coef_, np.reshape(machine.intercept_ * np.ones(len(machine.coef_)), (-1, 1))], axis=1
+    )
     if len(machine.classes_) == 2:
         weights = np.concatenate([-weights, weights])
     with torch.no_grad():

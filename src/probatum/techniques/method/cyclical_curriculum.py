@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.fitting import fit_network, row_losses
 
 CARD = Card(
     paper="arXiv:2202.05531",
@@ -91,36 +91,6 @@ def draw(log_q: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return member
 
 
-def row_losses(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy (classes) or mean squared error (reals) of every row: (n, outputs), target -> (n,)."""
-    if target.is_floating_point():
-        return (output - target).square().flatten(1).mean(dim=1)
-    return F.cross_entropy(output, target, reduction="none")
-
-
-def train_reference(
-    model: nn.Module, x: Tensor, y: Tensor, steps: int, batch_size: int, lr: float, generator: torch.Generator
-) -> nn.Module:
-    """Train `model` in place on (x, y) as one would without a curriculum; the global random state is put back."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout draws from the global stream
-        batches: list[Tensor] = []
-        for _ in range(steps):
-            if not batches:
-                batches = [b for b in torch.randperm(len(y), generator=generator).split(batch_size) if len(b) > 1]
-            index = batches.pop()
-            output, own = model(x[index]), getattr(model, "objective", None)
-            loss = _mean_loss(output, y[index]) if own is None else own(x[index], output, y[index], _mean_loss)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
-
-
 @torch.no_grad()
 def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Loss of every row in evaluation mode (n,); the model's mode is put back."""
@@ -131,10 +101,6 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _mean_loss(output: Tensor, target: Tensor) -> Tensor:
-    return row_losses(output, target).mean()
 
 
 class CyclicalCurriculum:
@@ -228,7 +194,7 @@ class CyclicalCurriculum:
             raise ValueError("model_factory is None; give one, or scores, or self_paced=True")
         steps, size = self.scorer_steps or run.budget.steps, run.budget.batch_size
         x, y = run.train.x, run.train.y
-        model = train_reference(self.model_factory(), x, y, steps, size, self.scorer_lr, self.generator)
+        model = fit_network(self.model_factory(), x, y, steps, size, self.scorer_lr, self.generator)
         self.log_q = log_weights(score(model, x, y), self.prefer, self.rate)
         run.extra_passes += steps * size + len(y) / 3  # scoring is a forward pass, about a third of an update
 

@@ -1,0 +1,51 @@
+# Everything here sets itself up: a fresh clone needs Python 3.11 and make, nothing else.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export PYTHONWARNINGS ?= ignore::DeprecationWarning
+
+.PHONY: help setup try test check bench claims stale-claims honesty clean
+
+help:            ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(READY)  ## the environment alone
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,dev,witness]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gbnn==0.0.2
+	@touch $(READY)
+
+try: $(READY)    ## a first study: eight techniques of unlike slots on an embedded dataset
+	$(BIN)/probatum try encouraging-loss conda selu-snn tabm gradient-noise gbnn h-calibration \
+	  gradual-magnitude-pruning --data breast-cancer --seeds 6
+
+test: $(READY)   ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(READY)  ## lint, format, types, house rules, README and docstring examples
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 tests/test_architecture.py tests/test_startup.py tests/test_catalogue.py tests/test_documents.py
+
+bench: $(READY)  ## speed, side by side, as ratios
+	$(BIN)/python benchmarks/run.py
+
+claims: $(READY) ## run every paper's claim and record the evidence
+	$(BIN)/python -m probatum.claims.record
+
+stale-claims: $(READY) ## only those whose files changed since
+	$(BIN)/python -m probatum.claims.record --stale
+
+honesty: $(READY) ## how often the bench is wrong: A/A studies and planted effects
+	$(BIN)/python -m probatum.bench.honesty
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache probatum-runs

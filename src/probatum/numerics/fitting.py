@@ -1,0 +1,59 @@
+"""A short plain training, for techniques that need a network of their own beside the one in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def row_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (classes) or mean squared error (reals) of every row: (n, outputs), target -> (n,)."""
+    if target.is_floating_point():
+        return (output - target).square().flatten(1).mean(dim=1)
+    return F.cross_entropy(output, target, reduction="none")
+
+
+def mean_loss(output: Tensor, target: Tensor) -> Tensor:
+    """The mean of `row_losses`."""
+    return row_losses(output, target).mean()
+
+
+def fit_network(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    cosine: bool = True,
+) -> nn.Module:
+    """Train `model` in place by AdamW and leave it in evaluation mode; the global random state is put back.
+
+    Args:
+        model: (n, ...) -> (n, outputs); its own `objective(x, output, y, loss)` is used where it has one.
+        x, y: the rows.
+        steps: updates, each of `batch_size` rows; a last batch of a single row is left out.
+        lr: learning rate, falling to 0 along a half cosine if `cosine`, else constant.
+        generator: batch order, and the seed of what the model itself draws (dropout).
+    """
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
+    own = getattr(model, "objective", None)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        batches: list[Tensor] = []
+        for _ in range(steps):
+            if not batches:
+                batches = [b for b in torch.randperm(len(y), generator=generator).split(batch_size) if len(b) > 1]
+            index = batches.pop()
+            output = model(x[index])
+            loss = mean_loss(output, y[index]) if own is None else own(x[index], output, y[index], mean_loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if rate is not None:
+                rate.step()
+    return model.eval()

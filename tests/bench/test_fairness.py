@@ -1,0 +1,226 @@
+"""The fairness rules of the design, each by its number, on real training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probatum import Study, catalogue
+from probatum.arenas import predict
+from probatum.arenas.base import Work
+from probatum.bench.honesty import count, honesty, paired_noise, simulated_noise
+from probatum.data.open import open_dataset
+from probatum.errors import InputError
+from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.spec import Data, Part
+from probatum.train.assemble import assemble, budget_for
+from probatum.train.compute import equal_steps
+
+SHORT = {"seeds": 6, "epochs": 2, "timing": False, "references": False, "confirm": False}
+
+GREEDY = '''"""Greedy: draws many random numbers and changes nothing.
+
+Paper     nobody
+Computes  nothing
+Shapes    none
+Departs   none
+"""
+import torch
+
+from probatum.card import Card
+
+CARD = Card(paper="none", title="Greedy", entry="Greedy", slot="method", tags=("own",))
+
+
+class Greedy:
+    """Draws a thousand numbers from its own stream in every step and changes nothing at all."""
+
+    reads = ("batch",)
+    writes = ()
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.seen = []
+
+    def batch(self, run, batch):
+        torch.randn(1000, generator=self.generator)
+        self.seen.append(batch.index.tolist())
+        return batch
+'''
+
+
+@pytest.fixture
+def greedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(catalogue, "_added", {})
+    path = tmp_path / "greedy.py"
+    path.write_text(GREEDY)
+    return catalogue.add_file(path)
+
+
+def work(arm: str | None = None, dataset: str = "iris", steps: int = 20, **more: Any) -> Work:
+    base = Recipe(training=Training(steps=steps, batch_size=16))
+    data = open_dataset(dataset).prepare(0)
+    chosen = Arm("baseline", base) if arm is None else make_arm(arm, base)
+    return Work(chosen, "baseline" if arm is None else "", base, data, 0, **more)
+
+
+def test_rule_1_arms_share_weights_and_order_and_cannot_disturb_each_other(greedy: str) -> None:
+    plain, other = work(), work("encouraging-loss")
+    first, second = (assemble(w.arm.recipe, w.data, 0).run.model.state_dict() for w in (plain, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert predict.trial(plain).digest == predict.trial(work(greedy)).digest
+
+    seen = []
+    for loss in ("", "encouraging-loss+"):
+        w = work(loss + greedy)
+        parts = assemble(w.arm.recipe, w.data, 0)
+        predict.train(parts.run, parts.methods, torch.Generator().manual_seed(5))
+        seen.append(next(m for m in parts.methods if hasattr(m, "seen")).seen)
+    assert seen[0] == seen[1]
+
+
+def test_rule_1_a_salted_arm_keeps_the_split_but_not_the_weights() -> None:
+    w = work()
+    again = replace(w, arm=replace(w.arm, salt="again"))
+    assert predict.trial(w).digest != predict.trial(again).digest
+    assert torch.equal(w.data.test.x, again.data.test.x)
+
+
+def test_rule_2_equal_steps_by_default() -> None:
+    results = Study("iris", ["encouraging-loss", "gradient-noise"], **SHORT).run()
+    passes = {trial.arm: trial.record["measures"]["training-passes"] for trial in results.trials}
+    assert len(set(passes.values())) == 1
+
+
+def test_rule_2_equal_compute_gives_a_dearer_arm_fewer_steps() -> None:
+    data = open_dataset("iris").prepare(0)
+    base = Recipe(training=Training(steps=200, batch_size=16))
+    steps = equal_steps(base, make_arm("tabm(k=4)", base).recipe, data, 0, None)
+    assert 1 <= steps < 200
+    assert equal_steps(base, make_arm("encouraging-loss", base).recipe, data, 0, None) == pytest.approx(200, abs=2)
+    equal = predict.trial(work("tabm(k=4)", equal_compute=True)).measures["training-passes"]
+    plain = predict.trial(work("tabm(k=4)")).measures["training-passes"]
+    assert equal < plain
+
+
+def test_rule_3_every_arm_gets_the_same_tuner_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings: list[str] = []
+    original = predict.run_training
+    monkeypatch.setattr(predict, "run_training", lambda *a, **k: (trainings.append(a[1].arm.name), original(*a, **k))[1])
+    for arm in (None, "encouraging-loss"):
+        predict.trial(work(arm, tune=4))
+    assert trainings.count("baseline") == trainings.count("encouraging-loss") == 5  # four candidates, one final
+
+
+def test_rule_3_tuning_is_a_pure_function_of_the_plan() -> None:
+    assert predict.trial(work("encouraging-loss", tune=3)).digest == predict.trial(work("encouraging-loss", tune=3)).digest
+
+
+class _Sealed(Part):
+    """Test rows that may only be read once the training is over, and then by one prediction."""
+
+    broken = False
+    sealed = True
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("x", "y", "text") and type(self).sealed:
+            raise AssertionError(f"test rows were read ({name}) before the training was over")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("arm", [None, "encouraging-loss", "h-calibration(steps=2, window=10)", "gbnn"])
+@pytest.mark.parametrize("tune", [0, 2])
+def test_rule_4_test_rows_are_read_after_all_choices(arm: str | None, tune: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = work(arm, tune=tune)
+    _Sealed.sealed = False
+    test = _Sealed(w.data.test.x, w.data.test.y, w.data.test.rows)
+    sealed = replace(w, data=Data(w.data.spec, w.data.train, w.data.valid, test, w.data.pipeline))
+    _Sealed.sealed = True
+    monkeypatch.setattr(predict, "_no_rows", lambda part: w.data.test)  # learners get no rows; the seal is not broken
+    with pytest.raises(AssertionError, match="before the training was over"):
+        _ = sealed.data.test.x
+    predict.fit(sealed)
+
+
+def test_rule_5_no_verdict_from_five_seeds() -> None:
+    results = Study("iris", ["encouraging-loss"], **{**SHORT, "seeds": 5}).run()
+    assert {v.word for v in results.verdicts() if v.measure == "accuracy"} == {"undecided"}
+
+
+def test_rule_6_the_winner_is_confirmed_on_fresh_seeds() -> None:
+    study = Study("breast-cancer", ["gbnn"], seeds=6, steps=1, timing=False, references=False, margin=0.0)
+    results = study.run()
+    assert results.winner() == "gbnn"  # one step of the baseline is beaten by anything that is fitted
+    assert not {t.seed for t in results.trials} & {t.seed for t in results.confirmation}
+    confirmed = results.confirmed()
+    assert confirmed is not None
+    assert confirmed.word == "helps"
+    assert "confirmed on 6 fresh seeds" in results.answer()
+
+
+@pytest.mark.parametrize("arm", ["encouraging-loss(log_end=None)", "gradient-noise(eta=0.0)"])
+def test_rule_8_neutral_points_equal_the_baseline_bit_for_bit(arm: str) -> None:
+    results = Study("iris", [arm], **SHORT).run()
+    digests = {(t.arm, t.seed): t.record["digest"] for t in results.trials}
+    for (name, seed), digest in digests.items():
+        assert digest == digests["baseline", seed], name
+    assert all(v.word == "no material difference" for v in results.verdicts() if v.measure == "accuracy")
+
+
+def test_rule_8_aa_on_simulated_records(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = simulated_noise(2000, 6, np.random.default_rng(1))
+    false = count(first, second, 6, lambda w: w in ("helps", "hurts"))
+    with capsys.disabled():
+        print("\n" + "\n".join(honesty(first, second, 6, "simulated")))
+    assert false.share <= 0.05
+
+
+def test_rule_8_aa_and_planted_effects_on_real_data(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    studies, seeds = 40, 6
+    first, second = paired_noise(open_dataset("wine"), range(studies * seeds), Training(steps=30, batch_size=32))
+    false = count(first, second, seeds, lambda w: w in ("helps", "hurts"))
+    lines = honesty(first, second, seeds, "wine")
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    assert np.std(np.subtract(first, second)) > 0, "the arms never differ, so this test sees nothing"
+    assert false.hits <= 2  # 5 % of 40
+    for line in lines[1:]:
+        planned, found = (float(part.split("%")[0].split()[-1]) / 100 for part in (line.split("planned power ")[1], line.split("= ")[1]))
+        slack = 2.5 * (planned * (1 - planned) / studies) ** 0.5
+        assert found >= planned - slack, line
+
+
+def test_rule_9_no_effect_is_said() -> None:
+    results = Study("iris", ["sparsemax"], **SHORT).run()
+    verdict = next(v for v in results.verdicts() if v.measure == "accuracy")
+    assert "no effect" in verdict.note
+
+
+def test_rule_10_speed_is_measured_against_the_baseline_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = predict.cost.interleave
+
+    def spy(a: Any, b: Any, **settings: Any) -> Any:
+        marked = (lambda: (calls.append("a"), a())[1], lambda: (calls.append("b"), b())[1])
+        return original(*marked, **settings)
+
+    monkeypatch.setattr(predict.cost, "interleave", spy)
+    found = predict.timings(work("tabm(k=4)"))
+    assert set(found) == {"step-time-ratio", "latency-ratio"}
+    assert all(calls[i : i + 2] == ["a", "b"] for i in range(0, len(calls), 2))
+
+
+def test_budget_of_odd_rows_leaves_no_batch_of_one() -> None:
+    assert budget_for(Training(epochs=1, batch_size=16), 33).steps_per_epoch == 2
+    assert budget_for(Training(epochs=3, batch_size=64), 10).batch_size == 10
+
+
+def test_unequal_model_output_is_named_before_the_study() -> None:
+    with pytest.raises(InputError, match=r"outputs of shape \(2, 7\).*3 classes"):
+        Study("iris", ["encouraging-loss"], model=lambda: torch.nn.Linear(4, 7), **SHORT)

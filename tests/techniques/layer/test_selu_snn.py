@@ -1,0 +1,195 @@
+"""Self-normalizing networks against torch, quadrature and simulation (arXiv:1706.02515)."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.recipe import Training
+from probatum.techniques.layer import selu_snn
+from probatum.techniques.layer.selu_snn import (
+    LAM,
+    alpha_dropout,
+    apply,
+    check_inputs,
+    check_network,
+    contracting,
+    layer_moments,
+    lecun_normal_,
+    moment_map,
+    outside_domain,
+    selu,
+)
+
+
+def own(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=own(seed))
+
+
+def test_selu_is_torchs() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 1001).double(), torch.tensor([-1e-12, 0.0, 1e-12, 800.0, -800.0]).double()])
+    torch.testing.assert_close(selu(x), nn.SELU()(x), atol=1e-7, rtol=1e-12)
+    y = x[(x.abs() > 1e-2) & (x < 40)][::50].requires_grad_()
+    assert torch.autograd.gradcheck(selu, (y,))
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "omega", "tau"), [(0, 1, 0, 1), (0.1, 1.5, 0.1, 1.1), (-0.5, 0.3, 0.9, 2.0), (2, 4, -1, 3)]
+)
+def test_moment_map_against_quadrature(mean: float, variance: float, omega: float, tau: float) -> None:
+    # Gauss-Legendre on each side of the kink, where the integrand is smooth
+    m, s = mean * omega, math.sqrt(variance * tau)
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    first = second = 0.0
+    for low, high in ((min(m - 12 * s, -1.0), 0.0), (0.0, max(m + 12 * s, 1.0))):
+        z = (high - low) / 2 * nodes + (high + low) / 2
+        mass = (high - low) / 2 * weights * np.exp(-((z - m) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi))
+        value = selu(torch.as_tensor(z)).numpy()
+        first, second = first + (mass * value).sum(), second + (mass * value**2).sum()
+    found = moment_map(mean, variance, omega, tau)
+    assert found.mean == pytest.approx(first, abs=1e-8)
+    assert found.variance == pytest.approx(second - first**2, abs=1e-8)
+
+
+def test_fixed_point_and_contraction() -> None:
+    assert moment_map(0, 1) == pytest.approx((0.0, 1.0), abs=1e-8)
+    moments = (0.1, 1.5)
+    for _ in range(100):
+        moments = moment_map(*moments)
+    assert moments == pytest.approx((0.0, 1.0), abs=1e-6)
+    assert contracting(0.0, 1.0, 0.0, 1.0)
+    assert not contracting(0.0, 1.0, 0.5, 1.0)
+    with pytest.raises(ValueError, match="variance"):
+        moment_map(0, 0)
+
+
+def test_moment_map_does_not_overflow() -> None:
+    for moments in (moment_map(0, 1e6), moment_map(50, 1e-3, 1.0), moment_map(-50, 1.0, 1.0)):
+        assert all(math.isfinite(value) for value in moments)
+    assert moment_map(50, 1.0, 1.0).mean == pytest.approx(50 * LAM)
+
+
+def test_moments_of_a_wide_layer_follow_the_map() -> None:
+    layer = nn.Linear(400, 4000).double()
+    lecun_normal_(layer, own(2))
+    x = normals(200, 400, seed=3) * 1.2**0.5
+    output = selu(layer(x).detach())
+    expected = moment_map(0.0, 1.2)
+    assert float(output.mean()) == pytest.approx(expected.mean, abs=0.02)
+    assert float(output.var()) == pytest.approx(expected.variance, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+def test_alpha_dropout_keeps_mean_and_variance(rate: float) -> None:
+    x = normals(1_000_000)
+    dropped = alpha_dropout(x, rate, own(1))
+    assert abs(float(dropped.mean())) < 0.02
+    assert float(dropped.var()) == pytest.approx(1.0, rel=0.02)
+    zeros = torch.zeros(10_000)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        theirs = nn.AlphaDropout(rate)(zeros)
+    torch.testing.assert_close(alpha_dropout(zeros, rate, own(2)).unique(), theirs.unique())
+    assert alpha_dropout(x, 0.0) is x
+    with pytest.raises(ValueError, match="rate is 1"):
+        alpha_dropout(x, 1.0)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(256, 128), nn.Conv2d(16, 64, 5), nn.Conv1d(32, 256, 3, groups=4)])
+def test_lecun_normal_variance_is_one_over_fan_in(layer: nn.Module) -> None:
+    fan_in = nn.init._calculate_fan_in_and_fan_out(layer.weight)[0]
+    lecun_normal_(layer, own())
+    assert float(layer.weight.detach().var()) * fan_in == pytest.approx(1.0, rel=0.05)
+    assert float(layer.bias.detach().abs().max()) == 0
+
+
+def mlp(depth: int = 16) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(128, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.3)]
+    return nn.Sequential(*layers, nn.Linear(128, 3))
+
+
+def test_converter_makes_a_deep_network_self_normalizing() -> None:
+    net = mlp()
+    linear = sum(p.numel() for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    state = torch.get_rng_state()
+    assert apply(net, generator=own(1)) == 48
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(p.numel() for p in net.parameters()) == linear
+    kinds = {type(m) for m in net}
+    assert kinds == {nn.Linear, nn.Identity, nn.SELU, nn.AlphaDropout}
+    assert {m.p for m in net if isinstance(m, nn.AlphaDropout)} == {0.1}
+    check_network(net)
+    net.train()
+    moments = layer_moments(net, normals(2000, 128).float())
+    assert len(moments) == 16
+    assert outside_domain(moments) == []
+    assert net.training
+    assert all(not module._forward_hooks for module in net.modules())
+    assert outside_domain(layer_moments(net, 5 + normals(2000, 128).float()))[0] == "2"
+
+
+def test_converter_on_convolutions_and_on_nothing() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout2d(0.05), nn.Conv2d(4, 2, 3)
+    )
+    assert apply(net.eval(), generator=own()) == 3
+    assert isinstance(net[3], nn.FeatureAlphaDropout)
+    assert net[2].inplace
+    assert not net[3].training
+    plain = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    before = plain[0].weight.clone()
+    assert apply(plain) == 0
+    assert torch.equal(plain[0].weight, before)
+
+
+def test_same_stream_gives_the_same_weights_and_tied_ones_are_drawn_once() -> None:
+    first, second = mlp(2), mlp(2)
+    apply(first, generator=own(4))
+    apply(second, generator=own(4))
+    assert torch.equal(first[0].weight, second[0].weight)
+    tied = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
+    tied[2].weight = tied[0].weight
+    apply(tied, generator=own(4))
+    assert tied[2].weight is tied[0].weight
+
+
+def test_misuse() -> None:
+    with pytest.raises(ValueError, match=r"'1' is Dropout beside SELU; use nn.AlphaDropout\(p=0.5\)"):
+        check_network(nn.Sequential(nn.SELU(), nn.Dropout(0.5)))
+    check_network(nn.Sequential(nn.ReLU(), nn.Dropout(0.5)))
+    with pytest.raises(ValueError, match=r"max_dropout is 1.0"):
+        apply(mlp(1), max_dropout=1.0)
+    x = normals(200, 3)
+    assert check_inputs(x, strict=True)
+    assert check_inputs(torch.cat([x, torch.full((200, 1), 9.0)], dim=1))
+    x[:, 1] = 30 + 0.1 * x[:, 1]
+    with pytest.raises(ValueError, match="feature 1 has mean 30"):
+        check_inputs(x, strict=True)
+    with pytest.warns(UserWarning, match="standardised"):
+        assert not check_inputs(x)
+
+
+@pytest.mark.parametrize("name", ["breast-cancer", "digits"])
+def test_trains_on_the_bench(name: str) -> None:
+    data = open_dataset(name).prepare(0)
+    run = fit("selu-snn", data, 1, training=Training(epochs=3))
+    assert any(isinstance(module, nn.SELU) for module in run.model.modules())
+    assert not any(isinstance(module, nn.ReLU) for module in run.model.modules())
+    assert run.curve[-1]["valid_error"] < 0.5
+
+
+def test_example() -> None:
+    assert doctest.testmod(selu_snn).failed == 0
