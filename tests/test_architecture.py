@@ -46,7 +46,10 @@ def imports(path: Path) -> list[tuple[int, str]]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: no relative imports"
             assert all(alias.name != "*" for alias in node.names), f"{path}:{node.lineno}: no star imports"
-            names = [f"{node.module}.{alias.name}" if node.module == "probatum" else node.module or "" for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "probatum" else node.module or ""
+                for alias in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -72,7 +75,9 @@ def test_imports_point_downwards(path: Path) -> None:
 @pytest.mark.parametrize("name", catalogue.names())
 def test_techniques_stand_alone(name: str) -> None:
     for line, there in imports(catalogue.place(name).path):
-        assert there in ("card", "spec", "errors", "numerics"), f"{name}, line {line}: a technique may not import {there}"
+        assert there in ("card", "spec", "errors", "numerics"), (
+            f"{name}, line {line}: a technique may not import {there}"
+        )
 
 
 def test_machinery_names_no_technique() -> None:
@@ -83,7 +88,9 @@ def test_machinery_names_no_technique() -> None:
             docstrings = {
                 id(node.body[0].value)
                 for node in ast.walk(tree)
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body and isinstance(node.body[0], ast.Expr)
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and node.body
+                and isinstance(node.body[0], ast.Expr)
             }
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:

@@ -64,9 +64,9 @@ def test_folder_gives_the_slot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("    slot=\"loss\",\n", ""), "say which slot"),
-        (("tags=(\"own\",)", "tags=tuple(\"own\")"), "literals by keyword"),
-        (("paper=\"none\",\n", ""), "literals by keyword"),
+        (('    slot="loss",\n', ""), "say which slot"),
+        (('tags=("own",)', 'tags=tuple("own")'), "literals by keyword"),
+        (('paper="none",\n', ""), "literals by keyword"),
         (("CARD = ", "OTHER = "), "CARD = Card"),
         (("Departs   none\n", ""), "lacks Departs"),
     ],

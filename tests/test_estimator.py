@@ -16,7 +16,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from probatum import ProbatumClassifier, ProbatumRegressor
 
 
-@parametrize_with_checks([ProbatumClassifier(epochs=15, batch_size=16), ProbatumRegressor(epochs=40, batch_size=16, lr=5e-3)])
+@parametrize_with_checks(
+    [ProbatumClassifier(epochs=15, batch_size=16), ProbatumRegressor(epochs=40, batch_size=16, lr=5e-3)]
+)
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

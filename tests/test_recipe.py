@@ -15,7 +15,9 @@ def test_settings_and_combinations() -> None:
     assert str(second) == "gradient-noise(eta=0.3)"
 
 
-@pytest.mark.parametrize("text", ["encouraging-loss(0.5)", "encouraging-loss(log_end=)", "encouraging-loss(", "a b", "", "+"])
+@pytest.mark.parametrize(
+    "text", ["encouraging-loss(0.5)", "encouraging-loss(log_end=)", "encouraging-loss(", "a b", "", "+"]
+)
 def test_unreadable_arms(text: str) -> None:
     with pytest.raises(InputError):
         parse_arm(text)

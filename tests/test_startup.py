@@ -51,12 +51,16 @@ def test_the_probe_can_see_a_heavy_import() -> None:
 
 
 def test_json_has_the_promised_fields() -> None:
-    run = subprocess.run([sys.executable, "-m", "probatum", "list", "--json"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "probatum", "list", "--json"], capture_output=True, text=True, check=True
+    )
     items = json.loads(run.stdout)
     assert [item["id"] for item in items] == catalogue.names()
     for item in items:
         assert {"id", "slot", "number", "title", "paper", "tags", "claims"} <= set(item)
-    one = subprocess.run([sys.executable, "-m", "probatum", "show", items[0]["id"], "--json"], capture_output=True, text=True, check=True)
+    one = subprocess.run(
+        [sys.executable, "-m", "probatum", "show", items[0]["id"], "--json"], capture_output=True, text=True, check=True
+    )
     assert json.loads(one.stdout)[0]["id"] == items[0]["id"]
 
 

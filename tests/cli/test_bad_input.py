@@ -73,7 +73,10 @@ CASES = {
     "NaN target": (["try", "--data", "nan_target.parquet", "--target", "y"], "y"),
     "infinite number": (["try", "--data", "infinite.parquet", "--target", "y"], "a"),
     "class too rare": (["try", "--data", "rare_class.csv", "--target", "y"], "rare"),
-    "split column with odd words": (["try", "--data", "bad_split.csv", "--target", "y", "--split", "part"], "elsewhere"),
+    "split column with odd words": (
+        ["try", "--data", "bad_split.csv", "--target", "y", "--split", "part"],
+        "elsewhere",
+    ),
     "missing group column": (["try", "--data", "good.csv", "--target", "y", "--group", "who"], "who"),
     "missing time column": (["try", "--data", "good.csv", "--target", "y", "--time", "when"], "when"),
     "dropping an unknown column": (["try", "--data", "good.csv", "--target", "y", "--drop", "zzz"], "zzz"),
@@ -146,7 +149,9 @@ def test_one_clear_line(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_unwritable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    code, err = run(["try", "encouraging-loss", "--data", "iris", "--store", str(closed / "s.sqlite")], monkeypatch, capsys)
+    code, err = run(
+        ["try", "encouraging-loss", "--data", "iris", "--store", str(closed / "s.sqlite")], monkeypatch, capsys
+    )
     assert code == 2
     assert "closed" in err
 

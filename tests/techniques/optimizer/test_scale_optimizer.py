@@ -194,12 +194,15 @@ def test_sparse_gradient() -> None:
         ScaleOptimizer.for_model(model).step()
 
 
-def test_gradient_variance_is_relative_and_leaves_gradients_alone() -> None:
+def test_gradient_variance_per_layer_leaves_gradients_alone() -> None:
     model = net()
     ids = torch.arange(8).view(2, 4) % 6
     same = gradient_variances(model, [lambda: model(ids).square().sum()] * 3)
     assert all(value < 1e-10 for value in same.values())
     assert set(same) == {"embed.weight", "conv.weight", "inner.weight", "head.weight"}
+    scaled = gradient_variances(model, [lambda: model(ids).sum(), lambda: 3 * model(ids).sum()])
+    (gradient,) = torch.autograd.grad(model(ids).sum(), model.head.weight)
+    torch.testing.assert_close(torch.tensor(scaled["head.weight"]), 2 * gradient.square().sum())
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(ValueError, match="two or more"):
         gradient_variances(model, [lambda: model(ids).sum()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -55,10 +56,10 @@ ABLATIONS: dict[str, MakeOptimizer] = {
 
 
 def _variances(model: nn.Module, seed: int) -> dict[str, float]:
-    """Relative gradient variance of the last layer and the largest one of the other matrices, over 16 batches."""
+    """Gradient variance of the last layer and the largest one of the other matrices, over 16 batches, after training."""
     text, draw = shakespeare(), stream(seed, "variance")
     starts = [torch.randint(len(text.train) - 80, (16,), generator=draw) for _ in range(16)]
-    found = gradient_variances(model, [lambda s=s: next_character_loss(model, text.train, s) for s in starts])
+    found = gradient_variances(model, [partial(next_character_loss, model, text.train, start) for start in starts])
     return {"variance_last_layer": found.pop("head.weight"), "variance_elsewhere": max(found.values())}
 
 

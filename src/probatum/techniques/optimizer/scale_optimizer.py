@@ -45,7 +45,7 @@ def scale_direction(gradient: Tensor, role: str, how: str = "row", floor: float 
 
 
 def gradient_variances(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> dict[str, float]:
-    """Mean variance of each matrix's gradient entries over the losses of several batches, relative to their mean square.
+    """E|g - E g|^2 of each matrix's gradient over the losses of several batches (unbiased), by parameter name.
 
     The paper's motive (its figure on gradient variance): it is largest in the last layer. The model's own gradients
     are left as they are.
@@ -55,8 +55,7 @@ def gradient_variances(model: nn.Module, losses: Iterable[Callable[[], Tensor]])
     if len(drawn) < 2:
         raise ValueError(f"losses has {len(drawn)} batches; a variance needs two or more")
     stacked = [torch.stack(gradients) for gradients in zip(*drawn, strict=True)]
-    pairs = zip(names, stacked, strict=True)
-    return {name: float(g.var(dim=0).mean() / g.square().mean().clamp_min(1e-30)) for name, g in pairs}
+    return {name: float(g.var(dim=0).sum()) for name, g in zip(names, stacked, strict=True)}
 
 
 class ScaleOptimizer(torch.optim.Optimizer):

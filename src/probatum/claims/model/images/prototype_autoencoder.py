@@ -1,8 +1,8 @@
 """Claims of the prototype autoencoder (arXiv:1710.04806): as accurate as a dense head, with prototypes one can read.
 
-All arms have the same encoder, elastic deformation and 100 epochs. The learning rate of each was chosen from the same
-four (3e-3, 1e-2, 3e-2, 1e-1) by validation accuracy on seeds 1 and 2. The judge of decoded prototypes is the bench's image baseline,
-trained on the same rows without deformation.
+All arms have the same encoder, elastic deformation and 100 epochs. The learning rate of each was chosen from the same four
+(3e-3, 1e-2, 3e-2, 1e-1) by validation accuracy on seeds 1 and 2. The judge of decoded prototypes is the bench's image
+baseline, trained on the same rows without deformation.
 """
 
 from __future__ import annotations

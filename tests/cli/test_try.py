@@ -1,0 +1,122 @@
+"""`probatum try` as a user meets it: widths, colours, terminals; and a technique of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from probatum.card import SLOTS
+from probatum.checks.run import check
+
+SHORT = ["--seeds", "6", "--steps", "4", "--no-timing", "--no-references"]
+
+
+def probatum(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder."""
+    command = [sys.executable, "-m", "probatum", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
+
+
+def test_eighty_columns_no_colour_no_terminal(tmp_path: Path) -> None:
+    run = probatum(
+        "try",
+        "encouraging-loss",
+        "--data",
+        "iris",
+        *SHORT,
+        "--json",
+        "out.json",
+        cwd=tmp_path,
+        COLUMNS="80",
+        NO_COLOR="1",
+    )
+    assert run.returncode == 0, run.stderr
+    assert "\x1b" not in run.stdout
+    table = [line for line in run.stdout.splitlines() if not line.startswith(("report:", "store:"))]
+    assert max(map(len, table)) <= 80
+    assert "12/12 trials" in run.stdout
+    report = next(line for line in run.stdout.splitlines() if line.startswith("report:")).split(": ", 1)[1]
+    assert Path(report).is_file()
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["answer"] in " ".join(run.stdout.split())
+    assert found["plan"]["arms"][0]["name"] == "encouraging-loss"
+
+    again = probatum("try", "encouraging-loss", "--data", "iris", *SHORT, cwd=tmp_path)
+    assert "12 of 12 trials are in the store already" in again.stdout
+
+    runs = probatum("runs", "probatum-runs/store.sqlite", "--json", cwd=tmp_path)
+    assert json.loads(runs.stdout)[0]["answer"] == found["answer"]
+    told = probatum("report", "probatum-runs/store.sqlite", "--to", "again.html", cwd=tmp_path)
+    assert found["answer"] in " ".join(told.stdout.split())
+    assert (tmp_path / "again.html").is_file()
+
+
+def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:
+    made = probatum("new", "loss/my-loss", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py"))
+    assert files == ["loss/claim_my_loss.py", "loss/my_loss.py", "loss/test_my_loss.py"]
+    run = probatum(
+        "try",
+        "my-loss(strength=0.1)",
+        "my-loss+gradient-noise",
+        "--data",
+        "iris",
+        *SHORT,
+        "--technique",
+        "loss/my_loss.py",
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "my-loss(strength=0.1)" in run.stdout
+    shown = probatum("show", "my-loss", "--json", "--technique", "loss/my_loss.py", cwd=tmp_path)
+    assert json.loads(shown.stdout)[0]["slot"] == "loss"
+    edited = (tmp_path / "loss" / "my_loss.py").read_text().replace("self.strength *", "2 * self.strength *")
+    (tmp_path / "loss" / "my_loss.py").write_text(edited)
+    again = probatum(
+        "try", "my-loss(strength=0.1)", "--data", "iris", *SHORT, "--technique", "loss/my_loss.py", cwd=tmp_path
+    )
+    assert "6 of 12 trials are in the store already" in again.stdout, (
+        "an edited technique must be run again, the baseline not"
+    )
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_template_passes_the_contract_suite(slot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from probatum import catalogue
+    from probatum.cli.scaffold import scaffold
+
+    monkeypatch.setattr(catalogue, "_added", {})
+    files = scaffold(f"{slot}/own-{slot}", tmp_path)
+    results = {result.check: result for result in check(str(files[0]))}
+    failed = [result for result in results.values() if result.status == "failed"]
+    assert not failed, failed
+    assert sum(result.status == "passed" for result in results.values()) >= 8
+
+
+def test_explain_a_shipped_model(tmp_path: Path) -> None:
+    run = probatum("try", "encouraging-loss", "--data", "breast-cancer", *SHORT, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    shipped = probatum("ship", "probatum-runs/store.sqlite", "--arm", "encouraging-loss", "--to", "model", cwd=tmp_path)
+    assert shipped.returncode == 0, shipped.stderr
+    assert "the very weights" in shipped.stderr
+    from sklearn.datasets import load_breast_cancer
+
+    load_breast_cancer(as_frame=True).frame.head(5).to_csv(tmp_path / "new.csv", index=False)
+    explained = probatum(
+        "explain", "model", "--data", "new.csv", "--row", "3", "--by", "integrated-gradients", "--json", cwd=tmp_path
+    )
+    assert explained.returncode == 0, explained.stderr
+    found = json.loads(explained.stdout)[0] if explained.stdout.startswith("[") else json.loads(explained.stdout)
+    assert len(found["contributions"]) == 30
+    assert abs(found["gap"]) < 0.5
+    sizes = [abs(item["contribution"]) for item in found["contributions"]]
+    assert sizes == sorted(sizes, reverse=True)
+    far = probatum("explain", "model", "--data", "new.csv", "--row", "9", cwd=tmp_path)
+    assert far.returncode == 2
+    assert "rows 0 to 4" in far.stderr
