@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 try: $(READY)    ## a first study: eight techniques of unlike slots on an embedded dataset
-	$(BIN)/probatum try encouraging-loss conda selu-snn tabm gradient-noise gbnn h-calibration \
+	$(BIN)/probatum try encouraging-loss conda selu-snn tabm gradient-noise "gbnn(units=5)" h-calibration \
 	  gradual-magnitude-pruning --data breast-cancer --seeds 6
 
 test: $(READY)   ## all tests

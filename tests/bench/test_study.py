@@ -35,7 +35,7 @@ def test_results_and_frame(small_study: Study) -> None:
 
 def test_running_again_repeats_nothing(small_study: Study) -> None:
     class Counter:
-        stored = started = 0
+        stored = 0
 
         def planned(self, jobs: list[Any], done: int) -> None:
             Counter.stored += done

@@ -21,7 +21,7 @@ from probatum.ship.load import load
 FRAME = load_wine(as_frame=True).frame
 
 
-def tested(study: Study, arm: str) -> torch.Tensor:
+def from_the_bench(study: Study, arm: str) -> torch.Tensor:
     """Probabilities on the first seed's test rows, straight from the bench."""
     chosen = next((a for a in study.plan.arms if a.name == arm), None)
     from probatum.recipe import Arm
@@ -48,7 +48,7 @@ def test_round_trip_is_exact(small_study: Study, tmp_path: Path, arm: str) -> No
     assert description["digest"] == description["digest_in_study"]
     shipped = load(folder)
     part, _ = shipped.encode(raw_rows(small_study))
-    torch.testing.assert_close(shipped.predict_part(part), tested(small_study, arm), atol=1e-6, rtol=0)
+    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(small_study, arm), atol=1e-6, rtol=0)
     assert not list(folder.rglob("*.pkl"))
     assert not list(folder.rglob("*.pt"))
     card = (folder / "README.md").read_text()
@@ -76,7 +76,7 @@ def test_predict_command_in_another_process(small_study: Study, tmp_path: Path) 
     assert run.returncode == 0, run.stderr
     frame = pl.read_parquet(tmp_path / "out.parquet")
     probabilities = frame.select(pl.col("^p.*$")).to_numpy()
-    np.testing.assert_allclose(probabilities, tested(small_study, "baseline").numpy(), atol=1e-5)
+    np.testing.assert_allclose(probabilities, from_the_bench(small_study, "baseline").numpy(), atol=1e-5)
     missing = raw_rows(small_study).drop("alcohol")
     missing.write_csv(tmp_path / "new.csv")
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,11 +85,11 @@ def test_predict_command_in_another_process(small_study: Study, tmp_path: Path) 
 
 
 def test_learners_ship_too(tmp_path: Path) -> None:
-    study = Study("wine", ["gbnn"], seeds=6, steps=2, timing=False, references=False, confirm=False)
-    folder = study.ship("gbnn", tmp_path / "model")
+    study = Study("wine", ["gbnn(total=8, units=4)"], seeds=6, steps=2, timing=False, references=False, confirm=False)
+    folder = study.ship("gbnn(total=8, units=4)", tmp_path / "model")
     shipped = load(folder)
     part, _ = shipped.encode(raw_rows(study))
-    torch.testing.assert_close(shipped.predict_part(part), tested(study, "gbnn"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(study, "gbnn(total=8, units=4)"), atol=1e-6, rtol=0)
 
 
 def test_own_networks_need_their_code(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_own_networks_need_their_code(tmp_path: Path) -> None:
         load(folder)
     shipped = load(folder, model=network)
     part, _ = shipped.encode(raw_rows(study))
-    torch.testing.assert_close(shipped.predict_part(part), tested(study, "baseline"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(study, "baseline"), atol=1e-6, rtol=0)
 
 
 def test_refusals(small_study: Study, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probatum.spec import Spec
 from probatum.techniques.explain.integrated_gradients import (
     RULES,
     integrate_embedding,
     integrated_gradients,
     quadrature,
 )
+from probatum.train.baselines import build
 
 D = torch.float64
 
@@ -149,6 +151,19 @@ def test_embedding_form() -> None:
         net.embed(ids).detach(), zero, target=target, method="riemann_middle"
     )
     torch.testing.assert_close(ours.values, expected.sum(-1), atol=1e-5, rtol=0)
+
+
+def test_category_codes_are_held() -> None:
+    spec = Spec("table", "classes", (4,), 3, numeric=2, cardinalities=(5, 3))
+    torch.manual_seed(0)
+    net, codes = build(spec).eval(), torch.tensor([[1.0, 2.0], [4.0, 0.0], [0.0, 1.0]])
+    x = torch.cat([torch.tensor([[0.5, -1.0], [2.0, 1.0], [-1.0, 3.0]]), codes], dim=1)
+    values, gap = integrated_gradients(net, x, torch.tensor([0, 1, 2]), spec=spec)
+    kept = torch.cat([torch.zeros(3, 2), codes], dim=1)
+    rise = (net(x) - net(kept)).detach().gather(1, torch.tensor([[0], [1], [2]])).squeeze(1)
+    assert not values[:, 2:].any()
+    torch.testing.assert_close(values.sum(1), rise, atol=1e-3, rtol=0.06)
+    torch.testing.assert_close((values.sum(1) - rise).abs(), gap, atol=1e-5, rtol=0)
 
 
 def test_leaves_model_and_inputs_alone() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -104,7 +102,7 @@ def test_a_wide_net_memorises_noise_and_a_narrow_one_does_not() -> None:
     again = randomization_tests(wide, data, stream(), **settings)
     torch.set_rng_state(before)
     assert found == again
-    assert found["memorises"] == 1.0
+    assert found["memorises"] == found["random labels: fitted"] == 1.0
     assert found["random labels: slowdown"] > 1
     assert found["0.5 corrupted: test error"] > found["true labels: test error"]
     assert found["random labels: test error"] > 0.4
@@ -112,7 +110,8 @@ def test_a_wide_net_memorises_noise_and_a_narrow_one_does_not() -> None:
         lambda: nn.Linear(width, 3), data, stream(), corruption=[], inputs=[], regularisers=[], max_steps=100
     )
     assert narrow["memorises"] == 0.0  # too small a net is reported, not raised
-    assert math.isinf(narrow["random labels: steps to fit"])
+    assert narrow["random labels: fitted"] == 0.0
+    assert narrow["random labels: steps to fit"] == 100
     assert narrow["parameters per row"] == pytest.approx(3 * (width + 1) / len(data.train))
 
 
@@ -152,6 +151,8 @@ def test_misuse() -> None:
         ({"optimizer": "lbfgs"}, "optimizer holds 'lbfgs'"),
         ({"fit_accuracy": 1.5}, r"fit_accuracy is 1\.5"),
         ({"max_steps": 0}, "max_steps 0"),
+        ({"dropout": -0.1}, r"dropout is -0\.1"),
+        ({"lr": 0.0}, r"lr is 0\.0"),
     ):
         with pytest.raises(ValueError, match=message):
             randomization_tests(lambda: nn.Linear(2, 2), data, stream(), **wrong)

@@ -88,7 +88,7 @@ def fool(
     slack: float = 1e-4,
 ) -> Fooled:
     """As `deepfool`, with the number of steps and the success of every example."""
-    _check(model, inputs, norm, overshoot, max_steps, candidates, box)
+    _check(model, inputs, norm, overshoot, slack, max_steps, candidates, box)
     start = inputs.detach()
     with torch.no_grad():
         output = model(start)
@@ -201,6 +201,7 @@ def _check(
     inputs: Tensor,
     norm: float,
     overshoot: float,
+    slack: float,
     max_steps: int,
     candidates: int,
     box: tuple[float, float] | None,
@@ -209,8 +210,8 @@ def _check(
     require_float(inputs, "scale them to floats, e.g. images.float() / 255")
     if not norm >= 1:
         raise ValueError(f"norm is {norm}; it must be at least 1 (math.inf for the largest change)")
-    if not overshoot >= 0:
-        raise ValueError(f"overshoot is {overshoot}; it must be at least 0")
+    if not (overshoot >= 0 and slack >= 0):
+        raise ValueError(f"overshoot is {overshoot} and slack {slack}; both must be at least 0")
     if max_steps < 0 or candidates < 1:
         raise ValueError(f"max_steps is {max_steps} and candidates {candidates}; they must be at least 0 and 1")
     if box is not None and not box[0] < box[1]:

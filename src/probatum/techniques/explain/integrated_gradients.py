@@ -7,6 +7,8 @@ Shapes    inputs (n, ...), target (n,) int64 -> values (n, ...), gap (n,) = |sum
 Departs   1. F is the logit; the paper's softmax score is score="probability"
           2. gradients are summed in float64, in chunks, so that memory does not grow with m
           3. several baselines, given as a list, are averaged (expected gradients); the gap is then that of the mean
+          4. category codes of tables have no points in between: with `spec`, those columns keep their own codes in the
+             baseline, so that their values are 0 and the gap speaks of the numbers alone
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.attribution import per_row, pick, reference_like, require_eval, require_float
-from probatum.spec import Explanation
+from probatum.spec import Explanation, Spec
 
 CARD = Card(
     paper="arXiv:1703.01365",
@@ -124,6 +126,12 @@ def until_complete(
     return values, error
 
 
+def _keep_codes(start: Tensor, inputs: Tensor, spec: Spec | None) -> Tensor:
+    if spec is None or not spec.cardinalities:
+        return start
+    return torch.cat([start[:, : spec.numeric], inputs[:, spec.numeric :]], dim=1)
+
+
 def _scored(output: Tensor, target: Tensor, score: str) -> Tensor:
     return pick(output.softmax(dim=1) if score == "probability" else output, target)
 
@@ -150,6 +158,7 @@ def integrated_gradients(
     max_steps: int = 800,
     score: str = "logit",
     chunk: int = 1024,
+    spec: Spec | None = None,
 ) -> Explanation:
     """Attributions of output `target` to every input.
 
@@ -165,6 +174,7 @@ def integrated_gradients(
         max_steps: most nodes.
         score: "logit" or "probability".
         chunk: most examples in one pass.
+        spec: says which columns of a table are category codes; they are not varied.
 
     Returns:
         values like the inputs, gap (n,).
@@ -190,7 +200,7 @@ def integrated_gradients(
         starts = [tuple(reference_like(e, b) for e, b in zip(ends, given, strict=True))]  # type: ignore[arg-type]
     else:
         several = baseline if isinstance(baseline, list | tuple) else [baseline]
-        starts = [(reference_like(inputs, one),) for one in several]
+        starts = [(_keep_codes(reference_like(inputs, one), inputs, spec),) for one in several]
 
     def path(points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return _scored(model(*points), target[rows.to(target.device)], score)

@@ -1,4 +1,4 @@
-"""Randomization tests: how much of the training set, even of pure noise, can this network memorise?
+"""Randomization tests: how much of the training set, even of pure noise, this network can memorise.
 
 Paper     Zhang et al. 2017, "Understanding deep learning requires rethinking generalization", arXiv:1611.03530
 Computes  the same network, from the same weights and with the same settings, on true, partly corrupted and random labels,
@@ -14,7 +14,6 @@ Departs   1. a corrupted label is drawn from all classes, as in the paper, so th
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,9 +41,10 @@ REGULARISERS = ("weight-decay", "dropout", "augmentation", "no-batch-norm")
 
 
 class Fit(NamedTuple):
-    """steps until the accuracy was reached (inf if it never was), and accuracies at the end."""
+    """steps taken, whether the accuracy was reached by then, and accuracies at the end."""
 
-    steps: float
+    steps: int
+    fitted: bool
     train_accuracy: float
     test_accuracy: float
     best_valid_test_accuracy: float
@@ -158,8 +158,8 @@ def train_until_fit(
         if validity > best:
             best, at_best = validity, accuracy(model, *test)
         if reached >= settings.fit_accuracy:
-            return Fit(float(step), reached, accuracy(model, *test), at_best)
-    return Fit(math.inf, reached, accuracy(model, *test), at_best)
+            return Fit(step, True, reached, accuracy(model, *test), at_best)
+    return Fit(step, False, reached, accuracy(model, *test), at_best)
 
 
 @torch.no_grad()
@@ -202,7 +202,7 @@ def randomization_tests(
         weight_decay, dropout: strengths of those regularisers.
 
     Returns:
-        "RUN: steps to fit" (inf where it never did), "RUN: slowdown" against true labels, "RUN: train accuracy",
+        "RUN: fitted" (0 or 1), "RUN: steps to fit" (all steps where it is not), "RUN: slowdown" against true labels, "RUN: train accuracy",
         "RUN: test error", "true labels: test error if stopped early", "chance error", "parameters per row",
         "memorises" (1 where random labels reach 99 % of the training rows).
 
@@ -219,7 +219,8 @@ def randomization_tests(
         >>> found["memorises"]
         1.0
     """
-    _check(data, inputs, regularisers, optimizer, fit_accuracy, rows, max_steps)
+    _check(data, inputs, regularisers, optimizer, rows, max_steps)
+    _check_ranges(lr, fit_accuracy, weight_decay, dropout)
     spec, train = data.spec, data.train
     chosen = torch.randperm(len(train), generator=generator)[:rows]
     x, y = train.x[chosen], train.y[chosen]
@@ -236,7 +237,8 @@ def randomization_tests(
         fit = train_until_fit(
             model, pair, own_valid, own_test, settings, generator, decay, augment=kind == "augmentation"
         )
-        result[f"{name}: steps to fit"] = fit.steps
+        result[f"{name}: fitted"] = float(fit.fitted)
+        result[f"{name}: steps to fit"] = float(fit.steps)
         result[f"{name}: train accuracy"] = fit.train_accuracy
         result[f"{name}: test error"] = 1 - fit.test_accuracy
         return fit
@@ -263,7 +265,7 @@ def randomization_tests(
 
 
 def _check(
-    data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, fit: float, rows: int, steps: int
+    data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, rows: int, steps: int
 ) -> None:
     if data.spec.task != "classes":
         raise ValueError(f"the task is {data.spec.task!r}; random labels need classes")
@@ -275,7 +277,16 @@ def _check(
         for value in values:
             if value not in allowed:
                 raise ValueError(f"{name} holds {value!r}; use {', '.join(allowed)}")
-    if not 0 < fit <= 1:
-        raise ValueError(f"fit_accuracy is {fit}; it must lie in (0, 1]")
     if rows < 2 or steps < 1:
         raise ValueError(f"rows is {rows} and max_steps {steps}; they must be at least 2 and 1")
+
+
+def _check_ranges(lr: float, fit_accuracy: float, weight_decay: float, dropout: float) -> None:
+    for name, value, fine, span in (
+        ("lr", lr, lr > 0, "above 0"),
+        ("fit_accuracy", fit_accuracy, 0 < fit_accuracy <= 1, "in (0, 1]"),
+        ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
+        ("dropout", dropout, 0 <= dropout < 1, "in [0, 1)"),
+    ):
+        if not fine:
+            raise ValueError(f"{name} is {value}; it must be {span}")

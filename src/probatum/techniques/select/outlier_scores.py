@@ -116,6 +116,7 @@ def scores(
 ) -> Scores:
     """All scores of `outlier_scores`, their ranks, and what the combinations need; arguments as there."""
     _check(x, y, use, folds, members, noises)
+    _check_ranges(lr, retrain_share, retrain_lr, private_share, private_lr, clip)
     n = len(y)
     fold = torch.randperm(n, generator=generator) % folds
     raw = {name: torch.zeros(n, dtype=torch.float64) for name in use}
@@ -280,3 +281,20 @@ def _check(x: Tensor, y: Tensor, use: Sequence[str], folds: int, members: int, n
         raise ValueError(f"use is {tuple(use)}; name some of {', '.join(NAMES)}")
     if not noises or any(b >= a for a, b in itertools.pairwise(noises)) or not min(noises) > 0:
         raise ValueError(f"noises is {tuple(noises)}; give falling values above 0, strongest privacy first")
+
+
+def _check_ranges(
+    lr: float, retrain_share: float, retrain_lr: float, private_share: float, private_lr: float, clip: float
+) -> None:
+    positive = {
+        "lr": lr,
+        "retrain_share": retrain_share,
+        "retrain_lr": retrain_lr,
+        "private_lr": private_lr,
+        "clip": clip,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; it must be above 0")
+    if not 0 < private_share <= 1:
+        raise ValueError(f"private_share is {private_share}; it must lie in (0, 1]")
