@@ -109,7 +109,8 @@ class Recipe:
 
     def placed(self, use: Use, slot: str) -> Recipe:
         """This recipe with `use` in `slot`, without asking whether that is allowed."""
-        return replace(self, **{slot: (*getattr(self, slot), use) if slot in MANY else use})
+        filled: dict[str, Any] = {slot: (*getattr(self, slot), use) if slot in MANY else use}
+        return replace(self, **filled)
 
     def uses(self) -> tuple[Use, ...]:
         """All techniques in it, in slot order."""
@@ -138,13 +139,8 @@ def make_arm(text: str, base: Recipe) -> Arm:
     if arenas and len(uses) > 1:
         raise InputError(f"{text}: a technique of slot {sorted(arenas)[0]!r} plays alone; try its parts one by one")
     for use in uses:
-        slot = catalogue.place(use.id).slot
-        if (
-            slot in ("model", "loss", "optimizer")
-            and getattr(base, slot) is not None
-            and getattr(recipe, slot) is getattr(base, slot)
-        ):
-            recipe = replace(recipe, **{slot: None})  # the arm's own technique replaces the baseline's choice
+        if catalogue.place(use.id).slot == "model" and recipe.model is base.model:
+            recipe = replace(recipe, model=None)  # the arm's own model replaces the one that --model chose
         recipe = recipe.filled(use)
     return Arm(" + ".join(str(use) for use in uses), recipe)
 

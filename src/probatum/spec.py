@@ -92,7 +92,7 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, not the tuple's method
 
 
 @dataclass(frozen=True)

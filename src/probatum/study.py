@@ -215,7 +215,7 @@ class Study:
         self, model: Any, epochs: int | None, steps: int | None, batch_size: int | None
     ) -> tuple[Any, str, Recipe]:
         training = DEFAULTS[self.dataset.modality]
-        given = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+        given: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
         training = replace(training, **{name: value for name, value in given.items() if value is not None})
         recipe = Recipe(training=training)
         if model is None:

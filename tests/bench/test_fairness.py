@@ -137,7 +137,9 @@ class _Sealed(Part):
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("arm", [None, "encouraging-loss", "h-calibration(steps=2, window=10)", "gbnn(total=4, units=2)"])
+@pytest.mark.parametrize(
+    "arm", [None, "encouraging-loss", "h-calibration(steps=2, window=10)", "gbnn(total=4, units=2)"]
+)
 @pytest.mark.parametrize("tune", [0, 2])
 def test_rule_4_test_rows_are_read_after_all_choices(
     arm: str | None, tune: int, monkeypatch: pytest.MonkeyPatch
@@ -159,9 +161,13 @@ def test_rule_5_no_verdict_from_five_seeds() -> None:
 
 
 def test_rule_6_the_winner_is_confirmed_on_fresh_seeds() -> None:
-    study = Study("breast-cancer", ["gbnn(total=20, units=10)"], seeds=6, steps=1, timing=False, references=False, margin=0.0)
+    study = Study(
+        "breast-cancer", ["gbnn(total=20, units=10)"], seeds=6, steps=1, timing=False, references=False, margin=0.0
+    )
     results = study.run()
-    assert results.winner() == "gbnn(total=20, units=10)"  # one step of the baseline is beaten by anything that is fitted
+    assert (
+        results.winner() == "gbnn(total=20, units=10)"
+    )  # one step of the baseline is beaten by anything that is fitted
     assert not {t.seed for t in results.trials} & {t.seed for t in results.confirmation}
     confirmed = results.confirmed()
     assert confirmed is not None

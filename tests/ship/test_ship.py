@@ -89,7 +89,9 @@ def test_learners_ship_too(tmp_path: Path) -> None:
     folder = study.ship("gbnn(total=8, units=4)", tmp_path / "model")
     shipped = load(folder)
     part, _ = shipped.encode(raw_rows(study))
-    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(study, "gbnn(total=8, units=4)"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        shipped.predict_part(part), from_the_bench(study, "gbnn(total=8, units=4)"), atol=1e-6, rtol=0
+    )
 
 
 def test_own_networks_need_their_code(tmp_path: Path) -> None:

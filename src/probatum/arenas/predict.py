@@ -117,12 +117,11 @@ def trial(work: Work) -> Outcome:
     found |= _robustness(work, fitted)
     found["training-passes"] = fitted.passes
     timing = {"training-seconds": seconds}
-    if fitted.model is not None:
-        found["parameters"] = float(cost.parameters(fitted.model))
-        found["nonzero-parameters"] = float(cost.nonzero(fitted.model))
-        found["macs"] = float(cost.macs(fitted.model, test.x[:1]))
-        sample = test.x[:64]
-        found["peak-memory"] = float(cost.peak_memory(lambda: outputs(fitted.model, sample)))
+    if (model := fitted.model) is not None:
+        found["parameters"] = float(cost.parameters(model))
+        found["nonzero-parameters"] = float(cost.nonzero(model))
+        found["macs"] = float(cost.macs(model, test.x[:1]))
+        found["peak-memory"] = float(cost.peak_memory(lambda: outputs(model, test.x[:64])))
     return Outcome(found, timing, digest(fitted.model, output), details)
 
 

@@ -135,7 +135,9 @@ class Bench:
 
     def _run(self, job: Job) -> Trial:
         start = time.perf_counter()
-        status, record, timing = "ok", {}, {}
+        status = "ok"
+        record: dict[str, Any] = {}
+        timing: dict[str, Any] = {}
         with _quiet(self.plan.threads):
             try:
                 work = self.work(job.arm, job.builtin, job.seed, self.listener.stepped)

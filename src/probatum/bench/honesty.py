@@ -47,7 +47,8 @@ class Rate:
 def paired_noise(dataset: Splits, seeds: Sequence[int], training: Training) -> tuple[list[float], list[float]]:
     """Test accuracies of the baseline and of itself with other initial weights and batch order, seed by seed."""
     base = Recipe(training=training)
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     for seed in seeds:
         data = dataset.prepare(seed, fractions=FRACTIONS)
         for arm, into in ((Arm("baseline", base), first), (Arm("again", base, salt="again"), second)):
@@ -66,7 +67,12 @@ def simulated_noise(studies: int, seeds: int, generator: np.random.Generator) ->
 def word(baseline: Sequence[float], arm: Sequence[float], effect: float = 0.0) -> str:
     """The verdict on one study, with `effect` added to the arm."""
     records = [
-        {"arm": name, "seed": seed, "status": "ok", "measures": {"accuracy": value + (effect if name == "arm" else 0.0)}}
+        {
+            "arm": name,
+            "seed": seed,
+            "status": "ok",
+            "measures": {"accuracy": value + (effect if name == "arm" else 0.0)},
+        }
         for name, values in (("baseline", baseline), ("arm", arm))
         for seed, value in enumerate(values)
     ]
@@ -78,7 +84,9 @@ def count(
 ) -> Rate:
     """How many studies of `seeds` seeds end with a wanted word."""
     studies = len(first) // seeds
-    words = [word(first[i * seeds : (i + 1) * seeds], second[i * seeds : (i + 1) * seeds], effect) for i in range(studies)]
+    words = [
+        word(first[i * seeds : (i + 1) * seeds], second[i * seeds : (i + 1) * seeds], effect) for i in range(studies)
+    ]
     return Rate(sum(map(wanted, words)), studies)
 
 
@@ -91,7 +99,9 @@ def honesty(first: Sequence[float], second: Sequence[float], seeds: int, name: s
     for planned in (0.5, 0.8, 0.95):
         effect = planted_effect(planned, sd, seeds)
         found = count(first, second, seeds, lambda w: w == "helps", effect - float(differences.mean()))
-        lines.append(f"{name}: planted +{effect:.4f}, planned power {planned:.0%}: found {found.hits}/{found.studies} = {found.share:.1%}")
+        lines.append(
+            f"{name}: planted +{effect:.4f}, planned power {planned:.0%}: found {found.hits}/{found.studies} = {found.share:.1%}"
+        )
     return lines
 
 

@@ -137,7 +137,7 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
             found = found.placed(Use(use["id"], use["settings"]), use["slot"])
         return found
 
-    data = {name: tuple(value) if name == "fractions" else value for name, value in described["data"].items()}
+    data: dict[str, Any] = {**described["data"], "fractions": tuple(described["data"]["fractions"])}
     same = ("arena", "primary", "skipped", "equal_compute", "tune", "margins", "confidence", "model", "threads")
     return StudyPlan(
         data=DataPlan(**data),

@@ -46,13 +46,14 @@ def check_imports(subject: Subject) -> None:
     """A technique imports the card, the spec, errors and numerics of this package, never the bench or another technique."""
     tree = ast.parse(catalogue.place(subject.name).path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
             demand(all(alias.name != "*" for alias in node.names), f"line {node.lineno}: no star imports")
             demand(node.level == 0, f"line {node.lineno}: no relative imports")
+        else:
+            continue
         for name in names:
             if name.split(".")[0] == "probatum":
                 demand(name.startswith(ALLOWED), f"line {node.lineno}: a technique may not import {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 SEEDS = (101, 102, 103, 104, 105)
@@ -22,7 +22,7 @@ class Evidence:
 
     holds: bool
     measured: dict[str, float]
-    rows: tuple[dict[str, float | str], ...] = ()
+    rows: tuple[Mapping[str, float | str], ...] = ()
     note: str = ""
 
 

@@ -205,7 +205,7 @@ def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], title: st
                     f'<text class="small {tone}" x="{x + cell / 2:.0f}" y="{y + cell / 2 + 4:.0f}" text-anchor="middle">{count:.0f}</text>'
                 )
     for j, name in enumerate(names):
-        x, y = left + cell * j + cell / 2, top + cell * n + 8
+        x, y = left + cell * j + cell // 2, top + cell * n + 8
         parts.append(
             f'<text class="small" transform="translate({x:.0f} {y}) rotate(40)">{escape(_cut(name, 10))}</text>'
         )

@@ -275,8 +275,10 @@ def _effects(results: Results) -> list[dict[str, str]]:
 
 
 def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        (key, str(summary[key])) for key in ("name", "n", "modality", "task", "target", "fingerprint") if key in summary
+    rows: list[tuple[str, str]] = [
+        (str(key), str(summary[key]))
+        for key in ("name", "n", "modality", "task", "target", "fingerprint")
+        if key in summary
     ]
     if "split" in summary:
         rows.append(("rows", ", ".join(f"{part} {count}" for part, count in summary["split"].items())))

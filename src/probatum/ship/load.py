@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from probatum import catalogue
 from probatum.contracts import inject
 from probatum.data.pipeline import Pipeline, load_pipeline
+from probatum.data.text import TextEncoder
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, Use
 from probatum.ship.write import FORMAT
@@ -51,7 +52,7 @@ class Shipped:
         """New rows (path, frame, array or texts) as a part without targets, and the raw rows."""
         x, frame = self.pipeline.encode_source(source)
         text = None
-        if self.spec.modality == "text":
+        if isinstance(self.pipeline.features, TextEncoder):
             text = tuple(frame[self.pipeline.features.column].to_list())
         return Part(x, torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)), text), frame
 

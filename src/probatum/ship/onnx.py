@@ -61,6 +61,8 @@ def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:
                 dynamo=True,
                 verbose=False,
             )
+            if program is None:
+                raise RuntimeError("the exporter returned nothing")
             program.save(str(path))
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         worst = 0.0

@@ -59,7 +59,8 @@ def _suggest(trial: optuna.Trial, name: str, values: Any) -> Any:
 def _with_settings(recipe: Recipe, use: Use, chosen: Mapping[str, Any]) -> Recipe:
     slot = catalogue.place(use.id).slot
     new = Use(use.id, {**use.settings, **chosen})
+    others = getattr(recipe, slot)
+    filled: dict[str, Any] = {slot: new}
     if slot in MANY:
-        return replace(recipe, **{slot: tuple(new if other.id == use.id else other for other in getattr(recipe, slot))})
-    return replace(recipe, **{slot: new})
-
+        filled = {slot: tuple(new if other.id == use.id else other for other in others)}
+    return replace(recipe, **filled)

@@ -2,7 +2,7 @@
 
 A 784-300-100-10 MLP, pruned to 90 % zeros or left dense, and a dense MLP of the width at which it has as many parameters as
 the sparse one has non-zero ones; equal steps. The learning rate of each arm was chosen from the same four (2e-3, 4e-3, 8e-3,
-1.6e-2; also 3.2e-2 for the narrow one) by validation accuracy on seeds 1 and 2; so was the length of 30 epochs, since 15
+1.6e-2; also 3.2e-2 for the narrow one) by validation accuracy on seeds 1 and 2 (samples of 16 000); so was the length of 30 epochs, since 15
 leave the sparse network no time to recover. The pruning schedule is the technique's default. Dense arms keep their best
 validated weights, the sparse one its last.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import nn
 
 from probatum.bench.statistics import paired
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
-from probatum.data.library import library, subset
+from probatum.data.library import library
 from probatum.recipe import Training
 from probatum.spec import Data, Spec
 from probatum.techniques.compress.gradual_magnitude_pruning import matching_width, stored_bytes
@@ -25,7 +26,6 @@ from probatum.train.assemble import ModelFactory
 WIDE = 300
 SPARSITY = 0.9
 RATES = {"wide": 4e-3, "sparse": 4e-3, "narrow": 1.6e-2}
-ROWS = 16_000
 
 
 def network(spec: Spec, width: int) -> nn.Sequential:
@@ -42,8 +42,10 @@ def nonzeros(model: nn.Module) -> int:
 
 
 def open_images(seed: int) -> Data:
-    """A stratified sample of Fashion-MNIST."""
-    return subset(library("fashion_mnist"), ROWS, seed).prepare(seed)
+    """One fifth of Fashion-MNIST; five seeds in a row share no image, so that their differences are independent."""
+    whole = library("fashion_mnist")
+    order = np.random.default_rng(0).permutation(whole.n)
+    return whole.take(np.sort(order[(seed - 1) % 5 :: 5])).prepare(seed)
 
 
 def model_of(name: str, data: Data, seed: int, rate: float, width: int) -> nn.Module:
@@ -95,7 +97,7 @@ CLAIMS = (
             "95 % paired interval of the accuracy gain over the narrow dense network above 0, and less than 1 point lost "
             "against the wide dense network"
         ),
-        data="Fashion-MNIST, a sample of 16 000",
+        data="Fashion-MNIST, a fifth of it for each seed",
         run=_run,
         minutes=2.5,
         needs_library=True,

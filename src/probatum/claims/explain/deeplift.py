@@ -75,7 +75,9 @@ def _run(seeds: Sequence[int]) -> Evidence:
     for other in ("rescale", "gradient"):
         measured[f"share_of_seeds_at_least_{other}"] = mean([float(row["mixed"] >= row[other]) for row in rows])
     holds = all(measured["mixed"] >= measured[other] for other in ("rescale", "gradient"))
-    note = "Pixels are ranked nearly alike by all rules; look at the size of the edge over Rescale, not only at its sign."
+    note = (
+        "Pixels are ranked nearly alike by all rules; look at the size of the edge over Rescale, not only at its sign."
+    )
     return Evidence(holds, measured, tuple(rows), note)
 
 

@@ -29,6 +29,9 @@ CARD = Card(
     neutral={"lam": 0.0},
     tiny={"lam": 1.0},
     tune={"lam": (0.5, 10.0, "log"), "beta": [0.5, 0.7, 0.9]},
+    expect_fail={
+        "gradient_against_finite_differences": "the running target moves with the output but is held fixed in the gradient"
+    },
     claims=("withstands-noisy-labels",),
 )
 

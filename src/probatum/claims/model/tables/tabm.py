@@ -25,6 +25,7 @@ from probatum.train.baselines import TableMLP
 WIDTH = 64
 RATES = {"mlp": 1e-2, "tabm": 1e-2}
 ROWS = 1500
+TEST_TO_TRAIN = 0.2 / 0.6
 
 
 def _tables() -> dict[str, Dataset]:
@@ -64,17 +65,24 @@ def _row(dataset: Dataset, name: str, seed: int) -> dict[str, float | str]:
 
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = [_row(dataset, name, seed) for name, dataset in _tables().items() for seed in seeds]
-    measured, wins, ensembles = {}, 0, 0
+    measured, wins, plain_wins, ensembles = {}, 0, 0, 0
     for name in dict.fromkeys(str(row["table"]) for row in rows):
         own = [row for row in rows if row["table"] == name]
-        gain = paired([float(row["tabm"]) - float(row["mlp"]) for row in own], test_fraction_ratio=None)
+        gains = [float(row["tabm"]) - float(row["mlp"]) for row in own]
+        gain = paired(gains, test_fraction_ratio=TEST_TO_TRAIN)
         measured |= {f"{name}_gain": gain.mean, f"{name}_low": gain.low, f"{name}_high": gain.high}
         over = mean([float(row["tabm"]) - float(row["mean_member"]) for row in own])
         measured[f"{name}_over_mean_member"] = over
         wins += gain.low > 0
+        plain_wins += paired(gains, test_fraction_ratio=None).low > 0
         ensembles += over > 0
     measured |= {"tables_with_interval_above_0": float(wins), "tables_ensemble_beats_member": float(ensembles)}
-    return Evidence(wins >= 3 and ensembles == 6, measured, tuple(rows))
+    measured["tables_with_uncorrected_interval_above_0"] = float(plain_wins)
+    note = (
+        "Seeds re-split the same rows, so the intervals carry the Nadeau-Bengio correction, which roughly doubles them; "
+        "the count without it stands beside. The paper's tables are ten to a hundred times larger."
+    )
+    return Evidence(wins >= 3 and ensembles == 6, measured, tuple(rows), note)
 
 
 CLAIMS = (
@@ -82,7 +90,7 @@ CLAIMS = (
         id="better-than-one-mlp",
         says="An efficient ensemble of k MLPs in one network beats an MLP of the same width, and its own members.",
         threshold=(
-            "gain in accuracy or R squared with a 95 % paired interval above 0 on at least half of six tables, and the "
+            "gain in accuracy or R squared with a corrected 95 % paired interval above 0 on at least half of six tables, and the "
             "averaged prediction better than the mean member on every one"
         ),
         data="breast-cancer, wine, diabetes; 1500 rows each of Adult, Abalone, Phoneme",
