@@ -2,9 +2,9 @@
 
 A 784-300-100-10 MLP, pruned to 90 % zeros or left dense, and a dense MLP of the width at which it has as many parameters as
 the sparse one has non-zero ones; equal steps. The learning rate of each arm was chosen from the same four (2e-3, 4e-3, 8e-3,
-1.6e-2; also 3.2e-2 for the narrow one) by validation accuracy on seeds 1 and 2 (samples of 16 000); so was the length of 30 epochs, since 15
-leave the sparse network no time to recover. The pruning schedule is the technique's default. Dense arms keep their best
-validated weights, the sparse one its last.
+1.6e-2; also 3.2e-2 for the narrow one) by validation accuracy on seeds 1 and 2 (samples of 16 000); so was the length of 30
+epochs, since 15 leave the sparse network no time to recover. The pruning schedule is the technique's default. Dense arms
+keep their best validated weights, the sparse one its last.
 """
 
 from __future__ import annotations

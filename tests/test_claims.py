@@ -1,0 +1,43 @@
+"""Every claim has its evidence, the evidence is of the code as it stands, and a rotating one is run again."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+
+from probatum import catalogue
+from probatum.claims.record import claims_of, evidence, is_stale, run_claim
+
+RECORDED = evidence()
+CLAIMS = [(name, claim.id) for name in catalogue.names() for claim in claims_of(name)]
+QUICK_SECONDS = 25
+
+
+@pytest.mark.parametrize(("name", "claim"), CLAIMS)
+def test_claim_is_recorded_and_fresh(name: str, claim: str) -> None:
+    key = f"{name}/{claim}"
+    assert key in RECORDED, f"run `python -m probatum.claims.record {name}`"
+    entry = RECORDED[key]
+    assert not is_stale(name, entry), f"{key}: its files changed since; run `python -m probatum.claims.record {name}`"
+    assert entry["verdict"] in ("reproduced", "not reproduced here")
+    assert entry["measured"]
+    assert all(math.isfinite(value) for value in entry["measured"].values())
+    assert min(entry["seeds"]) > 100, "seeds up to 100 are for choosing settings"
+
+
+def test_nothing_is_recorded_that_no_longer_exists() -> None:
+    assert set(RECORDED) == {f"{name}/{claim}" for name, claim in CLAIMS}
+
+
+def test_a_rotating_claim_comes_out_as_recorded() -> None:
+    quick = [
+        (name, claim)
+        for name in catalogue.names()
+        for claim in claims_of(name)
+        if not claim.needs_library and RECORDED[f"{name}/{claim.id}"]["seconds"] <= QUICK_SECONDS
+    ]
+    assert quick, "no claim is quick enough to be run here"
+    name, claim = quick[datetime.now(UTC).toordinal() % len(quick)]
+    assert run_claim(name, claim)["verdict"] == RECORDED[f"{name}/{claim.id}"]["verdict"], name
