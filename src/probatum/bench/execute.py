@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from probatum.arenas.base import Outcome, Work, arena
 from probatum.bench.plan import StudyPlan, key_of
@@ -165,11 +166,11 @@ def _record(outcome: Outcome) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(threads: int) -> Iterator[None]:
-    """A fixed number of torch threads and no library warnings on the terminal; both are put back."""
+    """A fixed number of threads (torch's and those of BLAS) and no library warnings on the terminal; all put back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(threads):
             warnings.simplefilter("ignore")
             yield
     finally:
