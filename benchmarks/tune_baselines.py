@@ -71,6 +71,7 @@ def tune(modality: str, trials: int) -> None:
             default,
             lr=trial.suggest_float("lr", 3e-4, 2e-2, log=True),
             weight_decay=trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
+            least_steps=0,
             epochs=trial.suggest_categorical(
                 "epochs", sorted({default.epochs // 2, default.epochs, 2 * default.epochs})
             ),

@@ -43,7 +43,8 @@ class Training:
 
     Attributes:
         epochs: passes over the training rows (ignored where `steps` is given).
-        steps: gradient steps; None = epochs times steps per epoch.
+        steps: gradient steps; None = epochs times steps per epoch, but no fewer than `least_steps`.
+        least_steps: what small data are trained for although their epochs are short.
         batch_size: examples a step.
         lr: learning rate of the built-in AdamW.
         weight_decay: its decoupled weight decay.
@@ -54,6 +55,7 @@ class Training:
 
     epochs: int = 20
     steps: int | None = None
+    least_steps: int = 0
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 1e-2

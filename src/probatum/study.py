@@ -217,6 +217,8 @@ class Study:
         training = DEFAULTS[self.dataset.modality]
         given: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
         training = replace(training, **{name: value for name, value in given.items() if value is not None})
+        if epochs is not None:
+            training = replace(training, least_steps=0)  # the user's word counts
         recipe = Recipe(training=training)
         if model is None:
             return None, "", recipe

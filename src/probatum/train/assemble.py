@@ -38,7 +38,8 @@ def budget_for(training: Training, rows: int) -> Budget:
     per_epoch = math.ceil(rows / batch_size)
     if rows % batch_size == 1 and per_epoch > 1:
         per_epoch -= 1  # the loop leaves a last batch of one row out
-    return Budget(training.steps or training.epochs * per_epoch, batch_size, per_epoch)
+    steps = training.steps or max(training.epochs * per_epoch, training.least_steps)
+    return Budget(steps, batch_size, per_epoch)
 
 
 def assemble(
