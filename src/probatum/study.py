@@ -133,7 +133,7 @@ class Study:
             seeds=tuple(range(seeds)),
             primary=primary,
             skipped=skipped,
-            confirm=tuple(range(1000, 1000 + seeds)) if confirm and where == "predict" else (),
+            confirm=tuple(range(1000, 1000 + seeds)) if confirm and where != "probe" else (),
             equal_compute=budget == "compute",
             tune=tune,
             margins=margins,

@@ -115,9 +115,9 @@ def trial(work: Work) -> Outcome:
         details["reliability"] = calibration.reliability(output, test.y)
         details["per_class"] = quality.per_class(output, test.y)
     found |= _robustness(work, fitted)
-    found["training-passes"] = fitted.passes
     timing = {"training-seconds": seconds}
     if (model := fitted.model) is not None:
+        found["training-passes"] = fitted.passes
         found["parameters"] = float(cost.parameters(model))
         found["nonzero-parameters"] = float(cost.nonzero(model))
         found["macs"] = float(cost.macs(model, test.x[:1]))
@@ -130,7 +130,7 @@ def fit(work: Work) -> Predictor:
     spec = work.data.spec
     if work.builtin in classical.NAMES[spec.task]:
         reference = classical.fit(work.builtin, work.data, work.seed)
-        return Predictor(spec.task, learner=reference, passes=float(len(work.data.train)))
+        return Predictor(spec.task, learner=reference)
     recipe = work.arm.recipe
     if work.tune:
         recipe = tuned(recipe, work.tune, work.seed, lambda candidate: _validation_score(work, candidate))
@@ -148,7 +148,7 @@ def _fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
     learner = inject.call(
         use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
     )
-    found = Predictor(data.spec.task, learner=learner, passes=float(len(data.train)))
+    found = Predictor(data.spec.task, learner=learner)
     if recipe.posthoc is not None:
         found.calibrator = _calibrator(recipe.posthoc, work, learner.predict(data.valid).clamp_min(1e-12).log())
     return found
