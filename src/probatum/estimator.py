@@ -32,7 +32,7 @@ class _ProbatumEstimator(BaseEstimator):
         *,
         epochs: int = 40,
         batch_size: int = 64,
-        lr: float = 2e-3,
+        lr: float = 8e-3,
         validation_fraction: float = 0.2,
         random_state: int | None = 0,
     ) -> None:

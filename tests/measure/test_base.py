@@ -12,7 +12,7 @@ from probatum.measure.base import Measure, all_measures
 
 def test_every_measure_is_found_and_says_what_it_is() -> None:
     found = all_measures()
-    assert {"accuracy", "rmse", "ece", "latency", "corrupted-accuracy", "parameters"} <= found.keys()
+    assert {"accuracy", "rmse", "ece", "latency-ratio", "corrupted-accuracy", "parameters"} <= found.keys()
     for name, measure in found.items():
         assert name == measure.name
         assert measure.about

@@ -171,6 +171,7 @@ def _step(
     elif (
         key in (operator.mul, operator.truediv, operator.neg, torch.mul, torch.neg, "mul", "neg", "div")
         and len(acts) == 1
+        and (key is not operator.truediv or node.args[0] is arguments[0])  # a constant over x is not linear
     ):
         zero = torch.zeros_like(acts[0].value)
         found = _scaled(apply, acts[0], apply(zero + 1) - apply(zero))
@@ -215,11 +216,12 @@ def _linear(module: Any, act: Activation) -> tuple[Activation, Backward]:
 
 
 def _scaled(apply: Callable[..., Tensor], act: Activation, scale: Tensor) -> tuple[Activation, Backward]:
-    """Element by element times `scale`; a negative factor swaps the parts."""
+    """Element by element times `scale`, which may broadcast; a negative factor swaps the parts."""
     up, down = scale.clamp(min=0), scale.clamp(max=0)
     plus, minus = up * act.plus + down * act.minus, up * act.minus + down * act.plus
     after = Activation(apply(act.value), apply(act.reference), plus, minus)
-    return after, lambda p, m: [(up * p + down * m, up * m + down * p)]
+    shape = act.value.shape
+    return after, lambda p, m: [((up * p + down * m).sum_to_size(shape), (up * m + down * p).sum_to_size(shape))]
 
 
 def _slope(apply: Callable[..., Tensor], act: Activation) -> Tensor:

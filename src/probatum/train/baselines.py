@@ -13,10 +13,10 @@ from probatum.recipe import Training
 from probatum.spec import Spec
 
 DEFAULTS = {
-    "table": Training(epochs=40, least_steps=300, batch_size=64, lr=2e-3, weight_decay=1e-2),
+    "table": Training(epochs=40, least_steps=300, batch_size=64, lr=8e-3, weight_decay=7e-3),
     "image": Training(epochs=20, least_steps=400, batch_size=64, lr=4e-3, weight_decay=1e-2),
-    "text": Training(epochs=15, least_steps=300, batch_size=64, lr=3e-3, weight_decay=1e-2),
-    "series": Training(epochs=40, least_steps=300, batch_size=32, lr=2e-3, weight_decay=1e-2),
+    "text": Training(epochs=15, least_steps=300, batch_size=64, lr=8e-3, weight_decay=7e-3),
+    "series": Training(epochs=40, least_steps=300, batch_size=32, lr=8e-3, weight_decay=7e-3),
 }
 
 

@@ -126,6 +126,30 @@ def test_pruned_weights_return_only_with_regrow() -> None:
         torch.testing.assert_close(net.weight.detach(), torch.tensor(expected))
 
 
+def test_weights_that_an_optimizer_moved_do_not_return() -> None:
+    net = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.3, 0.4, 0.5, 0.6]]))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    pruner = GradualMagnitudePruning(10, 0.5, 0.5, begin=0.1, end=0.3, every=1).attach(net, optimizer)
+    pruner.after_step(1)
+    with torch.no_grad():
+        net.weight[0, 0] = 7.0  # as an optimizer in a basis of its own does
+    pruner.after_step(2)
+    assert (net.weight[0] == 0).tolist() == [True, True, False, False]
+
+
+def test_an_optimizer_s_basis_and_second_moments_are_left_alone() -> None:
+    data = open_dataset("wine").prepare(1)
+    square = lambda spec: nn.Sequential(nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3))  # noqa: E731
+    arm = "gradual-magnitude-pruning(final_sparsity=0.7)+conda"
+    run = fit(arm, data, 1, training=Training(epochs=3, batch_size=16), factory=square)
+    state = run.optimizer.state[run.model[2].weight]
+    torch.testing.assert_close(state["basis"].T @ state["basis"], torch.eye(16), atol=1e-4, rtol=0)
+    assert bool((state["second"] > 0).all())
+    assert int((run.model[2].weight == 0).sum()) == math.floor(0.7 * 256)
+
+
 def test_which_weights_are_pruned() -> None:
     names = [name for name, _, _ in prunable(Sequence())]
     assert names == ["embed.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
@@ -148,6 +172,8 @@ def test_gates_are_masked_separately() -> None:
     pruner.after_step(0)
     assert [int((gate == 0).sum()) for gate in net.lstm.weight_hh_l0.chunk(4)] == [15, 15, 15, 15]
     assert bool((net.lstm.bias_hh_l0 != 0).all())
+    gates = {name: gates for name, _, gates in prunable(nn.LSTM(6, 5, proj_size=3))}
+    assert gates == {"weight_ih_l0": 4, "weight_hh_l0": 4, "weight_hr_l0": 1}
 
 
 @pytest.mark.parametrize("regrow", [False, True])

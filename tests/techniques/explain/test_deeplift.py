@@ -197,6 +197,31 @@ def test_trained_on_the_bench() -> None:
     assert float(found.gap.max()) < 1e-6
 
 
+class Tokens(nn.Module):
+    """Every number times a vector of its own, as in embeddings of tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors, self.head = nn.Parameter(torch.zeros(5, 4)), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x.unsqueeze(2) * self.vectors).relu().flatten(1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_broadcast_products(rule: str) -> None:
+    net, x, y = filled(Tokens()), draw(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
+    values, gap = deeplift(net, x, y, rule=rule)
+    rise = (net(x) - net(torch.zeros_like(x))).detach().gather(1, y[:, None]).squeeze(1)
+    torch.testing.assert_close(values.sum(1), rise, atol=1e-5, rtol=1e-5)
+    assert float(gap.max()) < 1e-9
+
+
+class Inverse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 / (x + 9.0)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -210,6 +235,8 @@ def test_misuse() -> None:
         deeplift(net, x, y, reference=torch.zeros(2, 5))
     with pytest.raises(ValueError, match="training mode"):
         deeplift(nn.Linear(5, 4), x, y)
+    with pytest.raises(TypeError, match=r"truediv .* has no rule"):
+        deeplift(Inverse().eval(), x, y)
     with pytest.raises(ValueError, match="cannot be traced"):
         deeplift(Branching().eval(), x, y)
     with pytest.raises(TypeError, match="model is function"):

@@ -166,7 +166,26 @@ def test_same_stream_gives_the_same_weights_and_tied_ones_are_drawn_once() -> No
     assert tied[2].weight is tied[0].weight
 
 
+def test_a_module_used_twice_is_swapped_in_both_places() -> None:
+    act = nn.ReLU()
+    net = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
+    assert apply(net, generator=own()) == 2
+    assert [type(module) for module in net] == [nn.Linear, nn.SELU, nn.Linear, nn.SELU]
+
+
+def test_attention_stays_as_it_is() -> None:
+    net = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.ReLU(), nn.Linear(8, 8)])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert apply(net, generator=own()) == 1
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"2.weight", "2.bias"}
+
+
 def test_misuse() -> None:
+    with pytest.raises(ValueError, match=r"use nn\.FeatureAlphaDropout"):
+        apply(nn.Sequential(nn.SELU(), nn.Dropout3d(0.5)))
+    with pytest.raises(ValueError, match="feature 0 has mean nan"):
+        check_inputs(torch.full((4, 2), float("nan")), strict=True)
     with pytest.raises(ValueError, match=r"'1' is Dropout beside SELU; use nn.AlphaDropout\(p=0.5\)"):
         check_network(nn.Sequential(nn.SELU(), nn.Dropout(0.5)))
     check_network(nn.Sequential(nn.ReLU(), nn.Dropout(0.5)))

@@ -70,6 +70,7 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradgradcheck(lambda z, dim=dim: sparsemax(z, dim), (z,))
     q = scores(4, 5, seed=1).softmax(1)
     assert torch.autograd.gradcheck(lambda z: sparsemax_loss(z, q), (z,))
+    assert torch.autograd.gradgradcheck(lambda z: sparsemax_loss(z, q), (z,))
     assert torch.autograd.gradcheck(lambda z: sparsemax_loss(z, torch.tensor([0, 1, 2, 3])), (z,))
 
 
@@ -180,6 +181,8 @@ def test_apply_swaps_softmax_modules_and_nothing_else() -> None:
     assert net[1][0].dim == 1
     assert not net[1][0].training
     assert apply(nn.Linear(2, 2)) == 0
+    twice = nn.Softmax(dim=1)
+    assert apply(nn.Sequential(twice, nn.Linear(4, 4), twice)) == 2
     with pytest.raises(ValueError, match="dim=None"):
         apply(nn.Sequential(nn.Softmax()))
     with pytest.raises(ValueError, match="k is 0"):

@@ -129,8 +129,9 @@ def test_bfloat16_weights_keep_float32_state() -> None:
     assert {optimizer.state[weight][name].dtype for name in ("momentum", "second", "basis")} == {torch.float32}
 
 
-def test_state_dict_resumes_the_trajectory() -> None:
-    ours = parameters((4, 3), (5,))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_state_dict_resumes_the_trajectory(dtype: torch.dtype) -> None:
+    ours = [nn.Parameter(p.detach().to(dtype)) for p in parameters((4, 3), (5,))]
     optimizer = Conda(ours, lr=0.01, gap=4)
     run(optimizer, ours, 3)
     again = [nn.Parameter(p.detach().clone()) for p in ours]

@@ -107,8 +107,9 @@ def test_state_is_the_last_layer_and_two_per_vector_entry() -> None:
     assert optimizer.state_bytes() == 4 * numel
 
 
-def test_state_dict_resumes_the_trajectory() -> None:
-    model = net()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_dict_resumes_the_trajectory(dtype: torch.dtype) -> None:
+    model = net().to(dtype)
     optimizer = ScaleOptimizer.for_model(model, lr=0.01)
     backward(model)
     optimizer.step()

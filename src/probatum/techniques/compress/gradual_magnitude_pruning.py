@@ -37,6 +37,8 @@ CARD = Card(
 
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 FLOAT_BYTES = 4
+FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "momentum")
+"""Names of optimizers' states that lie in the coordinates of the weights and drive them."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ def _weights_of(module: nn.Module) -> list[tuple[str, int]]:
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Embedding):
         return [("weight", 1)]
     gates = GATES.get(type(module))
-    return [] if gates is None else [(name, gates) for name in module._parameters if name.startswith("weight")]
+    if gates is None:
+        return []
+    names = [name for name in module._parameters if name.startswith("weight")]
+    return [(name, 1 if name.startswith("weight_hr") else gates) for name in names]  # hr projects, without gates
 
 
 def stored_bytes(weight: Tensor) -> dict[str, float]:
@@ -295,8 +300,9 @@ class GradualMagnitudePruning:
     def _prune(self, sparsity: float) -> None:
         for name, (weight, gates) in self._weights.items():
             value = weight
-            if self.regrow and name in self.stored:
-                value = torch.where(self.masks[name], weight, self.stored[name])
+            if name in self.masks:  # an optimizer may have moved pruned weights in the last step
+                aside = self.stored[name] if self.regrow and name in self.stored else torch.zeros_like(weight)
+                value = torch.where(self.masks[name], weight, aside)
             self.masks[name] = torch.cat([smallest_mask(part, sparsity) for part in value.chunk(gates)])
             if self.regrow:
                 self.stored[name] = value.detach().clone()
@@ -308,6 +314,7 @@ class GradualMagnitudePruning:
             weight, _ = self._weights[name]
             weight.mul_(mask)
             state = {} if self._optimizer is None else self._optimizer.state.get(weight, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == weight.shape and "sq" not in key and "sum" not in key:
+            for key in FIRST_MOMENTS:
+                value = state.get(key)
+                if isinstance(value, Tensor) and value.shape == weight.shape:
                     value.mul_(mask)

@@ -59,7 +59,8 @@ def deeplift(
         inputs: (n, ...); categories or tokens may be integer codes in front of an embedding.
         target: output to explain (n,).
         reference: None = zeros, a number, one example, a batch (n, ...); or a list of these, which is averaged.
-        rule: "rescale", "reveal-cancel", or "mixed": Rescale behind convolutions, RevealCancel behind dense layers.
+        rule: "rescale", "reveal-cancel", or "mixed": RevealCancel on activations (n, features), as behind dense layers,
+            and Rescale on all of another shape, as behind convolutions.
         contrast: outputs (n,) whose logit is subtracted from the target's.
         chunk: most examples at once.
 

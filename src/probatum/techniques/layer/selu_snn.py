@@ -34,7 +34,10 @@ ALPHA = 1.6732632423543772
 LAM = 1.0507009873554805
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
-DROPOUTS = {nn.Dropout: nn.AlphaDropout, nn.Dropout1d: nn.FeatureAlphaDropout, nn.Dropout2d: nn.FeatureAlphaDropout}
+DROPOUTS = {
+    nn.Dropout: nn.AlphaDropout, nn.Dropout1d: nn.FeatureAlphaDropout, nn.Dropout2d: nn.FeatureAlphaDropout,
+    nn.Dropout3d: nn.FeatureAlphaDropout,
+}  # fmt: skip
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -117,7 +120,7 @@ def check_inputs(x: Tensor, strict: bool = False) -> bool:
     """
     flat = x.flatten(1).double()
     mean, std = flat.mean(dim=0), flat.std(dim=0, correction=0)
-    bad = (std > 0) & ((mean.abs() > 1) | (std < 0.5) | (std > 2))
+    bad = ~((std == 0) | ((mean.abs() <= 1) & (std >= 0.5) & (std <= 2)))  # NaN is bad too
     if not bool(bad.any()):
         return True
     worst = int(bad.int().argmax())
@@ -185,7 +188,7 @@ def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator |
         Number of activations, norms and dropouts changed.
 
     Raises:
-        ValueError: max_dropout outside its range.
+        ValueError: max_dropout outside its range; a network left as it is that has plain dropout beside SELU.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.05), nn.Linear(64, 2))
@@ -196,12 +199,16 @@ def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator |
     """
     if not 0 <= max_dropout < 1:
         raise ValueError(f"max_dropout is {max_dropout}; it must lie in [0, 1)")
-    places = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
+    # not named_children, which leaves out the second place of a module that is used twice
+    places = [(p, name, child) for p in net.modules() for name, child in p._modules.items() if child is not None]
     if not any(isinstance(child, RECTIFIERS) for _, _, child in places):
+        check_network(net)
         return 0
     generator = generator or torch.Generator().manual_seed(0)
     changed = sum(_swapped(parent, name, child, max_dropout) for parent, name, child in places)
-    for layer in _each_once(module for module in net.modules() if isinstance(module, WEIGHTED)):
+    attention = {id(part) for m in net.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()}
+    weighted = (m for m in net.modules() if isinstance(m, WEIGHTED) and id(m) not in attention)
+    for layer in _each_once(weighted):
         lecun_normal_(layer, generator)
     return changed
 

@@ -51,23 +51,24 @@ class _Project(torch.autograd.Function):
 
 
 class _Loss(torch.autograd.Function):
-    """Sparsemax loss of rows z (n, K) against distributions q (n, K), with its own backward p - q."""
+    """Sparsemax loss of rows z (n, K), their projections p and distributions q (n, K), with its own backward p - q.
+
+    p is an argument so that a second derivative goes on through it; the first takes nothing from it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, q: Tensor) -> Tensor:
-        wide, q = widened(z), widened(q)
-        wide = wide - wide.amax(dim=1, keepdim=True)
-        tau, _ = simplex_threshold(wide, 1)
-        p = (wide - tau).clamp(min=0)
-        ctx.save_for_backward(p - q)
-        own = torch.where(p > 0, p * wide, 0.0).sum(dim=1) + tau.squeeze(1)
-        gold = torch.where(q > 0, q * wide, 0.0).sum(dim=1)
-        return (0.5 * (own + q.square().sum(dim=1)) - gold).clamp(min=0).to(z.dtype)
+    def forward(ctx: Any, z: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        ctx.save_for_backward(p, q)
+        z = z - z.amax(dim=1, keepdim=True)
+        tau = -p.amax(dim=1)  # the largest score is now 0
+        own = torch.where(p > 0, p * z, 0.0).sum(dim=1) + tau
+        gold = torch.where(q > 0, q * z, 0.0).sum(dim=1)
+        return (0.5 * (own + q.square().sum(dim=1)) - gold).clamp(min=0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return gradients[0].unsqueeze(1) * difference.to(gradients[0].dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        p, q = ctx.saved_tensors
+        return gradients[0].unsqueeze(1) * (p - q), None, None
 
 
 def sparsemax(z: Tensor, dim: int = -1, k: int | None = None) -> Tensor:
@@ -102,12 +103,13 @@ def sparsemax_loss(output: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"output has shape {tuple(output.shape)}; the loss needs (n, K)")
     check_scores(output, 1)
     if target.ndim == 1:
-        q = nn.functional.one_hot(target, output.shape[1]).to(widened(output).dtype)
+        q = nn.functional.one_hot(target, output.shape[1])
     else:
         q = target
         if q.shape != output.shape or bool((q < 0).any()) or bool(((q.sum(dim=1) - 1).abs() > 1e-3).any()):
             raise ValueError("target rows must be distributions over the classes; make label sets so by uniform_over")
-    return _Loss.apply(output, q)
+    wide = widened(output)
+    return _Loss.apply(wide, _Project.apply(wide, 1, None), q.to(wide.dtype)).to(output.dtype)
 
 
 def uniform_over(labels: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ def apply(net: nn.Module, k: int | None = None) -> int:
     """
     if k is not None and k < 1:
         raise ValueError(f"k is {k}; it must be at least 1, or None for a full sort")
-    found = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
+    # not named_children, which leaves out the second place of a module that is used twice
+    found = [(parent, name, child) for parent in net.modules() for name, child in parent._modules.items()]
     swaps = [(parent, name, child) for parent, name, child in found if type(child) is nn.Softmax]
     for _, name, child in swaps:
         if child.dim is None:

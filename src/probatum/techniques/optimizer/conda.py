@@ -166,11 +166,13 @@ class Conda(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`; for half-precision weights the state is kept in float32."""
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            for name in ("momentum", "second", "basis"):
-                if name in state:
-                    state[name] = widened(state[name])
+        super().load_state_dict(state_dict)  # casts all state to the weights' dtype
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            saved = state_dict["state"].get(number, {})
+            for name in saved.keys() & {"momentum", "second", "basis"}:
+                self.state[parameter][name] = saved[name].to(widened(parameter.detach()))
 
     def _rotated(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = widened(as_matrix(gradient))

@@ -176,6 +176,16 @@ class ScaleOptimizer(torch.optim.Optimizer):
         """Bytes of the state's tensors."""
         return state_bytes(self)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`; for half-precision weights the momentum is kept in float32."""
+        super().load_state_dict(state_dict)  # casts all state to the weights' dtype
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            saved = state_dict["state"].get(number, {})
+            if "momentum" in saved:
+                self.state[parameter]["momentum"] = saved["momentum"].to(widened(parameter.detach()))
+
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         lr, decay, role = group["lr"], group["weight_decay"], group["role"]
         state = self.state[parameter]

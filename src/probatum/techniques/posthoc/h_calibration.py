@@ -12,6 +12,7 @@ Departs   1. at both ends the window is moved inside, so that it always holds M 
           4. the monotone net is integrated once on a grid (positive integrand, linear between grid points), so that
              the map is exactly monotone and costs one pass over the grid, not one quadrature for every logit
           5. the piecewise-linear map's knots cover the log-probabilities seen in `fit`, not a fixed range of 100
+          6. classes that no held-out row has leave no set out; sets with fewer events than the window take one window
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class HCalibration(nn.Module):
         self.calibrator, self.steps, self.lr, self.generator = calibrator, steps, lr, generator
         self.window, self.tolerance, self.clusters = window, tolerance, clusters
         self.weighting, self.leave_out, self.boundary = weighting, leave_out, boundary
-        self.map: nn.Module = Temperature()
+        self.map: nn.Module = self._fresh(1.0, None)  # of the right kind for `load_state_dict`
         self.best = math.inf
 
     def objective(self, p: Tensor, target: Tensor) -> Tensor:
@@ -233,13 +234,14 @@ class HCalibration(nn.Module):
     def fit(self, logits: Tensor, target: Tensor) -> HCalibration:
         """Fit to held-out logits (n, classes) and target (n,); keeps the weights with the lowest loss."""
         z = logits.detach().double()
-        if z.ndim != 2 or target.shape != z.shape[:1]:
-            raise ValueError(f"logits {tuple(z.shape)} and target {tuple(target.shape)} must be (n, classes) and (n,)")
+        if z.ndim != 2 or len(z) == 0 or target.shape != z.shape[:1]:
+            shapes = f"logits {tuple(z.shape)} and target {tuple(target.shape)}"
+            raise ValueError(f"{shapes} must be (n, classes) and (n,) with n > 0")
         if bool((z >= 0).all()) and torch.allclose(z.sum(dim=1), torch.ones_like(z[:, 0]), atol=1e-4):
             raise ValueError("the rows are probabilities (each sums to 1); pass the logits, or probabilities.log()")
         if not bool(torch.isfinite(z).all()):
             raise ValueError("logits hold values that are not finite; look at the rows that produce them")
-        self.map = self._fresh(float(-z.log_softmax(dim=1).min())).to(logits.device)
+        self.map = self._fresh(float(-z.log_softmax(dim=1).min()), self.generator).to(logits.device)
         if self.steps == 0:
             return self
         optimizer = torch.optim.Adam(self.map.parameters(), lr=self.lr)
@@ -262,7 +264,7 @@ class HCalibration(nn.Module):
         """Calibrated probabilities (m, classes) of logits (m, classes)."""
         return self.map(logits)
 
-    def _fresh(self, reach: float) -> nn.Module:
+    def _fresh(self, reach: float, generator: torch.Generator | None) -> nn.Module:
         reach = max(1.0, reach)
         if self.calibrator == "temperature":
             return Temperature()
@@ -270,4 +272,4 @@ class HCalibration(nn.Module):
             return EnsembleTemperature()
         if self.calibrator == "piecewise":
             return PiecewiseLinear(reach=reach)
-        return MonotoneNet(reach=reach, generator=self.generator)
+        return MonotoneNet(reach=reach, generator=generator)

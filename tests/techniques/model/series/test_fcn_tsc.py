@@ -144,6 +144,8 @@ def test_z_normalisation() -> None:
     torch.testing.assert_close(found.std(2, unbiased=False), torch.ones(6, 2))
     mask = (torch.arange(20) < 8).float().expand(6, 20)
     torch.testing.assert_close(z_normalise(x, mask)[:, :, :8], z_normalise(x[:, :, :8]))
+    with pytest.warns(UserWarning, match="series 0, channel 0"):  # nothing observed at all
+        assert bool((z_normalise(x[:1], torch.zeros(1, 20)) == 0).all())
     x[2, 1] = 4.0
     with pytest.warns(UserWarning, match=r"series 2, channel 1 of shape \(6, 2, 20\)"):
         assert bool((z_normalise(x)[2, 1] == 0).all())

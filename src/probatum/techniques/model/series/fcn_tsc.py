@@ -62,7 +62,7 @@ def z_normalise(x: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: (n, time), 1 where observed; None = everywhere.
     """
     seen = torch.ones_like(x[:, :1]) if mask is None else mask[:, None, :]
-    count = seen.sum(dim=2, keepdim=True)
+    count = seen.sum(dim=2, keepdim=True).clamp_min(1)
     mean = (x * seen).sum(dim=2, keepdim=True) / count
     centred = (x - mean) * seen
     deviation = (centred.square().sum(dim=2, keepdim=True) / count).sqrt()

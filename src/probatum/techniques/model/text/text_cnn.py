@@ -67,12 +67,14 @@ class MaxNormLinear(nn.Linear):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Rescale rows that are too long, in place; rows within the ball keep their bits."""
+        """Rescale rows that are too long to just inside the ball, in place; rows within it keep their bits."""
         if self.max_norm is None:
             return
         norm = self.weight.norm(dim=1, keepdim=True)
         if bool((norm > self.max_norm).any()):
-            self.weight.copy_(torch.where(norm > self.max_norm, self.weight * (self.max_norm / norm), self.weight))
+            # just inside, so that rounding calls for no second rescaling between a forward pass and its backward
+            inside = self.max_norm * (1 - 4 * torch.finfo(norm.dtype).eps)
+            self.weight.copy_(torch.where(norm > self.max_norm, self.weight * (inside / norm), self.weight))
 
     def train(self, mode: bool = True) -> MaxNormLinear:
         self.project()
@@ -144,6 +146,8 @@ class TextCNN(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """Each filter's largest value over the windows that hold a word: (n, filters of all windows)."""
+        if x.shape[1] == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}, texts of no tokens; leave the empty texts out")
         positions = torch.arange(1, x.shape[1] + 1, device=x.device)
         lengths = ((x != 0) * positions).amax(dim=1)  # (n,) up to the last word
         if not torch.compiler.is_compiling() and bool((lengths == 0).any()):
