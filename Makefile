@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 try: $(READY)    ## a first study: eight techniques of unlike slots on an embedded dataset
-	$(BIN)/probatum try encouraging-loss conda selu-snn tabm gradient-noise "gbnn(units=5)" h-calibration \
-	  gradual-magnitude-pruning --data breast-cancer --seeds 6
+	$(BIN)/probatum try encouraging-loss conda selu-snn "tabm(k=16)" gradient-noise "gbnn(units=10)" h-calibration \
+	  gradual-magnitude-pruning --data breast-cancer --seeds 8 --margin 0.03
 
 test: $(READY)   ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -78,6 +78,12 @@ def test_ratio_zero_is_batch_norm_and_one_is_instance_norm() -> None:
     torch.testing.assert_close(whole(x), expected, atol=1e-6, rtol=0)
 
 
+def test_frozen_norms_stay_frozen() -> None:
+    norm = nn.BatchNorm2d(6).requires_grad_(False)
+    assert not any(p.requires_grad for p in IBN.from_batch_norm(norm).parameters())
+    assert all(p.requires_grad for p in IBN.from_batch_norm(nn.BatchNorm2d(6)).parameters())
+
+
 def test_gradcheck() -> None:
     layer, x = IBN(3).double(), maps(2, 3, 2, 3).double().requires_grad_()
     assert torch.autograd.gradcheck(layer, (x,))
@@ -147,6 +153,7 @@ def test_named_norms_and_plain_stacks() -> None:
         apply(model, names=["stem.0"])
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
     assert apply(copy.deepcopy(plain), stages=2) == 2
+    assert apply(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))) == 2
     with pytest.raises(ValueError, match="no residual block"):
         apply(plain, variant="b")
     assert apply(nn.Sequential(nn.Linear(2, 2))) == 0

@@ -73,7 +73,7 @@ class IBN(nn.Module):
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, ratio: float = 0.5) -> IBN:
-        """An IBN layer with the gamma, beta, running statistics and mode of a batch norm."""
+        """An IBN layer with the gamma, beta (frozen where they were), running statistics and mode of a batch norm."""
         made = cls(norm.num_features, ratio, norm.eps, norm.momentum)
         half = made.split
         with torch.no_grad():
@@ -81,6 +81,8 @@ class IBN(nn.Module):
                 if part is not None and norm.affine:
                     part.weight.copy_(norm.weight[channels])
                     part.bias.copy_(norm.bias[channels])
+                    part.weight.requires_grad_(norm.weight.requires_grad)
+                    part.bias.requires_grad_(norm.bias.requires_grad)
             if made.batch is not None and norm.running_mean is not None:
                 state = {name: value[half:] if value.ndim else value for name, value in norm.state_dict().items()}
                 made.batch.load_state_dict(state, strict=norm.affine)
@@ -117,7 +119,8 @@ def apply(
         net: a network with batch norms behind its convolutions.
         ratio: share of instance norm in variant a; 0 changes nothing.
         variant: "a" or "b".
-        stages: in how many of the first stages; None = all but the last (a), at most two of those (b).
+        stages: in how many of the first stages; None = all but the last (a), at most two of those (b); a network of one
+            stage only is changed in that one.
         names: paths of the batch norms to replace by IBN, instead of finding them.
 
     Returns:
