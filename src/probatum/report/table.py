@@ -40,8 +40,6 @@ def verdict_table(results: Results) -> Table:
     table.add_row(Text(results.baseline, style="bold"), _number(base), "", "")
     for verdict in results.primary_verdicts():
         mark = Text(SHORT.get(verdict.word, verdict.word), style=STYLES[verdict.word])
-        if verdict.word == "undecided" and verdict.seeds_needed:
-            mark.append(f" ({verdict.seeds_needed} seeds)", style="dim")
         table.add_row(verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), mark)
     for name in plan.references:
         verdict_of = [v for v in results.verdicts() if v.arm == name and v.measure == plan.primary]
@@ -61,8 +59,11 @@ def remarks(results: Results) -> list[Text]:
     others = other_axes(results)
     for verdict in results.primary_verdicts():
         line = others.get(verdict.arm, Text())
-        if verdict.note:
-            line = Text.assemble(line, "; " if line.plain else "", (verdict.note, "dim"))
+        note = verdict.note
+        if verdict.word == "undecided" and verdict.seeds_needed:
+            note = f"about {verdict.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
+        if note:
+            line = Text.assemble(line, "; " if line.plain else "", (note, "dim"))
         if line.plain:
             lines.append(Text.assemble((f"  {verdict.arm}: ", "bold"), line))
     return lines
