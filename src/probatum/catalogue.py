@@ -227,7 +227,9 @@ def _header(path: Path) -> Header:
             current = opening.group(1)
             fields[current] = opening.group(2)
         elif current is not None and line.startswith("  ") and line.strip():
-            separator = "\n" if re.match(r"\s*\d+\. ", line) else " "  # the points of Departs stand on lines of their own
+            separator = (
+                "\n" if re.match(r"\s*\d+\. ", line) else " "
+            )  # the points of Departs stand on lines of their own
             fields[current] += separator + line.strip()
         elif line.strip():
             current = None

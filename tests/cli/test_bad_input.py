@@ -107,7 +107,10 @@ CASES = {
     "negative margin": (["try", "encouraging-loss", "--data", "iris", "--margin", "-0.1"], "margin"),
     "store in a missing folder": (["try", "encouraging-loss", "--data", "iris", "--store", "no/where.sqlite"], "no"),
     "store that is no database": (["try", "encouraging-loss", "--data", "iris", "--store", "store.txt"], "store.txt"),
-    "store where nothing can be written": (["try", "encouraging-loss", "--data", "iris", "--store", "/proc/s.sqlite"], "/proc"),
+    "store where nothing can be written": (
+        ["try", "encouraging-loss", "--data", "iris", "--store", "/proc/s.sqlite"],
+        "/proc",
+    ),
     "report in a missing folder": (["try", "encouraging-loss", "--data", "iris", "--report", "no/where.html"], "no"),
     "report that is a folder": (["try", "encouraging-loss", "--data", "iris", "--report", "images"], "images"),
     "technique file that is missing": (["try", "x", "--data", "iris", "--technique", "gone.py"], "gone.py"),

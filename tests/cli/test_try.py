@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,41 @@ def test_eighty_columns_no_colour_no_terminal(tmp_path: Path) -> None:
     told = probatum("report", "probatum-runs/store.sqlite", "--to", "again.html", cwd=tmp_path)
     assert found["answer"] in " ".join(told.stdout.split())
     assert (tmp_path / "again.html").is_file()
+
+
+def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "probatum",
+        "try",
+        "encouraging-loss",
+        "--data",
+        "digits",
+        "--seeds",
+        "6",
+        "--no-timing",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    store = tmp_path / "probatum-runs" / "store.sqlite"
+    for _ in range(600):
+        time.sleep(0.1)
+        if store.is_file() and stored(store):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "stopped; what has ended is stored, and the same command goes on from there"
+    assert stored(store) >= 1
+
+
+def stored(path: Path) -> int:
+    """Trials in a store that another process is writing; 0 while it is being made."""
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            return int(connection.execute("select count(*) from trials").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:

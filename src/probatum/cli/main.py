@@ -21,6 +21,9 @@ app = typer.Typer(
     "Start with [bold]probatum try --data digits[/bold], or [bold]probatum list[/bold].",
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Technique = Annotated[
     list[Path] | None, typer.Option("--technique", help="A technique file of your own; may be given several times.")
@@ -34,9 +37,10 @@ def main() -> None:
     except InputError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; what has ended is stored, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this
+            print("stopped; what has ended is stored, and the same command goes on from there", file=sys.stderr)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None

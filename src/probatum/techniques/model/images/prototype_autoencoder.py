@@ -28,8 +28,7 @@ from probatum.spec import Spec
 
 CARD = Card(
     paper="arXiv:1710.04806",
-    title="Deep Learning for Case-Based Reasoning through Prototypes: "
-    "A Neural Network that Explains Its Predictions",
+    title="Deep Learning for Case-Based Reasoning through Prototypes: A Neural Network that Explains Its Predictions",
     entry="build",
     number=84,
     tags=("glassbox", "vision", "prototypes", "explanation"),
