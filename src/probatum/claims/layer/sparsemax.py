@@ -34,6 +34,13 @@ def mean_support(model: AttentionText, part: Part) -> float:
     return float((seen[0] / (part.x != 0).sum(dim=1).clamp(min=1)).mean())
 
 
+ATTENTION_NOTE = (
+    "Both networks are the bench's text baseline at its own settings. The outcome is on the edge: at the rate of 0.003 that "
+    "the baseline had before it was tuned, sparsemax was within a point on 4 of 5 seeds; at 0.008, at which it was then "
+    "left, on 3 of 5."
+)
+
+
 def _attention(seeds: Sequence[int]) -> Evidence:
     trec = library("trec")
     rows = []
@@ -52,7 +59,7 @@ def _attention(seeds: Sequence[int]) -> Evidence:
         for row in rows
     ]
     measured["share_of_seeds_good"] = sum(good) / len(good)
-    return Evidence(measured["share_of_seeds_good"] >= 0.8, measured, tuple(rows))
+    return Evidence(measured["share_of_seeds_good"] >= 0.8, measured, tuple(rows), ATTENTION_NOTE)
 
 
 def _documents(labels: int, rows: int, topics: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
