@@ -218,3 +218,13 @@ def test_trains_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(scale_optimizer).failed == 0
+
+
+def test_a_new_group_must_say_its_role() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = ScaleOptimizer.for_model(net)
+    extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="role is None"):
+        optimizer.add_param_group({"params": [extra.weight]})
+    optimizer.add_param_group({"params": [extra.weight], "role": "matrix"})
+    assert optimizer.param_groups[-1]["lr"] == optimizer.defaults["lr"]

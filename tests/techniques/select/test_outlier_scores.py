@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from probatum.techniques.select.outlier_scores import (
     NAMES,
     Scores,
+    _where_trained,
     combine,
     mean_pairwise_js,
     outlier_scores,
@@ -90,6 +91,27 @@ def test_wrong_labels_rank_low_and_the_run_can_be_repeated() -> None:
     assert found.epsilons[0] < found.epsilons[1]
     assert found.right.shape == (2, 120)
     assert all(torch.isfinite(values).all() for values in (*found.raw.values(), *found.trained.values()))
+
+
+def test_only_networks_that_learned_from_a_row_speak_of_it_as_trained() -> None:
+    p = torch.rand(5, 6, 3, dtype=D, generator=stream()).softmax(2)
+    learned = torch.rand(5, 6, generator=stream(1)) < 0.6
+    learned[:, 0] = False
+    learned[:, 1] = torch.tensor([True, False, False, False, False])
+    found = _where_trained(p, learned)
+    for row in range(2, 6):
+        mine = p[learned[:, row], row]
+        assert float(found["agr"][row]) == pytest.approx(-float(mean_pairwise_js(mine[:, None])[0]))
+        assert float(found["conf"][row]) == pytest.approx(float(mine.amax(1).mean()))
+    assert found["agr"][:2].tolist() == [0.0, 0.0]
+    assert float(found["conf"][0]) == 0.0
+
+
+def test_combinations_need_their_scores() -> None:
+    x, y = blobs(60)
+    found = scores(lambda: nn.Linear(2, 3), x, y, stream(), use=("adv", "agr"), steps=10, members=2)
+    with pytest.raises(ValueError, match="need the score 'ret'"):
+        combine(found, x)
 
 
 def test_combinations() -> None:

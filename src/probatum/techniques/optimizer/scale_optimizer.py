@@ -128,6 +128,12 @@ class ScaleOptimizer(torch.optim.Optimizer):
         }
         super().__init__(groups, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it must say its "role", since its place in the network cannot be seen from here."""
+        if param_group.get("role") not in ROLES:
+            raise ValueError(f"the new group's role is {param_group.get('role')!r}; give one of {', '.join(ROLES)}")
+        super().add_param_group(param_group)
+
     @classmethod
     def for_model(
         cls,

@@ -122,14 +122,16 @@ def scores(
     raw = {name: torch.zeros(n, dtype=torch.float64) for name in use}
     right = torch.zeros(len(noises), n, dtype=torch.bool)
     seen: list[Tensor] = []
+    learned: list[Tensor] = []  # which rows each network was trained on
     for k in range(folds):
         out, within = (fold == k).nonzero().squeeze(1), (fold != k).nonzero().squeeze(1)
         ensemble = []
         for _ in range(members):
-            kept = within[torch.rand(len(within), generator=generator) < 0.8] if members > 1 else within
+            kept = within[torch.rand(len(within), generator=generator) < 0.8]
             ensemble.append(fit_network(model_factory(), x[kept], y[kept], steps, batch_size, lr, generator))
+            learned.append(torch.zeros(n, dtype=torch.bool).index_fill(0, kept, True))
         p = torch.stack([_probabilities(model, x) for model in ensemble])
-        seen.append(torch.where((fold != k)[None, :, None], p, torch.nan))
+        seen.append(p)
         if "agr" in use:
             raw["agr"][out] = -mean_pairwise_js(p[:, out])
         if "conf" in use:
@@ -157,9 +159,7 @@ def scores(
     if "priv" in use:
         first = torch.where(right.any(dim=0), right.int().argmax(dim=0), len(noises))  # strongest level that is right
         raw["priv"] = (1 - first / len(noises)).double()
-    inside = torch.cat(seen)  # (folds * members, n, classes), nan where the row was held out
-    per_row_models = torch.stack([inside[~inside[:, i, 0].isnan(), i] for i in range(n)], dim=1)
-    trained = {"agr": -mean_pairwise_js(per_row_models), "conf": per_row_models.amax(dim=2).mean(dim=0)}
+    trained = _where_trained(torch.cat(seen), torch.stack(learned))
     share = 1.0 / max(2, n)
     spent = tuple(epsilon(noise, private_share, private_steps, share) for noise in noises)
     return Scores(raw, {name: ranks(values) for name, values in raw.items()}, trained, right, spent)
@@ -248,6 +248,9 @@ def combine(found: Scores, x: Tensor, features: Tensor | None = None, smallest: 
         row was trained on, less the ranks of priv and ret (n,): high for exceptions learned by heart. "submode": number
         (n,) int64 of the cluster (HDBSCAN) among rows that only weak privacy gets right; -1 for all others.
     """
+    missing = [name for name in ("ret", "priv") if name not in found.ranks]
+    if missing:
+        raise ValueError(f"the combinations need the score {missing[0]!r}; compute scores(..., use={NAMES})")
     lowest = torch.stack(list(found.ranks.values())).amin(dim=0)
     by_heart = (ranks(found.trained["conf"]) + ranks(found.trained["agr"])) / 2
     memorised = by_heart - (found.ranks["priv"] + found.ranks["ret"]) / 2
@@ -259,6 +262,22 @@ def combine(found: Scores, x: Tensor, features: Tensor | None = None, smallest: 
         labels = HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(points.double().numpy())
         cluster[rare] = torch.from_numpy(labels).to(cluster)
     return {"prototype": lowest, "memorised": memorised, "submode": cluster}
+
+
+def _where_trained(p: Tensor, learned: Tensor) -> dict[str, Tensor]:
+    """Agreement and confidence of every row under the networks that were trained on it.
+
+    p (networks, n, classes) probabilities, learned (networks, n) bool; a row that fewer than two networks learned from
+    agrees with itself (0), one that none did has confidence 0.
+    """
+    total, pairs = torch.zeros(p.shape[1], dtype=p.dtype), torch.zeros(p.shape[1], dtype=p.dtype)
+    for i, j in itertools.combinations(range(len(p)), 2):
+        both = learned[i] & learned[j]
+        total += torch.where(both, mean_pairwise_js(p[[i, j]]), 0.0)
+        pairs += both
+    count = learned.sum(dim=0)
+    confidence = (p.amax(dim=2) * learned).sum(dim=0) / count.clamp(min=1)
+    return {"agr": -total / pairs.clamp(min=1), "conf": confidence}
 
 
 @torch.no_grad()
