@@ -14,7 +14,7 @@ from probatum.measure.base import Measure
 _CLASSES, _REALS = ("classes",), ("reals",)
 
 MEASURES = (
-    Measure("accuracy", "quality", True, 0.005, tasks=_CLASSES, about="share of rows whose likeliest class is right"),
+    Measure("accuracy", "quality", True, 0.01, tasks=_CLASSES, about="share of rows whose likeliest class is right"),
     Measure("balanced-accuracy", "quality", True, 0.01, tasks=_CLASSES, about="recall, averaged over the classes seen"),
     Measure("log-loss", "quality", False, 0.01, unit="nats", tasks=_CLASSES, about="mean of -log p of the true class"),
     Measure(
