@@ -13,18 +13,26 @@ from probatum.errors import InputError
 from probatum.recipe import Arm
 from probatum.spec import Part
 
-_last: tuple[tuple[object, ...], nn.Module] | None = None
+_last: tuple[Work, nn.Module] | None = None
 
 
 def trained(work: Work) -> nn.Module:
     """The work's baseline recipe trained on its split, in evaluation mode; the last one is kept for the next arm."""
     global _last
-    key = (id(work.data), work.seed, work.base, work.factory)
-    if _last is None or _last[0] != key:
+    if _last is None or not _same(_last[0], work):
         base = replace(work, arm=Arm("baseline", work.base), builtin="baseline")
-        model = run_training(work.base, base).run.model.eval()
-        _last = (key, model)
+        _last = (work, run_training(work.base, base).run.model.eval())
     return _last[1]
+
+
+def _same(first: Work, second: Work) -> bool:
+    """Whether two works train the same baseline; the kept work holds its data, so that identity is not reused."""
+    return (
+        first.data is second.data
+        and first.seed == second.seed
+        and first.base == second.base
+        and first.factory is second.factory
+    )
 
 
 def rows_for(work: Work, model: nn.Module, most: int) -> tuple[Tensor, Tensor]:
