@@ -149,6 +149,13 @@ def test_one_class_and_shapes_that_do_not_fit() -> None:
         GBNN().fit(X, np.ones(3))
     with pytest.raises(ValueError, match="codes 0 to 5"):
         GBNN().fit(X, np.where(np.arange(len(X)) % 2, 5, 0), classes=3)
+    for wrong in (
+        0.5 * (np.arange(len(X)) % 3),
+        np.array(["a", "b"] * (len(X) // 2)),
+        np.eye(2)[np.arange(len(X)) % 2],
+    ):
+        with pytest.raises(ValueError, match="classes are whole codes"):
+            GBNN().fit(X, wrong)
     with pytest.raises(ValueError, match="call fit"):
         GBNN().raw(X)
     with pytest.raises(ValueError, match="stages is 9"):
@@ -168,6 +175,10 @@ def test_features_of_a_network() -> None:
     expected = net[0](x).relu().detach().double().numpy()
     np.testing.assert_array_equal(last_hidden(net, net[3], x), expected)
     assert net.training
+    net[2].eval()  # frozen on purpose
+    last_hidden(net, net[3], x)
+    assert net.training
+    assert not net[2].training
     assert not net[3]._forward_pre_hooks
     with pytest.raises(ValueError, match="took no part"):
         last_hidden(net, nn.Linear(2, 2), x)

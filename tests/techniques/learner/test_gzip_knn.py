@@ -139,6 +139,11 @@ def test_bad_texts() -> None:
         GzipKNN(k=1).fit(["a", "b"], [0])
     with pytest.raises(ValueError, match="call fit"):
         GzipKNN().predict(["a"])
+    for labels, classes in (([0, -1], None), ([0, 5], 3)):
+        with pytest.raises(ValueError, match="labels reach from"):
+            GzipKNN(k=1).fit(["a", "b"], labels, classes)
+    with pytest.raises(ValueError, match="the compressor gives length 0"):
+        GzipKNN(k=1, compressor=lambda text: 0).fit(["a", "b"], [0, 1]).predict(["a"])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,8 @@ def test_settings_outside_their_range(setting: str, value: object) -> None:
 def test_texts_beyond_the_window_warn() -> None:
     with pytest.warns(UserWarning, match="looks back 32768"):
         GzipKNN(k=1).fit(["a" * 40000, "b"], [0, 1])
+    with pytest.warns(UserWarning, match="has 40000 bytes"):
+        GzipKNN(k=1).fit(["a", "b"], [0, 1]).predict(["a" * 40000])
 
 
 def test_learns_through_its_slot() -> None:

@@ -176,5 +176,10 @@ def test_misuse() -> None:
         DeeplySupervisedNets(alpha=[1, 1, 1]).attach(net, x[:2], 3)
     with pytest.raises(ValueError, match="objective is 'hinge'"):
         DeeplySupervisedNets(objective="hinge")
+    with pytest.raises(ValueError, match="int32"), DeeplySupervisedNets().attach(net, x[:2], 3) as dsn:
+        dsn.companion_loss(torch.zeros(12, dtype=torch.int32))
+    assert DeeplySupervisedNets().detach() is None
+    with pytest.raises(KeyError, match=r"layer 'conv9' .* candidates"):  # not hidden by the cleaning up after it
+        fit("deeply-supervised-nets(layers=['conv9'])", open_dataset("digits").prepare(1), 1, training=SHORT)
     with pytest.raises((ValueError, InputError), match="real-valued"):
         fit("deeply-supervised-nets", open_dataset("diabetes").prepare(1), 1, training=SHORT)

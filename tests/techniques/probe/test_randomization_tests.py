@@ -151,6 +151,7 @@ def test_misuse() -> None:
         ({"optimizer": "lbfgs"}, "optimizer holds 'lbfgs'"),
         ({"fit_accuracy": 1.5}, r"fit_accuracy is 1\.5"),
         ({"max_steps": 0}, "max_steps 0"),
+        ({"batch_size": 1}, "batch_size is 1"),
         ({"dropout": -0.1}, r"dropout is -0\.1"),
         ({"lr": 0.0}, r"lr is 0\.0"),
     ):

@@ -220,6 +220,8 @@ class GBNN:
         if self.task == "reals":
             self.kind = "reals"
             return y.astype(np.float64).reshape(len(y), -1)
+        if y.ndim != 1 or y.dtype.kind not in "biuf" or not np.array_equal(y, np.round(y)):
+            raise ValueError(f"y has dtype {y.dtype} and shape {y.shape}; classes are whole codes 0, 1, ... (n,)")
         codes = y.astype(np.int64)
         seen = np.unique(codes)
         if len(seen) < 2:
@@ -261,18 +263,19 @@ class GBNN:
 def last_hidden(network: nn.Module, layer: nn.Module, x: Tensor) -> Array:
     """What `layer` of a trained network receives for x: features (n, d) to boost on (the paper's deep variant).
 
-    The network is run in evaluation mode and given back in the mode it had, without hooks.
+    The network is run in evaluation mode and given back with every module in the mode it had, without hooks.
     """
     caught: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0].detach()))
-    mode = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with torch.no_grad():
             network(x)
     finally:
         hook.remove()
-        network.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
     if not caught:
         raise ValueError(
             f"{type(layer).__name__} took no part in {type(network).__name__}'s forward; name one that does"

@@ -87,6 +87,8 @@ def distances(
     """Normalised compression distances (m, n) of m texts to n training texts, by `workers` processes."""
     alone = compressor if callable(compressor) else length_with(compressor, level)
     lengths = np.array([alone(text) for text in train])
+    if len(lengths) and lengths.min() <= 0:
+        raise ValueError(f"the compressor gives length {lengths.min()}; lengths must be above 0, add a constant")
     kept = WRAPPERS.get(compressor) if isinstance(compressor, str) else None
     row = partial(_row, train=list(train), lengths=lengths, alone=alone, level=level, window=kept)
     if workers == 1:
@@ -191,19 +193,19 @@ class GzipKNN:
         self.train = to_bytes(texts, "training texts")
         self.labels = np.asarray(labels, dtype=np.int64)
         self.classes = int(self.labels.max()) + 1 if classes is None else classes
-        longest = max(len(text) for text in self.train)
-        if self.compressor in WRAPPERS and longest > WINDOW:
-            warnings.warn(
-                f"the longest text has {longest} bytes, deflate looks back {WINDOW}: use lzma or shorter texts",
-                stacklevel=2,
-            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"labels reach from {low} to {high}; they must lie in 0 .. {self.classes - 1}")
+        self._warn_of_long(self.train)
         return self
 
     def distances(self, texts: Sequence[str] | Sequence[bytes]) -> NDArray[np.float64]:
         """Distances (m, n) to the training texts."""
         if not self.train:
             raise ValueError("there are no training texts yet; call fit(texts, labels) first")
-        return distances(to_bytes(texts), self.train, self.compressor, level=self.level, workers=self.workers)
+        raw = to_bytes(texts)
+        self._warn_of_long(raw)
+        return distances(raw, self.train, self.compressor, level=self.level, workers=self.workers)
 
     def predict(self, texts: Sequence[str] | Sequence[bytes]) -> Tensor:
         """Probabilities (m, classes), float32."""
@@ -216,6 +218,14 @@ class GzipKNN:
         """How many of these texts stand word for word among the training texts; they flatter the score."""
         known = set(self.train)
         return sum(text in known for text in to_bytes(texts))
+
+    def _warn_of_long(self, texts: list[bytes]) -> None:
+        longest = max(map(len, texts), default=0)
+        if self.compressor in WRAPPERS and longest > WINDOW:
+            warnings.warn(
+                f"the longest text has {longest} bytes, deflate looks back {WINDOW}: use lzma or shorter texts",
+                stacklevel=3,
+            )
 
 
 class Neighbours:

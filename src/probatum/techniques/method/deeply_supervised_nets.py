@@ -144,10 +144,8 @@ class DeeplySupervisedNets:
         self._watch(once=False)
         return self
 
-    def detach(self) -> nn.Module:
-        """Take the hooks off; returns the model as it was given (its weights trained)."""
-        if self.model is None:
-            raise ValueError("nothing is attached; call attach(model, example, classes) first")
+    def detach(self) -> nn.Module | None:
+        """Take the hooks off; returns the model as it was given (its weights trained), None if there was none."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -169,7 +167,7 @@ class DeeplySupervisedNets:
 
     def companion_loss(self, target: Tensor) -> Tensor:
         """Weighted sum of the companions for the last training pass; target (n,) int64 -> ()."""
-        if target.is_floating_point() or target.ndim != 1:
+        if target.dtype != torch.int64 or target.ndim != 1:
             raise ValueError(f"target has dtype {target.dtype}; companions are classifiers and need classes (n,) int64")
         if len(self.features) < len(self.names):
             missing = next(name for name in self.names if name not in self.features)

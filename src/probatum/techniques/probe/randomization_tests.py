@@ -202,9 +202,9 @@ def randomization_tests(
         weight_decay, dropout: strengths of those regularisers.
 
     Returns:
-        "RUN: fitted" (0 or 1), "RUN: steps to fit" (all steps where it is not), "RUN: slowdown" against true labels, "RUN: train accuracy",
-        "RUN: test error", "true labels: test error if stopped early", "chance error", "parameters per row",
-        "memorises" (1 where random labels reach 99 % of the training rows).
+        "RUN: fitted" (0 or 1), "RUN: steps to fit" (all steps where it is not), "RUN: slowdown" against true labels,
+        "RUN: train accuracy", "RUN: test error", "true labels: test error if stopped early", "chance error",
+        "parameters per row", "memorises" (1 where random labels reach 99 % of the training rows).
 
     Raises:
         ValueError: unknown names, or a setting outside its range.
@@ -219,7 +219,7 @@ def randomization_tests(
         >>> found["memorises"]
         1.0
     """
-    _check(data, inputs, regularisers, optimizer, rows, max_steps)
+    _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
     _check_ranges(lr, fit_accuracy, weight_decay, dropout)
     spec, train = data.spec, data.train
     chosen = torch.randperm(len(train), generator=generator)[:rows]
@@ -265,7 +265,7 @@ def randomization_tests(
 
 
 def _check(
-    data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, rows: int, steps: int
+    data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, rows: int, steps: int, size: int
 ) -> None:
     if data.spec.task != "classes":
         raise ValueError(f"the task is {data.spec.task!r}; random labels need classes")
@@ -279,6 +279,8 @@ def _check(
                 raise ValueError(f"{name} holds {value!r}; use {', '.join(allowed)}")
     if rows < 2 or steps < 1:
         raise ValueError(f"rows is {rows} and max_steps {steps}; they must be at least 2 and 1")
+    if size < 2 or len(data.train) < 2:  # single rows are skipped, so nothing would ever be trained
+        raise ValueError(f"batch_size is {size} and there are {len(data.train)} training rows; both must be at least 2")
 
 
 def _check_ranges(lr: float, fit_accuracy: float, weight_decay: float, dropout: float) -> None:

@@ -191,6 +191,10 @@ def test_bad_input() -> None:
     net, (x, y) = model(), batch()
     with pytest.raises(ValueError, match=r"scale to \[0, 1\]"):
         net.objective(255 * x, net(255 * x), y, F.cross_entropy)
+    with pytest.raises(ValueError, match=r"scale to \[0, 1\]"):
+        net.objective(x * float("nan"), net(x), y, F.cross_entropy)
+    with pytest.raises(TypeError, match=r"call model\.train"):
+        net.objective(x, net.eval()(x), y, F.cross_entropy)
     for setting, value in (("class_weight", -1.0), ("deform", -0.5), ("bank", -1), ("act", "tanh"), ("width", 0)):
         with pytest.raises(ValueError, match=f"{setting} is {value!r}"):
             build(SPEC, **{"prototypes": 6, setting: value})

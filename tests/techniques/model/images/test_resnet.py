@@ -148,8 +148,14 @@ def test_responses() -> None:
     assert found[0] == pytest.approx(float(stem.detach().std()), rel=1e-5)
     assert not any(module._forward_hooks for module in net.modules())
     net.train()
+    net.stem.eval()  # frozen on purpose
     response_std(net, x)
     assert net.training
+    assert not net.stem[1].training
+    with pytest.raises(RuntimeError):
+        response_std(net, images(2, 3))
+    assert net.blocks.training
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,13 @@ def test_responses() -> None:
 def test_settings_outside_their_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(GREY, **settings)
+
+
+def test_shortcuts_that_do_not_exist_or_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="shortcut is 'D'"):
+        Block(4, 4, shortcut="D")
+    with pytest.raises(ValueError, match="8 become 4"):
+        Block(8, 4, shortcut="A")
 
 
 def test_trains_on_the_bench() -> None:

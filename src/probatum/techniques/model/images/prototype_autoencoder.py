@@ -97,7 +97,7 @@ class Deform(nn.Module):
         if not self.training or self.strength == 0:
             return x
         generator = torch.Generator()
-        generator.set_state(self.stream)
+        generator.set_state(self.stream.cpu())  # a model on another device carries its stream along
         deformed = elastic(x, generator, self.strength)
         self.stream.copy_(generator.get_state())
         return deformed
@@ -213,10 +213,12 @@ class PrototypeAutoencoder(nn.Module):
 
     def objective(self, x: Tensor, output: Output, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The weighted sum of the four terms; one with weight 0 takes no part. x (n, ...) is the clean batch."""
+        if isinstance(output, Tensor):
+            raise TypeError("output is a tensor of logits, as in evaluation; call model.train() before model(x)")
         total = self.class_weight * loss(output.logits, target)
         if self.reconstruction:
             low, high = float(x.min()), float(x.max())
-            if low < -1e-6 or high > 1 + 1e-6:
+            if not (low >= -1e-6 and high <= 1 + 1e-6):  # also where they are not numbers
                 raise ValueError(
                     f"images reach from {low:g} to {high:g}; the decoder ends in a sigmoid, scale to [0, 1]"
                 )

@@ -52,6 +52,10 @@ class PadShortcut(nn.Module):
 
 def make_shortcut(kind: str, inputs: int, outputs: int, stride: int) -> nn.Module:
     """The identity where it fits (and the kind allows it), else what the kind says."""
+    if kind not in SHORTCUTS:
+        raise ValueError(f"shortcut is {kind!r}; use A, B, C, or None for a plain block")
+    if kind == "A" and outputs < inputs:
+        raise ValueError(f"shortcut A pads channels, but {inputs} become {outputs}; use shortcut B")
     if inputs == outputs and stride == 1 and kind != "C":
         return nn.Identity()
     if kind == "A":
@@ -214,14 +218,15 @@ def response_std(net: nn.Module, x: Tensor) -> list[float]:
         module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d) and "shortcut" not in name
     ]
     hooks = [norm.register_forward_hook(lambda _, __, output: found.append(float(output.std()))) for norm in norms]
-    mode = net.training
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         net(x)
     finally:
         for hook in hooks:
             hook.remove()
-        net.train(mode)
+        for module, mode in modes.items():
+            module.training = mode  # frozen layers stay frozen
     return found
 
 
