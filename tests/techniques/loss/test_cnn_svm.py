@@ -151,3 +151,10 @@ def test_trains_on_the_bench_with_the_models_last_layer() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(cnn_svm).failed == 0
+
+
+def test_one_label_a_row_is_asked_for() -> None:
+    scores = torch.zeros(4, 3)
+    for target in (torch.zeros(4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="one label a row"):
+            hinge(scores, target)

@@ -117,3 +117,15 @@ def test_conservative_loss_is_bounded_below() -> None:
     margins = torch.tensor([[m, 0.0] for m in (5.0, 50.0, 500.0)], dtype=torch.float64)
     losses = encouraging_loss(margins, torch.zeros(3, dtype=torch.int64), log_end=0.75)
     assert float(losses.min()) >= math.log(0.25) - 1.0 - 1e-12
+
+
+def test_weights_are_normalised_as_in_cross_entropy() -> None:
+    output, target = logits()
+    weight = torch.linspace(0.5, 2.0, 7, dtype=torch.float64)
+    loss = EncouragingLoss(weight=weight)(output, target)
+    torch.testing.assert_close(EncouragingLoss(weight=10 * weight)(output, target), loss)
+    by_hand = encouraging_loss(output, target, weight=weight).sum() / weight[target].sum()
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(
+        EncouragingLoss(weight=torch.ones_like(weight))(output, target), EncouragingLoss()(output, target)
+    )

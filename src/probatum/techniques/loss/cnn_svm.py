@@ -59,11 +59,15 @@ def hinge(scores: Tensor, target: Tensor, kind: str = "squared") -> Tensor:
         kind: "squared" or "l1", one against the rest; or "crammer-singer" (squared).
 
     Raises:
-        ValueError: one column of scores, a label outside the classes, an unknown kind.
+        ValueError: one column of scores, a label outside the classes or not one label a row, an unknown kind.
         TypeError: labels that are not int64.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
+    if target.shape != scores.shape[:1]:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)} for scores {tuple(scores.shape)}; give one label a row"
+        )
     if scores.ndim == 1:
         check_labels(target, 2)
         short = (1 - (2 * target - 1) * scores).relu()

@@ -112,7 +112,7 @@ class EncouragingLoss(nn.Module):
     Args:
         log_end: see `encouraging_loss`; the paper uses 0.75, and 0.5 where accuracy is low.
         smoothing: label smoothing in [0, 1).
-        weight: factor per class.
+        weight: factor per class; the mean divides by the targets' weights, as in `F.cross_entropy`.
         ignore_index: targets to leave out of the mean.
 
     Raises:
@@ -158,5 +158,8 @@ class EncouragingLoss(nn.Module):
             ignore_index=self.ignore_index,
         )
         if target.ndim == 1:
-            return loss.sum() / (target != self.ignore_index).sum().clamp(min=1)
+            kept = target != self.ignore_index
+            if self.weight is None:
+                return loss.sum() / kept.sum().clamp(min=1)
+            return loss.sum() / self.weight[target[kept]].sum()  # as `F.cross_entropy` does
         return loss.mean()
