@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common import finish, options
 
-from probatum import Study
+from probatum import StreamRules, Study
 
 ARMS = [f"class-incremental(method={name})" for name in ("lwf", "replay", "icarl", "prototypes")]
 
@@ -16,8 +16,7 @@ if __name__ == "__main__":
     study = Study(
         "digits",
         ARMS,
-        stages=5,
-        stream_memory="8KB",
+        rules=StreamRules(stages=5, memory="8KB"),
         seeds=chosen.seeds,
         steps=chosen.steps,
         confirm=False,

@@ -14,10 +14,12 @@ _HOMES = {
     "Card": "probatum.card",
     "Data": "probatum.spec",
     "InputError": "probatum.errors",
+    "AcquireRules": "probatum.rules",
     "Part": "probatum.spec",
     "ProbatumClassifier": "probatum.estimator",
     "ProbatumRegressor": "probatum.estimator",
     "Spec": "probatum.spec",
+    "StreamRules": "probatum.rules",
     "Study": "probatum.study",
     "card": "probatum.catalogue",
     "check": "probatum.checks.run",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from probatum.data.open import open_dataset
     from probatum.errors import InputError
     from probatum.estimator import ProbatumClassifier, ProbatumRegressor
+    from probatum.rules import AcquireRules, StreamRules
     from probatum.spec import Data, Part, Spec
     from probatum.study import Study
 

@@ -18,6 +18,7 @@ ARENAS = {
     "explain": "explain",
     "attack": "attack",
     "select": "select",
+    "acquire": "acquire",
     "probe": "probe",
     "stream": "stream",
 }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from probatum import catalogue
+from probatum.card import ARENAS
 from probatum.errors import InputError
 
 SINGLE = (
@@ -21,6 +22,7 @@ SINGLE = (
     "explain",
     "attack",
     "select",
+    "acquire",
     "probe",
     "stream",
 )
@@ -103,6 +105,7 @@ class Recipe:
     explain: Use | None = None
     attack: Use | None = None
     select: Use | None = None
+    acquire: Use | None = None
     probe: Use | None = None
     stream: Use | None = None
 
@@ -150,9 +153,9 @@ def make_arm(text: str, base: Recipe) -> Arm:
     """The arm that ``"selu-snn+gradient-noise(eta=0.3)"`` means, on top of the baseline's recipe."""
     recipe = base
     uses = parse_arm(text)
-    arenas = {catalogue.place(use.id).slot for use in uses} & {"explain", "attack", "select", "probe", "stream"}
-    if arenas and len(uses) > 1:
-        raise InputError(f"{text}: a technique of slot {sorted(arenas)[0]!r} plays alone; try its parts one by one")
+    alone = sorted({slot for use in uses if ARENAS[slot := catalogue.place(use.id).slot] != "predict"})
+    if alone and len(uses) > 1:
+        raise InputError(f"{text}: a technique of slot {alone[0]!r} plays alone; try its parts one by one")
     for use in uses:
         if catalogue.place(use.id).slot == "model" and recipe.model is base.model:
             recipe = replace(recipe, model=None)  # the arm's own model replaces the one that --model chose

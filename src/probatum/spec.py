@@ -20,8 +20,8 @@ padding; outputs is the vocabulary and predictors return logits (n, length, outp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -116,14 +116,47 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What is known of a split in a world made by `probatum.data.worlds`; techniques never see it.
+
+    Attributes:
+        world: the world's name.
+        clean_train: (n_train,) labels before they were made wrong, or None.
+        clean_valid: (n_valid,) likewise.
+        groups: (n_test,) int64, the group of each test row, or None.
+        shifted: rows from the other side of the world (evidence turned round, another share of rows or classes), or None.
+        shifted_groups: (n_shifted,) their groups, or None.
+        outside: rows that belong to no class of the data, or None; their y says nothing.
+        probabilities: (n_test, outputs) the probabilities that the test labels were drawn from, or None.
+        weights: (n_train,) density of `shifted` over that of training, mean 1, or None.
+        counts: what was changed, by words for the report.
+    """
+
+    world: str
+    clean_train: Tensor | None = None
+    clean_valid: Tensor | None = None
+    groups: Tensor | None = None
+    shifted: Part | None = None
+    shifted_groups: Tensor | None = None
+    outside: Part | None = None
+    probabilities: Tensor | None = None
+    weights: Tensor | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Data:
-    """One split of a dataset, encoded; the pipeline that encoded it was fitted on the training rows alone."""
+    """One split of a dataset, encoded; the pipeline that encoded it was fitted on the training rows alone.
+
+    `truth` is what is known of rows in a made world; arenas take it off before a technique gets the data.
+    """
 
     spec: Spec
     train: Part
     valid: Part
     test: Part
     pipeline: Any = None
+    truth: Truth | None = None
 
 
 class Batch(NamedTuple):
@@ -190,3 +223,42 @@ class Explanation(NamedTuple):
 
     values: Tensor
     gap: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Arena acquire: rows of which labels can be asked for, and what is known of them so far.
+
+    Attributes:
+        x: all rows, (n, ...).
+        labelled: (m,) int64, positions of the rows whose labels were given, in the order they were asked for.
+        y: (m,) int64, their labels.
+        model: the network trained on them (and on what was labelled by machine), in evaluation mode.
+        machine: (k,) int64, positions of rows that were labelled by machine; `guesses` (k,) int64 are their labels.
+        rounds: how many rounds came before this one.
+        left: labels that can still be asked for, this round's among them.
+    """
+
+    x: Tensor
+    labelled: Tensor
+    y: Tensor
+    model: torch.nn.Module
+    machine: Tensor
+    guesses: Tensor
+    rounds: int
+    left: int
+
+    def open(self) -> Tensor:
+        """Positions of the rows without a label of their own or by machine, ascending."""
+        taken = self.labelled.new_zeros(len(self.x)).bool()
+        taken[self.labelled] = True
+        taken[self.machine] = True
+        return (~taken).nonzero().squeeze(1)
+
+
+class Query(NamedTuple):
+    """What a strategy answers: rows to ask for, and all rows that it labels itself (positions and labels)."""
+
+    ask: Tensor
+    machine: Tensor
+    guesses: Tensor

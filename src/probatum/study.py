@@ -30,7 +30,9 @@ from probatum.card import ARENAS
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.measure.base import all_measures
+from probatum.measure.truth import measures_of
 from probatum.recipe import Arm, Recipe, make_arm
+from probatum.rules import Rules
 from probatum.train.adapt import MEASURES, REFERENCES
 from probatum.train.baselines import training_for
 from probatum.train.devices import check_fabric, check_shared
@@ -60,12 +62,13 @@ class Study:
         pretrain_steps: updates of that training; None = the modality's usual number, at most 3,000.
         pretrained: fine-tuning from weights: a state dict, a module, or a file by `torch.save` or of safetensors.
         progress: called as (step, steps) while it is pretrained.
-        stages, base_classes, stream_memory, protocol: continual learning: stages, classes of the first one, bytes that may
-            be kept between them, and ``"class"``, ``"task"`` or ``"free"``; see `arenas.stream.contest`.
+        rules: of the arena's contest, where it has any: `probatum.rules.StreamRules` (continual learning) or
+            `probatum.rules.AcquireRules` (active learning); None = chosen by the data.
         seeds: paired seeds, 6 or more for a verdict.
         epochs, steps, batch_size: the budget of every arm; None = the modality's default.
         budget: ``"steps"`` (equal gradient steps) or ``"compute"`` (equal arithmetic).
         tune: tuner trials for every arm, the baseline too.
+        world: a world of known truth that every split is put into, e.g. ``"label-noise:0.4"``; see `probatum.data.worlds`.
         primary: the measure that decides; None = accuracy for classes, rmse for reals, bits-per-character for language.
         margin: region of practical equivalence of the primary measure.
         confirm: try the winner again on as many fresh seeds.
@@ -144,10 +147,8 @@ class Study:
         tokens: str | None = None,
         vocabulary: int | None = None,
         length: int | None = None,
-        stages: int | None = None,
-        base_classes: int | None = None,
-        stream_memory: float | str | None = None,
-        protocol: str | None = None,
+        world: str | None = None,
+        rules: Rules | None = None,
     ) -> None:
         if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
             raise InputError(f"seeds is {seeds!r}; give a whole number, 6 or more for verdicts")
@@ -193,9 +194,10 @@ class Study:
             tokens=tokens,
             vocabulary=vocabulary,
             length=length,
+            world=world,
         )
         told: dict[str, Any] = {"target": target, "modality": modality, "group": group, "time": time, "task": task}
-        told |= {"tokens": tokens, "vocabulary": vocabulary, "length": length}
+        told |= {"tokens": tokens, "vocabulary": vocabulary, "length": length, "world": world}
         self._source = _source(
             data, **told, split=split, drop=drop, memory=self.dataset.memory if self.dataset.streamed else memory
         )
@@ -215,15 +217,15 @@ class Study:
             )
             self.dataset, self._factory, identity, about = start.dataset, start.factory, start.identity, start.about
         first = self.dataset.prepare(0, fractions=FRACTIONS)
-        rules = arena(where)
-        asked = {"stages": stages, "base_classes": base_classes, "stream_memory": stream_memory, "protocol": protocol}
-        contest = contest_of(where, asked, first, tune=tune, budget=budget)
-        names = (*rules.measures(first.spec), *(MEASURES if about and where == "predict" else ()))
+        place = arena(where)
+        contest = contest_of(where, rules, first, tune=tune, budget=budget)
+        names = (*place.measures(first.spec), *(MEASURES if about and where == "predict" else ()))
+        names += measures_of(first.truth, self.dataset.task) if where == "predict" else ()
         primary = _checked_primary(primary, names)
         base = replace(base, training=replace(base.training, select=_selection(primary, self.dataset.task)))
         margins = {} if margin is None else {primary: _checked_margin(margin, primary)}
         arms, skipped = self._arms(chosen, base, where, pretrained=bool(about))
-        beside = rules.references(first.spec) if references else ()
+        beside = place.references(first.spec) if references else ()
         if about and references and where == "predict":
             beside = (*REFERENCES, *beside)
         self.plan = StudyPlan(
@@ -237,6 +239,7 @@ class Study:
                 self.dataset.n,
                 FRACTIONS,
                 self.dataset.fixed_split,
+                "" if first.truth is None else first.truth.world,
             ),
             base=base,
             arms=arms,

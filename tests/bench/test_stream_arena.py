@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from probatum import Study, catalogue
+from probatum import StreamRules, Study, catalogue
 from probatum.arenas import stream as arena
 from probatum.arenas.base import Work
 from probatum.bench.plan import plan_from
@@ -225,11 +225,11 @@ def test_same_bits_twice() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stages": 4}, "do not cover 10 classes"),
-        ({"protocol": "any"}, "use one of class, task, free"),
-        ({"stream_memory": "lots"}, "memory is 'lots'"),
-        ({"stages": 10, "protocol": "task"}, "tells nothing"),
-        ({"base_classes": -1}, "base_classes is -1"),
+        ({"rules": StreamRules(stages=4)}, "do not cover 10 classes"),
+        ({"rules": StreamRules(protocol="any")}, "use one of class, task, free"),
+        ({"rules": StreamRules(memory="lots")}, "memory is 'lots'"),
+        ({"rules": StreamRules(stages=10, protocol="task")}, "tells nothing"),
+        ({"rules": StreamRules(base_classes=-1)}, "base_classes is -1"),
         ({"tune": 2}, "tune is 2"),
         ({"budget": "compute"}, "'compute'"),
     ],
@@ -240,15 +240,15 @@ def test_bad_rules_are_refused(options: dict[str, Any], words: str) -> None:
 
 
 def test_rules_are_refused_by_name_elsewhere_and_reals_here() -> None:
-    with pytest.raises(InputError, match="stream memory belongs to the arena stream"):
-        Study("iris", ["encouraging-loss"], seeds=1, stream_memory="1KB")
+    with pytest.raises(InputError, match="memory belongs to the arena stream"):
+        Study("iris", ["encouraging-loss"], seeds=1, rules=StreamRules(memory="1KB"))
     with pytest.raises(InputError, match="task here is reals"):
         Study("diabetes", ["class-incremental"], seeds=1)
 
 
 def test_a_study_from_plan_to_report() -> None:
     arms = ["class-incremental(method='replay')", "class-incremental(method='der')"]
-    study = Study("iris", arms, seeds=6, steps=30, confirm=False, stream_memory=600)
+    study = Study("iris", arms, seeds=6, steps=30, confirm=False, rules=StreamRules(memory=600))
     assert study.plan.contest == {"stages": 3, "base_classes": 0, "memory": 600, "protocol": "class"}
     results = study.run()
     words = {v.arm: v.word for v in results.primary_verdicts()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from probatum.checks.subject import Subject
 from probatum.numerics.continual_learners import FineTune, Settings
 from probatum.recipe import Recipe, Training
-from probatum.spec import Budget, Data, Optimisation, Stage
+from probatum.spec import Budget, Data, Optimisation, Part, Pool, Query, Stage
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
 from probatum.train.streams import seeded, stream
@@ -38,11 +39,29 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Any
         return found if isinstance(found, Tensor) else found.values
     if slot == "select":
         return subject.call(data, settings, x=data.train.x, y=data.train.y)
+    if slot == "acquire":
+        return asked_for(subject, toy_pool(subject, data), data, 6, settings)._asdict()
     if slot == "stream":
         return streamed(subject.call(data, settings), data)
     if slot == "probe":
         return dict(subject.call(data, settings, data=data))
     return trained(subject.recipe(settings), data)
+
+
+def toy_pool(subject: Subject, data: Data, labelled: int = 15) -> Pool:
+    """Toy data with some labels given, and the baseline network after a little training on them."""
+    few = Part(data.train.x[:labelled], data.train.y[:labelled], data.train.rows[:labelled])
+    none = torch.zeros(0, dtype=torch.int64)
+    model = fitted(subject, replace(data, train=few))
+    return Pool(data.train.x, torch.arange(labelled), few.y, model, none, none, 0, 12)
+
+
+def asked_for(
+    subject: Subject, pool: Pool, data: Data, count: int, settings: Mapping[str, Any] | None = None
+) -> Query:
+    """What a strategy answers."""
+    answer = subject.call(data, settings, pool=pool, count=count)
+    return answer if isinstance(answer, Query) else Query(answer, pool.machine, pool.guesses)
 
 
 def stages_of(data: Data) -> list[Stage]:

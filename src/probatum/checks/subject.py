@@ -89,6 +89,7 @@ class Subject:
             "memory": MEMORY,
             "order": stream(seed, "check", "order"),
             "optimisation": Optimisation(lr=1e-2),
+            "trusted": data.valid,
         }
         chosen = dict(self.card.tiny if settings is None else settings)
         offer = {name: value for name, value in offer.items() if name not in fixed}

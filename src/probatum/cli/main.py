@@ -133,6 +133,13 @@ def try_command(
     seeds: Annotated[int, typer.Option(help="Paired seeds; verdicts need 6 or more.")] = 8,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows, for every arm.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps, for every arm.")] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(
+            help="Put the data into a world of known truth: label-noise:RATE, human-labels, spurious:RATE, long-tail:RATIO, "
+            "covariate-shift, label-shift, ood or probabilities."
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option(help="steps, or compute: equal arithmetic.")] = "steps",
     tune: Annotated[int, typer.Option(help="Tuner trials for every arm, the baseline too.")] = 0,
     primary: Annotated[str | None, typer.Option(help="The measure that decides.")] = None,
@@ -176,12 +183,16 @@ def try_command(
     protocol: Annotated[
         str | None, typer.Option(help="Continual learning: class, task (told at prediction) or free (no boundaries).")
     ] = None,
+    start_labels: Annotated[int | None, typer.Option(help="Active learning: labels at the beginning.")] = None,
+    query_labels: Annotated[int | None, typer.Option(help="Active learning: labels asked for in a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Active learning: rounds of asking.")] = None,
 ) -> None:
     """Try techniques against the baseline on your data and print verdicts.
 
     Examples: [dim]probatum try encouraging-loss tabm --data churn.csv --target churned[/dim] ·
     [dim]probatum try integrated-gradients deeplift --data digits[/dim] ·
     [dim]probatum try flora-tucker --data fashion_mnist --pretrain mnist[/dim] ·
+    [dim]probatum try early-learning-regularization --data digits --world label-noise:0.4[/dim] ·
     [dim]probatum try gradient-noise --data book.txt --tokens bpe[/dim] ·
     [dim]probatum try "gradient-noise(eta=0.3)" selu-snn+gradient-noise --data wine --seeds 12[/dim]
     """
@@ -192,7 +203,8 @@ def try_command(
     for path, option in ((report, "--report"), (json_file, "--json")):
         _check_writable(path, option)
     _add(technique)
-    from probatum.cli.try_view import run_try
+    from probatum.cli.try_view import rules_of, run_try
+    from probatum.rules import AcquireRules, StreamRules
 
     settings: dict[str, Any] = {
         "target": target,
@@ -230,10 +242,10 @@ def try_command(
         "tokens": tokens,
         "vocabulary": vocabulary,
         "length": length,
-        "stages": stages,
-        "base_classes": base_classes,
-        "stream_memory": stream_memory,
-        "protocol": protocol,
+        "world": world,
+        "rules": rules_of(
+            StreamRules(stages, base_classes, stream_memory, protocol), AcquireRules(start_labels, query_labels, rounds)
+        ),
     }
     run_try(ids or None, data, settings, store=store, report=report, json_file=json_file)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from probatum.bench.workers import too_many
 from probatum.errors import InputError
 from probatum.report.started import started_from
 from probatum.report.table import remarks, verdict_table
+from probatum.report.world import world_table
+from probatum.rules import Rules
 from probatum.train.speed import lines
 
 RUNS = Path("probatum-runs")
@@ -68,12 +71,24 @@ def run_try(
     console.print(Text(f"store:  {study.store.name} (study {key[:8]})", style="dim"), soft_wrap=True)
 
 
+def rules_of(*possible: Rules) -> Rules | None:
+    """The one of these rules in which anything was set; InputError where it is more than one."""
+    told = [rules for rules in possible if any(value is not None for value in asdict(rules).values())]
+    if len(told) > 1:
+        raise InputError(f"options of the arenas {' and '.join(rules.arena for rules in told)} together; give one's")
+    return told[0] if told else None
+
+
 def print_results(console: Console, results: Results) -> None:
     """The verdict table and the answer."""
     console.print()
     console.print(measurement_table(results) if results.plan.arena == "probe" else verdict_table(results))
     for line in remarks(results):
         console.print(line)
+    in_world = world_table(results)
+    if in_world is not None:
+        console.print()
+        console.print(in_world)
     if results.race_note():
         console.print(Text(results.race_note(), style="dim"))
     console.print()
@@ -203,6 +218,11 @@ def _print_data(console: Console, summary: dict[str, Any]) -> None:
         + (f" ({summary['tokens']}, {summary['vocabulary']} ids)" if "tokens" in summary else ""),
         highlight=False,
     )
+    if "world" in summary:
+        world = summary["world"]
+        console.print(Text(f"world {world['name']}: {world['about']}", style="bold"))
+        told = "; ".join(f"{what} {number:g}" for what, number in world["counts"].items())
+        console.print(Text(f"  seed 0: {told}", style="dim"))
     for notice in summary.get("notices", ()):
         console.print(Text(f"  note: {notice}", style="yellow"))
 

@@ -17,7 +17,8 @@ model_factory        zero-argument function: a fresh model, initialised from the
                      first one has the baseline's initial weights)
 memory               arena stream: bytes that may be kept between stages
 order                arena stream: `torch.Generator` of the batch orders, the same for all arms of a seed
-optimisation         arena stream: the baseline's `probatum.spec.Optimisation`
+optimisation         arena stream, and learners: the baseline's `probatum.spec.Optimisation`
+trusted              arena select: rows with labels that can be trusted, a `probatum.spec.Part`
 pretrained           whether the model starts from pretrained weights (its last layer is new)
 ===================  ==================================================================
 """
@@ -45,6 +46,7 @@ VOCABULARY = (
     "order",
     "optimisation",
     "pretrained",
+    "trusted",
 )
 
 FIXED = {
@@ -54,6 +56,7 @@ FIXED = {
     "explain": ("inputs", "target"),
     "attack": ("inputs", "target"),
     "select": ("x", "y"),
+    "acquire": ("pool", "count"),
     "probe": ("data",),
 }
 """Arguments that each slot itself passes to a technique's entry; they are not settings."""

@@ -32,6 +32,14 @@ MEASURES = (
         tasks=_CLASSES,
         about="test accuracy of the baseline trained without the lowest-scored rows",
     ),
+    Measure(
+        "relabelled-accuracy",
+        "quality",
+        True,
+        0.01,
+        tasks=_CLASSES,
+        about="test accuracy of the baseline after the lowest-scored rows were given their right labels",
+    ),
 )
 
 

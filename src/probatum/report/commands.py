@@ -11,6 +11,9 @@ CONTEST = {
     "base_classes": "--base-classes",
     "memory": "--stream-memory",
     "protocol": "--protocol",
+    "start": "--start-labels",
+    "query": "--query-labels",
+    "rounds": "--rounds",
 }
 """Options of an arena's own rules."""
 
@@ -25,6 +28,8 @@ def repeat_command(results: Results) -> str:
         value = source.get(option)
         if value and value != "auto":
             words += [f"--{option}", str(value)]
+    if plan.data.world:
+        words += ["--world", plan.data.world]
     words += ["--task", plan.data.task, "--seeds", str(len(plan.seeds)), "--primary", plan.primary]
     training = plan.base.training
     words += ["--steps", str(training.steps)] if training.steps else ["--epochs", str(training.epochs)]

@@ -15,6 +15,9 @@ RULES = {
     "base_classes": "classes of the first stage",
     "memory": "memory of the stream",
     "protocol": "protocol",
+    "start": "labels at the beginning",
+    "query": "labels asked for in a round",
+    "rounds": "rounds",
 }
 
 

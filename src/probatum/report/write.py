@@ -19,11 +19,16 @@ from probatum.bench.verdict import Verdict
 from probatum.measure.base import Measure
 from probatum.report import charts
 from probatum.report.commands import repeat_command
+from probatum.report.labels import label_curves, label_rows
 from probatum.report.stages import contest_rows, stage_curves, stage_matrices
 from probatum.report.started import started_from
+from probatum.report.world import world_rows
 from probatum.train.speed import lines
 
-AXES = ("quality", "calibration", "robustness", "faithfulness", "attack", "detection", "retention", "size", "speed")
+AXES = (
+    *("quality", "calibration", "selection", "robustness", "faithfulness", "attack", "detection", "retention"),
+    *("size", "speed"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ def render(results: Results) -> str:
         effects=_effects(results),
         stages=stage_curves(results),
         matrices=stage_matrices(results),
+        world=[{**vars(row), "value": _number(row.value)} for row in world_rows(results)],
+        label_curves=label_curves(results),
+        label_rows=label_rows(results),
         contest=contest_rows(results),
         data=[
             *_data_rows(results.summary),
@@ -94,8 +102,9 @@ def _question(results: Results) -> str:
     arms = ", ".join(arm.name for arm in plan.arms)
     budget = "at equal arithmetic" if plan.equal_compute else "at equal gradient steps"
     size = f"{data.n} {results.summary.get('unit', 'rows')}"
+    where = f" in the world {data.world}" if data.world else ""
     return (
-        f"Does {arms} improve {plan.primary} over the {results.baseline} on {data.name} ({size}, {data.modality}, "
+        f"Does {arms} improve {plan.primary} over the {results.baseline} on {data.name}{where} ({size}, {data.modality}, "
         f"target {data.target}), {budget}, over {'at most ' if plan.race else ''}{len(plan.seeds)} paired seeds?"
     )
 
@@ -261,6 +270,8 @@ def _per_class(results: Results) -> list[dict[str, Any]]:
             }
             for i in range(size)
         ]
+        if size != len(names):  # a world took a class out, each seed its own
+            continue
         chart = Markup(charts.confusion(matrix, names, f"confusion matrix of {arm}, all seeds"))
         found.append({"arm": arm, "chart": chart, "rows": rows if size <= 60 else []})
     return found
@@ -296,6 +307,10 @@ def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if "split" in summary:
         counts = ", ".join(f"{part} {count}" for part, count in summary["split"].items())
         rows.append(("windows" if "tokens" in summary else "rows", counts))
+    if "world" in summary:
+        world = summary["world"]
+        rows.append(("world", f"{world['name']}: {world['about']}"))
+        rows += [(f"{what} (seed 0)", f"{number:g}") for what, number in world["counts"].items()]
     if "shape" in summary:
         rows.append(("one example", " x ".join(map(str, summary["shape"]))))
     return rows

@@ -1,0 +1,37 @@
+"""What every strategy of asking for labels promises."""
+
+from __future__ import annotations
+
+import torch
+
+from probatum.checks.exercise import asked_for, toy_pool
+from probatum.checks.subject import Subject, demand, fingerprint
+
+
+def check_asks_for_open_rows(subject: Subject) -> None:
+    """In every modality: at most `count` different rows without a label; rows, labels and the network are untouched."""
+    for modality in subject.card.modalities:
+        data = subject.data(modality=modality, task="classes")
+        pool = toy_pool(subject, data)
+        before = fingerprint([pool.x, pool.y, pool.labelled, *pool.model.state_dict().values()])
+        answer = asked_for(subject, pool, data, 5)
+        after = fingerprint([pool.x, pool.y, pool.labelled, *pool.model.state_dict().values()])
+        demand(before == after, f"{modality}: rows, labels or weights were changed")
+        demand(not pool.model.training, f"{modality}: the network was left in training mode")
+        ask = answer.ask
+        demand(ask.dtype == torch.int64 and ask.ndim == 1, f"{modality}: positions are {ask.dtype} {tuple(ask.shape)}")
+        demand(
+            0 < len(ask.unique()) == len(ask) <= 5, f"{modality}: {len(ask)} rows, {len(ask.unique())} different, of 5"
+        )
+        demand(not torch.isin(ask, pool.labelled).any(), f"{modality}: it asks for labels that were given")
+        demand(bool(torch.isin(ask, torch.arange(len(pool.x))).all()), f"{modality}: positions outside the pool")
+        demand(not torch.isin(answer.machine, pool.labelled).any(), f"{modality}: it labels rows that have labels")
+        demand(len(answer.machine) == len(answer.guesses), f"{modality}: machine labels without rows")
+
+
+def check_the_last_rows_can_be_asked_for(subject: Subject) -> None:
+    """With as many rows open as asked for, it neither fails nor asks for others."""
+    data = subject.data(task="classes")
+    pool = toy_pool(subject, data, labelled=len(data.train) - 3)
+    answer = asked_for(subject, pool, data, 3)
+    demand(bool(torch.isin(answer.ask, pool.open()).all()), "it asks for rows that are not open")

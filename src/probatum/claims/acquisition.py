@@ -1,0 +1,27 @@
+"""Learning curves of strategies as the arena draws them, for claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from probatum.arenas import acquire
+from probatum.arenas.base import Outcome, Work
+from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.spec import Data
+from probatum.train.assemble import ModelFactory
+
+
+def curve(
+    who: str,
+    data: Data,
+    seed: int,
+    rules: Mapping[str, Any],
+    training: Training,
+    factory: ModelFactory | None = None,
+) -> Outcome:
+    """One trial of arena acquire: `who` is one of its built-in arms or a technique with its settings."""
+    base = Recipe(training=training)
+    builtin = who if who in (acquire.BASELINE, acquire.CERTAIN, acquire.EVERYTHING) else ""
+    arm = Arm(who, base) if builtin else make_arm(who, base)
+    return acquire.trial(Work(arm, builtin, base, data, seed, factory=factory, contest=dict(rules)))
