@@ -1,0 +1,206 @@
+"""Neighbour consistency: every prediction is drawn to those of its nearest neighbours, so that wrong labels are outvoted.
+
+Paper     Iscen, Valmadre, Arnab and Schmid 2022, "Learning with Neighbor Consistency for Noisy Labels", CVPR, arXiv:2202.02200
+Computes  L = (1 - a) CE + a T^2 mean_i KL(q_i | softmax(z_i / T)); q_i = sum_j w_ij softmax(z_j / T), w_ij proportional to
+          max(0, cos(v_i, v_j))^gamma over the k nearest features v_j of the batch (equations 3 to 6)
+Shapes    features (n, d), logits (n, c) -> scalar
+Departs   1. slot method: a loss alone does not see the features, which are what the last linear layer takes in
+          2. `kept_rows` keeps features and predictions of earlier batches as further neighbours, without gradient; 0 = the paper's
+          3. a last batch with no more than k rows keeps its plain loss
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.card import Card
+from probatum.numerics.head_inputs import HeadInputs
+
+CARD = Card(
+    paper="arXiv:2202.02200",
+    title="Learning with Neighbor Consistency for Noisy Labels",
+    entry="NeighborConsistency",
+    number=151,
+    tags=("label-noise", "robustness", "training"),
+    tasks=("classes",),
+    alone="it compares the rows of a batch, and its features come from a forward hook",
+    neutral={"weight": 0.0},
+    tiny={"neighbors": 4},
+    tune={"weight": (0.2, 0.9), "neighbors": [5, 10, 20], "temperature": [1.0, 2.0]},
+    claims=("noisy-digits",),
+)
+
+
+def neighbor_targets(
+    features: Tensor,
+    p: Tensor,
+    neighbors: int,
+    gamma: float = 1.0,
+    memory: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What each row's neighbours predict, and which rows have any.
+
+    Args:
+        features: (n, d).
+        p: (n, c) probabilities of the same rows.
+        neighbors: k, at most n - 1 (and the rows of `memory`).
+        gamma: power of the positive cosine similarity.
+        memory: features (m, d) and probabilities (m, c) of further neighbours.
+
+    Returns:
+        q (n, c), rows of which sum to 1 where the second, (n,) bool, is true; the others have no neighbour of positive
+        similarity, and zeros.
+
+    Raises:
+        ValueError: more neighbours than there are rows beside a row itself, or a gamma below 0.
+    """
+    n = len(features)
+    others = n - 1 + (0 if memory is None else len(memory[0]))
+    if not 1 <= neighbors <= others:
+        raise ValueError(
+            f"neighbors is {neighbors}, but a row of this batch has {others} others; take a larger batch, fewer neighbours, "
+            "or drop the last small batch"
+        )
+    if gamma < 0:
+        raise ValueError(f"gamma is {gamma}; it must be at least 0")
+    unit = F.normalize(features, dim=1)
+    similar = (unit @ unit.T).masked_fill(torch.eye(n, dtype=torch.bool, device=features.device), float("-inf"))
+    if memory is not None:
+        similar = torch.cat([similar, unit @ F.normalize(memory[0], dim=1).T], dim=1)
+        p = torch.cat([p, memory[1]])
+    nearest = similar.topk(neighbors, dim=1)
+    weights = nearest.values.clamp(min=0)
+    weights = weights.pow(gamma) * (weights > 0)
+    total = weights.sum(dim=1, keepdim=True)
+    known = total.squeeze(1) > 0
+    weights = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    return torch.einsum("nk,nkc->nc", weights, p[nearest.indices]), known
+
+
+def neighbor_consistency(
+    features: Tensor,
+    logits: Tensor,
+    neighbors: int = 10,
+    temperature: float = 1.0,
+    gamma: float = 1.0,
+    memory: tuple[Tensor, Tensor] | None = None,
+    stop_gradient: bool = False,
+) -> Tensor:
+    """T^2 times the mean KL divergence from the neighbours' predictions to the row's own, a scalar.
+
+    Args:
+        features, logits: (n, d) and (n, c).
+        neighbors, gamma, memory: see `neighbor_targets`.
+        temperature: T, above 0.
+        stop_gradient: whether neighbours are taken as they are; the released loss lets gradients through to them.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    log_p = (logits / temperature).log_softmax(dim=1)
+    own = (features.detach(), log_p.detach().exp()) if stop_gradient else (features, log_p.exp())
+    q, known = neighbor_targets(*own, neighbors, gamma, memory)
+    small = torch.finfo(q.dtype).tiny
+    each = (q * (q.clamp(min=small).log() - log_p)).sum(dim=1)
+    return temperature**2 * (each * known).sum() / known.sum().clamp(min=1)
+
+
+class NeighborConsistency:
+    """The regulariser in training; on the bench it weighs the recipe's loss by 1 - weight and itself by weight.
+
+    Args:
+        last_layer: the `nn.Linear` whose inputs are the features.
+        weight: a, in [0, 1); 0 = the baseline bit for bit.
+        neighbors: k, at least 1 and below the batch size.
+        temperature: above 0.
+        gamma: power of the similarities, at least 0.
+        warm_up: share of the steps before it begins, in [0, 1].
+        kept_rows: rows of earlier batches that are kept as neighbours.
+        stop_gradient: see `neighbor_consistency`.
+
+    Raises:
+        ValueError: a setting out of its range; a batch of no more than k rows.
+        TypeError: a last layer that is not `nn.Linear`.
+
+    Example:
+        >>> features, logits = torch.eye(4)[[0, 0, 1, 1]], torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.0, 3.0]])
+        >>> float(neighbor_consistency(features, logits, neighbors=1))
+        0.0
+    """
+
+    reads = ("output",)
+    writes = ("loss",)
+
+    def __init__(
+        self,
+        last_layer: nn.Module,
+        weight: float = 0.5,
+        neighbors: int = 10,
+        temperature: float = 1.0,
+        gamma: float = 1.0,
+        warm_up: float = 0.1,
+        kept_rows: int = 0,
+        stop_gradient: bool = False,
+    ) -> None:
+        for name, share, top in (("weight", weight, 1.0), ("warm_up", warm_up, 1.0 + 1e-12)):
+            if not 0 <= share < top:
+                raise ValueError(f"{name} is {share}; it must lie in [0, 1{')' if name == 'weight' else ']'}")
+        for name, value, least in (("neighbors", neighbors, 1), ("kept_rows", kept_rows, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+        if not 0 < temperature < float("inf") or not 0 <= gamma < float("inf"):
+            raise ValueError(f"temperature is {temperature}, gamma {gamma}; use above 0 and at least 0")
+        self.inputs = HeadInputs(last_layer)
+        self.weight, self.neighbors, self.temperature, self.gamma = weight, neighbors, temperature, gamma
+        self.warm_up, self.room, self.stop_gradient = warm_up, kept_rows, stop_gradient
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def prepare(self, run: Any) -> None:
+        """Watch the last layer; ValueError where a full batch has too few rows."""
+        if self.weight == 0:
+            return
+        if run.spec.task != "classes":
+            raise ValueError(f"neighbours agree on classes; the task here is {run.spec.task}")
+        if self.neighbors >= run.budget.batch_size:
+            raise ValueError(
+                f"neighbors is {self.neighbors}, and batches have {run.budget.batch_size} rows; give fewer, or larger batches"
+            )
+        self.inputs.attach()
+
+    def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
+        """(1 - weight) loss + weight consistency, after the warm-up."""
+        if self.weight == 0:
+            return loss
+        features = self.inputs.take(len(output))
+        kept = self.memory
+        self._remember(features, output)
+        if run.step < self.warm_up * run.budget.steps or len(output) <= self.neighbors:
+            return loss
+        own = (self.neighbors, self.temperature, self.gamma, kept, self.stop_gradient)
+        return (1 - self.weight) * loss + self.weight * neighbor_consistency(features, output, *own)
+
+    def finish(self, run: Any) -> None:
+        """Leave the model as it was."""
+        self.detach()
+
+    def detach(self) -> None:
+        """Take off the hook."""
+        self.inputs.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory."""
+        return {"memory": self.memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.memory = state["memory"]
+
+    def _remember(self, features: Tensor, output: Tensor) -> None:
+        if not self.room:
+            return
+        new = (features.detach(), (output.detach() / self.temperature).softmax(dim=1))
+        old = self.memory or tuple(value[:0] for value in new)
+        self.memory = tuple(torch.cat([b, a])[: self.room] for a, b in zip(old, new, strict=True))  # type: ignore[assignment]

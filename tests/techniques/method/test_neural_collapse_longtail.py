@@ -1,0 +1,156 @@
+"""Neural collapse terms: the simplex, invariances, brute force, the bench's form, misuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from probatum.checks.subject import toy
+from probatum.claims.tools import fit
+from probatum.errors import InputError
+from probatum.recipe import Training
+from probatum.techniques.method.neural_collapse_longtail import (
+    NeuralCollapse,
+    between_class,
+    centred_cosines,
+    effective_weights,
+    geometry,
+    within_class,
+)
+
+
+def simplex(c: int, d: int, scale: float = 3.0) -> Tensor:
+    corners = torch.eye(c, dtype=torch.float64) - 1 / c
+    turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    return scale * (torch.cat([corners, torch.zeros(c, d - c, dtype=torch.float64)], dim=1) @ turn)
+
+
+@pytest.mark.parametrize("variant", ["all", "each"])
+@pytest.mark.parametrize("c", [2, 4, 7])
+def test_the_simplex_has_the_widest_angle(variant: str, c: int) -> None:
+    means = simplex(c, 8)
+    best = -math.acos(max(-1 / (c - 1), -0.99999))
+    assert float(between_class(means, variant)) == pytest.approx(best, abs=1e-6)
+    moved = means + 0.3 * torch.randn(c, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert float(between_class(moved + 5.0, variant)) >= best - 1e-9  # and the mean of the means does not matter
+    assert float(between_class(moved + 5.0, variant)) == pytest.approx(float(between_class(moved, variant)))
+
+
+def test_between_by_brute_force() -> None:
+    means = torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    centre = means.mean(dim=0)
+    cosine = nn.functional.cosine_similarity(means[:, None] - centre, means[None] - centre, dim=2)
+    angles = [[math.acos(max(-1.0, min(1.0, value))) for value in row] for row in cosine.tolist()]
+    nearest = [min(angles[i][j] for j in range(5) if j != i) for i in range(5)]
+    assert float(between_class(means, "each")) == pytest.approx(-sum(nearest) / 5)
+    assert float(between_class(means, "all")) == pytest.approx(-min(nearest))
+
+
+def test_within_weighs_classes_alike_and_vanishes_at_the_means() -> None:
+    means = torch.randn(4, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = torch.tensor([0, 0, 0, 2, 1, 0])  # class 3 is absent
+    assert float(within_class(means[y], y, means)) == 0.0
+    features = means[y] + torch.randn(6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    expected = sum(float((features[y == c] - means[c]).square().sum(dim=1).mean()) for c in (0, 1, 2)) / 4
+    assert float(within_class(features, y, means)) == pytest.approx(expected)
+
+
+def test_both_are_blind_to_a_common_rotation() -> None:
+    own = torch.Generator().manual_seed(5)
+    means, y = torch.randn(4, 6, generator=own, dtype=torch.float64), torch.arange(12) % 4
+    features = means[y] + torch.randn(12, 6, generator=own, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=own, dtype=torch.float64)).Q
+    assert float(within_class(features @ turn, y, means @ turn)) == pytest.approx(
+        float(within_class(features, y, means))
+    )
+    assert float(between_class(means @ turn)) == pytest.approx(float(between_class(means)))
+
+
+def test_gradients_are_finite_where_means_coincide() -> None:
+    means = torch.ones(3, 4, dtype=torch.float64) + 1e-9 * torch.randn(3, 4, dtype=torch.float64)
+    means.requires_grad_()
+    between_class(means).backward()
+    assert torch.isfinite(means.grad).all()
+    free = torch.randn(4, 5, generator=torch.Generator().manual_seed(8), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: between_class(m, "each"), (free,))
+
+
+def test_descent_on_the_means_finds_the_simplex() -> None:
+    means = nn.Parameter(torch.randn(5, 6, generator=torch.Generator().manual_seed(6)))
+    optimizer = torch.optim.SGD([means], lr=0.1)
+    for _ in range(800):
+        optimizer.zero_grad()
+        between_class(means, "each").backward()
+        optimizer.step()
+    off = centred_cosines(means.detach())[~torch.eye(5, dtype=torch.bool)]
+    assert torch.allclose(off, torch.full_like(off, -0.25), atol=0.05)
+
+
+def test_geometry_of_a_collapsed_network() -> None:
+    means, y = simplex(4, 6), torch.arange(40) % 4
+    found = geometry(means[y], y, means * 2)
+    assert found.within == pytest.approx(0, abs=1e-12)
+    assert found.spread == pytest.approx(0, abs=1e-12)
+    assert found.duality == pytest.approx(0, abs=1e-9)
+    assert found.angle == pytest.approx(math.acos(-1 / 3))
+    noisy = means[y] + 0.1 * torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert geometry(noisy, y, means).within > 1e-4
+
+
+def test_effective_weights_by_hand() -> None:
+    counts = torch.tensor([100, 10, 0])
+    found = effective_weights(counts, 0.9)
+    a, b = 0.1 / (1 - 0.9**100), 0.1 / (1 - 0.9**10)
+    assert found.tolist() == pytest.approx([2 * a / (a + b), 2 * b / (a + b), 0.0])
+    assert effective_weights(counts, 0.0).tolist() == [1.0, 1.0, 0.0]
+
+
+TRAINING = Training(steps=30, batch_size=16, lr=1e-2, select="last")
+
+
+def test_on_the_bench_means_are_learned_and_features_collapse() -> None:
+    data = toy("image", "classes")
+    plain, run = (
+        fit(arm, data, 0, training=TRAINING)
+        for arm in (None, "neural-collapse-longtail(within=0.1, between=0.5, rate=0.1)")
+    )
+    assert run.notes["angle-of-means"] > 1.6  # three means: 2.09 at best
+    assert not any(m._forward_pre_hooks for m in run.model.modules())
+    assert any(not torch.equal(value, plain.model.state_dict()[name]) for name, value in run.model.state_dict().items())
+
+
+def test_deferred_weights_act_when_their_time_has_come() -> None:
+    data = toy("image", "classes")
+    off, never, late = (
+        fit(f"neural-collapse-longtail(within=0.0, between=0.0, drw={share})", data, 0, training=TRAINING).model
+        for share in (1.0, 1.0, 0.5)
+    )
+    same = [torch.equal(a, b) for a, b in zip(off.parameters(), never.parameters(), strict=True)]
+    other = [torch.equal(a, b) for a, b in zip(off.parameters(), late.parameters(), strict=True)]
+    assert all(same)
+    assert not all(other)
+
+
+def test_state_goes_on() -> None:
+    first = NeuralCollapse(nn.Linear(4, 3), 3, torch.Generator().manual_seed(0))
+    second = NeuralCollapse(nn.Linear(4, 3), 3, torch.Generator().manual_seed(9))
+    between_class(first.means).backward()
+    first.optimizer.step()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.means, second.means)
+
+
+def test_misuse() -> None:
+    with pytest.warns(UserWarning, match="features have 3 dimensions; 10 means at equal angles need 9"):
+        NeuralCollapse(nn.Linear(3, 10), 10, torch.Generator())
+    with pytest.raises(ValueError, match="there is 1 class"):
+        NeuralCollapse(nn.Linear(3, 1), 1, torch.Generator())
+    with pytest.raises(ValueError, match="there is 1 class"):
+        between_class(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="variant is 'some'"):
+        between_class(torch.ones(2, 3), "some")
+    with pytest.raises((ValueError, InputError), match="drw weighs plain cross-entropy"):
+        fit("neural-collapse-longtail(drw=0.5)+encouraging-loss", toy("image", "classes"), 0, training=TRAINING)
