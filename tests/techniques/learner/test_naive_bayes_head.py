@@ -1,0 +1,149 @@
+"""Naive Bayes head: sklearn's shared-covariance rule, streaming, the linear form, logistic regression, misuse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from probatum.checks.subject import toy
+from probatum.spec import Budget, Optimisation
+from probatum.techniques.learner.naive_bayes_head import (
+    FLOOR,
+    Moments,
+    error_bound,
+    fit,
+    from_moments,
+    learning_curve,
+    logistic,
+    naive_bayes,
+)
+
+
+def rows(n: int = 90, d: int = 4, k: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    own = torch.Generator().manual_seed(seed)
+    y = torch.randint(k, (n,), generator=own)
+    scales = torch.rand(d, generator=own, dtype=torch.float64) + 0.5
+    return torch.randn(n, d, generator=own, dtype=torch.float64) * scales + y[:, None] * 0.7, y
+
+
+def test_equals_discriminant_analysis_with_a_diagonal_shared_covariance() -> None:
+    x, y = rows()
+    rule = naive_bayes(x, y, 3)
+    a, t = x.numpy(), y.numpy()
+    means = np.stack([a[t == c].mean(axis=0) for c in range(3)])
+    prior = np.bincount(t) / len(t)
+    pooled = sum(prior[c] * a[t == c].var(axis=0) for c in range(3)) + FLOOR
+    expected = np.stack([np.log(prior[c]) + norm.logpdf(a, means[c], np.sqrt(pooled)).sum(axis=1) for c in range(3)], 1)
+    assert np.allclose(rule.log_density(x).numpy(), expected, atol=1e-9)
+    gap = rule.logits(x) - rule.log_density(x)
+    assert torch.allclose(gap, gap[:, :1].expand_as(gap), atol=1e-9)  # the linear form differs by a constant a row
+
+
+def test_merged_moments_are_those_of_all_rows() -> None:
+    x, y = rows(200)
+    whole = Moments.of(x + 1000.0, y, 3)
+    merged = Moments.of(x[:1] + 1000.0, y[:1], 3)
+    for part, labels in zip(x[1:].split(37), y[1:].split(37), strict=True):
+        merged = merged.merge(Moments.of(part + 1000.0, labels, 3))
+    for one, other in zip(vars(whole).values(), vars(merged).values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(from_moments(whole).weight, from_moments(merged).weight, rtol=1e-7)
+
+
+def test_dead_features_do_not_matter() -> None:
+    x, y = rows()
+    dead = torch.cat([x, torch.full((90, 1), 3.0, dtype=torch.float64)], dim=1)
+    a, b = naive_bayes(x, y, 3).logits(x), naive_bayes(dead, y, 3).logits(dead)
+    assert torch.equal(a.argmax(dim=1), b.argmax(dim=1))
+    assert torch.isfinite(b).all()
+
+
+def test_classes_without_rows_are_named_or_get_nothing() -> None:
+    x, y = rows()
+    with pytest.raises(ValueError, match="classes without rows: 3, 4"):
+        naive_bayes(x, y, 5)
+    p = naive_bayes(x, y, 5, allow_missing=True).logits(x).softmax(dim=1)
+    assert p[:, 3:].abs().max() == 0
+    assert torch.allclose(p.sum(dim=1), torch.ones(90, dtype=torch.float64))
+
+
+def test_logistic_is_sklearns() -> None:
+    x, y = rows()
+    mine = logistic(x, y, 3, (0.01,))
+    z = ((x - x.mean(dim=0)) / x.std(dim=0, correction=0)).numpy()
+    theirs = LogisticRegression(C=1 / (0.01 * len(y)), tol=1e-10, max_iter=2000).fit(z, y.numpy())
+    assert np.allclose(mine.logits(x).softmax(dim=1).numpy(), theirs.predict_proba(z), atol=1e-4)
+
+
+def test_curve_finds_where_the_lead_changes() -> None:
+    own = torch.Generator().manual_seed(0)
+    centre = 0.4 * torch.randn(2, 30, generator=own)
+
+    def draw(n: int) -> tuple[Tensor, Tensor]:
+        y = torch.randint(2, (n,), generator=own)
+        x = centre[y] + torch.randn(n, 30, generator=own)
+        x[:, 1:15] = x[:, :1] + 0.3 * x[:, 1:15]  # features that repeat each other: naive Bayes counts them all
+        return x, y
+
+    (x, y), test = draw(3000), draw(3000)
+    found = learning_curve(x, y, test, 2, (20, 3000), torch.Generator().manual_seed(1), (1e-3,))
+    assert found.logistic[1] < found.naive_bayes[1]
+    assert found.logistic[1] < found.logistic[0]
+    assert (found.crossing is not None) == (found.naive_bayes[0] <= found.logistic[0])
+    with pytest.raises(ValueError, match="growing numbers from 2 to 3000"):
+        learning_curve(x, y, test, 2, (50, 20), torch.Generator())
+
+
+def test_bound_inverts_its_function() -> None:
+    for t in (0.1, 0.5, 0.9):
+        psi = ((1 + t) * math.log(1 + t) + (1 - t) * math.log(1 - t)) / 2
+        assert error_bound(psi) == pytest.approx(t)
+        assert error_bound(psi) <= math.sqrt(2 * psi)
+    assert error_bound(0.0) == 0.0
+    assert error_bound(5.0) == 1.0
+    with pytest.raises(ValueError, match="below the best"):
+        error_bound(-0.1)
+
+
+@pytest.mark.parametrize("head", ["naive-bayes", "logistic", "auto"])
+def test_on_the_bench(head: str) -> None:
+    data = toy("image", "classes")
+
+    def factory() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    found = fit(data, Budget(60, 16, 4), torch.Generator().manual_seed(0), factory, Optimisation(lr=1e-2), head=head)
+    p = found.predict(data.test)
+    assert torch.allclose(p.sum(dim=1), torch.ones(len(p)), atol=1e-5)
+    assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.9
+    assert found.passes == 60 * 16
+    given = fit(
+        data, Budget(60, 16, 4), torch.Generator(), factory, Optimisation(), pretrained=True, head="naive-bayes"
+    )
+    assert given.passes == 0.0  # a pretrained network is taken as it comes
+    raw = fit(data, Budget(1, 16, 4), torch.Generator(), factory, Optimisation(), source="raw", head="naive-bayes")
+    assert float((raw.predict(data.test).argmax(dim=1) == data.test.y).float().mean()) > 0.9
+
+
+def test_misuse() -> None:
+    x, y = rows()
+    x[7, 1] = float("nan")
+    with pytest.raises(ValueError, match="1 rows have features that are not finite, first row 7"):
+        naive_bayes(x, y, 3)
+    x[7, 1] = 0.0
+    with pytest.raises(ValueError, match=r"1 class\(es\) have rows"):
+        naive_bayes(x, y * 0, 3)
+    data = toy("text", "classes")
+    with pytest.raises(ValueError, match="token ids are no features"):
+        fit(data, Budget(1, 8, 8), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation(), source="raw")
+    with pytest.raises(ValueError, match="no pretrained network was given"):
+        fit(data, Budget(1, 8, 8), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation(), source="pretrained")
+    with pytest.raises(ValueError, match="head is 'svm'"):
+        fit(data, Budget(1, 8, 8), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation(), head="svm")

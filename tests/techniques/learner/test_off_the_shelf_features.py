@@ -1,0 +1,178 @@
+"""Off-the-shelf features: sklearn's parity, whitening, folds without leakage, retrieval by hand, misuse."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from sklearn.preprocessing import Normalizer
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+
+from probatum.checks.subject import toy
+from probatum.numerics.backbone import Backbone
+from probatum.spec import Budget, Optimisation
+from probatum.techniques.learner import off_the_shelf_features as shelf
+from probatum.techniques.learner.off_the_shelf_features import (
+    Machines,
+    Whitening,
+    average_precision,
+    cross_validate,
+    extract,
+    fit,
+    off_the_shelf,
+    patch_distance,
+    patches,
+    unit,
+    usable_layers,
+    variants,
+)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+
+
+def rows(n: int = 60, d: int = 6, k: int = 3) -> tuple[Tensor, Tensor]:
+    own = torch.Generator().manual_seed(1)
+    y = torch.arange(n) % k
+    return torch.randn(n, d, generator=own, dtype=torch.float64) + 1.5 * nn.functional.one_hot(y, d), y
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_unit_and_machines_are_sklearns(k: int) -> None:
+    x, y = rows(k=k)
+    assert np.allclose(unit(x).numpy(), Normalizer().fit_transform(x.numpy()))
+    theirs = LinearSVC(C=2.0, dual="auto", random_state=0, max_iter=20_000).fit(unit(x).numpy(), y.numpy())
+    mine = Machines(unit(x), y, k, 2.0)
+    decision = theirs.decision_function(unit(x).numpy())
+    expected = np.stack([-decision, decision], axis=1) if k == 2 else decision
+    assert np.allclose(mine.scores(unit(x)).numpy(), expected, atol=1e-6)
+
+
+def test_signed_power_keeps_signs_and_length() -> None:
+    x, _ = rows()
+    found = unit(x, 0.5)
+    assert torch.equal(found.sign(), x.sign())
+    assert torch.allclose(found.norm(dim=1), torch.ones(60, dtype=torch.float64))
+
+
+def test_extraction_leaves_the_network_as_it_was() -> None:
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, parts = extract(model, x, "2"), extract(model, x, "2", block=3)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert whole.shape == (10, 256)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert extract(model, x, "2", pool="mean").shape == (10, 4)
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(model[6](extract(model, x)), model(x), atol=1e-6)
+    assert usable_layers(model, x) == ["2", "penultimate"] or usable_layers(model, x)[-1] == "penultimate"
+
+
+def test_whitened_references_have_unit_covariance_and_queries_do_not_matter() -> None:
+    x, _ = rows(200)
+    white = Whitening.of(x, width=4)
+    z = white.white(x)
+    cov = z.T @ z / 199
+    assert torch.allclose(cov, torch.eye(4, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(white(x).square().sum(dim=1).sqrt(), white(x).norm(dim=1))
+    assert Whitening.of(x, width=500).directions.shape[0] <= 6
+    with pytest.raises(ValueError, match="whitening needs rows that differ"):
+        Whitening.of(torch.ones(5, 3))
+
+
+def test_variants_stay_on_one_side_of_every_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = rows()
+    marked = torch.cat([x, torch.arange(60.0, dtype=torch.float64)[:, None]], dim=1)
+    trained: list[set[float]] = []
+    asked: list[set[float]] = []
+
+    class Spy:
+        def __init__(self, features: Tensor, labels: Tensor, classes: int, penalty: float) -> None:
+            trained.append(set(features[:, -1].tolist()))
+
+        def scores(self, features: Tensor) -> Tensor:
+            asked.append(set(features[:, -1].tolist()))
+            return torch.zeros(len(features), 3)
+
+    monkeypatch.setattr(shelf, "Machines", Spy)
+    cross_validate([marked, marked, marked], y, 3, (1.0,))
+    assert len(trained) == 3
+    for k, rows_seen in enumerate(trained):
+        for shown in asked[3 * k : 3 * k + 3]:
+            assert not (rows_seen & shown)
+
+
+def test_variants_are_moved_and_turned_images() -> None:
+    x = torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+    found = variants(x)
+    assert len(found) == 7
+    assert all(one.shape == x.shape for one in found)
+    assert torch.equal(found[0], x)
+    assert torch.equal(found[1][:, :, 1:, 1:], x[:, :, :-1, :-1])  # shifted by one pixel
+    assert len(variants(torch.rand(3, 4))) == 1
+
+
+def test_patches_and_their_distance_by_hand() -> None:
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    cut = patches(x, (1, 2))
+    assert cut.shape == (3, 5, 1, 8, 8)
+    assert torch.allclose(cut[:, 0], x)
+    query, others = cut[0].flatten(1), cut.flatten(2)
+    found = patch_distance(query, others)
+    assert float(found[0]) == pytest.approx(0.0, abs=1e-5)
+    expected = torch.stack([torch.stack([(p - others[1]).norm(dim=1).min() for p in query]).mean()])
+    assert float(found[1]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_average_precision_is_sklearns() -> None:
+    own = torch.Generator().manual_seed(3)
+    scores, relevant = torch.randn(50, generator=own), torch.rand(50, generator=own) < 0.3
+    assert average_precision(scores, relevant) == pytest.approx(
+        average_precision_score(relevant.numpy(), scores.numpy())
+    )
+    with pytest.raises(ValueError, match="no row is relevant"):
+        average_precision(scores, relevant & ~relevant)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_on_the_bench(augment: bool) -> None:
+    data = toy("image", "classes")
+    found = fit(
+        data, Budget(40, 16, 4), torch.Generator(), net, Optimisation(lr=1e-2), augment=augment, penalties=(1.0, 10.0)
+    )
+    p = found.predict(data.test)
+    assert torch.allclose(p.sum(dim=1), torch.ones(len(p)), atol=1e-5)
+    assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.8
+    assert found.power == (0.5 if augment else 1.0)
+    assert found.choice.accuracy == max(found.curve.values())
+
+
+def test_misuse() -> None:
+    x = torch.rand(12, 1, 8, 8)
+    y = torch.arange(12) % 3
+    features = Backbone(net().eval())
+    with pytest.raises(KeyError, match="conv9"):
+        off_the_shelf(features, x, y, 3, layers=["conv9"])
+    with pytest.raises(ValueError, match="penalties are"):
+        off_the_shelf(features, x, y, 3, penalties=(0.0,))
+    with pytest.raises(ValueError, match=r"1 class\(es\) have rows"):
+        Machines(torch.rand(4, 2), torch.zeros(4, dtype=torch.int64), 3, 1.0)
+    with pytest.raises(ValueError, match="power is 2"):
+        unit(torch.rand(2, 2), 2.0)
