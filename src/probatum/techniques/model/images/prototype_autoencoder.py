@@ -13,7 +13,6 @@ Departs   1. as many stride-2 convolutions as bring the image to about 2 x 2 (fo
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.image_codes import ACTS, CODE, halvings, make_decoder, make_encoder
 from probatum.spec import Spec
 
 CARD = Card(
@@ -39,11 +39,6 @@ CARD = Card(
     tune={"prototypes": [15, 30], "class_weight": (1.0, 50.0, "log"), "width": [16, 32, 64]},
     claims=("as-accurate-and-legible",),
 )
-
-ACTS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
-CODE = 10
-"""Channels of the code, as in the paper (10 x 2 x 2 = 40 numbers)."""
-
 
 class Output(NamedTuple):
     """What training mode returns: logits (n, K), decoded images, distances (n, m) and codes (n, q)."""
@@ -102,41 +97,6 @@ class Deform(nn.Module):
         deformed = elastic(x, generator, self.strength)
         self.stream.copy_(generator.get_state())
         return deformed
-
-
-def halvings(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes that stride-2 convolutions take an image through, down to about 2 x 2: [(h, w), ..., (2, 2)]."""
-    count = max(1, math.ceil(math.log2(max(2, min(height, width)) / 2)))
-    sizes = [(height, width)]
-    for _ in range(count):
-        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
-    return sizes
-
-
-def make_encoder(shape: tuple[int, int, int], width: int, act: str) -> nn.Sequential:
-    """Stride-2 3x3 convolutions to a flat code; the last activation is a sigmoid, so that codes lie in (0, 1)."""
-    channels, *size = shape
-    count = len(halvings(*size)) - 1
-    layers: list[nn.Module] = []
-    for step in range(count):
-        last = step == count - 1
-        layers += [nn.Conv2d(channels, CODE if last else width, 3, 2, 1), nn.Sigmoid() if last else ACTS[act]()]
-        channels = width
-    return nn.Sequential(*layers, nn.Flatten())
-
-
-def make_decoder(shape: tuple[int, int, int], width: int, act: str) -> nn.Sequential:
-    """The encoder's mirror image in transposed convolutions, ending in a sigmoid."""
-    sizes = halvings(*shape[1:])[::-1]
-    layers: list[nn.Module] = [nn.Unflatten(1, (CODE, *sizes[0]))]
-    channels = CODE
-    for step, (small, large) in enumerate(itertools.pairwise(sizes)):
-        last = step == len(sizes) - 2
-        extra = tuple(big - (2 * little - 1) for little, big in zip(small, large, strict=True))
-        layers += [nn.ConvTranspose2d(channels, shape[0] if last else width, 3, 2, 1, extra)]
-        layers += [nn.Sigmoid() if last else ACTS[act]()]
-        channels = width
-    return nn.Sequential(*layers)
 
 
 class PrototypeAutoencoder(nn.Module):

@@ -1,0 +1,169 @@
+"""Energy guidance: the losses by hand, completeness, second derivatives, boxes, the bench's form, misuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from probatum.checks.subject import toy
+from probatum.claims.tools import fit
+from probatum.errors import InputError
+from probatum.recipe import Recipe, Training
+from probatum.techniques.method.energy_guidance import (
+    LOSSES,
+    EnergyGuidance,
+    attribution,
+    box_iou,
+    check_boxes,
+    localisation_losses,
+    masks_of,
+    pareto,
+)
+from probatum.train.assemble import assemble
+from probatum.train.loop import train
+
+
+def maps(n: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    own = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(n, 4, 5, dtype=torch.float64)
+    mask[:, 1:3, 1:4] = 1.0
+    return torch.randn(n, 4, 5, generator=own, dtype=torch.float64), mask
+
+
+def test_losses_by_loop() -> None:
+    a, m = maps()
+    for k in range(3):
+        positive = [[max(float(v), 0.0) for v in row] for row in a[k]]
+        top = max(map(max, positive))
+        inside = [(i, j) for i in range(4) for j in range(5) if m[k, i, j]]
+        outside = [(i, j) for i in range(4) for j in range(5) if not m[k, i, j]]
+        energy = 1 - sum(positive[i][j] for i, j in inside) / sum(map(sum, positive))
+        rrr = sum(float(a[k, i, j]) ** 2 for i, j in outside)
+        l1 = sum(abs(positive[i][j] / top - float(m[k, i, j])) for i in range(4) for j in range(5)) / 20
+        ppce = sum(-math.log(max(positive[i][j] / top, 1e-6)) for i, j in inside) / len(inside)
+        for name, expected in (("energy", energy), ("rrr", rrr), ("l1", l1), ("ppce", ppce)):
+            assert float(localisation_losses(a, m, name)[0][k]) == pytest.approx(expected), name
+
+
+def test_energy_lies_between_its_ends_and_knows_no_scale() -> None:
+    a, m = maps()
+    each, there = localisation_losses(a, m)
+    assert bool(((each >= 0) & (each <= 1)).all())
+    assert torch.allclose(localisation_losses(7.5 * a, m)[0], each)
+    assert localisation_losses(a * m, m)[0].abs().max() < 1e-12
+    nothing = -a.abs()
+    for name in ("energy", "l1", "ppce"):
+        each, there = localisation_losses(nothing, m, name)
+        assert not there.any()
+        assert each.abs().max() == 0
+
+
+def test_masks_are_resized_to_the_map() -> None:
+    _, m = maps()
+    small = torch.rand(3, 2, 2, dtype=torch.float64)
+    each, _ = localisation_losses(small, m)
+    assert bool(((each > 0) & (each < 1)).all())
+
+
+def test_input_times_gradient_sums_to_the_logit_without_biases() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 4, bias=False)
+    ).double()
+    x, y = torch.rand(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    found = attribution(net, x, y).flatten(1).sum(dim=1)
+    assert torch.allclose(found, net(x).gather(1, y[:, None]).squeeze(1))
+
+
+def test_layer_maps_are_grad_cam() -> None:
+    torch.manual_seed(0)
+    first, rest = nn.Conv2d(1, 3, 3), nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 4))
+    net = nn.Sequential(first, rest)
+    x, y = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
+    seen = first(x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(rest(seen).gather(1, y[:, None]).sum(), seen)
+    expected = (seen * slope.mean(dim=(2, 3), keepdim=True)).sum(dim=1)
+    assert torch.allclose(attribution(net, x, y, "0"), expected, atol=1e-6)
+    assert not first._forward_hooks
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_differentiates_through_the_map(loss: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(2), nn.Flatten(), nn.Linear(2 * 4, 2)).double()
+    x, y = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1])
+    mask = torch.zeros(2, 4, 4, dtype=torch.float64)
+    mask[:, :2] = 1.0
+
+    def value(weight: Tensor) -> Tensor:
+        def call(rows: Tensor) -> Tensor:
+            return torch.func.functional_call(net, {"0.weight": weight}, (rows,))
+
+        wrapped: Any = call
+        return localisation_losses(attribution(wrapped, x, y, create_graph=True), mask, loss)[0].sum()
+
+    assert torch.autograd.gradcheck(value, (net[0].weight.detach().clone().requires_grad_(),), atol=1e-5)
+
+
+def test_iou_and_pareto() -> None:
+    a = torch.tensor([[[1.0, 0.9], [0.1, -5.0]]])
+    m = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    assert float(box_iou(a, m)) == pytest.approx(1 / 3)
+    assert pareto([(0.9, 0.1), (0.8, 0.5), (0.7, 0.4), (0.9, 0.2)]) == [3, 1]
+
+
+def test_boxes_become_unions() -> None:
+    found = masks_of(torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 3.0, 2.0]]), torch.tensor([1, 1]), 2, 4, 5)
+    assert found[0].sum() == 0
+    assert found[1].sum() == 2 + 4 - 1
+
+
+TRAINING = Training(steps=60, batch_size=16, lr=1e-2, select="last")
+
+
+def test_on_the_bench_energy_moves_into_the_region() -> None:
+    data = toy("image", "classes")
+    plain = fit(None, data, 0, training=TRAINING).model
+    guided = fit("energy-guidance(region=[0.0, 0.0, 1.0, 0.5], weight=1.0)", data, 0, training=TRAINING)
+    mask = torch.zeros(len(data.test), 8, 8)
+    mask[:, :4] = 1.0
+
+    def inside(model: nn.Module) -> float:
+        each, there = localisation_losses(attribution(model.eval(), data.test.x, data.test.y).detach(), mask)
+        return 1 - float(each[there].mean())
+
+    assert inside(guided.model) > inside(plain) + 0.1
+    assert guided.extra_passes == 60 * 16
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in guided.model.parameters())
+
+
+def test_few_boxes_by_row() -> None:
+    data = toy("image", "classes")
+    boxes = {int(row): [0, 0, 8, 4] for row in data.train.rows[:40]}
+    parts = assemble(Recipe(training=TRAINING), data, 0)
+    guide = EnergyGuidance(torch.Generator().manual_seed(0), 1.0, boxes=boxes, annotated=0.25)
+    train(parts.run, [guide], torch.Generator().manual_seed(1), schedule="cosine", clip=None, select="last")
+    assert parts.run.notes["rows-with-boxes"] == 10
+    assert 0 < parts.run.extra_passes < 60 * 16 * 0.5
+    assert guide.mask is None
+
+
+def test_misuse() -> None:
+    with pytest.raises(ValueError, match=r"box 1 is \[3\.0, 0\.0, 9\.0, 2\.0\], outside the image of 8 x 6"):
+        check_boxes(torch.tensor([[0.0, 0.0, 2.0, 2.0], [3.0, 0.0, 9.0, 2.0]]), 6, 8)
+    with pytest.raises(ValueError, match=r"box 0 .* shares of the image; give pixels"):
+        check_boxes(torch.tensor([[0.1, 0.2, 0.6, 0.9]]), 6, 8)
+    with pytest.raises(ValueError, match="give boxes by row, or one region"):
+        EnergyGuidance(torch.Generator())
+    with pytest.raises(ValueError, match="region is"):
+        EnergyGuidance(torch.Generator(), region=[0.5, 0.0, 0.2, 1.0])
+    parts = assemble(Recipe(training=TRAINING), toy("image", "classes"), 0)
+    nobody = EnergyGuidance(torch.Generator(), boxes={10**6: [0, 0, 1, 1]})
+    with pytest.raises((ValueError, InputError), match="none of which is a training row"):
+        nobody.prepare(parts.run)
+    with pytest.raises(ValueError, match="loss is 'dice'"):
+        localisation_losses(*maps(), "dice")
