@@ -102,3 +102,48 @@ def test_extremes_and_bad_input() -> None:
         calibration(torch.eye(2), torch.tensor([0, 1]), bins=0)
     with pytest.raises(ValueError, match="softmax"):
         calibration(3 * torch.eye(2), torch.tensor([0, 1]))
+
+
+def test_further_errors() -> None:
+    from torchmetrics.functional import calibration_error
+
+    from probatum.measure.calibration import further
+    from probatum.numerics.reliability import ks_error
+
+    p, y = draw(900, 3, seed=5, sharpen=2.0)
+    found = further(p, y)
+    theirs = float(calibration_error(p, y, "multiclass", n_bins=15, norm="max", num_classes=3))
+    assert found["mce"] == pytest.approx(theirs, abs=1e-6)
+    assert calibration(p, y)["ece"] <= found["mce"]
+    top, right = p.max(1).values.numpy(), (p.argmax(1) == y).double().numpy()
+    order = np.argsort(top)
+    assert ks_error(top, right) == pytest.approx(abs(np.cumsum((top - right)[order])).max() / 900)
+    assert found["ks"] <= abs(top - right).mean()  # one bin a row
+    assert found["kernel"] == pytest.approx(calibration(p, y)["ece"], abs=0.03)
+    assert found["kernel-canonical"] > found["kernel"]
+    # rows of one confidence are one step, in whatever order they come
+    assert ks_error(np.full(4, 0.5), np.array([1.0, 0, 0, 1])) == 0.0
+
+
+def test_interval_and_test_of_calibration() -> None:
+    from probatum.measure.calibration import error_interval, if_calibrated
+
+    rng = np.random.default_rng(0)
+    low_ends, p_values, p_off, covered = [], [], [], 0
+    truth = 0.1  # confidence is accuracy + 0.1 everywhere
+    for seed in range(40):
+        confidence = np.random.default_rng(seed).uniform(0.55, 0.85, 500)
+        drawn = np.random.default_rng(100 + seed).random(500)
+        good, off = (drawn < confidence).astype(float), (drawn < confidence - truth).astype(float)
+        low_ends.append(error_interval(confidence, good, rng, draws=60)[1])
+        p_values.append(if_calibrated(confidence, good, rng, draws=60))
+        square, low, high = error_interval(confidence, off, rng, draws=60)
+        covered += low <= truth <= high
+        assert low <= square <= high
+        p_off.append(if_calibrated(confidence, off, rng, draws=60))
+    assert covered >= 36
+    assert np.mean(np.array(p_off) < 0.05) > 0.9
+    assert np.mean(np.array(low_ends) > 0.03) <= 0.05
+    assert 0.3 < np.mean(p_values) < 0.7
+    with pytest.raises(ValueError, match="draws is 2"):
+        error_interval(np.ones(3), np.ones(3), rng, draws=2)

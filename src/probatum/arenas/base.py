@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
 from probatum.recipe import Arm, Recipe
-from probatum.spec import Data, Spec
+from probatum.spec import Data, Spec, Truth
 from probatum.train.assemble import ModelFactory
 from probatum.train.engine import PLAIN, Engine
 
@@ -33,7 +33,7 @@ class Work:
         arm: what takes part; a built-in arm has the baseline's recipe and is known by its name.
         builtin: name of the built-in arm (baseline or reference) it is, or "" for techniques.
         base: the baseline's recipe.
-        data: the seed's split.
+        data: the seed's split, without its truth.
         seed: the paired seed.
         factory: builds the baseline network, None = the built-in one.
         equal_compute: whether steps are set so that arms cost what the baseline costs.
@@ -42,6 +42,7 @@ class Work:
         progress: called as (step, steps) now and then.
         engine: where and how networks are trained.
         contest: the arena's own rules, as its `contest` gave them; empty = its usual ones, or it has none.
+        truth: what is known of the split in a made world, for measuring alone; taken off `data`, which techniques get.
     """
 
     arm: Arm
@@ -56,6 +57,12 @@ class Work:
     progress: Callable[[int, int], None] | None = None
     engine: Engine = PLAIN
     contest: Mapping[str, Any] = field(default_factory=dict)
+    truth: Truth | None = None
+
+    def __post_init__(self) -> None:
+        if self.data.truth is not None:  # however a Work is made, no technique sees what is true
+            object.__setattr__(self, "truth", self.data.truth)
+            object.__setattr__(self, "data", replace(self.data, truth=None))
 
 
 @dataclass

@@ -16,15 +16,17 @@ from probatum.arenas import language
 from probatum.arenas import references as classical
 from probatum.arenas.base import Outcome, Work
 from probatum.arenas.streamed import first_rows, release, small
+from probatum.arenas.uncertain import uncertainty
 from probatum.contracts import inject
 from probatum.data.corrupt import corruptions
 from probatum.errors import InputError
-from probatum.measure import calibration, cost, quality, robustness
+from probatum.measure import calibration, conformal, cost, quality, robustness, selective
+from probatum.measure.truth import truth_measures
 from probatum.numerics.temperature import fit_temperature
 from probatum.recipe import Recipe, Use
 from probatum.spec import Data, Part, Spec
 from probatum.train.adapt import Adapted
-from probatum.train.assemble import Assembly, assemble, budget_for
+from probatum.train.assemble import Assembly, assemble, budget_for, offer_for_learner
 from probatum.train.compute import equal_steps
 from probatum.train.devices import train_on_devices
 from probatum.train.loop import errors, outputs, train
@@ -52,12 +54,17 @@ def measures(spec: Spec) -> tuple[str, ...]:
         "peak-memory",
     )
     if spec.task == "reals":
-        return ("rmse", "mae", "r2", "corrupted-rmse", *size)
+        return (
+            *("rmse", "mae", "r2", "interval-width-90"),
+            *("nll", "coverage-gap-95", "interval-width-95", "corrupted-rmse"),
+            *size,
+        )
     if language.is_language(spec):
         return (*language.MEASURES, *size)
     return (
         *("accuracy", "balanced-accuracy", "log-loss", "brier", "auroc", "macro-f1"),
-        *("ece", "ece-equal-mass", "ece-classwise", "calibration-rms-debiased", "corrupted-accuracy"),
+        *("ece", "ece-equal-mass", "ece-classwise", "calibration-rms-debiased"),
+        *("augrc", "error-auroc", "error-auroc-entropy", "set-size-90", "corrupted-accuracy"),
         *size,
     )
 
@@ -131,14 +138,25 @@ def measured(work: Work, fitted: Predictor, seconds: float) -> Outcome:
             raise TrainingFailed("predictions on the test rows are not finite")
         found = quality.quality(output, test.y, spec.task, spec.outputs, scale=target_scale(work.data))
     if spec.task == "classes":
-        found |= calibration.calibration(output, test.y)
+        found |= calibration.calibration(output, test.y) | selective.selection(output, test.y)
         details["reliability"] = calibration.reliability(output, test.y)
         details["per_class"] = quality.per_class(output, test.y)
+    found |= _conformal(work, fitted, output, details)
+    if not language.is_language(spec):
+        drawn = fitted.learner if fitted.calibrator is None else None  # calibrated probabilities have no draws
+        with torch.no_grad():
+            sure = uncertainty(work, drawn, output, fitted.predict)
+        found, details["effects"] = found | sure[0], fitted.effects | sure[1]
     found |= _robustness(work, fitted)
+    if work.truth is not None:
+        with torch.no_grad():
+            true = truth_measures(fitted.predict, output, test, work.data.train, work.truth, spec.task)
+        found, details["truth"] = found | true[0], true[1]
     timing = {"training-seconds": seconds}
+    if fitted.passes:
+        found["training-passes"] = fitted.passes
     if (model := fitted.model) is not None:
         engine.home(model)
-        found["training-passes"] = fitted.passes
         tuned_start = isinstance(work.factory, Adapted)  # fine-tuning: the frozen body is part of what is kept
         found["parameters"] = float(cost.parameters(model, frozen=tuned_start))
         found["nonzero-parameters"] = float(cost.nonzero(model, frozen=tuned_start))
@@ -182,11 +200,12 @@ def _fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
     budget = budget_for(recipe.training, len(data.train))
     generator = stream(work.seed, "technique", use.id, work.arm.salt)
     hidden = replace(data, test=_no_rows(data.test))  # a learner cannot look at the test rows
-    offer = {"spec": data.spec, "num_classes": data.spec.outputs, "num_examples": len(data.train)}
+    offer = offer_for_learner(recipe, data, work.seed, salt=work.arm.salt, factory=work.factory)
     learner = inject.call(
         use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
     )
-    found = Predictor(data.spec.task, learner=learner)
+    found = Predictor(data.spec.task, learner=learner, effects=getattr(learner, "report", dict)())
+    found.passes = float(getattr(learner, "passes", 0.0))
     if recipe.posthoc is not None:
         found.calibrator = _calibrator(recipe.posthoc, work, learner.predict(data.valid).clamp_min(1e-12).log())
     return found
@@ -367,6 +386,22 @@ def _validation_score(work: Work, recipe: Recipe) -> float:
     return (
         found["valid_log_loss"] if work.primary == "log-loss" else found["valid_error"] + 1e-3 * found["valid_log_loss"]
     )
+
+
+def _conformal(work: Work, fitted: Predictor, output: Tensor, details: dict[str, Any]) -> dict[str, float]:
+    """Size of the sets or width of the intervals that hold 90 % of the truth, by validation rows; coverage to details."""
+    spec, valid, test = work.data.spec, first_rows(work.data.valid, 2000), work.data.test
+    if language.is_language(spec):
+        return {}
+    with torch.no_grad():
+        known = fitted.predict(valid)
+    if not torch.isfinite(known).all():
+        return {}
+    scale = target_scale(work.data)
+    found, details["conformal"] = conformal.conformal(
+        known, valid.y, output, test.y, spec.task, None if scale is None else scale.numpy()
+    )
+    return found
 
 
 def _robustness(work: Work, fitted: Predictor) -> Mapping[str, float]:

@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "numpy", "scikit-learn")
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Which data: identity, task and how they are split."""
+    """Which data: identity, task, how they are split, and which world they are put into ("" = as they are)."""
 
     name: str
     fingerprint: str
@@ -34,6 +34,7 @@ class DataPlan:
     n: int
     fractions: tuple[float, float, float]
     fixed_split: bool
+    world: str = ""
 
     @property
     def ratio(self) -> float | None:

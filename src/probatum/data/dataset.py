@@ -20,6 +20,7 @@ from probatum.data.stream_table import StreamedTable
 from probatum.data.table import TableEncoder
 from probatum.data.target import Target
 from probatum.data.text import RawTexts
+from probatum.data.worlds import World, in_world, world_stream
 from probatum.errors import InputError
 from probatum.spec import MODALITIES, Data, Part
 
@@ -47,6 +48,7 @@ class Dataset:
         last: streamed data: the split prepared last.
         about: streamed data: what the summary says of the split.
         encoder: what encodes the rows, instead of one fitted on the training rows: that of a pretrained network.
+        world: what every split is put into, see `probatum.data.worlds`; None = the data as they are.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Dataset:
     last: dict[tuple[int, tuple[float, ...]], Data] = field(repr=False, default_factory=dict)
     about: dict[str, tuple[list[int], dict[str, int]]] = field(repr=False, default_factory=dict)
     encoder: Encoder | None = field(repr=False, default=None)
+    world: World | None = None
 
     @property
     def streamed(self) -> bool:
@@ -92,7 +95,8 @@ class Dataset:
 
         Streamed data: x of a part is a `probatum.spec.Rows`; the pipeline is fitted on at most `Sizes.fit_rows` training
         rows drawn by the seed, and of a table at most `Sizes.valid_rows` validation rows, drawn likewise, are used and
-        kept as a tensor; targets are standardised on all training rows.
+        kept as a tensor; targets are standardised on all training rows. In a world the encoded split is put into it last,
+        and the data know the `truth`.
         """
         if isinstance(self.raw, StreamedTable | StreamedImages):
             return self._streamed(self.raw, seed, fractions)
@@ -102,7 +106,8 @@ class Dataset:
         else:
             pipeline = pipeline_from(self.encoder, self.values, parts[0], self.modality)
         train, valid, test = (self._part(pipeline, rows) for rows in parts)
-        return Data(pipeline.spec, train, valid, test, pipeline)
+        data = Data(pipeline.spec, train, valid, test, pipeline)
+        return data if self.world is None else self.world.apply(data, world_stream(self.world.name, seed), self)
 
     def _part(self, pipeline: Pipeline, rows: np.ndarray) -> Part:
         raw = self.raw.take(rows)
@@ -142,7 +147,7 @@ class Dataset:
         """These rows as a dataset of their own; raises InputError where classes become too small."""
         plan = self.plan
         kept = Target(self.task, self.values.names, self.values.values[rows], self.classes)
-        return make_dataset(
+        found = make_dataset(
             name or self.name,
             self.modality,
             self.raw.take(rows),
@@ -154,6 +159,7 @@ class Dataset:
             notices=self.notices,
             repeat_notices=False,
         )
+        return found if self.world is None else in_world(found, self.world)
 
     def summary(self) -> dict[str, Any]:
         """What the command line and reports show, as JSON values."""
@@ -171,6 +177,10 @@ class Dataset:
             "fixed_split": self.fixed_split,
             "notices": list(self.notices),
         }
+        if self.world is not None:
+            truth = self.prepare(0).truth
+            told = {} if truth is None else dict(truth.counts)
+            out["world"] = {"name": self.world.name, "about": self.world.ABOUT, "counts": told}
         values = self.values.values
         if self.task == "classes":
             counts = np.bincount(values, minlength=len(self.classes))

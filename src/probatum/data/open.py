@@ -22,6 +22,7 @@ from probatum.data.stream import stream_images, stream_parquet
 from probatum.data.stream_memory import memory_limit
 from probatum.data.stream_parquet import open_parquet, parquet_files
 from probatum.data.target import read_target
+from probatum.data.worlds import World, in_world, parse_world
 from probatum.errors import InputError
 from probatum.spec import MODALITIES, TASKS
 
@@ -48,6 +49,7 @@ def open_dataset(
     tokens: str | None = None,
     vocabulary: int | None = None,
     length: int | None = None,
+    world: str | World | None = None,
 ) -> Dataset | Corpus:
     """Read data and find out what it is.
 
@@ -70,10 +72,33 @@ def open_dataset(
         tokens: language modelling: char or bpe (byte pairs).
         vocabulary: language modelling: number of byte pairs' ids.
         length: language modelling: tokens of a window.
+        world: put every split into a world of known truth, e.g. ``label-noise:0.4``; see `probatum.data.worlds`.
 
     Raises:
         InputError: for anything that cannot be used, with the thing, the value and the remedy.
     """
+    if world is not None:
+        found = parse_world(world)
+        plain = open_dataset(
+            source,
+            target=target,
+            task=task,
+            modality=modality,
+            group=group,
+            time=time,
+            split=split,
+            text=text,
+            name=name,
+            drop=drop,
+            size=size,
+            memory=memory,
+            tokens=tokens,
+            vocabulary=vocabulary,
+            length=length,
+        )
+        if isinstance(plain, Corpus):
+            raise InputError(f"world {found.name}: {plain.name} is one long text; worlds are made of rows, leave it out")
+        return in_world(plain, found)
     if isinstance(source, Dataset | Corpus):
         return source
     if isinstance(source, str) and not source.strip():

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from probatum.measure.base import Measure
 from probatum.measure.quality import checked
+from probatum.numerics import kernel_calibration
+from probatum.numerics.reliability import (
+    debiased_square,
+    equal_mass,
+    equal_width,
+    ks_error,
+    largest_gap,
+    mean_gap,
+    plain_square,
+)
 
 _CLASSES = ("classes",)
+KERNEL_ROWS = 2000
+"""Most rows for kernel estimates, whose cost grows with the square."""
 
 MEASURES = (
     Measure(
@@ -35,16 +47,6 @@ MEASURES = (
 )
 
 
-class _Bins(NamedTuple):
-    """The bins that hold any row: edges, numbers of rows, mean confidence and share that is right."""
-
-    low: np.ndarray
-    high: np.ndarray
-    rows: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-
 def calibration(probabilities: Tensor, y: Tensor, bins: int = 15) -> dict[str, float]:
     """Return the calibration measures.
 
@@ -63,10 +65,10 @@ def calibration(probabilities: Tensor, y: Tensor, bins: int = 15) -> dict[str, f
     """
     p, truth = checked(probabilities, y, probabilities.shape[-1])
     top, right = p.max(1), (p.argmax(1) == truth).astype(np.float64)
-    classwise = [_gap(_equal_width(p[:, k], (truth == k).astype(np.float64), bins)) for k in range(p.shape[1])]
+    classwise = [mean_gap(equal_width(p[:, k], (truth == k).astype(np.float64), bins)) for k in range(p.shape[1])]
     return {
-        "ece": _gap(_equal_width(top, right, bins)),
-        "ece-equal-mass": _gap(_equal_mass(top, right, bins)),
+        "ece": mean_gap(equal_width(top, right, bins)),
+        "ece-equal-mass": mean_gap(equal_mass(top, right, bins)),
         "ece-classwise": float(np.mean(classwise)),
         "calibration-rms-debiased": math.sqrt(max(squared_error(top, right, bins), 0.0)),
     }
@@ -81,12 +83,12 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> dict[str, l
 
 def gap(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Return `ece` of confidences (n,) and whether the answers were right (n,), 0 or 1."""
-    return _gap(_equal_width(confidence, right, bins))
+    return mean_gap(equal_width(confidence, right, bins))
 
 
 def diagram(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> dict[str, list[float]]:
     """Return what `reliability` does of confidences (n,) and whether the answers were right (n,), 0 or 1."""
-    found = _equal_width(confidence, right, bins)
+    found = equal_width(confidence, right, bins)
     return {
         "centre": ((found.low + found.high) / 2).tolist(),
         "confidence": found.confidence.tolist(),
@@ -96,43 +98,80 @@ def diagram(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> dict[s
 
 
 def squared_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
-    """Return Kumar et al.'s debiased squared calibration error; near 0 if calibrated, and then as often below as above.
+    """Return Kumar et al.'s debiased squared calibration error over equal-mass bins; see `debiased_square`."""
+    return debiased_square(equal_mass(confidence, right, bins))
 
-    Each bin's squared gap is lowered by a (1 - a) / (count - 1), the sampling variance of its accuracy a. Bins of one
-    row have no such estimate and are left out.
+
+def further(probabilities: Tensor, y: Tensor, bins: int = 15) -> dict[str, float]:
+    """Return calibration errors beyond `calibration`, by name; arguments and errors as there.
+
+    `mce`, `mce-equal-mass`: the largest gap of a bin (Naeini et al. 2015). `ece-classwise-equal-mass`: class by class
+    with equal-mass bins. `ks`: without bins (`ks_error`). `kernel`: of the likeliest class by Beta kernels, and
+    `kernel-canonical`: of the whole vector by Dirichlet kernels (Popordanoska et al. 2022, arXiv:2210.07810), both on at
+    most 2000 rows, evenly spaced.
     """
-    found = _equal_mass(confidence, right, bins)
-    enough = found.rows > 1
-    count, accuracy = found.rows[enough], found.accuracy[enough]
-    terms = (found.confidence[enough] - accuracy) ** 2 - accuracy * (1 - accuracy) / (count - 1)
-    return float((count * terms).sum() / max(count.sum(), 1))
+    p, truth = checked(probabilities, y, probabilities.shape[-1])
+    top, right = p.max(1), (p.argmax(1) == truth).astype(np.float64)
+    classwise = [mean_gap(equal_mass(p[:, k], (truth == k).astype(np.float64), bins)) for k in range(p.shape[1])]
+    found = {
+        "mce": largest_gap(equal_width(top, right, bins)),
+        "mce-equal-mass": largest_gap(equal_mass(top, right, bins)),
+        "ece-classwise-equal-mass": float(np.mean(classwise)),
+        "ks": ks_error(top, right),
+    }
+    if len(top) > 1:
+        some = np.unique(np.linspace(0, len(top) - 1, min(len(top), KERNEL_ROWS)).round().astype(int))
+        kernel = kernel_calibration.kernel_calibration_error
+        found["kernel"] = float(kernel(torch.from_numpy(top[some]), torch.from_numpy(right[some])))
+        found["kernel-canonical"] = float(kernel(torch.from_numpy(p[some]), torch.from_numpy(truth[some])))
+    return found
 
 
-def _gap(bins: _Bins) -> float:
-    return float((bins.rows * abs(bins.accuracy - bins.confidence)).sum() / bins.rows.sum())
+def error_interval(
+    confidence: np.ndarray,
+    right: np.ndarray,
+    rng: np.random.Generator,
+    bins: int = 15,
+    draws: int = 500,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Return the debiased root mean squared calibration error and the ends of a bootstrap interval for it.
+
+    A resample's error is biased upwards like the plain estimate of the sample it is drawn from. So the spread of the
+    resamples' squares round their own mean is laid round the debiased square, and roots are taken at the end.
+
+    Args:
+        confidence: (n,) in [0, 1].
+        right: (n,) 0 or 1.
+        rng: source of the resamples.
+        bins: equal-mass bins.
+        draws: resamples, at least 20.
+        level: of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: for bins, draws or a level out of range.
+    """
+    if draws < 20 or not 0 < level < 1:
+        raise ValueError(f"draws is {draws} and level {level}; use 20 draws or more and a level between 0 and 1")
+    square = debiased_square(equal_mass(confidence, right, bins))
+    drawn = np.empty(draws)
+    for i in range(draws):
+        rows = rng.integers(0, len(confidence), len(confidence))
+        drawn[i] = debiased_square(equal_mass(confidence[rows], right[rows], bins))
+    low, high = np.quantile(drawn - drawn.mean(), [(1 - level) / 2, (1 + level) / 2]) + square
+    return tuple(math.sqrt(max(value, 0.0)) for value in (square, low, high))  # type: ignore[return-value]
 
 
-def _equal_width(confidence: np.ndarray, right: np.ndarray, bins: int) -> _Bins:
-    return _binned(confidence, right, np.linspace(0, 1, _at_least_one(bins) + 1))
+def if_calibrated(confidence: np.ndarray, right: np.ndarray, rng: np.random.Generator, draws: int = 500) -> float:
+    """Return the p-value of the hypothesis that the confidences are calibrated, by consistency resampling.
 
-
-def _equal_mass(confidence: np.ndarray, right: np.ndarray, bins: int) -> _Bins:
-    # bins by value, not by rank: equal confidences stay together, so the order of rows cannot matter
-    inner = np.quantile(confidence, np.linspace(0, 1, _at_least_one(bins) + 1)[1:-1], method="inverted_cdf")
-    return _binned(confidence, right, np.unique([0.0, *inner, 1.0]))
-
-
-def _binned(confidence: np.ndarray, right: np.ndarray, edges: np.ndarray) -> _Bins:
-    """Sort rows into bins (low, high]; 0 goes to the first."""
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
-    count = np.bincount(place, minlength=len(edges) - 1)
-    full = count > 0
-    sums = [np.bincount(place, weights=values, minlength=len(edges) - 1)[full] for values in (confidence, right)]
-    count, (sure, hits) = count[full], sums
-    return _Bins(edges[:-1][full], edges[1:][full], count, sure / count, hits / count)
-
-
-def _at_least_one(bins: int) -> int:
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; use 1 or more")
-    return bins
+    Right answers are drawn from the confidences themselves, and the plain squared error over equal-mass bins compared
+    with that of the real ones (Broecker and Smith 2007; Vaicenavicius et al. 2019, arXiv:1902.06977).
+    """
+    bins = max(1, min(15, len(confidence) // 10))
+    real = plain_square(equal_mass(confidence, right, bins))
+    drawn = [
+        plain_square(equal_mass(confidence, (rng.random(len(confidence)) < confidence).astype(np.float64), bins))
+        for _ in range(draws)
+    ]
+    return float((1 + (np.asarray(drawn) >= real).sum()) / (1 + draws))

@@ -15,10 +15,11 @@ from probatum.contracts import inject
 from probatum.contracts.method import ordered
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, Use
-from probatum.spec import Budget, Data, Spec
+from probatum.spec import Budget, Data, Optimisation, Spec
 from probatum.train import baselines
 from probatum.train.adapt import FROM_SCRATCH, Adapted
 from probatum.train.engine import PLAIN, Engine
+from probatum.train.loop import rate_factor
 from probatum.train.run import Run, last_layer
 from probatum.train.streams import seeded, stream
 
@@ -99,6 +100,24 @@ def offer_for(data: Data, budget: Budget) -> dict[str, Any]:
         "total_steps": budget.steps,
         "steps_per_epoch": budget.steps_per_epoch,
         "batch_size": budget.batch_size,
+    }
+
+
+def offer_for_learner(
+    recipe: Recipe, data: Data, seed: int, *, salt: str = "", factory: ModelFactory | None = None
+) -> dict[str, Any]:
+    """The vocabulary for a learner: what the data say, fresh networks of the baseline's kind, and how it is trained."""
+    training = recipe.training
+    offer = offer_for(data, budget_for(training, len(data.train)))
+    return {
+        **offer,
+        "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt, PLAIN),
+        "optimisation": Optimisation(
+            training.lr,
+            training.weight_decay,
+            lambda step, steps: rate_factor(step, steps, training.schedule),
+            training.clip,
+        ),
     }
 
 
