@@ -1,0 +1,213 @@
+"""Heads on frozen layers: the backbone stays, the penultimate one is the head's own, selection and few shots are fair."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.data.open import open_dataset
+from probatum.spec import Budget, Data, Optimisation, Part, Spec
+from probatum.techniques.learner.intermediate_layer_classifiers import (
+    PENULTIMATE,
+    balanced_rows,
+    block_names,
+    chosen,
+    fit,
+    from_head,
+    layer_features,
+    probe_layers,
+    score,
+    sensitivity,
+)
+from probatum.train.baselines import build
+
+MODALITIES = ["digits", "breast-cancer", "toy-topics", "cbf"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def few_rows(name: str, n: int = 90) -> tuple[Spec, Part, Part]:
+    data = open_dataset(name).prepare(0)
+    return data.spec, *(Part(p.x[:n], p.y[:n], p.rows[:n]) for p in (data.train, data.valid))
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("mode", [True, False])
+def test_backbone_is_bit_for_bit_the_same(name: str, mode: bool) -> None:
+    spec, train, valid = few_rows(name)
+    torch.manual_seed(0)
+    net = build(spec).train(mode)
+    before = copy.deepcopy(net.state_dict())
+    found = probe_layers(net, train, valid, penalties=[0.1], classes=spec.outputs)
+    assert net.training is mode
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.modules())
+    assert list(found)[-1] == PENULTIMATE
+    assert len(found) >= 2
+    assert all(not features.requires_grad for features in layer_features(net, train.x).values())
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_own_head_on_the_penultimate_layer_gives_the_logits(name: str) -> None:
+    spec, train, _ = few_rows(name)
+    torch.manual_seed(0)
+    net = build(spec).eval()
+    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    features = layer_features(net, train.x)[PENULTIMATE]
+    with torch.no_grad():
+        torch.testing.assert_close(from_head(head).logits(features).float(), net(train.x), atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_of_a_residual_network_are_its_block_outputs() -> None:
+    spec, train, _ = few_rows("digits", 8)
+    net = build(spec)
+    names = block_names(net)
+    assert [name for name in names if name.startswith("stages")] == ["stages.0", "stages.1", "stages.2"]
+    assert not any("act" in name or "conv" in name for name in names)
+    found = layer_features(net, train.x, ["stages.1"], pool="mean")
+    with torch.no_grad():
+        expected = net.eval().stages[1](net.stages[0](net.stem(train.x))).flatten(2).mean(dim=2)
+    torch.testing.assert_close(found["stages.1"], expected)
+    assert layer_features(net, train.x, ["stages.0"])["stages.0"].shape == (8, 16)  # 16 x 8 x 8 is above 512
+    assert layer_features(net, train.x, ["stages.2"])["stages.2"].shape == (8, 64 * 4)
+
+
+def mlp(depth: int = 3, inputs: int = 6, outputs: int = 2) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(inputs if i == 0 else 16, 16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(16, outputs))
+
+
+def test_last_activation_is_told_once() -> None:
+    assert list(layer_features(mlp(), torch.randn(7, 6))) == ["1", "3", PENULTIMATE]
+
+
+def test_selection_takes_the_best_and_the_later_of_equals() -> None:
+    g = generator()
+    x = torch.randn(300, 6, generator=g)
+    part = Part(x, (x[:, 0] > 0).long(), torch.arange(300))
+    found = probe_layers(mlp(), part, part, penalties=[1e-3, 1e3])
+    assert chosen(found).score == max(one.score for one in found.values())
+    best = [name for name, one in found.items() if one.score == chosen(found).score]
+    assert chosen(found).layer == best[-1]
+    assert all(one.penalty == 1e-3 for one in found.values())
+
+
+def test_worst_groups_can_choose() -> None:
+    logits = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
+    y, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+    assert score(logits, y) == 0.75
+    assert score(logits, y, groups) == 0.5
+
+
+def test_balanced_rows() -> None:
+    groups = torch.tensor([0] * 50 + [1] * 5 + [2] * 20)
+    rows = balanced_rows(groups, 15, generator())
+    assert groups[rows].bincount().tolist() == [5, 5, 5]
+    assert len(set(rows.tolist())) == 15
+    assert groups[balanced_rows(groups, 45, generator())].bincount().tolist() == [20, 5, 20]
+    with pytest.raises(ValueError, match="n is 76"):
+        balanced_rows(groups, 76, generator())
+
+
+def test_sensitivity_of_moved_classes() -> None:
+    y = torch.arange(4000) % 2
+    z = torch.randn(4000, 3, generator=generator()) * 0.01
+    z[:, 0] += 4.0 * y
+    moved = z.clone()
+    moved[:, 1] += 2.0
+    assert sensitivity(z, y, moved, y) == pytest.approx(0.5, abs=0.01)
+    assert sensitivity(z, y, z, y) == 0.0
+    with pytest.raises(ValueError, match="1 classes occur"):
+        sensitivity(z, y, z[:10], torch.zeros(10).long())
+
+
+def test_few_shots_fit_on_rows_that_do_not_choose() -> None:
+    data = open_dataset("digits").prepare(0)
+    seen: list[torch.Tensor] = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                seen.append(x)
+            return super().forward(x)
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Watched(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    found = fit(data, Budget(60, 64, 17), generator(), make, Optimisation(5e-3), shots=40, probe_rows=200)
+    sizes = {len(x) for x in seen}
+    assert {200, 40, len(data.valid) - 40} <= sizes
+    p = found.predict(data.test)
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(len(p)))
+    assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.7
+    assert set(found.curve) == {"2", PENULTIMATE}
+    assert found.best.score == max(found.curve.values())
+
+
+def test_what_is_chosen_is_what_predicts() -> None:
+    data = open_dataset("wine").prepare(0)
+
+    def make() -> nn.Module:
+        return mlp(3, 13, 3)
+
+    found = fit(data, Budget(40, 32, 4), generator(), make, Optimisation(1e-2), layers=["1"])
+    assert set(found.curve) == {"1", PENULTIMATE}
+    features = layer_features(found.model, data.test.x, ["1"])[found.best.layer]
+    torch.testing.assert_close(found.predict(data.test), found.best.head.logits(features).softmax(dim=1).float())
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 2)
+        self.both = Twice()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.both(self.first(x))[0])
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.act(x), x
+
+
+def test_misuse_lists_what_there_is() -> None:
+    x = torch.randn(5, 6)
+    with pytest.raises(KeyError, match="'nowhere' is not among the modules that run; candidates: first, "):
+        layer_features(Pair(), x, ["nowhere"])
+    with pytest.raises(TypeError, match="'both' returns tuple"):
+        layer_features(Pair(), x, ["both"])
+    assert list(layer_features(Pair(), x)) == [PENULTIMATE]  # a block that returns a pair is passed over
+    with pytest.raises(ValueError, match="pool is 'odd'"):
+        layer_features(Pair(), x, pool="odd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"shots": -1}, "shots is -1"),
+        ({"shots": 10_000}, "shots is 10000"),
+        ({"probe_rows": 1}, "probe_rows is 1"),
+        ({"penalties": [0.0]}, "penalties"),
+        ({"pool": "odd"}, "'odd'"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, object], told: str) -> None:
+    data: Data = open_dataset("iris").prepare(0)
+    with pytest.raises(ValueError, match=told):
+        fit(data, Budget(1, 8, 1), generator(), lambda: mlp(2, 4, 3), Optimisation(), **settings)  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""Roadblocks: what they change and leave, neutral settings, importance against closed forms, resume, misuse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.recipe import Recipe, Training, make_arm
+from probatum.spec import Data, Part, Spec
+from probatum.techniques.method.roadblocks import (
+    Roadblocks,
+    Units,
+    effective_rank,
+    importance,
+    learnable,
+    replaced,
+    signed_steps,
+    top_units,
+)
+from probatum.train.assemble import assemble
+from probatum.train.loop import outputs, train
+from probatum.train.streams import seeded, stream
+
+SHORT = Training(steps=40, batch_size=32)
+TABLE = Spec("table", "classes", (12,), 3, numeric=12)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(seed: int, shifted: bool = False, rows: int = 600) -> Part:
+    """Twelve columns: two tell the class well, eight weakly, two nothing."""
+    g = generator(seed)
+    y = torch.randint(3, (rows,), generator=g)
+    x = torch.randn(rows, 12, generator=g)
+    x[:, 2:10] += 0.9 * torch.nn.functional.one_hot(y, 3).repeat(1, 3)[:, :8]
+    code = torch.randint(3, (rows,), generator=g) if shifted else y
+    x[:, :2] = 4 * torch.stack([(code == 0), (code == 1)], dim=1).float()
+    return Part(x, y, torch.arange(rows))
+
+
+@pytest.mark.parametrize("settings", ["share=0.0", "kind='sign', eps=0.0", "kind='random', share=0.0"])
+def test_neutral_settings_are_plain_training(settings: str) -> None:
+    data = open_dataset("iris").prepare(1)
+    plain, blocked = fit(None, data, 1, training=SHORT), fit(f"roadblocks({settings})", data, 1, training=SHORT)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, blocked.model.state_dict()[name]), name
+    assert blocked.extra_passes == 0
+
+
+@pytest.mark.parametrize("name", ["digits", "cbf", "breast-cancer"])
+@pytest.mark.parametrize("kind", ["swap", "zero", "random", "sample", "sign"])
+def test_only_the_units_change_and_come_from_others(name: str, kind: str) -> None:
+    data = open_dataset(name).prepare(0)
+    x, y = data.train.x[:60], data.train.y[:60]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), data.spec.outputs))
+    before = copy.deepcopy(net.state_dict())
+    blocks = Roadblocks(kind=kind, share=0.2, eps=0.05, generator=generator())
+    blocks.build(net, x, y, data.spec)
+    kept, labels = x.clone(), y.clone()
+    out = blocks.block(x, y, data.train.x)
+    assert torch.equal(x, kept)
+    assert torch.equal(y, labels)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    units = Units(data.spec)
+    if kind == "sign":
+        assert float((out - x).abs().max()) <= 0.05 + 1e-6
+        assert float((out - x).abs().max()) > 0
+        return
+    most = min(units.count - 1, max(1, round(0.2 * units.count)))
+    touched = units.total((out != x).double()) > 0
+    assert int(touched.sum(dim=1).max()) <= most
+    if kind != "sample":
+        assert int(touched.any(dim=0).sum()) <= most
+    if kind == "zero":
+        assert bool((out[out != x] == 0).all())
+    else:  # what comes in stands at the same place of some training row
+        row, *place = (out != x).nonzero()[0].tolist()
+        where = (slice(None), *place)
+        assert float(out[(row, *place)]) in data.train.x[where].tolist()
+
+
+def test_importance_of_a_linear_model_is_its_contributions() -> None:
+    part = planted(0)
+    net = nn.Linear(12, 3)
+    found = importance(net, part.x, part.y, Units(TABLE), TABLE, generator())
+    weights = net.weight.detach()[part.y]
+    torch.testing.assert_close(found, ((part.x - part.x.mean(dim=0)) * weights).abs())
+    assert top_units(found, 4).sum(dim=1).eq(4).all()
+
+
+def test_category_columns_are_measured_by_swaps() -> None:
+    spec = Spec("table", "classes", (3,), 2, numeric=1, cardinalities=(3, 3))
+    g = generator()
+    x = torch.cat([torch.randn(300, 1, generator=g), torch.randint(3, (300, 2), generator=g).float()], dim=1)
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = 0.1 * x[:, 0] + 5 * (x[:, 1].long() == 1)
+            return torch.stack([-score, score], dim=1)
+
+    found = importance(Net(), x, (x[:, 1] == 1).long(), Units(spec), spec, g).mean(dim=0)
+    assert int(found.argmax()) == 1
+    assert float(found[2]) == 0.0
+
+
+def test_signed_steps_raise_the_loss_within_bounds() -> None:
+    part, net = planted(0), nn.Linear(12, 3)
+    moved = signed_steps(net, part.x, part.y, 0.2)
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert float(loss(net(moved), part.y)) > float(loss(net(part.x), part.y))
+    assert float((moved - part.x).abs().max()) <= 0.2 + 1e-6
+    assert torch.equal(signed_steps(net, part.x, part.y, 0.0), part.x)
+
+
+def test_what_nothing_can_be_learnt_from_is_told() -> None:
+    part = planted(0)
+    assert learnable(part.x[:, 2:10], part.y, 3)
+    assert not learnable(torch.randn(600, 8, generator=generator(3)), part.y, 3)
+
+
+def test_effective_rank_of_known_spectra() -> None:
+    basis = torch.linalg.qr(torch.randn(50, 4, generator=generator()))[0]
+    even = basis - basis.mean(dim=0)
+    q = torch.linalg.qr(even)[0]
+    assert effective_rank(q) == pytest.approx(4.0, abs=0.3)
+    assert effective_rank(torch.randn(50, 1, generator=generator()) @ torch.ones(1, 6)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_units_of_images_are_square_patches() -> None:
+    spec = Spec("image", "classes", (3, 6, 5), 2)
+    units = Units(spec, patch=2)
+    assert units.count == 9
+    mask = units.mask(torch.arange(9)[None] == 4, torch.Size((1, 3, 6, 5)))
+    assert int(mask.sum()) == 3 * 4
+    assert bool(mask[0, :, 2:4, 2:4].all())
+    assert torch.equal(replaced(torch.zeros(1, 3, 6, 5), torch.ones(1, 3, 6, 5), mask), mask.float())
+
+
+def shortcut_data(seed: int) -> Data:
+    return Data(TABLE, planted(seed), planted(seed + 1), planted(seed + 2, shifted=True))
+
+
+def test_a_planted_shortcut_is_blocked_and_left() -> None:
+    data = shortcut_data(10)
+    training = Training(steps=400, batch_size=64, lr=5e-3, select="last")
+    plain = fit(None, data, 1, training=training).model
+    blocked = fit("roadblocks(share=0.2, rounds=1)", data, 1, training=training)
+    scores = [float(outputs(m, data.test.x).argmax(1).eq(data.test.y).float().mean()) for m in (plain, blocked.model)]
+    assert scores[1] > scores[0] + 0.1
+
+
+def test_what_is_reported_and_charged() -> None:
+    data = shortcut_data(10)
+    parts = assemble(
+        make_arm("roadblocks(share=0.2, rounds=2)", Recipe(training=replace(SHORT, steps=120))).recipe, data, 1
+    )
+    with seeded(1, "training"):
+        train(parts.run, parts.methods, stream(1, "order"))
+    told = parts.methods[0].report()
+    assert told["roadblock 1: accepted"] == 1.0
+    assert told["roadblock 1: accuracy lost"] > 0.1
+    assert "roadblock 2: accuracy lost" in told
+    assert told["effective rank of features"] > 1
+    assert parts.run.extra_passes >= 2 * len(data.train)
+    assert not parts.run.keep_best
+
+
+@pytest.mark.parametrize("kind", ["swap", "sample"])
+def test_state_goes_on_where_it_was(kind: str) -> None:
+    part = planted(3)
+    torch.manual_seed(0)
+    net = nn.Linear(12, 3)
+    blocks = Roadblocks(kind=kind, share=0.2, accept=0.0, generator=generator(5))
+    blocks._of(TABLE)
+    blocks.model = net
+    with torch.no_grad():
+        net.weight[:, :2] = 5 * torch.tensor([[1.0, -1], [-1, 1], [-1, -1]])
+    assert blocks.build(net, part.x, part.y, TABLE)
+    state = copy.deepcopy(blocks.state_dict())
+    expected = blocks.block(part.x, part.y, part.x)
+    again = Roadblocks(kind=kind, share=0.2, accept=0.0, generator=generator(9))
+    again._of(TABLE)
+    again.model = nn.Linear(12, 3)
+    again.load_state_dict(state)
+    assert torch.equal(again.block(part.x, part.y, part.x), expected)
+
+
+BAD = {
+    "all units": ({"share": 1.0}, "leaves no evidence"),
+    "negative": ({"share": -0.1}, r"share is -0\.1"),
+    "kind": ({"kind": "odd"}, "'odd'"),
+    "start": ({"start": 0.0}, r"start is 0\.0"),
+    "end": ({"start": 0.5, "end": 0.5}, "together below 1"),
+    "mix": ({"mix": 0.0}, r"mix is 0\.0"),
+    "rounds": ({"rounds": 0}, "rounds is 0"),
+    "accept": ({"accept": 1.0}, r"accept 1\.0"),
+}
+
+
+@pytest.mark.parametrize(("settings", "told"), BAD.values(), ids=BAD)
+def test_settings_out_of_range_are_named(settings: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Roadblocks(**settings)  # type: ignore[arg-type]
+
+
+def test_a_roadblock_over_everything_is_refused() -> None:
+    spec = Spec("table", "classes", (2,), 2, numeric=2)
+    with pytest.raises(ValueError, match="leaves no evidence"):
+        Roadblocks(share=0.9).build(nn.Linear(2, 2), torch.randn(20, 2), torch.arange(20) % 2, spec)
+    with pytest.raises(ValueError, match="these data are text"):
+        Units(Spec("text", "classes", (5,), 2, vocabulary=10))
+    with pytest.raises(ValueError, match="call build"):
+        Roadblocks().block(torch.zeros(2, 2), torch.zeros(2).long(), torch.zeros(2, 2))

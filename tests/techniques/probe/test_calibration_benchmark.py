@@ -1,0 +1,144 @@
+"""The calibration benchmark: errors against torchmetrics, stacked members against networks trained alone, tau by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional import calibration_error
+
+from probatum.data.open import open_dataset
+from probatum.techniques.probe.calibration_benchmark import (
+    Design,
+    Stacked,
+    calibration_benchmark,
+    column,
+    flattened,
+    measures,
+    summarise,
+    survey,
+    tau,
+    train_members,
+)
+
+SMALL = {"depths": [1], "widths": [4, 16], "activations": ["relu", "tanh"], "norms": ["none", "batch"], "steps": 20}
+
+
+def drawn(n: int = 400, k: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    p = (2 * torch.randn(n, k, generator=draw, dtype=torch.float64)).softmax(dim=1)
+    return p, torch.randint(k, (n,), generator=draw)
+
+
+@pytest.mark.parametrize("bins", [5, 15, 50])
+def test_errors_against_torchmetrics(bins: int) -> None:
+    p, y = drawn()
+    found = measures(p.numpy(), y.numpy(), [bins])
+    for name, norm in (("ece", "l1"), ("mce", "max")):
+        theirs = calibration_error(p, y, "multiclass", n_bins=bins, norm=norm, num_classes=3)
+        assert found[f"{name}@{bins}"] == pytest.approx(float(theirs), abs=1e-6)
+    assert found[f"ece@{bins}"] <= found[f"mce@{bins}"]
+
+
+def test_ks_is_at_most_the_error_of_one_bin_a_row() -> None:
+    p, y = (value.numpy() for value in drawn())
+    top, right = p.max(1), p.argmax(1) == y
+    assert measures(p, y)["ks"] <= abs(top - right).mean()
+
+
+def test_certain_rows_and_empty_bins() -> None:
+    p = np.array([[1.0, 0.0]] * 6 + [[0.5, 0.5]] * 4)
+    y = np.array([0] * 6 + [0, 0, 1, 1])
+    found = measures(p, y, [10])
+    assert found["ece@10"] == found["mce@10"] == found["ks"] == 0.0  # confidence 1 falls into the last bin
+
+
+def test_temperature_leaves_accuracy_as_it_was() -> None:
+    data = open_dataset("iris").prepare(0)
+    rows = survey(data, [0], **SMALL, bins=[5])
+    for width in (4, 16):
+        before, after = (column(rows, "accuracy", stage=stage, width=width) for stage in ("before", "after"))
+        assert before == after
+    assert len(rows) == 2 * 2 * 2 * 2
+
+
+def test_stacked_members_equal_networks_alone() -> None:
+    data = open_dataset("wine").prepare(0)
+    x, _, test = flattened(data.spec, data.train.x, data.valid.x, data.test.x)
+    design = Design(2, 8, "tanh", "batch")
+    both = train_members(design, x, data.train.y, 3, [5, 6], steps=15, batch_size=16)
+    alone = train_members(design, x, data.train.y, 3, [6], steps=15, batch_size=16)
+    with torch.no_grad():
+        torch.testing.assert_close(both(test.expand(2, -1, -1))[1], alone(test[None])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_stacked_member_is_the_network_it_says() -> None:
+    net = Stacked(Design(1, 6, "relu", "batch"), 4, 3, [torch.Generator().manual_seed(s) for s in (0, 1)])
+    plain = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        for layer, weight, bias in zip((plain[0], plain[3]), net.weights, net.biases, strict=True):
+            layer.weight.copy_(weight[1].T)
+            layer.bias.copy_(bias[1, 0])
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(2))
+    for _ in range(3):
+        ours, theirs = net(x.expand(2, -1, -1), training=True)[1], plain(x)
+        torch.testing.assert_close(ours, theirs)
+    plain.eval()
+    torch.testing.assert_close(net(x.expand(2, -1, -1))[1], plain(x))
+
+
+def test_tau_by_brute_force() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 9))
+    pairs = list(itertools.combinations(range(9), 2))
+    assert tau(a, b) == pytest.approx(sum(np.sign((a[i] - a[j]) * (b[i] - b[j])) for i, j in pairs) / len(pairs))
+    assert tau([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_the_summary_is_of_the_table() -> None:
+    data = open_dataset("iris").prepare(0)
+    rows = survey(data, [0, 1], **SMALL, bins=[5, 10])
+    told = summarise(rows, 10)
+    first, second = (column(rows, "ece@10", seed=s, stage="before") for s in (0.0, 1.0))
+    assert told["tau: ece, between seeds"] == pytest.approx(tau(first, second))
+    wide, narrow = (column(rows, "ece@10", stage="before", width=w) for w in (16, 4))
+    assert told["ece: width 16 less 4"] == pytest.approx(np.mean(wide) - np.mean(narrow))
+    with pytest.raises(ValueError, match="no column ece@15"):
+        summarise(rows, 15)
+
+
+def test_categories_become_columns() -> None:
+    from probatum.spec import Spec
+
+    spec = Spec("table", "classes", (2,), 2, numeric=1, cardinalities=(3,))
+    x = torch.tensor([[0.5, 0.0], [1.5, 2.0], [2.5, 1.0], [3.5, 2.0]])
+    (found,) = flattened(spec, x)
+    assert found.shape == (4, 4)
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"members": 1}, "members is 1"),
+        ({"main": 7}, "main is 7"),
+        ({"bins": [999], "main": 999}, "999 bins for"),
+        ({"widths": []}, "widths is"),
+        ({"norms": ["layer"]}, "norms is"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict, word: str) -> None:
+    data = open_dataset("iris").prepare(0)
+    with pytest.raises(ValueError, match=word):
+        calibration_benchmark(data, torch.Generator().manual_seed(0), **settings)
+
+
+def test_logits_and_few_rows_are_told_of() -> None:
+    p, y = (value.numpy() for value in drawn(10))
+    with pytest.raises(ValueError, match="apply softmax"):
+        measures(np.log(p), y, [5])
+    with pytest.raises(ValueError, match="for 10 rows"):
+        measures(p, y, [15])

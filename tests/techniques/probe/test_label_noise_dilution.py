@@ -1,0 +1,136 @@
+"""Label noise dilution: sizes, the empirical law, the margin rule, and what a probe reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.data.open import open_dataset
+from probatum.numerics.label_noise import diluted_law, survives
+from probatum.techniques.probe.label_noise_dilution import (
+    confused,
+    dilute,
+    label_noise_dilution,
+    outside_rows,
+    structured_law,
+)
+
+UNIFORM = torch.full((4, 4), 0.25, dtype=torch.float64)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 3.3, 10.0])
+def test_sizes_are_exact_and_inputs_come_equally_often(alpha: float) -> None:
+    y = torch.arange(200) % 4
+    found = dilute(y, alpha, UNIFORM, stream())
+    assert len(found.y) == len(found.index) == 200 + round(200 * alpha)
+    assert torch.equal(found.y[:200], y)
+    assert int(found.noisy.sum()) == round(200 * alpha)
+    counts = found.index.bincount(minlength=200)
+    assert int(counts.max() - counts.min()) <= 1
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.2])
+def test_empirical_law_is_the_mixture(delta: float) -> None:
+    y, alpha = torch.arange(8000) % 4, 3.0
+    law = structured_law(torch.eye(4, dtype=torch.float64).roll(1, dims=1), delta)
+    found = dilute(y, alpha, law, stream(1))
+    clean = torch.eye(4, dtype=torch.float64)
+    expected = diluted_law(clean, law, alpha)
+    for k in range(4):
+        mine = found.y[y[found.index] == k]
+        share = mine.bincount(minlength=4).double() / len(mine)
+        sigma = (expected[k] * (1 - expected[k]) / len(mine)).sqrt()
+        assert bool(((share - expected[k]).abs() <= 3 * sigma + 1e-12).all())
+    # noisy labels alone decide whether the right class leads, and the rule says so
+    leads = expected.argmax(dim=1) == torch.arange(4)
+    assert torch.equal(survives(clean, law, alpha), leads)
+    assert bool(leads.all()) == (delta == 1.0)
+
+
+def test_other_pools_get_the_noisy_labels() -> None:
+    y, others = torch.zeros(10, dtype=torch.int64), torch.ones(7, dtype=torch.int64)
+    law = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = dilute(y, 2.0, law, stream(), (others, 10))
+    assert bool((found.index[found.noisy] >= 10).all())
+    assert int(found.index.max()) == 16
+    assert found.y[found.noisy].tolist() == [1] * 20
+
+
+def test_outside_rows_keep_the_places() -> None:
+    x = torch.rand(50, 2, 3, generator=stream())
+    assert torch.equal(outside_rows(x, stream(1)).sort(dim=0).values, x.sort(dim=0).values)
+
+
+def test_confusion_of_known_probabilities() -> None:
+    p = torch.tensor([[0.8, 0.15, 0.05], [0.7, 0.3, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    found = confused(p, torch.tensor([0, 0, 1]), 3)
+    torch.testing.assert_close(found[0], torch.tensor([0.0, 0.9, 0.1], dtype=torch.float64))
+    assert found[1].tolist() == [0.5, 0.0, 0.5]
+    assert found[2].tolist() == [0.5, 0.5, 0.0]
+
+
+def test_digits_survive_a_little_and_structure_is_worse() -> None:
+    data = open_dataset("digits").prepare(1)
+    found = label_noise_dilution(
+        small,
+        data,
+        stream(),
+        alphas=[1.0, 8.0],
+        sources=["repeated", "fresh", "outside"],
+        rows=500,
+        steps=250,
+        rate_multiples=[1.0],
+        batch_multiples=[1, 4],
+        sizes=[0.5],
+        delta=0.0,
+        target=0.8,
+    )
+    assert found["alpha 8: noise rate"] == pytest.approx(8 / 9)
+    assert found["clean: accuracy"] > 0.9
+    mild, harsh = (found[f"uniform, repeated, alpha {a}: accuracy"] for a in (1, 8))
+    assert found["clean: accuracy"] > harsh
+    assert mild > harsh > 2 * found["chance"]
+    assert harsh > found["structured, repeated, alpha 8: accuracy"]
+    assert found["uniform, repeated, alpha 8: survives"] == 1.0
+    assert found["structured, repeated, alpha 8: survives"] < 0.1
+    assert found["uniform, repeated, alpha 1: effective batch"] == found["uniform, repeated, alpha 1: batch"] / 4
+    assert found["uniform, fresh, alpha 8: fresh rows used again"] == 4000 - (len(data.train) - 500)
+    assert "uniform, repeated, alpha 1: accuracy at batch 256" in found
+    assert found["uniform, repeated, alpha 1: smallest n that reaches the target"] in (250.0, 500.0)
+    again = label_noise_dilution(small, data, stream(), alphas=[], rows=100, steps=2)
+    assert set(again) >= {"clean: accuracy", "chance", "rows"}
+
+
+BAD = {
+    "alpha below nought": ({"alphas": [-1.0]}, "alpha is -1"),
+    "law": ({"confusion": torch.full((10, 10), 0.2)}, "sums to 2"),
+    "delta": ({"delta": 1.5}, r"delta is 1\.5"),
+    "pattern": ({"patterns": ["odd"]}, "'odd'"),
+    "source": ({"sources": ["odd"]}, "'odd'"),
+    "rows": ({"rows": 1}, "rows 1"),
+    "rate": ({"lr": 0.0}, "lr is 0"),
+    "rates": ({"rate_multiples": []}, "rate_multiples"),
+    "sizes": ({"sizes": [1.5]}, r"1\.5"),
+}
+
+
+@pytest.mark.parametrize(("settings", "told"), BAD.values(), ids=BAD)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], told: str) -> None:
+    data = open_dataset("digits").prepare(1)
+    with pytest.raises(ValueError, match=told):
+        label_noise_dilution(small, data, stream(), **{"steps": 2, "rows": 40, "alphas": [], **settings})
+    reals = replace(data, spec=replace(data.spec, task="reals"))
+    with pytest.raises(ValueError, match="need classes"):
+        label_noise_dilution(small, reals, stream())
