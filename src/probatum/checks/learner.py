@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probatum.checks.subject import Subject, demand
+from probatum.checks.subject import NotThisOneError, Subject, demand
 from probatum.spec import Budget, Data, Part
 
 
@@ -32,8 +33,43 @@ def check_predicts(subject: Subject) -> None:
         demand(accuracy > known, f"{where}: accuracy {accuracy:.2f}, where knowing nothing gives {0.8 * known:.2f}")
 
 
+def check_samples_are_what_is_predicted(subject: Subject) -> None:
+    """Predictors with `samples`: finite draws (S, n, outputs) whose mean is the prediction; probabilities sum to 1; real
+    targets come with a positive noise."""
+    seen = False
+    for modality, task in subject.kinds():
+        data = subject.data(modality=modality, task=task)
+        predictor = fitted(subject, data)
+        if not callable(getattr(predictor, "samples", None)) or task == "next-token":
+            continue
+        seen, where = True, f"{modality}, {task}"
+        draws, output = predictor.samples(data.valid), predictor.predict(data.valid)
+        demand(draws.ndim == 3 and draws.shape[1:] == output.shape, f"{where}: samples of shape {tuple(draws.shape)}")
+        demand(bool(torch.isfinite(draws).all()), f"{where}: samples are not finite")
+        gap = float((draws.mean(dim=0) - output).abs().max())
+        demand(gap <= 1e-5, f"{where}: the mean of the samples is off what is predicted by {gap:.1e}")
+        if task == "classes":
+            sums = draws.sum(dim=2)
+            demand(torch.allclose(sums, torch.ones_like(sums), atol=1e-4), f"{where}: draws do not sum to 1")
+            continue
+        noise = getattr(predictor, "noise", None)
+        noise = noise(data.valid) if callable(noise) else noise
+        demand(noise is not None, f"{where}: samples of real targets need `noise`, see contracts/learner.py")
+        spread = torch.as_tensor(noise)
+        demand(bool((spread > 0).all()), f"{where}: noise is not positive")
+        demand(
+            torch.broadcast_shapes(spread.shape, draws.shape) == draws.shape, f"{where}: noise {tuple(spread.shape)}"
+        )
+    if not seen:
+        raise NotThisOneError("its predictors have no samples")
+
+
 def predictions(subject: Subject, data: Data) -> Tensor:
     """Predictions for the validation rows by the learner at its tiny settings; it is given no test rows."""
+    return fitted(subject, data).predict(data.valid)
+
+
+def fitted(subject: Subject, data: Data) -> Any:
+    """The predictor of the learner at its tiny settings; it is given no test rows."""
     empty = Part(data.test.x[:0], data.test.y[:0], data.test.rows[:0], () if data.test.text is not None else None)
-    predictor = subject.call(data, data=replace(data, test=empty), budget=Budget(12, 16, 4))
-    return predictor.predict(data.valid)
+    return subject.call(data, data=replace(data, test=empty), budget=Budget(12, 16, 4))

@@ -20,6 +20,7 @@ def fit(
     arm: str | None, data: Data, seed: int, *, training: Training | None = None, factory: ModelFactory | None = None
 ) -> Run:
     """Train an arm ("id(setting=...)+id", None = the baseline) on `data` as the bench would; returns the finished run."""
+    data = replace(data, truth=None)
     base = Recipe(training=training or training_for(data.spec.modality, data.spec.task))
     recipe = base if arm is None else make_arm(arm, base).recipe
     if data.spec.task == "reals" and recipe.training.select == "accuracy":

@@ -24,8 +24,9 @@ from probatum.ship.language import scored
 from probatum.ship.write import FORMAT
 from probatum.spec import Data, Part, Spec
 from probatum.train import baselines
-from probatum.train.assemble import budget_for
+from probatum.train.assemble import budget_for, offer_for_learner
 from probatum.train.loop import outputs
+from probatum.train.own_model import own_model
 from probatum.train.streams import seeded, stream
 
 
@@ -71,12 +72,13 @@ class Shipped:
         return pl.DataFrame(self.pipeline.decode_output(output))
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> Shipped:
+def load(folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Shipped:
     """Load a shipped folder.
 
     Args:
         folder: written by `probatum ship`.
-        model: your own network, if the arm was made with one; its weights are loaded into it.
+        model: your own network, if the arm was made with one; its weights are loaded into it. Of a learner that fits
+            several of them, what the study was given: a network or a function that builds one.
 
     Raises:
         InputError: not a shipped folder, another format, a technique that is not installed or has changed.
@@ -90,7 +92,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Shipped:
     pipeline = load_pipeline(folder)
     recipe = _recipe(description)
     if recipe.learner is not None:
-        return _load_learner(folder, pipeline, recipe, recipe.learner, description)
+        return _load_learner(folder, pipeline, recipe, recipe.learner, description, model)
     network = _build(description, pipeline.spec, recipe, model)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     network.eval()
@@ -122,7 +124,9 @@ def _recipe(description: dict[str, Any]) -> Recipe:
     return found
 
 
-def _build(description: dict[str, Any], spec: Spec, recipe: Recipe, model: nn.Module | None) -> nn.Module:
+def _build(
+    description: dict[str, Any], spec: Spec, recipe: Recipe, model: nn.Module | Callable[..., nn.Module] | None
+) -> nn.Module:
     offer = {"spec": spec, "num_classes": spec.outputs}
     with seeded(description["seed"], "initial weights"):
         if description["own_model"]:
@@ -130,7 +134,7 @@ def _build(description: dict[str, Any], spec: Spec, recipe: Recipe, model: nn.Mo
                 raise InputError(
                     "the model was made with a network of your own; load it by probatum.ship.load.load(folder, model=...)"
                 )
-            network = model
+            network = model if isinstance(model, nn.Module) else own_model(model)[0](spec)
         elif recipe.model is not None:
             network = inject.call(recipe.model.id, catalogue.entry(recipe.model.id), recipe.model.settings, offer)
         else:
@@ -153,7 +157,19 @@ def _calibrator(folder: Path, recipe: Recipe, description: dict[str, Any], spec:
     return fitted
 
 
-def _load_learner(folder: Path, pipeline: Pipeline, recipe: Recipe, use: Use, description: dict[str, Any]) -> Shipped:
+def _load_learner(
+    folder: Path,
+    pipeline: Pipeline,
+    recipe: Recipe,
+    use: Use,
+    description: dict[str, Any],
+    model: nn.Module | Callable[..., nn.Module] | None,
+) -> Shipped:
+    entry = catalogue.entry(use.id)
+    if description["own_model"] and model is None and "model_factory" in inject.inspect.signature(entry).parameters:
+        raise InputError(
+            f"{use.id} was fitted with networks of your own; load it by probatum.ship.load.load(folder, model=...)"
+        )
     held = load_file(folder / "refit.safetensors")
     texts = json.loads((folder / "refit.json").read_text(encoding="utf-8"))["text"]
 
@@ -164,10 +180,11 @@ def _load_learner(folder: Path, pipeline: Pipeline, recipe: Recipe, use: Use, de
     train, valid = part("train"), part("valid")
     empty = Part(train.x[:0], train.y[:0], train.rows[:0], () if train.text is not None else None)
     data = Data(pipeline.spec, train, valid, empty, pipeline)
-    offer = {"spec": pipeline.spec, "num_classes": pipeline.spec.outputs, "num_examples": len(train)}
+    factory = None if model is None or not description["own_model"] else own_model(model)[0]
+    offer = offer_for_learner(recipe, data, description["seed"], factory=factory)
     predictor = inject.call(
         use.id,
-        catalogue.entry(use.id),
+        entry,
         use.settings,
         offer,
         data=data,

@@ -6,6 +6,7 @@ model.json                    how the network is built: recipe, spec, temperatur
 pipeline.json, .safetensors   the preprocessing, fitted on training rows
 refit.safetensors, .json      what calibrators and learners are fitted on again when the folder is loaded
 model.onnx                    the network with its softmax, where it can be exported; outputs compared in ONNX Runtime
+seen.safetensors              hashes of training and validation rows, so that an audit knows them
 evidence.json, README.md      verdicts of the study and a model card
 ============================  ======================================================================================
 """
@@ -32,8 +33,10 @@ from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.ship.card import model_card
 from probatum.ship.onnx import export_onnx
+from probatum.ship.seen import save_seen
 from probatum.spec import Part
 from probatum.train.adapt import own_part
+from probatum.train.assemble import is_pretrained
 from probatum.train.loop import outputs
 
 FORMAT = 1
@@ -51,10 +54,18 @@ def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
     plan = results.plan
     if plan.arena != "predict":
         raise InputError(f"the study is of arena {plan.arena}; only arms of arena predict can be shipped")
+    if plan.data.world:
+        raise InputError(
+            f"the study was run in the world {plan.data.world}, whose data are not yours; run it again without a world to ship"
+        )
     arm, builtin = _arm(results, arm_name)
     _check_folder(folder)
     seed = plan.seeds[0]
     work = bench.work(arm, builtin, seed)
+    if arm.recipe.learner is not None and is_pretrained(work.factory):
+        raise InputError(
+            f"{arm.name} starts from pretrained weights and is fitted again on loading; it cannot be shipped"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
@@ -69,6 +80,7 @@ def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
     if fitted.model is not None:
         save_file({k: v.contiguous() for k, v in _tensors(fitted.model).items()}, folder / "model.safetensors")
     _save_refit(work, fitted, folder)
+    save_seen(work.data, folder)
     onnx = export_onnx(fitted, work, folder / "model.onnx")
     description = {
         "format": FORMAT,

@@ -1,0 +1,115 @@
+"""Claim of functional priors (arXiv:2011.12829): tuned to a process, the prior's functions come nearer to it, and networks
+predict better than with N(0, 1) weights.
+
+Tanh perceptrons of two hidden layers of 50; a gap in one dimension, and two tables. Both priors have the same sampler, first
+steps, noise and lengths of chains. Steps of the tuning (100 with critics of 40 steps, width 100) were set by time, the sampler's
+rate (0.1 out of 0.03 and 0.1) by its R-hat on seed 1. Distances are those of fresh critics, divided by their mean slope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from probatum.claims.base import Claim, Evidence
+from probatum.claims.tools import mean
+from probatum.data.library import library
+from probatum.numerics.functional_prior import (
+    GaussianPrior,
+    Perceptron,
+    measurement_points,
+    process_functions,
+    tune_prior,
+    wasserstein,
+)
+from probatum.numerics.posterior import RealPredictive
+from probatum.techniques.learner.functional_gp_prior import Inputs, process_for, sample_posterior
+from probatum.train.streams import stream
+
+WIDTH, STEPS, BATCH, ROWS = 50, 2000, 32, 600
+TUNING = {"steps": 100, "critic_steps": 40, "functions": 100, "points": 40, "width": 100}
+NAMES = ("gap", "boston_housing", "auto_mpg")
+
+Rows = tuple[Tensor, Tensor]
+
+
+def gap(seed: int) -> tuple[Rows, Rows]:
+    """A smooth function at 64 places outside of (-1, 1) with noise 0.1, and 100 places in [-3, 3] to test; x by its scale."""
+    draw = stream(seed, "gap")
+    x = torch.cat([-3 + 2 * torch.rand(32, 1, generator=draw), 1 + 2 * torch.rand(32, 1, generator=draw)])
+    new = 6 * torch.rand(100, 1, generator=draw) - 3
+    both = torch.cat([x, new])
+
+    def smooth(place: Tensor) -> Tensor:
+        return (2 * place).sin() + 0.5 * (0.5 * place).cos()
+
+    y = smooth(both) + 0.1 * torch.randn(len(both), 1, generator=draw)
+    return (x / 3**0.5, y[:64]), (new / 3**0.5, y[64:])
+
+
+def table(name: str, seed: int) -> tuple[Rows, Rows]:
+    """Standardised rows of a table, at most 600 to train on."""
+    data = library(f"tables/{name}").prepare(seed)
+    inputs = Inputs(data.train.x, data.spec)
+    return (inputs(data.train.x)[:ROWS], data.train.y[:ROWS]), (inputs(data.test.x), data.test.y)
+
+
+def one(name: str, seed: int) -> dict[str, float]:
+    """Distances to the process before and after, and test log-loss with the fixed and the tuned prior."""
+    (x, y), (new, truth) = gap(seed) if name == "gap" else table(name, seed)
+    kernel, noise = process_for(x, y, 1.0)
+    net, draw = Perceptron((x.shape[1], WIDTH, WIDTH, 1)), stream(seed, "prior", name)
+    priors = {"fixed": GaussianPrior(net), "tuned": GaussianPrior(net)}
+    target = process_functions(kernel, 1, draw)
+    tune_prior(priors["tuned"], net, target, x, draw, **TUNING)
+    places = measurement_points(x, 40, draw)
+    found = {}
+    for kind, prior in priors.items():
+        prior.requires_grad_(False)
+        ours, theirs = net(prior.draw(512, draw), places), target(places, 512)
+        found[f"distance_{kind}"] = wasserstein(theirs, ours, draw, steps=300, width=100)
+        weights = sample_posterior(
+            net, prior, x, y, noise, STEPS, BATCH, stream(seed, "chains", name), chains=4, draws=25, rate=0.1
+        )
+        means = net(weights.flatten(0, 1), new)
+        density = RealPredictive(means, torch.full_like(means, noise**2)).log_density(truth)
+        found[f"nll_{kind}"] = -float(density.mean())
+    return found
+
+
+def _run(seeds: Sequence[int]) -> Evidence:
+    rows: list[dict[str, float | str]] = []
+    for name in NAMES:
+        rows += [{"data": name, "seed": float(seed), **one(name, seed)} for seed in seeds]
+    measured, holds = {}, True
+    for name in NAMES:
+        own = [row for row in rows if row["data"] == name]
+        for key in ("distance_fixed", "distance_tuned", "nll_fixed", "nll_tuned"):
+            measured[f"{name}_{key}"] = mean([float(row[key]) for row in own])
+        fall = 1 - measured[f"{name}_distance_tuned"] / measured[f"{name}_distance_fixed"]
+        better = mean([float(float(row["nll_tuned"]) < float(row["nll_fixed"])) for row in own])
+        measured |= {f"{name}_fall_of_distance": fall, f"{name}_share_of_seeds_better": better}
+        holds &= fall >= 0.5 and better >= 0.8
+    note = (
+        "The distance falls by about half everywhere, just short of it on the gap, after 100 steps of tuning with critics of 40 "
+        "steps; the paper takes at least 200 of 200. What critics of 300 steps find between draws of one law is left in."
+    )
+    return Evidence(holds, measured, tuple(rows), note)
+
+
+CLAIMS = (
+    Claim(
+        id="tuned-priors-predict-better",
+        says="Weights' priors tuned to a Gaussian process make the functions resemble it and the predictions better.",
+        threshold=(
+            "on each of three sets: the 1-Wasserstein distance falls by half or more from the N(0, 1) start, and test "
+            "log-loss is lower on 4 of 5 seeds"
+        ),
+        data="a gap in one dimension; tables boston_housing and auto_mpg",
+        run=_run,
+        minutes=3.0,
+        needs_library=True,
+    ),
+)

@@ -1,0 +1,236 @@
+"""Flat seeking against closed forms, against torch's optimizers at radius 0, and its passes' masks and statistics."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.numerics.approximate import batch_losses, fit_mean_field, fit_sgld, fit_swag, plain_gradient
+from probatum.numerics.drawn import started
+from probatum.numerics.members import Members, class_losses, train_members
+from probatum.numerics.posterior import Stacked, own_draws
+from probatum.spec import Budget, Data, Optimisation, Part, Spec
+from probatum.techniques.learner.flat_seeking_bnn import (
+    METHODS,
+    FlatSeeking,
+    ascended,
+    fit,
+    flat_gradient,
+    worst_nearby,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(n: int = 120, seed: int = 0) -> Part:
+    x = torch.randn(n, 4, generator=generator(seed))
+    return Part(x, (x[:, 0] + 0.3 * x[:, 1] > 0).long(), torch.arange(n))
+
+
+def net(dropout: float = 0.3) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
+
+
+def test_ascent_of_a_quadratic_in_closed_form() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64))
+    w = torch.randn(2, 3, generator=generator(), dtype=torch.float64)
+    slope = plain_gradient(lambda v: 0.5 * ((v @ matrix) * v).sum(1), w)
+    expected = w + 0.2 * (w @ matrix) / (w @ matrix).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ascended(w, slope, 0.2), expected, atol=1e-6, rtol=0)
+
+
+def test_the_gradient_is_that_of_the_ascended_point() -> None:
+    stacked = Stacked(nn.Linear(3, 1, bias=False).double())
+    members = Members(stacked, torch.randn(2, 3, generator=generator(), dtype=torch.float64), {})
+
+    def losses(v: Tensor) -> Tensor:
+        return v.pow(4).sum(1)
+
+    found = flat_gradient(members, 0.3)(losses, members.weights)
+    at = ascended(members.weights, 4 * members.weights**3, 0.3)
+    torch.testing.assert_close(found, 4 * at**3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_radius_zero_is_the_plain_optimizer_bit_for_bit(optimizer: str) -> None:
+    part, models = rows(), [net(), net()]
+    make: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+        "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
+        "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01),
+    }
+    optimizers = [make[optimizer](model) for model in models]
+    flat = FlatSeeking(optimizers[1], 0.0, models[1])
+    with torch.random.fork_rng(devices=[]):
+        for step in range(5):
+            index = torch.arange(20 * step, 20 * step + 20)
+            torch.manual_seed(step)
+            optimizers[0].zero_grad(set_to_none=True)
+            F.cross_entropy(models[0](part.x[index]), part.y[index]).backward()
+            optimizers[0].step()
+            torch.manual_seed(step)
+
+            def closure(index: Tensor = index) -> Tensor:
+                loss = F.cross_entropy(models[1](part.x[index]), part.y[index])
+                loss.backward()
+                return loss
+
+            flat.step(closure)
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("trainer", ["members", "mean-field", "swag", "sgld"])
+def test_radius_zero_is_the_plain_trainer_bit_for_bit(trainer: str) -> None:
+    results = []
+    for flat in (False, True):
+        members, part = started([net(), net()]), rows()
+        how = {"gradient": flat_gradient(members, 0.0)} if flat else {"gradient": plain_gradient}
+        with own_draws(generator(5)):
+            if trainer == "members":
+                found = train_members(members, part, None, 9, 32, generator(), Optimisation(1e-2), class_losses, **how)
+                results.append(found.weights)
+                continue
+            one = (started([net()]), part, 9, 32, generator())
+            if trainer == "mean-field":
+                posterior = fit_mean_field(*one, Optimisation(1e-2), class_losses, draws=3, **how)
+            elif trainer == "swag":
+                posterior = fit_swag(*one, class_losses, draws=3, rate=0.1, **how)
+            else:
+                posterior = fit_sgld(*one, class_losses, draws=3, rate=0.01, **how)
+            results.append(posterior.weights)
+    assert torch.equal(*results)
+
+
+def test_both_passes_have_one_mask_and_only_the_first_gathers_statistics() -> None:
+    model, part = net(0.5), rows(30)
+    streams: list[Tensor] = []
+    handle = model[3].register_forward_pre_hook(lambda _m, _inputs: streams.append(torch.get_rng_state()))
+    once = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        once(part.x)
+        streams.clear()
+        torch.manual_seed(0)
+
+        def closure() -> Tensor:
+            loss = F.cross_entropy(model(part.x), part.y)
+            loss.backward()
+            return loss
+
+        before = [p.detach().clone() for p in model.parameters()]
+        FlatSeeking(torch.optim.SGD(model.parameters(), lr=0.0), 0.1, model).step(closure)
+    handle.remove()
+    assert torch.equal(*streams)
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)  # exactly as it was
+    assert torch.equal(once[1].running_mean, model[1].running_mean)
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_stacked_passes_share_masks_and_statistics() -> None:
+    part = rows(40)
+    members = started([net(0.5), net(0.5)])
+    losses = batch_losses(members, part, torch.arange(40), class_losses)
+    draws: list[Tensor] = []
+
+    def watched(weights: Tensor) -> Tensor:
+        draws.append(torch.get_rng_state())
+        return losses(weights)
+
+    single = started([net(0.5), net(0.5)])
+    with own_draws(generator(3)):
+        batch_losses(single, part, torch.arange(40), class_losses)(single.weights)
+    with own_draws(generator(3)):
+        flat_gradient(members, 0.1)(watched, members.weights)
+    assert torch.equal(draws[0], draws[1])
+    for name, value in single.buffers.items():
+        assert torch.equal(value, members.buffers[name]), name
+
+
+def test_mean_field_takes_one_eps_and_leaves_the_divergence_alone() -> None:
+    """For a linear loss of N(mu, sigma) the update of mu and sigma is known, at the ascended point as anywhere."""
+    points: list[Tensor] = []
+
+    def spy(losses: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+        points.append(weights.clone())
+        return torch.zeros_like(weights)
+
+    members = started([nn.Linear(4, 2)])
+    found = fit_mean_field(
+        members,
+        rows(),
+        400,
+        30,
+        generator(),
+        Optimisation(0.05),
+        class_losses,
+        draws=500,
+        prior_scale=0.5,
+        gradient=spy,
+    )
+    assert len(points) == 400
+    assert float(found.weights.mean().abs()) < 0.1  # with no data's gradient q goes to the prior
+    assert float(found.weights.std()) == pytest.approx(0.5, rel=0.15)
+
+
+def test_the_worst_nearby_of_a_quadratic() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 9.0], dtype=torch.float64))
+
+    def losses(v: Tensor) -> Tensor:
+        return 0.5 * ((v @ matrix) * v).sum(1)
+
+    start = torch.tensor([[0.01, 0.02]], dtype=torch.float64)
+    found = float(worst_nearby(losses, start, 0.5, steps=60))
+    angle = torch.linspace(0, 6.2832, 2000, dtype=torch.float64)
+    ring = start + 0.5 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert found == pytest.approx(float(losses(ring).max()), rel=1e-3)
+
+
+def test_a_closure_that_steps_is_refused() -> None:
+    model, part = net(), rows()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(part.x), part.y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(ValueError, match="closure changes the weights"):
+        FlatSeeking(optimizer, 0.05).step(closure)
+    with pytest.raises(ValueError, match=r"rho is -0\.1"):
+        FlatSeeking(optimizer, -0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_learn_within_the_budget_of_gradients(method: str) -> None:
+    spec = Spec("table", "classes", (4,), 2, numeric=4)
+    data = Data(spec, rows(), rows(60, 1), rows(60, 2))
+    found = fit(data, Budget(240, 30, 4), generator(), net, Optimisation(2e-2), method=method, draws=6, members=3)
+    assert found.passes == 240 * 30
+    assert float((found.predict(data.test).argmax(1) == data.test.y).float().mean()) > 0.8
+    assert found.samples(data.test).shape[0] == (3 if method == "ensemble" else 6)
+
+
+def test_bad_settings_are_named() -> None:
+    spec = Spec("table", "classes", (4,), 2, numeric=4)
+    how = (Data(spec, rows(), rows(), rows()), Budget(8, 30, 4), generator(), net, Optimisation())
+    for settings, message in (
+        ({"rho": -1.0}, "rho is -1.0"),
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"budget_is": "time"}, "budget_is is 'time'"),
+        ({"swag_rate": 0.0}, "swag_rate is 0.0"),
+        ({"members": 1}, "members is 1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fit(*how, **settings)
