@@ -15,14 +15,14 @@ SOURCE = ROOT / "src" / "probatum"
 MOST_LINES = 500
 
 LAYERS = [
-    {"card", "errors", "spec"},
+    {"card", "errors", "rules", "spec"},
     {"catalogue", "numerics"},
     {"contracts"},
     {"recipe"},
     {"data", "measure", "train"},
     {"arenas"},
     {"bench", "checks", "estimator"},
-    {"report", "ship"},
+    {"report", "ship", "auditing"},
     {"study"},
     {"techniques", "claims"},
     {"cli", "__main__"},

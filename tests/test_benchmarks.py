@@ -48,6 +48,7 @@ OURS = {
     "ibn_vs_batch_norm",
     *(f"{name}_vs_{other}" for name, other in WEIGHED.items()),
     "ssa_vs_plain_attention_512",
+    *("ensemble_stacked_x10", "ensemble_stacked_256_x10", "chains_stacked_x8", "posterior_predicts_x10"),
     *(f"start_of_{name}_vs_import_torch" for name in ("list", "show", "try_help")),
     "store_sqlite",
 }

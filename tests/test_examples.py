@@ -22,3 +22,13 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert "baseline" in run.stdout or "fine-tuning" in run.stdout
     assert "report: " in run.stdout
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_audit_example(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "audit.py"), "--out", "audit"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "column 10 = -1, class 1" in run.stdout
+    assert (tmp_path / "audit" / "audit.html").is_file()

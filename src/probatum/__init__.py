@@ -21,6 +21,7 @@ _HOMES = {
     "Spec": "probatum.spec",
     "StreamRules": "probatum.rules",
     "Study": "probatum.study",
+    "audit": "probatum.auditing.audit",
     "card": "probatum.catalogue",
     "check": "probatum.checks.run",
     "find": "probatum.catalogue",
@@ -32,6 +33,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from probatum.auditing.audit import audit
     from probatum.card import Card
     from probatum.catalogue import card, find, load, names
     from probatum.checks.run import check

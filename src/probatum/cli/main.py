@@ -375,6 +375,58 @@ def explain(
     explain_row(folder, data, row, by, as_json=as_json)
 
 
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="A shipped folder, FILE.py:NAME, a .pt or an .onnx file.")],
+    data: Annotated[str, typer.Option(help="Labelled rows that the model was not trained on.")],
+    target: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Rows like the training rows: for shift, outliers and labels.")
+    ] = None,
+    groups: Annotated[str | None, typer.Option(help="Columns whose groups are compared, e.g. sex,region.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column that orders the rows: later against earlier ones.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that the model does not take.")] = None,
+    task: Annotated[str, typer.Option(help="classes, reals or auto.")] = "auto",
+    modality: Annotated[str, typer.Option(help="table, image, text, series or auto.")] = "auto",
+    pipeline: Annotated[Path | None, typer.Option(help="A shipped folder whose preprocessing encodes rows.")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Another limit, e.g. calibration=0.05; may be given several times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Unpickle a .pt file, which runs code in it.")] = False,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Audit rows seen in training, too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where a fault is found.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a model you already have: calibration, errors, corruption, shift, labels, groups, shortcuts.
+
+    Example: [dim]probatum audit model/ --data new.csv --groups region --out audit[/dim]
+    """
+    from probatum.cli.audit_view import limits_of, run_audit
+
+    report = run_audit(
+        model,
+        data,
+        out,
+        as_json=as_json,
+        target=target,
+        reference=reference,
+        groups=tuple(name.strip() for name in groups.split(",")) if groups else (),
+        time=time,
+        drop=tuple(drop or ()),
+        task=task,
+        modality=modality,
+        pipeline=pipeline,
+        trust=trust,
+        keep_seen=keep_seen,
+        limits=limits_of(limit),
+        seed=seed,
+    )
+    if strict and report.faults:
+        raise typer.Exit(1)
+
+
 def _add(files: list[Path] | None) -> None:
     from probatum import catalogue
 

@@ -1,0 +1,103 @@
+"""Kernel calibration penalty: known errors, links by brute force, gradients, neutrality, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from probatum.numerics.kernel_calibration import kernel_calibration_error
+from probatum.techniques.loss.detection_kde_calibration import (
+    THRESHOLDS,
+    KernelCalibrationLoss,
+    detection_penalty,
+)
+
+
+def uniform(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_known_errors() -> None:
+    s = uniform(2000)
+    right = torch.ones(2000, dtype=torch.bool)
+    # graded outcomes y = s^2: the integral of |s^2 - s| is 1/6
+    found = detection_penalty(s, s**2, right, link="identity", bandwidth=0.01)
+    assert float(found) == pytest.approx(1 / 6, abs=0.01)
+    # outcomes drawn with probability s are calibrated, with probability s^2 they are not
+    calibrated, off = ((uniform(2000, 1) < p).double() for p in (s, s**2))
+    assert float(detection_penalty(s, calibrated, right, thresholds=[0.5])) < 0.03
+    assert float(detection_penalty(s, off, right, thresholds=[0.5], bandwidth=0.01)) == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_constant_scores() -> None:
+    # every kernel is the same: the leave-one-out mean of the others
+    s, u = torch.full((40,), 0.8, dtype=torch.float64), (torch.arange(40) < 10).double()
+    right = torch.ones(40, dtype=torch.bool)
+    found = float(detection_penalty(s, u, right, thresholds=[0.5], bandwidth=0.1))
+    assert found == pytest.approx(abs(float(u.mean()) - 0.8), abs=1e-2)
+    assert found == pytest.approx(10 / 40 * abs(9 / 39 - 0.8) + 30 / 40 * abs(10 / 39 - 0.8))
+
+
+def test_thresholds_are_averaged_over_errors_not_over_hits() -> None:
+    s, u, right = uniform(60), uniform(60, 1), uniform(60, 2) < 0.7
+    by_hand = [float(kernel_calibration_error(s, ((u >= t) & right).double(), 0.1)) for t in THRESHOLDS]
+    assert float(detection_penalty(s, u, right, bandwidth=0.1)) == pytest.approx(sum(by_hand) / 10)
+    averaged = torch.stack([((u >= t) & right).double() for t in THRESHOLDS]).mean(dim=0)
+    assert float(kernel_calibration_error(s, averaged, 0.1)) < sum(by_hand) / 10
+
+
+def test_the_identity_link_does_not_look_at_classes() -> None:
+    s, u = uniform(30), uniform(30, 1)
+    yes, no = torch.ones(30, dtype=torch.bool), torch.zeros(30, dtype=torch.bool)
+    a, b = (detection_penalty(s, u, c, link="identity", bandwidth=0.1) for c in (yes, no))
+    assert float(a) == float(b)
+    c, d = (detection_penalty(s, u, c, bandwidth=0.1) for c in (yes, no))
+    assert float(c) != float(d)
+
+
+@pytest.mark.parametrize("link", ["threshold", "identity"])
+def test_gradients(link: str) -> None:
+    u, right = uniform(7, 1), torch.ones(7, dtype=torch.bool)
+    s = (0.1 + 0.8 * uniform(7)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: detection_penalty(t, u, right, link=link, bandwidth=0.2), (s,))
+    none = detection_penalty(s, torch.zeros(7).double(), right, link=link, bandwidth=0.01)
+    (gradient,) = torch.autograd.grad(none, s)
+    assert bool(torch.isfinite(gradient).all())
+    assert bool((gradient > 0).any())  # nothing was hit: scores should fall
+
+
+def test_the_loss_is_cross_entropy_plus_the_penalty() -> None:
+    output = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.randint(4, (50,), generator=torch.Generator().manual_seed(1))
+    plain = F.cross_entropy(output, target)
+    assert torch.equal(KernelCalibrationLoss(weight=0.0)(output, target), plain)
+    p = output.softmax(dim=1)
+    top = kernel_calibration_error(p.amax(dim=1), (p.argmax(dim=1) == target).double(), 0.05)
+    torch.testing.assert_close(KernelCalibrationLoss(weight=2.0)(output, target), plain + 2 * top)
+    every = kernel_calibration_error(p, target, 0.05)
+    torch.testing.assert_close(KernelCalibrationLoss(weight=2.0, per_class=True)(output, target), plain + 2 * every)
+    assert torch.equal(KernelCalibrationLoss()(output[:1], target[:1]), F.cross_entropy(output[:1], target[:1]))
+    soft = F.one_hot(target, 4).double()
+    torch.testing.assert_close(KernelCalibrationLoss()(output, soft), KernelCalibrationLoss()(output, target))
+
+
+def test_bad_input() -> None:
+    right = torch.ones(2, dtype=torch.bool)
+    half = torch.full((2,), 0.5)
+    with pytest.raises(ValueError, match=r"span 0\.5 to 1\.5"):
+        detection_penalty(torch.tensor([0.5, 1.5]), half, right)
+    with pytest.raises(ValueError, match="IoU lies"):
+        detection_penalty(half, torch.tensor([0.5, 1.2]), right)
+    with pytest.raises(ValueError, match="two rows or more"):
+        detection_penalty(half[:1], half[:1], right[:1])
+    with pytest.raises(ValueError, match="link is 'box'"):
+        detection_penalty(half, half, right, link="box")
+    with pytest.raises(ValueError, match="thresholds is empty"):
+        detection_penalty(half, half, right, thresholds=[])
+    with pytest.raises(ValueError, match="weight is -1"):
+        KernelCalibrationLoss(weight=-1)
+    with pytest.raises(ValueError, match="bandwidth is 0"):
+        KernelCalibrationLoss(bandwidth=0)
+    with pytest.raises(ValueError, match="power is 9"):
+        KernelCalibrationLoss(power=9)
