@@ -26,9 +26,9 @@ try: $(READY)    ## a first study: eight techniques of unlike slots on an embedd
 	$(BIN)/probatum try encouraging-loss conda selu-snn "tabm(k=16)" gradient-noise "gbnn(units=10)" h-calibration \
 	  gradual-magnitude-pruning --data breast-cancer --seeds 8 --margin 0.03
 
-examples: $(READY) ## three studies: language, a stream of classes, fine-tuning; reports in probatum-runs/
+examples: $(READY) ## studies: language, a stream, fine-tuning, active learning, five worlds; reports in probatum-runs/
 	mkdir -p probatum-runs
-	for name in language stream fine_tuning; do \
+	for name in language stream fine_tuning labels worlds; do \
 	  $(BIN)/python examples/$$name.py --store probatum-runs/examples.sqlite --report probatum-runs/$$name.html || exit 1; done
 
 test: $(READY)   ## all tests

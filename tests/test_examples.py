@@ -12,14 +12,14 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", ["language", "stream", "fine_tuning"])
+@pytest.mark.parametrize("name", ["language", "stream", "fine_tuning", "labels"])
 def test_example(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--seeds", "1", "--steps", "5", "--report", "report.html"]
     run = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert "baseline" in run.stdout or "fine-tuning" in run.stdout
+    assert any(name in run.stdout for name in ("baseline", "fine-tuning", "random sampling"))
     assert "report: " in run.stdout
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -32,3 +32,14 @@ def test_audit_example(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "column 10 = -1, class 1" in run.stdout
     assert (tmp_path / "audit" / "audit.html").is_file()
+
+
+def test_worlds_example(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "worlds.py"), "--seeds", "1", "--steps", "5", "--report", "in"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("in the world") >= 5
+    for kind in ("label-noise", "spurious", "long-tail", "probabilities", "ood"):
+        assert "<html" in (tmp_path / f"in-{kind}.html").read_text(encoding="utf-8")

@@ -1,0 +1,25 @@
+"""Active learning: which rows to ask labels for, 20 to begin with and 20 a round.
+
+Run `python examples/labels.py [--seeds 6] [--steps 200] [--report labels.html]`; needs no files.
+"""
+
+from __future__ import annotations
+
+from common import finish, options
+
+from probatum import AcquireRules, Study
+
+ARMS = ["text-active-learning(strategy='margin')", "text-active-learning(strategy='badge')", "dynamic-al(scope='last')"]
+
+if __name__ == "__main__":
+    chosen = options(__doc__, report="labels.html", steps=200)
+    study = Study(
+        "digits",
+        ARMS,
+        rules=AcquireRules(start=20, query=20, rounds=6),
+        seeds=chosen.seeds,
+        steps=chosen.steps,
+        confirm=False,
+        store=chosen.store,
+    )
+    finish(study, chosen.report)
