@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -134,7 +135,27 @@ def test_groups_of_a_shipped_model_may_be_columns_it_does_not_take(shipped: Path
     frame = pl.from_pandas(FRAME).with_columns(site=pl.Series([("a", "b")[i % 2] for i in range(len(FRAME))]))
     report = probatum.audit(shipped, frame, target="cultivar", groups=["site"], time="alcohol", keep_seen=True)
     assert [row["group"] for row in report["groups"].table] in (["site = a", "site = b"], ["site = b", "site = a"])
-    assert report["shift"].verdict == "fault"  # by alcohol itself: the later half is the stronger wine
+    assert report["shift"].verdict == "fault"  # stronger wine is other wine, alcohol aside
+
+
+def test_the_ordering_column_alone_is_no_shift_and_may_have_gaps(network: Path) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 4, generator=draw)
+    frame = pl.DataFrame({f"c{i}": x[:, i].numpy() for i in range(4)})
+    frame = frame.with_columns(
+        kind=pl.Series([f"k{k}" for k in torch.randint(3, (300,), generator=draw).tolist()]),
+        tick=pl.Series([None if i % 9 == 0 else f"t{i % 50}" for i in range(300)]),
+    )
+    options = {"target": "kind", "drop": ["tick"]}
+    assert probatum.audit(f"{network}:ready", frame, time="c0", **options)["shift"].verdict == "pass"
+    gaps = probatum.audit(f"{network}:ready", frame, time="tick", **options)["shift"]
+    assert gaps.verdict == "pass"
+    assert "34 rows without it are left out" in gaps.about
+    frame = frame.with_columns(tick=pl.Series([f"k{i % 3}" for i in range(300)]))
+    assert len(probatum.audit(f"{network}:ready", frame, groups=["tick"], **options)["groups"].table) == 3
+    frame = frame.with_columns(tick=pl.Series([f"k{i % 50}" for i in range(300)]))
+    with pytest.raises(InputError, match="more than 20 words"):
+        probatum.audit(f"{network}:ready", frame, groups=["tick"], **options)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +190,12 @@ def test_what_does_not_fit_is_refused(network: Path, tmp_path: Path) -> None:
         probatum.audit(net, (x, y), limits={"level": 2})
     with pytest.raises(InputError, match="not finite"):
         probatum.audit(nn.Sequential(nn.Linear(4, 3), _Nan()), (x, y))
+    with pytest.raises(InputError, match="arrays of numbers"):
+        probatum.audit(net, (x, np.array(["a", "b"])[y.numpy() % 2]))
+    with pytest.raises(InputError, match="y holds values that are not finite"):
+        probatum.audit(nn.Linear(4, 1), (x, torch.full((120,), float("nan"))))
+    with pytest.raises(InputError, match="returns a tuple"):
+        probatum.audit(nn.Sequential(nn.Linear(4, 3), _Pair()), (x, y))
     (tmp_path / "other.pt").write_bytes(b"no pickle")
     with pytest.raises(InputError, match="cannot be loaded"):
         probatum.audit(tmp_path / "other.pt", (x, y), trust=True)
@@ -214,6 +241,11 @@ def test_command_line(network: Path, tmp_path: Path) -> None:
     run = subprocess.run([*base, "--limit", "level"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert run.stderr.startswith("error: --limit 'level'")
+
+
+class _Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return x, None
 
 
 class _Nan(nn.Module):

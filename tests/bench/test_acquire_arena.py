@@ -110,11 +110,24 @@ def test_who_stops_asking_keeps_what_it_has(data: Data) -> None:
     assert outcome.measures["label-auc"] == pytest.approx(curve["accuracy"][0])
 
 
+def test_who_stops_asking_has_not_arrived(data: Data) -> None:
+    outcome = arena.trial(work("own-asker(how='fewer')", data, RULES | {"start": 2}))
+    curve = outcome.details["curve over labels"]
+    assert curve["accuracy"][0] < 0.95 * curve["with all labels"]
+    assert outcome.measures["labels-to-95"] == 2 + 3 * 6 + 6
+
+
 def test_machine_labels_are_trained_on_and_their_errors_counted(data: Data) -> None:
     outcome = arena.trial(work("own-asker(how='machine')", data))
     wrong = outcome.measures["machine-label-errors"]
     assert 0.3 < wrong < 0.9  # all rows called class 0, of three
     assert outcome.details["curve over labels"]["machine"][1] == len(data.train) - 18
+
+
+def test_machine_errors_are_counted_against_right_labels() -> None:
+    plain, noisy = (open_dataset("iris", world=world).prepare(0) for world in (None, "label-noise:0.5"))
+    found = [arena.trial(work("own-asker(how='machine')", data)).measures for data in (plain, noisy)]
+    assert found[0]["machine-label-errors"] == found[1]["machine-label-errors"]  # the same rows, called class 0
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,7 @@ BAD = {
     "sharpness": ("iris", "probabilities:-1", "sharpness -1"),
     "number for ood": ("iris", "ood:3", "no number"),
     "tables of other data": ("iris", "ood:digits", "other columns"),
+    "the data themselves": ("digits", "ood:digits", "which training sees"),
     "other modality": ("digits", "ood:cbf", "no set of image rows"),
     "two classes held out": ("breast-cancer", "ood:held-out", "3 or more"),
     "number for human labels": ("digits", "human-labels:3", "no number"),

@@ -24,4 +24,5 @@ def test_labels_to_reads_between_the_rounds() -> None:
     assert labels_to(labels, accuracy, 0.4) == 30
     assert labels_to(labels, accuracy, 0.1) == 20
     assert labels_to(labels, accuracy, 0.9) == 80  # never: one round more than there was
+    assert labels_to(labels, accuracy, 0.9, never=100) == 100
     assert labels_to([20, 40, 60], [0.5, 0.3, 0.6], 0.5) == 20  # the first time counts

@@ -92,7 +92,7 @@ def trial(work: Work) -> Outcome:
     found = {
         "label-auc": area(labels, accuracy),
         "last-label-accuracy": course.accuracy[-1],
-        "labels-to-95": labels_to(course.labels, course.accuracy, ENOUGH * everything),
+        "labels-to-95": labels_to(course.labels, course.accuracy, ENOUGH * everything, end + rules["query"]),
         "machine-label-errors": course.errors[-1],
     }
     shares = torch.bincount(work.data.train.y[course.asked], minlength=spec.outputs)
@@ -144,6 +144,8 @@ def _course(work: Work, rules: Mapping[str, Any]) -> _Course:
     asked = order[: rules["start"]]
     none = torch.zeros(0, dtype=torch.int64)
     choose, machine, guesses = _strategy(work), none, none
+    clean = None if work.truth is None else work.truth.clean_train
+    right = train.y if clean is None else clean  # who is asked may be wrong; errors are counted against the truth
     course = _Course([], [], [], [], [], [], asked, none)
     for number in range(rules["rounds"] + 1):
         own = ~torch.isin(machine, asked)
@@ -158,7 +160,7 @@ def _course(work: Work, rules: Mapping[str, Any]) -> _Course:
         if len(before):
             course.kappa.append(kappa(before.argmax(dim=1), output.argmax(dim=1), spec.outputs))
         course.machine.append(len(machine))
-        course.errors.append(float((guesses != train.y[machine]).float().mean()) if len(machine) else 0.0)
+        course.errors.append(float((guesses != right[machine]).float().mean()) if len(machine) else 0.0)
         course.last, course.asked = output, asked
         if number == rules["rounds"]:
             break

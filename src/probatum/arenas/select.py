@@ -1,4 +1,8 @@
-"""Arena `select`: some training labels are flipped; who scores the flipped rows lowest?"""
+"""Arena `select`: some training labels are wrong; who scores those rows lowest?
+
+Where a world has made labels wrong already, its wrong ones are looked for and its right ones correct them; elsewhere
+a share of the labels is flipped.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +40,11 @@ def measures(spec: Spec) -> tuple[str, ...]:
 
 
 def trial(work: Work) -> Outcome:
-    """Flip labels, score every training row, and train the baseline without the lowest-scored ones, and with their labels
-    corrected by somebody who knows."""
+    """Score every training row, and train the baseline without the lowest-scored ones, and with their labels corrected by
+    somebody who knows."""
     if work.data.spec.task != "classes":
         raise InputError("arena select flips class labels; the task here is reals")
-    train, flipped = flip(work.data.train, work.data.spec.outputs, stream(work.seed, "flips"))
+    train, flipped, right = planted(work)
     scores = scorer(work)(replace(work.data, train=train)).detach().double()
     if scores.shape != (len(train),) or not torch.isfinite(scores).all():
         raise InputError(
@@ -50,7 +54,7 @@ def trial(work: Work) -> Outcome:
     order, budget = scores.argsort(stable=True), int(flipped.sum())
     found["cleaned-accuracy"] = _accuracy(work, _pick(train, order[budget:].sort().values))
     y = train.y.clone()
-    y[order[:budget]] = work.data.train.y[order[:budget]]
+    y[order[:budget]] = right[order[:budget]]
     found["relabelled-accuracy"] = _accuracy(work, replace(train, y=y))
     digest = hashlib.sha256(scores.numpy().tobytes()).hexdigest()[:16]
     return Outcome(found, {}, digest, {"rows": len(train), "flipped": int(flipped.sum())})
@@ -59,6 +63,18 @@ def trial(work: Work) -> Outcome:
 def timings(work: Work) -> dict[str, float]:
     """None: scoring takes whole trainings, which are charged in the trials' seconds."""
     return {}
+
+
+def planted(work: Work) -> tuple[Part, Tensor, Tensor]:
+    """The training rows with wrong labels among them, which rows those are (n,) bool, and the right labels (n,).
+
+    The wrong labels are the world's, where it made some; else a share is flipped.
+    """
+    given, clean = work.data.train, None if work.truth is None else work.truth.clean_train
+    if clean is not None and bool((wrong := given.y != clean).any()):
+        return given, wrong, clean
+    train, flipped = flip(given, work.data.spec.outputs, stream(work.seed, "flips"))
+    return train, flipped, given.y
 
 
 def flip(part: Part, classes: int, generator: torch.Generator) -> tuple[Part, Tensor]:

@@ -53,6 +53,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         against &= case.guess[sure] == p[sure].argmax(axis=1)
     count, n = int(marked.sum()), len(marked)
     wrong, of = int(against.sum()), len(sure)
+    expected = float(1 - p[sure].max(axis=1).mean())
     low, high = wilson(wrong, of)
     bad = low > case.limits.suspicious
     own = p[np.arange(n), case.y]
@@ -73,7 +74,8 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         FAULT if bad else PASS,
         f"{wrong} of the {of} surest rows contradicted ({percent(wrong / of)} [{percent(low)}, {percent(high)}]); {count} listed",
         f"lower end > {percent(case.limits.suspicious)}",
-        f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake. "
+        f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake; "
+        f"where it goes as far, it looks the same (these models themselves expected {percent(expected)}). "
         "Listed are all rows whose label they contradict"
         + (" together with the audited model." if with_model else "."),
         ("noisy-labels",) if bad else (),
@@ -82,6 +84,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
             "rather": [classes[instead[i]] for i in order],
             "p": [float(own[i]) for i in order],
             "share": wrong / of,
+            "expected": expected,
             "listed": count / n,
             "interval": [low, high],
         },

@@ -98,7 +98,20 @@ def read_rows(
     if subject.pipeline is not None:
         return _by_pipeline(source, subject.pipeline, target)
     dataset = source if isinstance(source, Dataset) else _opened(source, target, task, modality, drop)
-    return _as_they_are(dataset, like)
+    return _with_dropped(_as_they_are(dataset, like), source, drop)
+
+
+def _with_dropped(rows: Rows, source: Any, drop: Sequence[str]) -> Rows:
+    """The rows with those columns of a table that the model does not take, which groups and time may still name."""
+    if rows.columns is None or not drop or isinstance(source, Dataset):
+        return rows
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and not (path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES)):
+        return rows
+    frame = read_table(path) if path is not None else to_polars(source)
+    if len(frame) != len(rows):  # rows without a label were left out: which, is not known here
+        return rows
+    return replace(rows, columns=rows.columns.hstack(typed(frame.select(list(drop)))))
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -232,8 +245,15 @@ def fit_outputs(rows: Rows, outputs: int, who: str) -> Rows:
 
 
 def _from_tensors(x: Any, y: Any, like: Rows | None, task: str) -> Rows:
-    inputs = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach().cpu()
-    target = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y).detach().cpu()
+    try:
+        inputs = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach().cpu()
+        target = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y).detach().cpu()
+    except (TypeError, ValueError) as problem:
+        raise InputError(
+            f"X and y should be arrays of numbers, class codes 0, 1, ... in y: {str(problem)[:100]}"
+        ) from problem
+    if not bool(torch.isfinite(target).all()):
+        raise InputError("y holds values that are not finite; an audit needs every label")
     if inputs.ndim not in (2, 3, 4) or len(inputs) != len(target) or not len(inputs):
         raise InputError(
             f"X is {tuple(inputs.shape)} and y {tuple(target.shape)}; give X (n, columns), (n, channels, time) or "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.stats import chi2_contingency, ks_2samp
 
@@ -154,10 +156,25 @@ def _sides(case: Case) -> tuple[Rows, Rows, str] | None:
         return case.reference, case.rows, f"{len(case.rows)} audited rows against {len(case.reference)} reference rows"
     if not case.time or case.rows.columns is None:
         return None
-    order = np.argsort(case.rows.columns[case.time].to_numpy(), kind="stable")
+    moment = case.rows.columns[case.time]
+    known = np.flatnonzero(moment.is_not_null().to_numpy())
+    order = known[moment.drop_nulls().arg_sort().to_numpy()]
     half = len(order) // 2
     words = f"the later half of the rows against the earlier half, by {case.time}"
-    return case.rows.take(order[:half]), case.rows.take(order[half:]), words
+    if len(order) < len(moment):
+        words += f"; {len(moment) - len(order)} rows without it are left out"
+    rows = _without(case.rows, case.time)
+    return rows.take(order[:half]), rows.take(order[half:]), words
+
+
+def _without(rows: Rows, name: str) -> Rows:
+    """Rows of a table with one input held at 0: by the column that orders them, halves are told apart whatever they hold."""
+    columns = [i for i, feature in enumerate(rows.spec.features) if feature == name]
+    if rows.spec.modality != "table" or not columns:
+        return rows
+    x = rows.part.x.clone()
+    x[:, columns] = 0
+    return replace(rows, part=replace(rows.part, x=x))
 
 
 def _columns(old: Rows, new: Rows) -> tuple[dict[str, str], ...]:

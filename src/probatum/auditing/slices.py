@@ -37,6 +37,11 @@ def groups(case: Case) -> Finding | None:
         known = ", ".join(case.rows.columns.columns[:10])
         raise InputError(f"group column {missing[0]!r} is not in the data; they have {known}")
     levels = [_levels(case.rows.columns[name], name) for name in case.groups]
+    for name, level in zip(case.groups, levels, strict=True):
+        if not level:
+            raise InputError(
+                f"group column {name!r} holds dates or more than {MOST_LEVELS} words; give a column of few groups, or make one"
+            )
     names = [" and ".join(parts) for parts in zip(*levels, strict=True)]
     found = group_accuracy(case.right, names)
     enough = [group for group in found.found if group.rows >= SMALLEST]

@@ -124,13 +124,19 @@ def _module(model: nn.Module, name: str, pipeline: Pipeline | None) -> Subject:
 
     def ask(part: Part) -> Tensor:
         try:
-            return torch.cat([model(x.to(where.device)) for x in part.x.split(BATCH)])
+            found = [model(x.to(where.device)) for x in part.x.split(BATCH)]
         except (RuntimeError, TypeError, IndexError, ValueError) as problem:
             first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
             shape = f"{tuple(part.x.shape[1:])} ({part.x.dtype})"
             raise InputError(
                 f"{name} does not take rows of shape {shape}: {first[:160]}; check the data's form"
             ) from problem
+
+        other = next((output for output in found if not isinstance(output, Tensor) or output.ndim == 0), None)
+        if other is not None:
+            what = "one number for all rows" if isinstance(other, Tensor) else f"a {type(other).__name__}"
+            raise InputError(f"{name} returns {what}; it should return a tensor (n, outputs)")
+        return torch.cat(found)
 
     return Subject(name, "module", ask, pipeline, model)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from probatum.data.worlds import World, classes_stay, taken
+from probatum.data.worlds import World, classes_stay, taken, world_mark
 from probatum.errors import InputError
 from probatum.spec import Data, Part, Truth
 
@@ -50,7 +50,7 @@ class Outside(World):
         if self.what in (NOISE, SHUFFLED):
             outside = (_noise if self.what == NOISE else _shuffled)(data, generator)
         else:
-            outside = self._from_set(data, generator)
+            outside = self._from_set(data, generator, source)
         return replace(data, truth=self._truth(outside))
 
     def _truth(self, outside: Part, **more: float) -> Truth:
@@ -83,7 +83,7 @@ class Outside(World):
         classes_stay(found, self.name)
         return found
 
-    def _from_set(self, data: Data, generator: Generator) -> Part:
+    def _from_set(self, data: Data, generator: Generator, source: Dataset) -> Part:
         from probatum.data.open import open_dataset
 
         spec: Any = data.spec
@@ -94,6 +94,10 @@ class Outside(World):
         other: Any = open_dataset(self.what)
         if getattr(other, "modality", "") != spec.modality or getattr(other, "raw", None) is None or other.streamed:
             raise InputError(f"world {self.name}: {self.what} is no set of {spec.modality} rows; name one")
+        if source.fingerprint in (other.fingerprint, world_mark(other.fingerprint, self.name)):
+            raise InputError(
+                f"world {self.name}: {self.what} are these data themselves, which training sees; name others"
+            )
         rows = torch.randperm(other.n, generator=generator)[: len(data.test)].sort().values
         raw = other.raw.take(rows.numpy().astype(np.int64))
         try:

@@ -104,8 +104,12 @@ def in_world(dataset: Dataset, world: str | World) -> Dataset:
         raise InputError(
             f"world {found.name} is for task {' or '.join(found.TASKS)}; the task of {dataset.name} is {dataset.task}"
         )
-    mark = hashlib.sha256(f"{dataset.fingerprint}\x1f{found.name}".encode()).hexdigest()
-    return replace(dataset, world=found, fingerprint=mark)
+    return replace(dataset, world=found, fingerprint=world_mark(dataset.fingerprint, found.name))
+
+
+def world_mark(fingerprint: str, name: str) -> str:
+    """The fingerprint of data in the world of this name."""
+    return hashlib.sha256(f"{fingerprint}\x1f{name}".encode()).hexdigest()
 
 
 def world_stream(name: str, seed: int) -> torch.Generator:

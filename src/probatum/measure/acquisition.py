@@ -31,8 +31,8 @@ MEASURES = (
         math.log(1.1),
         kind="ratio",
         tasks=_CLASSES,
-        about="labels until the curve first reaches 95 % of the accuracy with all labels (of the last round and one more, "
-        "where it does not)",
+        about="labels until the curve first reaches 95 % of the accuracy with all labels (all that could be asked for and "
+        "one round more, where it does not)",
     ),
     Measure(
         "machine-label-errors",
@@ -62,14 +62,17 @@ def area(labels: Sequence[int], accuracy: Sequence[float]) -> float:
     return total / (labels[-1] - labels[0])
 
 
-def labels_to(labels: Sequence[int], accuracy: Sequence[float], target: float) -> float:
+def labels_to(labels: Sequence[int], accuracy: Sequence[float], target: float, never: float | None = None) -> float:
     """Labels at which the curve, joined by straight lines, first reaches `target`.
 
-    Where it does not, one more step than its last: a lower bound that ends the ratio's growth, not an estimate.
+    Where it does not, `never`, or else one more step than its last: a lower bound that ends the ratio's growth, not an
+    estimate. Give `never` where curves may end early, lest one that stops asking looks thrifty.
     """
     if accuracy[0] >= target:
         return float(labels[0])
     for (a, b), (low, high) in zip(itertools.pairwise(labels), itertools.pairwise(accuracy), strict=True):
         if high >= target:
             return a + (b - a) * (target - low) / (high - low)
+    if never is not None:
+        return float(never)
     return float(labels[-1] + (labels[-1] - labels[-2] if len(labels) > 1 else labels[-1]))
