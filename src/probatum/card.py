@@ -19,6 +19,7 @@ ARENAS = {
     "attack": "attack",
     "select": "select",
     "acquire": "acquire",
+    "generate": "generate",
     "probe": "probe",
     "stream": "stream",
 }

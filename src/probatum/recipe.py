@@ -23,6 +23,7 @@ SINGLE = (
     "attack",
     "select",
     "acquire",
+    "generate",
     "probe",
     "stream",
 )
@@ -106,6 +107,7 @@ class Recipe:
     attack: Use | None = None
     select: Use | None = None
     acquire: Use | None = None
+    generate: Use | None = None
     probe: Use | None = None
     stream: Use | None = None
 

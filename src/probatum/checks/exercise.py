@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.arenas.generate import NOISE, damage, rows_of
+from probatum.checks.generate import learned
 from probatum.checks.subject import Subject
 from probatum.numerics.continual_learners import FineTune, Settings
 from probatum.recipe import Recipe, Training
@@ -41,6 +43,11 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Any
         return subject.call(data, settings, x=data.train.x, y=data.train.y)
     if slot == "acquire":
         return asked_for(subject, toy_pool(subject, data), data, 6, settings)._asdict()
+    if slot == "generate":
+        rows, noise = rows_of(data), NOISE[data.spec.modality]
+        prior = learned(subject, data, Budget(12, 16, 4), settings)
+        operator, b = damage(rows.test[:6], "inpaint", noise, stream(0, "check", "damage"))
+        return {"denoised": prior.denoise(b), "restored": prior.restore(b, operator)}
     if slot == "stream":
         return streamed(subject.call(data, settings), data)
     if slot == "probe":

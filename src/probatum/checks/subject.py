@@ -90,6 +90,7 @@ class Subject:
             "order": stream(seed, "check", "order"),
             "optimisation": Optimisation(lr=1e-2),
             "trusted": data.valid,
+            "parameters": 2000,
         }
         chosen = dict(self.card.tiny if settings is None else settings)
         offer = {name: value for name, value in offer.items() if name not in fixed}

@@ -19,6 +19,7 @@ memory               arena stream: bytes that may be kept between stages
 order                arena stream: `torch.Generator` of the batch orders, the same for all arms of a seed
 optimisation         arena stream, and learners: the baseline's `probatum.spec.Optimisation`
 trusted              arena select: rows with labels that can be trusted, a `probatum.spec.Part`
+parameters           arena generate: how many weights the baseline's network has, about
 pretrained           whether the model starts from pretrained weights (its last layer is new)
 ===================  ==================================================================
 """
@@ -47,6 +48,7 @@ VOCABULARY = (
     "optimisation",
     "pretrained",
     "trusted",
+    "parameters",
 )
 
 FIXED = {
@@ -57,6 +59,7 @@ FIXED = {
     "attack": ("inputs", "target"),
     "select": ("x", "y"),
     "acquire": ("pool", "count"),
+    "generate": ("x", "noise", "budget"),
     "probe": ("data",),
 }
 """Arguments that each slot itself passes to a technique's entry; they are not settings."""

@@ -18,6 +18,8 @@ RULES = {
     "start": "labels at the beginning",
     "query": "labels asked for in a round",
     "rounds": "rounds",
+    "noise": "standard deviation of the noise",
+    "kept": "share of places kept for inpainting",
 }
 
 
