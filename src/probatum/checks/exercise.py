@@ -63,9 +63,7 @@ def toy_pool(subject: Subject, data: Data, labelled: int = 15) -> Pool:
     return Pool(data.train.x, torch.arange(labelled), few.y, model, none, none, 0, 12)
 
 
-def asked_for(
-    subject: Subject, pool: Pool, data: Data, count: int, settings: Mapping[str, Any] | None = None
-) -> Query:
+def asked_for(subject: Subject, pool: Pool, data: Data, count: int, settings: Mapping[str, Any] | None = None) -> Query:
     """What a strategy answers."""
     answer = subject.call(data, settings, pool=pool, count=count)
     return answer if isinstance(answer, Query) else Query(answer, pool.machine, pool.guesses)

@@ -97,7 +97,9 @@ def open_dataset(
             length=length,
         )
         if isinstance(plain, Corpus):
-            raise InputError(f"world {found.name}: {plain.name} is one long text; worlds are made of rows, leave it out")
+            raise InputError(
+                f"world {found.name}: {plain.name} is one long text; worlds are made of rows, leave it out"
+            )
         return in_world(plain, found)
     if isinstance(source, Dataset | Corpus):
         return source

@@ -40,6 +40,7 @@ CARD = Card(
     claims=("as-accurate-and-legible",),
 )
 
+
 class Output(NamedTuple):
     """What training mode returns: logits (n, K), decoded images, distances (n, m) and codes (n, q)."""
 
