@@ -1,6 +1,6 @@
-"""Active learning: which rows to ask labels for, 20 to begin with and 20 a round.
+"""Active learning: which rows to ask labels for, 10 to begin with and 10 a round.
 
-Run `python examples/labels.py [--seeds 6] [--steps 200] [--report labels.html]`; needs no files.
+Run `python examples/labels.py [--seeds 6] [--steps 100] [--report labels.html]`; needs no files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from probatum import AcquireRules, Study
 ARMS = ["text-active-learning(strategy='margin')", "text-active-learning(strategy='badge')", "dynamic-al(scope='last')"]
 
 if __name__ == "__main__":
-    chosen = options(__doc__, report="labels.html", steps=200)
+    chosen = options(__doc__, report="labels.html", steps=100)
     study = Study(
-        "digits",
+        "breast-cancer",
         ARMS,
-        rules=AcquireRules(start=20, query=20, rounds=6),
+        rules=AcquireRules(start=10, query=10, rounds=5),
         seeds=chosen.seeds,
         steps=chosen.steps,
         confirm=False,
