@@ -29,7 +29,7 @@ def test_rate_is_the_quadratic_form_of_the_tangent_kernel() -> None:
     flat = torch.cat([j.flatten(2) for j in jacobian.values()], dim=2)  # (n, c, P)
     kernel = torch.einsum("icp,jdp->icjd", flat, flat)
     error = model(x).detach().softmax(dim=1) - nn.functional.one_hot(y, 4)
-    expected = torch.einsum("ic,icjd,jd->", error, kernel, error)
+    expected = torch.einsum("ic,icjd,jd->", error, kernel, error).detach()
     assert training_rate(model, x, y) == pytest.approx(float(expected), rel=1e-9)
 
 

@@ -78,7 +78,7 @@ def test_word_gradient_length_against_finite_differences() -> None:
     step, vectors = 1e-6, model.embed(x).detach()
 
     def score(moved: Tensor, c: int) -> float:
-        return float(model.head(moved.mean(dim=1)).log_softmax(dim=1)[0, c])
+        return float(model.head(moved.mean(dim=1)).log_softmax(dim=1)[0, c].detach())
 
     lengths = torch.zeros(4, dtype=torch.float64)
     for c in range(3):
