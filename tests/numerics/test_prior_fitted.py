@@ -106,6 +106,18 @@ def test_misuse_names_what_it_was_trained_for() -> None:
         reals(x, rows(False)[1] * 1000, query)
 
 
+def test_other_precisions_and_numbers_that_are_none() -> None:
+    x, y, query = rows()
+    model = network()
+    assert torch.allclose(model(x.double(), y, query.double()), model(x, y, query))
+    bad = x.clone()
+    bad[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the context holds numbers that are not finite"):
+        model(bad, y, query)
+    with pytest.raises(ValueError, match="queries hold numbers that are not finite"):
+        model(x, y, query * float("inf"))
+
+
 def test_priors_draw_what_they_say() -> None:
     own = torch.Generator().manual_seed(3)
     _, tosses = coin_prior(20_000, 3, 2, 5, own)

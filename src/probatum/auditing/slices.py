@@ -119,18 +119,12 @@ def _of_classes(case: Case, masks: dict[str, tuple[np.ndarray, np.ndarray]]) -> 
             "": ("worse" if better < PAIRED else "hard for all") if weak else "",
         }
         found.append((not (weak and better < PAIRED), adjusted[name], hits / size, row))
-    found.sort(key=lambda item: item[:3])
-    faulty = [row for passed, _, _, row in found if not passed]
-    first = found[0][3]
-    return Finding(
-        "weak slices",
-        FAULT if faulty else PASS,
-        f"{len(faulty)} of {len(masks)} slices; worst: {first['slice']}: {first['accuracy']}",
+    return _finding(
+        found,
+        "accuracy",
         f"upper end < {total:.3f} - {limits.group:g}, adjusted p < {limits.level:g}, and plain models do better there",
-        f"All rows: {total:.3f}. Slices of fewer than {SMALLEST} rows were left out.",
-        ("weak-group",) if faulty else (),
-        {"slices": len(masks), "faulty": [row["slice"] for row in faulty], "all": total},
-        tuple(row for _, _, _, row in found[:SHOWN]),
+        f"All rows: {total:.3f}.",
+        total,
     )
 
 
@@ -150,17 +144,30 @@ def _of_reals(case: Case, masks: dict[str, np.ndarray]) -> Finding:
             "": "worse" if weak else "",
         }
         found.append((not weak, adjusted[name], -mean, row))
+    return _finding(
+        found,
+        "mean error",
+        f"lower end > {factor:g} x {total:.3g}, adjusted p < {case.limits.level:g}",
+        f"Mean absolute error of all rows: {total:.3g}.",
+        total,
+    )
+
+
+def _finding(
+    found: list[tuple[bool, float, float, dict[str, str]]], measured: str, limit: str, about: str, total: float
+) -> Finding:
+    """What slices (not faulty, adjusted p, rank, row of the table) come to, the worst one first."""
     found.sort(key=lambda item: item[:3])
     faulty = [row for passed, _, _, row in found if not passed]
     first = found[0][3]
     return Finding(
         "weak slices",
         FAULT if faulty else PASS,
-        f"{len(faulty)} of {len(masks)} slices; worst: {first['slice']}: {first['mean error']}",
-        f"lower end > {factor:g} x {total:.3g}, adjusted p < {case.limits.level:g}",
-        f"Mean absolute error of all rows: {total:.3g}. Slices of fewer than {SMALLEST} rows were left out.",
+        f"{len(faulty)} of {len(found)} slices; worst: {first['slice']}: {first[measured]}",
+        limit,
+        f"{about} Slices of fewer than {SMALLEST} rows were left out.",
         ("weak-group",) if faulty else (),
-        {"slices": len(masks), "faulty": [row["slice"] for row in faulty], "all": total},
+        {"slices": len(found), "faulty": [row["slice"] for row in faulty], "all": total},
         tuple(row for _, _, _, row in found[:SHOWN]),
     )
 

@@ -113,8 +113,14 @@ class PriorFitted(nn.Module):
         return BarDistribution(self.borders)
 
     def forward(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        """Logits (B, m, outputs) of queries (B, m, d) given context rows (B, n, d) with targets (B, n); n may be 0."""
+        """Logits (B, m, outputs) of queries (B, m, d) given context rows (B, n, d) with targets (B, n); n may be 0.
+
+        Rows of another precision are taken in the network's own.
+        """
+        x, query = (rows.to(self.of_x.weight.dtype) for rows in (x, query))
         self.check(x, y)
+        if not torch.isfinite(query).all():
+            raise ValueError("queries hold numbers that are not finite; fill or drop them")
         context = self.of_x(self._padded(x)) + (self.of_y(y) if self.limits.classes else self.of_y(y[..., None].to(x)))
         asked = self.of_x(self._padded(query))
         for layer in self.layers:
@@ -128,6 +134,8 @@ class PriorFitted(nn.Module):
                 f"a context of {x.shape[1]} rows and {x.shape[2]} features; this network was trained for at most "
                 f"{self.limits.rows} rows and {self.limits.features} features"
             )
+        if not torch.isfinite(x).all():
+            raise ValueError("the context holds numbers that are not finite; fill or drop them")
         if not self.limits.classes and y.numel():
             low, high = float(self.borders[0]), float(self.borders[-1])
             reach = 3 * (high - low)
