@@ -40,7 +40,12 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, imported package room) of every import of this package, lazy ones and those for type checkers included."""
+    """(line, imported room of this package)."""
+    return [(line, name.split(".")[1]) for line, name in imported(path)]
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, imported module) of every import of this package, lazy ones and those for type checkers included."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -54,7 +59,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        found += [(node.lineno, name.split(".")[1]) for name in names if name.startswith("probatum.")]
+        found += [(node.lineno, name) for name in names if name.startswith("probatum.")]
     return found
 
 
@@ -74,10 +79,14 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize("name", catalogue.names())
 def test_techniques_stand_alone(name: str) -> None:
-    for line, there in imports(catalogue.place(name).path):
-        assert there in ("card", "spec", "errors", "numerics"), (
-            f"{name}, line {line}: a technique may not import {there}"
-        )
+    where = catalogue.place(name)
+    own = where.module.rpartition(".")[0]
+    for path in where.files():
+        for line, module in imported(path) if path.suffix == ".py" else ():
+            beside = where.folder is not None and module.startswith(own + ".")
+            assert beside or module.split(".")[1] in ("card", "spec", "errors", "numerics"), (
+                f"{path.name}, line {line}: a technique may not import {module}"
+            )
 
 
 def test_machinery_names_no_technique() -> None:
@@ -100,9 +109,10 @@ def test_machinery_names_no_technique() -> None:
 @pytest.mark.parametrize("name", catalogue.names())
 def test_every_technique_has_its_claim_and_its_test(name: str) -> None:
     place = catalogue.place(name)
-    inside = place.path.relative_to(catalogue.ROOT)
-    assert (SOURCE / "claims" / inside).is_file(), f"{name} has no claim file"
-    assert (ROOT / "tests" / "techniques" / inside.parent / f"test_{inside.name}").is_file(), f"{name} has no test file"
+    assert place.inside is not None
+    assert (SOURCE / "claims" / place.inside.with_suffix(".py")).is_file(), f"{name} has no claim file"
+    home = ROOT / "tests" / "techniques" / (place.inside if place.folder is not None else place.inside.parent)
+    assert (home / f"test_{place.path.name}").is_file(), f"{name} has no test file"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.attention import CausalSelfAttention
+from probatum.numerics.attention.causal import CausalSelfAttention
 
 CARD = Card(
     paper="none",

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.numerics.members import Members, class_losses, train_members
-from probatum.numerics.posterior import Posterior, Stacked, own_draws
-from probatum.numerics.sgmcmc import Chains, gaussian_log_prior, gradient_of, log_posterior, psgld
+from probatum.numerics.posterior.ensembles import Members, class_losses, train_members
+from probatum.numerics.posterior.stacked import Posterior, Stacked, own_draws
+from probatum.numerics.posterior.sgmcmc import Chains, gaussian_log_prior, gradient_of, log_posterior, psgld
 from probatum.spec import Optimisation, Part
 from suite.timing import Benchmark, Call, updating, versus
 

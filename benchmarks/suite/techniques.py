@@ -127,14 +127,14 @@ def sparsemax_vs_entmax() -> Pair:
     """Forward and backward on 512 x 128 scores, against entmax's sparsemax."""
     from entmax import sparsemax as theirs
 
-    from probatum.techniques.layer.sparsemax import sparsemax
+    from probatum.techniques.layer.sparsemax.sparsemax import sparsemax
 
     return _projection(sparsemax), _projection(lambda z: theirs(z, dim=-1))
 
 
 def sparsemax_vs_softmax() -> Pair:
     """Forward and backward on 512 x 128 scores, against softmax, which it replaces."""
-    from probatum.techniques.layer.sparsemax import sparsemax
+    from probatum.techniques.layer.sparsemax.sparsemax import sparsemax
 
     return _projection(sparsemax), _projection(lambda z: z.softmax(-1))
 
@@ -172,7 +172,7 @@ def deeplift_vs_captum() -> Pair:
     """Rescale on 32 rows of an MLP, against captum."""
     from captum.attr import DeepLift
 
-    from probatum.techniques.explain.deeplift import deeplift
+    from probatum.techniques.explain.deeplift.deeplift import deeplift
 
     model, x, y = _explained()
     theirs = DeepLift(model)
@@ -185,7 +185,7 @@ def tabm_vs_tabm() -> Pair:
     """A training step of k = 32 members, three layers of 192, on 256 rows, against the authors' package."""
     from tabm import TabM as Theirs
 
-    from probatum.techniques.model.tables.tabm import build
+    from probatum.techniques.model.tables.tabm.tabm import build
 
     spec = Spec("table", "classes", (30,), 2, numeric=30)
     ours = build(spec, k=32, width=192, depth=3)
@@ -215,7 +215,7 @@ def temperature_vs_netcal() -> Pair:
     """Fitting one temperature to 2000 x 10 logits, against netcal."""
     from netcal.scaling import TemperatureScaling
 
-    from probatum.numerics.temperature import fit_temperature
+    from probatum.numerics.calibration.temperature import fit_temperature
 
     logits = 3 * torch.randn(2000, 10)
     target = (logits / 3).softmax(1).multinomial(1).squeeze(1)
@@ -374,7 +374,7 @@ def stepnet_vs_residual_network() -> Weighed:
 
 def distance_slopes_vs_scaled_dot_product() -> Weighed:
     """Causal, forward and backward on 4 x 4 x 512 x 32, harmonic slopes, against torch's fused attention; memory: kept."""
-    from probatum.techniques.layer.generative_ai_parts import PartsMixing
+    from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import PartsMixing
 
     q, k, v = _heads(512)
     mixing = PartsMixing(4, "harmonic", None, 16, True, None, 32, torch.Generator())

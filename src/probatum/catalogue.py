@@ -1,8 +1,9 @@
 """The catalogue: what techniques there are, read from the files themselves without importing them.
 
-A technique's id is its file's name in kebab-case and its slot is its folder's name. `names`, `card` and `header` read
-text only; `load` imports the one module asked for. Files outside the package join by `add_file` (``--technique``) or
-through the entry-point group ``probatum.techniques``, whose entries name modules.
+A technique is one file, ``<slot>/[<theme>/]<name>.py``, or a folder of its own, ``<slot>/[<theme>/]<name>/<name>.py`` with
+what only it uses beside; its id is that name in kebab-case. `names`, `card` and `header` read text only; `load` imports
+the one module asked for. Files outside the package join by `add_file` (``--technique``) or through the entry-point
+group ``probatum.techniques``, whose entries name modules.
 """
 
 from __future__ import annotations
@@ -25,17 +26,45 @@ from probatum.errors import InputError
 
 ROOT = Path(__file__).parent / "techniques"
 HEADER_FIELDS = ("Paper", "Computes", "Shapes", "Departs")
+ADDED = "probatum_technique_"
+"""How modules of techniques that joined by `add_file` are named; an installed package's are not so named."""
 ID_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a technique lives: its id, slot and file, and the module name it is imported under."""
+    """Where a technique lives.
+
+    Attributes:
+        id: its name in kebab-case.
+        slot: what it fills.
+        path: the file that holds it.
+        module: the name it is imported under.
+    """
 
     id: str
     slot: str
     path: Path
     module: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Its own folder; None where it is a single file."""
+        return _own_folder(self.path)
+
+    @property
+    def inside(self) -> Path | None:
+        """Its place below ``techniques/`` without the suffix, which its claim and its test share; None from outside."""
+        if ROOT not in self.path.parents:
+            return None
+        return (self.folder or self.path.with_suffix("")).relative_to(ROOT)
+
+    def files(self) -> list[Path]:
+        """All that it consists of: its file, and whatever else lies in its own folder."""
+        if self.folder is None:
+            return [self.path]
+        found = (file for file in self.folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+        return [self.path, *sorted(file for file in found if file != self.path)]
 
 
 @dataclass(frozen=True)
@@ -103,30 +132,41 @@ def find(*, slot: str | None = None, tag: str | None = None, text: str | None = 
 
 
 def digest(name: str) -> str:
-    """Short hash of the technique's file; part of every trial's key, so an edited technique is run again."""
-    return hashlib.sha256(place(name).path.read_bytes()).hexdigest()[:16]
+    """Short hash of the technique's files; part of every trial's key, so an edited technique is run again."""
+    where = place(name)
+    found = hashlib.sha256(where.path.read_bytes())
+    for file in where.files()[1:]:
+        found.update(file.relative_to(where.path.parent).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def add_file(path: str | Path) -> str:
-    """Let one technique file from outside the package take part; returns its id.
+    """Let one technique from outside the package take part, a file or a folder ``NAME/NAME.py``; returns its id.
 
-    The slot is the card's `slot`, or the name of the folder that holds the file.
+    The slot is the card's `slot`, or the name of the folder that holds the file or folder. What lies beside the
+    technique in its own folder is imported relatively: ``from .network import Network``.
     """
     path = Path(path).resolve()
+    if path.is_dir():
+        path = path / f"{path.name}.py"
     if not path.is_file() or path.suffix != ".py":
         raise InputError(f"--technique {path}: no such Python file")
     its = _card(path)
-    slot = its.slot or path.parent.name
+    slot = its.slot or (_own_folder(path) or path).parent.name
     if slot not in SLOTS:
         raise InputError(f"{path}: say which slot it fills, e.g. Card(..., slot='loss'); slots are {', '.join(SLOTS)}")
     name = _kebab(path.stem)
     known = _packaged().get(name)
     if known is not None and known.path != path:
         raise InputError(f"{path}: the id {name!r} is taken by {known.path}; rename the file")
-    _added[name] = Place(
-        name, slot, path, f"probatum_technique_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    )
+    module = f"{ADDED}{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    _added[name] = Place(name, slot, path, module if _own_folder(path) is None else f"{module}.{path.stem}")
     return name
+
+
+def _own_folder(path: Path) -> Path | None:
+    """The folder of a technique that has one to itself: it bears the file's name."""
+    return path.parent if path.parent.name == path.stem and path.stem not in SLOTS else None
 
 
 def _places() -> dict[str, Place]:
@@ -137,9 +177,7 @@ def _places() -> dict[str, Place]:
 def _packaged() -> dict[str, Place]:
     found: dict[str, Place] = {}
     for slot in SLOTS:
-        folder = ROOT / slot
-        files = [*folder.glob("*.py"), *folder.glob("*/*.py")]
-        for path in sorted(file for file in files if not file.name.startswith("_")):
+        for path in _technique_files(ROOT / slot):
             name = _kebab(path.stem)
             if name in found:
                 raise InputError(f"{path}: the id {name!r} is taken by {found[name].path}; rename one of the files")
@@ -152,6 +190,19 @@ def _packaged() -> dict[str, Place]:
     return found
 
 
+def _technique_files(folder: Path) -> list[Path]:
+    """The files below a slot's folder that are techniques: in it, in a theme's folder, or in a folder of their own."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".py" and not path.name.startswith("_"):
+            found.append(path)
+        elif path.is_dir() and (own := path / f"{path.name}.py").is_file():
+            found.append(own)
+        elif path.is_dir() and path.name != "__pycache__":
+            found += _technique_files(path)
+    return found
+
+
 def _from_entry_points() -> dict[str, Place]:
     from importlib.metadata import entry_points
 
@@ -161,7 +212,7 @@ def _from_entry_points() -> dict[str, Place]:
         if module is None or module.origin is None:
             raise InputError(f"entry point probatum.techniques:{point.name} names {point.value}, which is not a module")
         path = Path(module.origin)
-        slot = _card(path).slot or path.parent.name
+        slot = _card(path).slot or (_own_folder(path) or path).parent.name
         if slot not in SLOTS:
             raise InputError(f"{path}: its card must say slot=..., one of {', '.join(SLOTS)}")
         found[_kebab(path.stem)] = Place(_kebab(path.stem), slot, path, point.value)
@@ -169,21 +220,26 @@ def _from_entry_points() -> dict[str, Place]:
 
 
 def _load(where: Place) -> ModuleType:
-    if where.module.startswith("probatum_technique_"):
-        if where.module in sys.modules:
-            return sys.modules[where.module]
-        spec = importlib.util.spec_from_file_location(where.module, where.path)
-        if spec is None or spec.loader is None:
-            raise InputError(f"{where.path}: cannot be imported as Python")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[where.module] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as problem:
-            del sys.modules[where.module]
-            raise InputError(f"{where.path}: importing it fails: {type(problem).__name__}: {problem}") from problem
-        return module
-    return importlib.import_module(where.module)
+    if not where.module.startswith(ADDED):
+        return importlib.import_module(where.module)
+    if where.module in sys.modules:
+        return sys.modules[where.module]
+    if where.folder is not None:  # a package around it, so that what lies beside it can be imported
+        package = where.module.rpartition(".")[0]
+        around = ModuleType(package)
+        around.__path__ = [str(where.folder)]
+        sys.modules.setdefault(package, around)
+    spec = importlib.util.spec_from_file_location(where.module, where.path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{where.path}: cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[where.module] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        del sys.modules[where.module]
+        raise InputError(f"{where.path}: importing it fails: {type(problem).__name__}: {problem}") from problem
+    return module
 
 
 @cache

@@ -108,7 +108,7 @@ def test_further_errors() -> None:
     from torchmetrics.functional import calibration_error
 
     from probatum.measure.calibration import further
-    from probatum.numerics.reliability import ks_error
+    from probatum.numerics.calibration.reliability import ks_error
 
     p, y = draw(900, 3, seed=5, sharpen=2.0)
     found = further(p, y)

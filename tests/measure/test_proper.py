@@ -11,7 +11,7 @@ from sklearn import metrics
 from probatum.measure import boxes as detected
 from probatum.measure.groups import group_accuracy, wilson
 from probatum.measure.proper import brier, brier_parts, crps_ensemble, crps_gaussian, log_loss, spherical
-from probatum.numerics.boxes import iou, match_boxes
+from probatum.numerics.images.boxes import iou, match_boxes
 
 
 def rows(n: int = 500, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from probatum.checks.subject import toy
-from probatum.numerics.attention import CausalSelfAttention
+from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.recipe import Recipe, Training
 from probatum.spec import Batch, Spec
 from probatum.train import baselines

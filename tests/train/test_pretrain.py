@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
-from probatum.numerics.frozen import StillBatchNorm2d, freeze
+from probatum.numerics.networks.frozen import StillBatchNorm2d, freeze
 from probatum.recipe import Recipe, Training
 from probatum.spec import Data, Spec
 from probatum.train.adapt import (

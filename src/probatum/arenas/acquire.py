@@ -24,7 +24,7 @@ from probatum.contracts import inject
 from probatum.errors import InputError
 from probatum.measure import calibration
 from probatum.measure.acquisition import ENOUGH, area, labels_to
-from probatum.numerics.acquisition import closeness, kappa, top
+from probatum.numerics.labels.acquisition import closeness, kappa, top
 from probatum.recipe import Arm, Training
 from probatum.spec import Part, Pool, Query, Spec
 from probatum.train.assemble import budget_for

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from probatum import catalogue
 from probatum.arenas.base import Outcome, Work
+from probatum.arenas.classical_restoration import GaussianLaw, total_variation
 from probatum.contracts import inject
 from probatum.errors import InputError
 from probatum.measure.restoration import psnr
-from probatum.numerics.classical_restoration import GaussianLaw, total_variation
-from probatum.numerics.restoration import Identity, Mask, Operator, binomial_blur
+from probatum.numerics.images.restoration import Identity, Mask, Operator, binomial_blur
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.train import denoiser
 from probatum.train.assemble import budget_for

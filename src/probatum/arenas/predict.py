@@ -22,7 +22,7 @@ from probatum.data.corrupt import corruptions
 from probatum.errors import InputError
 from probatum.measure import calibration, conformal, cost, quality, robustness, selective
 from probatum.measure.truth import truth_measures
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.recipe import Recipe, Use
 from probatum.spec import Data, Part, Spec
 from probatum.train.adapt import Adapted

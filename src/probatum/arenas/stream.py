@@ -18,8 +18,8 @@ from probatum.contracts import inject
 from probatum.data.stream_memory import memory_limit, told
 from probatum.errors import InputError
 from probatum.measure.continual import accuracies, continual
-from probatum.numerics.continual import kept_bytes
-from probatum.numerics.continual_learners import FineTune, Settings
+from probatum.numerics.continual.learners import FineTune, Settings
+from probatum.numerics.continual.stages import kept_bytes
 from probatum.recipe import Training
 from probatum.spec import Budget, Optimisation, Part, Spec, Stage
 from probatum.train.assemble import budget_for, network_of

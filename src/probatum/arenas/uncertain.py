@@ -13,7 +13,7 @@ from probatum.arenas.streamed import first_rows
 from probatum.errors import InputError
 from probatum.measure.outside import auroc
 from probatum.measure.uncertainty import class_uncertainty, real_uncertainty
-from probatum.numerics.posterior import ClassPredictive, RealPredictive
+from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
 from probatum.spec import Part
 
 LEAST = 1e-12

@@ -12,8 +12,8 @@ from probatum.auditing.case import Case
 from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable, percent
 from probatum.measure.calibration import diagram, error_interval, gap, if_calibrated
 from probatum.measure.selective import augrc, coverage_at, error_auroc, risk_coverage
-from probatum.numerics.reliability import debiased_square, equal_mass
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.reliability import debiased_square, equal_mass
+from probatum.numerics.calibration.temperature import fit_temperature
 
 FEW = 50
 FEW_ERRORS = 10

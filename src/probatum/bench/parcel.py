@@ -6,6 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,8 @@ from probatum.bench.plan import StudyPlan, versions
 from probatum.bench.trials import Job, Setup
 from probatum.errors import InputError
 
-ADDED = "probatum_technique_"
-"""How the catalogue names the modules of files that joined by `add_file`; an installed package's are not so named."""
-
-TechniqueFile = tuple[str, str, str, bytes]
-"""Id, slot, path and content of a technique that is not part of an installed package."""
+TechniqueFile = tuple[str, str, str, dict[str, bytes]]
+"""Id, slot, path and the files, by their paths beside it, of a technique that is not part of an installed package."""
 
 
 def pack(setup: Setup) -> bytes:
@@ -64,24 +62,27 @@ def _files(plan: StudyPlan) -> list[TechniqueFile]:
     ids = {use.id for recipe in (plan.base, *(arm.recipe for arm in plan.arms)) for use in recipe.uses()}
     places = [catalogue.place(name) for name in sorted(ids)]
     return [
-        (place.id, place.slot, str(place.path), place.path.read_bytes())
+        (place.id, place.slot, str(place.path), _contents(place))
         for place in places
-        if place.module.startswith(ADDED)
+        if place.module.startswith(catalogue.ADDED)
     ]
 
 
+def _contents(place: catalogue.Place) -> dict[str, bytes]:
+    return {str(file.relative_to(place.path.parent)): file.read_bytes() for file in place.files()}
+
+
 def _placed(file: TechniqueFile) -> Path:
-    """The file where it came from, or a copy where it is not there or is another one."""
-    _, slot, path, content = file
+    """The technique where it came from, or a copy where it is not there or is another one."""
+    _, slot, path, contents = file
     original = Path(path)
-    try:
-        if original.read_bytes() == content:
+    with suppress(OSError):
+        if all((original.parent / name).read_bytes() == content for name, content in contents.items()):
             return original
-    except OSError:
-        pass
     folder = Path(tempfile.mkdtemp(prefix="probatum-"))  # nobody else's to write in
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / slot / original.name
-    copy.parent.mkdir()
-    copy.write_bytes(content)
-    return copy
+    home = folder / slot / (original.stem if len(contents) > 1 else "")
+    for name, content in contents.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(content)
+    return home / original.name

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from probatum.arenas.generate import NOISE, damage, rows_of
 from probatum.checks.generate import learned
 from probatum.checks.subject import Subject
-from probatum.numerics.continual_learners import FineTune, Settings
+from probatum.numerics.continual.learners import FineTune, Settings
 from probatum.recipe import Recipe, Training
 from probatum.spec import Budget, Data, Optimisation, Part, Pool, Query, Stage
 from probatum.train.assemble import assemble

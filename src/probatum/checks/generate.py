@@ -11,7 +11,7 @@ from torch import Tensor
 from probatum.arenas.generate import NOISE, damage, kinds, rows_of
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.measure.restoration import psnr
-from probatum.numerics.restoration import Identity
+from probatum.numerics.images.restoration import Identity
 from probatum.spec import Budget, Data
 
 

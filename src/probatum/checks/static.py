@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 
 from probatum import catalogue
@@ -46,34 +47,40 @@ def check_card_is_complete(subject: Subject) -> None:
 
 def check_imports(subject: Subject) -> None:
     """A technique imports the card, the spec, errors and numerics of this package, never the bench or another technique."""
-    tree = ast.parse(catalogue.place(subject.name).path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-            demand(all(alias.name != "*" for alias in node.names), f"line {node.lineno}: no star imports")
-            demand(node.level == 0, f"line {node.lineno}: no relative imports")
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "probatum":
-                demand(name.startswith(ALLOWED), f"line {node.lineno}: a technique may not import {name}")
+    where = catalogue.place(subject.name)
+    own = where.module.rpartition(".")[0] + "." if where.folder is not None else None
+    for file in where.files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.suffix == ".py" else ():
+            line = f"{file.name}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+                demand(all(alias.name != "*" for alias in node.names), f"{line}: no star imports")
+                outside = where.module.startswith(catalogue.ADDED)
+                beside = outside and own is not None and node.level == 1
+                demand(node.level == 0 or beside, f"{line}: relative imports reach a technique's own folder only")
+            else:
+                continue
+            for name in names:
+                if name.split(".")[0] == "probatum":
+                    known = name.startswith(ALLOWED) or (own is not None and name.startswith(own))
+                    demand(known, f"{line}: a technique may not import {name}")
 
 
 def check_size(subject: Subject) -> None:
     """One sitting's read."""
-    lines = catalogue.place(subject.name).path.read_text(encoding="utf-8").count("\n")
-    demand(lines <= MOST_LINES, f"{lines} lines; keep a technique within {MOST_LINES} (shared maths goes to numerics/)")
+    for file in catalogue.place(subject.name).files():
+        if file.suffix == ".py":
+            lines = file.read_text(encoding="utf-8").count("\n")
+            demand(lines <= MOST_LINES, f"{file.name} has {lines} lines; keep a file within {MOST_LINES}")
 
 
 def check_claims_match(subject: Subject) -> None:
     """The claims that the card names are those its claim file runs."""
     where = catalogue.place(subject.name)
-    module = where.module.replace("probatum.techniques", "probatum.claims", 1)
-    if module == where.module or importlib.util.find_spec("probatum.claims") is None:
+    if where.inside is None or importlib.util.find_spec("probatum.claims") is None:
         raise NotThisOneError("a technique from outside the package")
-    import importlib as loader
-
-    claims = tuple(claim.id for claim in loader.import_module(module).CLAIMS)
+    module = ".".join(("probatum", "claims", *where.inside.parts))
+    claims = tuple(claim.id for claim in importlib.import_module(module).CLAIMS)
     demand(claims == subject.card.claims, f"the card names claims {subject.card.claims}, the claim file runs {claims}")

@@ -69,7 +69,7 @@ def fresh_fingerprints(names: list[str]) -> dict[str, str]:
         from probatum import catalogue
 
         outside = [
-            str(catalogue.place(n).path) for n in wanted if catalogue.place(n).module.startswith("probatum_technique_")
+            str(catalogue.place(n).path) for n in wanted if catalogue.place(n).module.startswith(catalogue.ADDED)
         ]
         command = [sys.executable, "-m", "probatum.checks.fresh", json.dumps({"names": wanted, "files": outside})]
         run = subprocess.run(command, capture_output=True, text=True, check=False)

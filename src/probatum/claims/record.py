@@ -25,9 +25,9 @@ EVIDENCE = Path(__file__).with_name("evidence.json")
 def claims_of(name: str) -> tuple[Claim, ...]:
     """The claims of a technique, from ``claims/<slot>/<name>.py`` (or the file beside an outside technique)."""
     where = catalogue.place(name)
-    module = where.module.replace("probatum.techniques", "probatum.claims", 1)
-    if module == where.module:
+    if where.inside is None:
         raise InputError(f"{name} comes from outside the package ({where.path}) and brings no recorded claim")
+    module = ".".join(("probatum", "claims", *where.inside.parts))
     try:
         return tuple(importlib.import_module(module).CLAIMS)
     except ModuleNotFoundError as problem:
@@ -113,8 +113,8 @@ def _is_card(node: ast.Assign) -> bool:
 def _sources(name: str) -> str:
     where = catalogue.place(name)
     files = [where.path]
-    if catalogue.ROOT in where.path.parents:
-        files.append(Path(__file__).parent / where.path.relative_to(catalogue.ROOT))
+    if where.inside is not None:
+        files.append(Path(__file__).parent / where.inside.with_suffix(".py"))
     return digest_of(*(file.read_text(encoding="utf-8") for file in files if file.exists()))
 
 

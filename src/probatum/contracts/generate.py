@@ -3,7 +3,7 @@
 `x` are clean training rows (n, ...), `noise` is the standard deviation of the white noise that will have to be removed, `budget`
 the gradient steps and the batch size of the training, which is done when `entry` returns. What it returns is asked for
 
-- ``restore(b, operator) -> x``: rows from b = A x + noise, for a `probatum.numerics.restoration.Operator` (what is known of A:
+- ``restore(b, operator) -> x``: rows from b = A x + noise, for a `probatum.numerics.images.restoration.Operator` (what is known of A:
   ``apply``, ``adjoint``, and the kind ``"denoise"``, ``"inpaint"`` or ``"blur"``); rows are independent problems,
 - ``denoise(y) -> x``, the same with A = I, in one pass where that is possible.
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from probatum.numerics.restoration import Operator
+    from probatum.numerics.images.restoration import Operator
     from probatum.spec import Budget
 
 

@@ -11,7 +11,7 @@ baseline's rate, decay and schedule).
 - ``predict(x, task=None)`` gives logits (n, num_classes), -inf for classes not seen so far. `task` is the number of the
   stage that the rows belong to where tasks are told at prediction, else None.
 - ``stored_bytes()`` is what is kept between stages beyond one plain baseline network: exemplars in the bytes they really
-  take (`numerics.continual.Exemplars`), further weights, statistics. What can be worked out again from these does not
+  take (`numerics.continual.stages.Exemplars`), further weights, statistics. What can be worked out again from these does not
   count, nor what lives only while a stage is learned. A trial in which it exceeds the memory after a stage has failed.
 
 Optional: the attribute ``network`` (an `nn.Module`, whose numbers are counted as parameters, frozen ones too),

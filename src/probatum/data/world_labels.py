@@ -13,7 +13,7 @@ from probatum.data import library
 from probatum.data.world_features import features
 from probatum.data.worlds import World, classes_stay, only_words
 from probatum.errors import InputError
-from probatum.numerics import label_noise
+from probatum.numerics.labels import noise as label_noise
 from probatum.spec import Data, Part, Truth
 
 if TYPE_CHECKING:

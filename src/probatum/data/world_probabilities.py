@@ -11,7 +11,7 @@ from torch import Generator
 from probatum.data.world_features import features, network_scores
 from probatum.data.worlds import World, classes_stay, only_words
 from probatum.errors import InputError
-from probatum.numerics.label_noise import draw_labels
+from probatum.numerics.labels.noise import draw_labels
 from probatum.spec import Data, Truth
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ def matched(overlap: np.ndarray, right_class: np.ndarray, thresholds: Sequence[f
     """Return the share (n,) of thresholds at which a prediction counts: overlap enough and class right.
 
     Args:
-        overlap: (n,) with the box it was matched to, 0 where there is none (see `probatum.numerics.boxes.match_boxes`).
+        overlap: (n,) with the box it was matched to, 0 where there is none (see `probatum.numerics.images.boxes.match_boxes`).
         right_class: (n,) whether the class is that of its box.
         thresholds: one or more in [0, 1].
     """

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from probatum.measure.base import Measure
 from probatum.measure.quality import checked
-from probatum.numerics import kernel_calibration
-from probatum.numerics.reliability import (
+from probatum.numerics.calibration import kernel as kernel_calibration
+from probatum.numerics.calibration.reliability import (
     debiased_square,
     equal_mass,
     equal_width,

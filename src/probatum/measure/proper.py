@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr
 
-from probatum.numerics.reliability import equal_mass, equal_width
+from probatum.numerics.calibration.reliability import equal_mass, equal_width
 
 
 def log_loss(p: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import InputError
-from probatum.numerics.frozen import freeze
+from probatum.numerics.networks.frozen import freeze
 from probatum.spec import Spec
 from probatum.train import baselines
 from probatum.train.run import last_layer

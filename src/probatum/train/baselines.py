@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.tables import TableEncoder
+from probatum.numerics.tables.embedded_table import TableEncoder
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.train.baselines_language import Decoder

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from probatum.numerics.attention import CausalSelfAttention
+from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.spec import Spec
 
 SPREAD = 0.02

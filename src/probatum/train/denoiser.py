@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.numerics.restoration import Identity, Operator, admm
+from probatum.numerics.images.restoration import Identity, Operator, admm
 from probatum.spec import Budget
 
 PARAMETERS = 20_000

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probatum.numerics.restoration import Identity, Mask, binomial_blur
+from probatum.numerics.images.restoration import Identity, Mask, binomial_blur
 from probatum.spec import Budget
 from probatum.techniques.generate.learned_proximal_network import (
     LearnedProximalNetwork,

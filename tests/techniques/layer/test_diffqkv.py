@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probatum.numerics.attention import CausalSelfAttention
+from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.spec import Spec
 from probatum.techniques.layer.diffqkv import (
     Cache,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
-from probatum.numerics.hypernet import Layout, call, supplier_of, withdraw
+from probatum.numerics.hypernetworks.hypernet import Layout, call, supplier_of, withdraw
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import hypernet_kit

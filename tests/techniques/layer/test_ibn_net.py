@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
-from probatum.numerics.blocks import blocks_in, stages_of
+from probatum.numerics.networks.residual_blocks import blocks_in, stages_of
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import ibn_net

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
-from probatum.numerics.hypernet import Layout, supplier_of, withdraw
+from probatum.numerics.hypernetworks.hypernet import Layout, supplier_of, withdraw
 from probatum.recipe import Training
 from probatum.techniques.layer import mip_hypernet
 from probatum.techniques.layer.mip_hypernet import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.checks.subject import toy
-from probatum.numerics.backbone import Backbone
+from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.knn_augmented import Store, augment, fit, fit_head, knn_loss, mix, votes
 

@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from probatum.checks.subject import toy
-from probatum.numerics.backbone import Backbone
+from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner import off_the_shelf_features as shelf
 from probatum.techniques.learner.off_the_shelf_features import (

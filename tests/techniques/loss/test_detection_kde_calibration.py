@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from probatum.numerics.kernel_calibration import kernel_calibration_error
+from probatum.numerics.calibration.kernel import kernel_calibration_error
 from probatum.techniques.loss.detection_kde_calibration import (
     THRESHOLDS,
     KernelCalibrationLoss,

@@ -12,7 +12,7 @@ from torch import nn
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.recipe import Training
 from probatum.techniques.method.cyclical_curriculum import (
     CyclicalCurriculum,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from probatum.numerics.attention import CausalMixing, CausalSelfAttention
+from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
 from probatum.spec import Spec
 from probatum.techniques.method.ssa import (
     SubsampledAttention,

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kendalltau, rankdata
 from torch import Tensor
 
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.techniques.posthoc.utility_probability import (
     MAPS,
     UtilityProbability,

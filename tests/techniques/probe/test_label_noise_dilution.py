@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from probatum.data.open import open_dataset
-from probatum.numerics.label_noise import diluted_law, survives
+from probatum.numerics.labels.noise import diluted_law, survives
 from probatum.techniques.probe.label_noise_dilution import (
     confused,
     dilute,

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from probatum.numerics.annotation import SimulatedAnnotator
+from probatum.numerics.labels.annotators import SimulatedAnnotator
 from probatum.techniques.select import relabel
 from probatum.techniques.select.relabel import (
     boxes_differ,

@@ -18,8 +18,8 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
-from probatum.numerics.crowd import Crowd
-from probatum.techniques.acquire.amplified_labeling import amplify, audit
+from probatum.techniques.acquire.amplified_labeling.amplified_labeling import amplify, audit
+from probatum.techniques.acquire.amplified_labeling.crowd import Crowd
 from probatum.train.streams import stream
 
 SETTINGS = {"sample": 400, "rounds": 4, "exhaustive": 300, "held_out": 0.6, "confidence": 0.8, "lost": 0.02}

@@ -14,7 +14,7 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library, subset
-from probatum.numerics.prefix import Prefix, kept_units
+from probatum.numerics.networks.prefix import Prefix, kept_units
 from probatum.recipe import Training
 from probatum.spec import Data, Spec
 

@@ -16,7 +16,7 @@ from probatum.claims.tools import fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.techniques.explain.deeplift import deeplift
+from probatum.techniques.explain.deeplift.deeplift import deeplift
 from probatum.train.loop import outputs
 
 PAIRS = ((8, 3), (8, 6), (9, 1), (4, 1), (3, 2), (9, 4), (5, 3), (7, 1), (6, 0), (2, 7))

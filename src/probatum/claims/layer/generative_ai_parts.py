@@ -19,9 +19,9 @@ from probatum.claims.language import shakespeare
 from probatum.claims.tools import mean
 from probatum.data.library import root
 from probatum.errors import InputError
-from probatum.numerics.subwords import Vocabulary, learn, log_likelihood
 from probatum.spec import Spec
-from probatum.techniques.layer.generative_ai_parts import StairCache, apply
+from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import StairCache, apply
+from probatum.techniques.layer.generative_ai_parts.subwords import Vocabulary, learn, log_likelihood
 from probatum.train.baselines_language import Decoder
 from probatum.train.loop import rate_factor
 from probatum.train.streams import seeded, stream
@@ -108,7 +108,7 @@ def stair_cost(net: Decoder, slopes: str, ids: Tensor, stair: Sequence[tuple[int
 
 
 def _with_stair(attention: torch.nn.Module, slopes: str, stair: Sequence[tuple[int, int]]) -> torch.nn.Module:
-    from probatum.numerics.attention import CausalMixing
+    from probatum.numerics.attention.causal import CausalMixing
 
     attention.attend = CausalMixing()
     apply(torch.nn.Sequential(attention), slopes=slopes, stair=stair, group=GROUP)

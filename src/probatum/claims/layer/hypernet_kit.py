@@ -12,7 +12,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.measure.calibration import calibration
-from probatum.numerics.hypernet import Layout
+from probatum.numerics.hypernetworks.hypernet import Layout
 from probatum.spec import Data
 from probatum.techniques.layer.hypernet_kit import Hypernetwork, WeightGenerator
 from probatum.train.streams import seeded, stream

@@ -12,7 +12,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library
 from probatum.spec import Part
-from probatum.techniques.layer.sparsemax import sparsemax, sparsemax_loss
+from probatum.techniques.layer.sparsemax.sparsemax import sparsemax, sparsemax_loss
 from probatum.train.baselines import AttentionText
 from probatum.train.streams import stream
 

@@ -18,9 +18,9 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
-from probatum.numerics.approximate import Losses
-from probatum.numerics.drawn import Drawn
-from probatum.numerics.members import class_losses, member_losses
+from probatum.numerics.posterior.approximations import Losses
+from probatum.numerics.posterior.ensembles import class_losses, member_losses
+from probatum.numerics.posterior.predictors import Drawn
 from probatum.spec import Budget, Data, Optimisation
 from probatum.techniques.learner.flat_seeking_bnn import fit, worst_nearby
 from probatum.train.loop import rate_factor

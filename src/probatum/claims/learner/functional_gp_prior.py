@@ -16,7 +16,9 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library
-from probatum.numerics.functional_prior import (
+from probatum.numerics.posterior.stacked import RealPredictive
+from probatum.techniques.learner.functional_gp_prior.functional_gp_prior import Inputs, process_for, sample_posterior
+from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     GaussianPrior,
     Perceptron,
     measurement_points,
@@ -24,8 +26,6 @@ from probatum.numerics.functional_prior import (
     tune_prior,
     wasserstein,
 )
-from probatum.numerics.posterior import RealPredictive
-from probatum.techniques.learner.functional_gp_prior import Inputs, process_for, sample_posterior
 from probatum.train.streams import stream
 
 WIDTH, STEPS, BATCH, ROWS = 50, 2000, 32, 600

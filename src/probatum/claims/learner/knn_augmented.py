@@ -16,7 +16,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
-from probatum.numerics.backbone import Backbone
+from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Data
 from probatum.techniques.learner.knn_augmented import augment
 from probatum.train.streams import stream

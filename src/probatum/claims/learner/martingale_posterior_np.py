@@ -16,7 +16,8 @@ from torch import Tensor
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.numerics.neural_process import (
+from probatum.techniques.learner.martingale_posterior_np.martingale_posterior_np import fit_tasks
+from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     Context,
     LatentProcess,
     MartingaleProcess,
@@ -24,8 +25,7 @@ from probatum.numerics.neural_process import (
     joint_log_likelihood,
     spread,
 )
-from probatum.numerics.table_priors import gp_prior
-from probatum.techniques.learner.martingale_posterior_np import fit_tasks
+from probatum.techniques.learner.pfn.prior import gp_prior
 from probatum.train.streams import seeded, stream
 
 POINTS, LEAST, MOST = 50, 3, 47

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
-from probatum.numerics.backbone import Backbone
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.networks.backbone import Backbone
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.learner.off_the_shelf_features import Machines, extract, off_the_shelf, unit
 from probatum.train.streams import seeded, stream
 

@@ -20,11 +20,11 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import fit, mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
-from probatum.numerics.bar_distribution import borders_of
-from probatum.numerics.prior_fitted import Limits, PriorFitted, fit_prior
-from probatum.numerics.table_priors import gp_prior
 from probatum.spec import Budget, Data
-from probatum.techniques.learner.pfn import fit as answer
+from probatum.techniques.learner.pfn.bar_distribution import borders_of
+from probatum.techniques.learner.pfn.network import Limits, PriorFitted, fit_prior
+from probatum.techniques.learner.pfn.pfn import fit as answer
+from probatum.techniques.learner.pfn.prior import gp_prior
 from probatum.train.loop import outputs
 from probatum.train.streams import seeded, stream
 

@@ -1,6 +1,6 @@
 """Trains the network that the technique `pfn` brings for tables: ``python -m probatum.claims.learner.pfn_tables FILE MINUTES``.
 
-It sees drawn tables alone (`probatum.numerics.table_priors.table_prior`), never a real one.
+It sees drawn tables alone (`probatum.techniques.learner.pfn.prior.table_prior`), never a real one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from probatum.numerics.prior_fitted import Limits, PriorFitted, fit_prior, save
-from probatum.numerics.table_priors import table_prior
+from probatum.techniques.learner.pfn.network import Limits, PriorFitted, fit_prior, save
+from probatum.techniques.learner.pfn.prior import table_prior
 
 LIMITS = Limits(features=32, rows=256, outputs=10, classes=True)
 BATCH, ROWS, RATE, SEED = 8, 192, 8e-4, 7

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.numerics.bayes_opt import maximise
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
-from probatum.techniques.learner.probabilistic_toolkit import fit
+from probatum.techniques.learner.probabilistic_toolkit.bayes_opt import maximise
+from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import fit
 from probatum.train.loop import rate_factor
 from probatum.train.streams import seeded, stream
 

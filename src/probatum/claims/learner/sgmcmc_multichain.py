@@ -17,9 +17,23 @@ from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.numerics.langevin import Paths, forces, free_energy, mean_passage, mueller_brown, occupancy, simulate
-from probatum.numerics.posterior import Stacked
-from probatum.techniques.learner.sgmcmc_multichain import Observed, energies, force_losses, observe, sample_chains
+from probatum.numerics.posterior.stacked import Stacked
+from probatum.techniques.learner.sgmcmc_multichain.langevin import (
+    Paths,
+    forces,
+    free_energy,
+    mean_passage,
+    mueller_brown,
+    occupancy,
+    simulate,
+)
+from probatum.techniques.learner.sgmcmc_multichain.sgmcmc_multichain import (
+    Observed,
+    energies,
+    force_losses,
+    observe,
+    sample_chains,
+)
 from probatum.train.streams import seeded, stream
 
 TEN = tuple(range(101, 111))

@@ -15,8 +15,21 @@ from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.numerics.zero_shot import class_accuracy, csls, generalised, hubness, propagate, seen_unseen_area
-from probatum.techniques.learner.zero_shot_toolkit import METHODS, Descriptions, check_disjoint, choose_penalty, scorer
+from probatum.techniques.learner.zero_shot_toolkit.zero_shot import (
+    class_accuracy,
+    csls,
+    generalised,
+    hubness,
+    propagate,
+    seen_unseen_area,
+)
+from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
+    METHODS,
+    Descriptions,
+    check_disjoint,
+    choose_penalty,
+    scorer,
+)
 from probatum.train.streams import stream
 
 STROKES = (

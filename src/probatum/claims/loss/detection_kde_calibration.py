@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.measure.boxes import detection_calibration_error, matched
-from probatum.numerics.boxes import iou, match_boxes
+from probatum.numerics.images.boxes import iou, match_boxes
 from probatum.techniques.loss.detection_kde_calibration import THRESHOLDS, detection_penalty
 
 SIDE, CELLS, MOST, CLASSES = 24, 3, 2, 10

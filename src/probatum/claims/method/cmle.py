@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.techniques.method.cmle import balanced_nll
+from probatum.techniques.method.cmle.cmle import balanced_nll
 from probatum.train.streams import seeded, stream
 
 ROWS, STEPS, BATCH, RATE, LOOK = 1000, 600, 128, 1e-3, 20

@@ -14,7 +14,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
-from probatum.techniques.method.ghn2 import GraphHypernet, put, random_net, run_with, train_hypernet
+from probatum.techniques.method.ghn2.ghn2 import GraphHypernet, put, random_net, run_with, train_hypernet
 from probatum.train.streams import stream
 
 POOL, STEPS, META_BATCH, BATCH, RATE = 100, 600, 4, 48, 3e-3

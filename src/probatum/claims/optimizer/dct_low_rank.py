@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.language import CharTransformer, next_character_loss, shakespeare, train_language
 from probatum.claims.tools import mean
-from probatum.numerics.adam import adamw_update
+from probatum.numerics.optimisation.adamw import adamw_update
 from probatum.techniques.optimizer.dct_low_rank import DctLowRank, basis_matrix, best_columns
 from probatum.train.streams import seeded
 

@@ -11,7 +11,7 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.language import MakeOptimizer, next_character_loss, shakespeare, train_language
 from probatum.claims.tools import mean
-from probatum.numerics.adam import state_bytes
+from probatum.numerics.optimisation.adamw import state_bytes
 from probatum.techniques.optimizer.scale_optimizer import ScaleOptimizer, gradient_variances
 from probatum.train.streams import stream
 

@@ -14,10 +14,10 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import fit, mean
 from probatum.data.library import library, subset
 from probatum.measure.calibration import calibration
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.techniques.posthoc.h_calibration import CALIBRATORS, HCalibration
+from probatum.techniques.posthoc.h_calibration.h_calibration import CALIBRATORS, HCalibration
 from probatum.train.loop import outputs
 
 TRAINING = Training(epochs=20, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant", select="last")

@@ -18,7 +18,7 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.seq2seq import EOS, PAD, Seq2Seq, Written, fit_pairs, padded
 from probatum.claims.tools import mean
-from probatum.numerics.cascade import (
+from probatum.techniques.probe.lm_cascade.cascade import (
     Tokens,
     audc,
     chow_average,
@@ -30,7 +30,7 @@ from probatum.numerics.cascade import (
     quantile_features,
     tokens,
 )
-from probatum.techniques.probe.lm_cascade import DeferralRule
+from probatum.techniques.probe.lm_cascade.lm_cascade import DeferralRule
 from probatum.train.streams import seeded, stream
 
 BETWEEN, DIGITS, LETTERS = 1, 3, 13

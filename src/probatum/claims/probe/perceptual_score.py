@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Part
 from probatum.techniques.probe.perceptual_score import Draws, perceptual_scores
 from probatum.train.streams import seeded, stream

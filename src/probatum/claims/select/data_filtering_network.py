@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
-from probatum.numerics.contrastive import TwoTowers, fit_pairs
-from probatum.techniques.select.data_filtering_network import check_apart, keep_top
+from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs
+from probatum.techniques.select.data_filtering_network.data_filtering_network import check_apart, keep_top
 from probatum.train.streams import seeded, stream
 
 MISMATCHED = 0.6

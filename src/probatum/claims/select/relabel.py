@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
-from probatum.numerics.annotation import SimulatedAnnotator
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.labels.annotators import SimulatedAnnotator
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.select.relabel import clean, find_suspects, predict
 from probatum.train.streams import seeded, stream
 

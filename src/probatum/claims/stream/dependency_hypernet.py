@@ -20,8 +20,8 @@ from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.measure.continual import continual
 from probatum.spec import Budget, Optimisation, Part, Stage
-from probatum.techniques.stream.class_incremental import ClassIncremental
-from probatum.techniques.stream.dependency_hypernet import DependencyHypernet
+from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
+from probatum.techniques.stream.dependency_hypernet.dependency_hypernet import DependencyHypernet
 from probatum.train.streams import seeded, stream
 
 BENCHMARKS = ("split", "permuted")

@@ -14,10 +14,10 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.frozen_stream import CLASSES, FEATURES, WIDTH, FrozenStream
 from probatum.claims.tools import mean
-from probatum.numerics.codebooks import overlap, touched
 from probatum.spec import Budget, Optimisation
-from probatum.techniques.stream.class_incremental import ClassIncremental
-from probatum.techniques.stream.discrete_kv_bottleneck import KeyValueLearner
+from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
+from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import overlap, touched
+from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import KeyValueLearner
 from probatum.train.streams import seeded, stream
 
 BUDGET = Budget(500, 64, 25)

@@ -15,7 +15,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.frozen_stream import ALL_BUT_LAST, CLASSES, STAGES, WIDTH, FrozenStream, Learner
 from probatum.claims.tools import mean
 from probatum.spec import Budget, Optimisation
-from probatum.techniques.stream.class_incremental import ClassIncremental
+from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.recall import Recall
 from probatum.train.streams import seeded, stream
 

@@ -23,9 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics import acquisition as parts
-from probatum.numerics.fitting import fit_network
-from probatum.numerics.last_features import last_features
+from probatum.numerics.labels import acquisition as parts
+from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Pool
 
 CARD = Card(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from probatum.card import Card
-from probatum.numerics.attribution import pick, require_eval, require_float
+from probatum.numerics.explanation.attribution import pick, require_eval, require_float
 
 CARD = Card(
     paper="arXiv:1511.04599",

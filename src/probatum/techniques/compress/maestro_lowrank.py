@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.prefix import kept_units
+from probatum.numerics.networks.prefix import kept_units
 
 CARD = Card(
     paper="arXiv:2308.14929",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.prefix import Prefix
+from probatum.numerics.networks.prefix import Prefix
 
 CARD = Card(
     paper="arXiv:2309.00255",

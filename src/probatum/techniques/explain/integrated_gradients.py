@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.attribution import per_row, pick, reference_like, require_eval, require_float
+from probatum.numerics.explanation.attribution import per_row, pick, reference_like, require_eval, require_float
 from probatum.spec import Explanation, Spec
 
 CARD = Card(

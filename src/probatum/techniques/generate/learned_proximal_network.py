@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.restoration import Identity, Operator, Solution, admm, conjugate_gradients, dot, pgd
+from probatum.numerics.images.restoration import Identity, Operator, Solution, admm, conjugate_gradients, dot, pgd
 from probatum.spec import Budget
 
 CARD = Card(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.attention import CausalMixing, CausalSelfAttention, Rotary
+from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention, Rotary
 
 CARD = Card(
     paper="arXiv:2501.13629",
@@ -139,7 +139,7 @@ class DiffQKVAttention(nn.Module):
 
     Attributes:
         query, key, value, out: `nn.Linear`.
-        rotary, attend: as in `numerics.attention.CausalSelfAttention`; `attend` sees n_q heads of each.
+        rotary, attend: as in `numerics.attention.causal.CausalSelfAttention`; `attend` sees n_q heads of each.
 
     Raises:
         ValueError: numbers of heads that do not divide, or a size or number below 1.

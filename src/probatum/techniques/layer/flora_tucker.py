@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.frozen import freeze
-from probatum.numerics.roles import find_last_layer
+from probatum.numerics.networks.frozen import freeze
+from probatum.numerics.networks.roles import find_last_layer
 
 CARD = Card(
     paper="arXiv:2405.14739",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.hypernet import (
+from probatum.numerics.hypernetworks.hypernet import (
     Layout,
     Supplier,
     Trunk,
@@ -376,7 +376,7 @@ def apply(
     """Let one hypernetwork make the weights of a network's linear maps and convolutions, in place.
 
     Args:
-        net: the network; `numerics.hypernet.withdraw` puts the made weights back as ordinary ones.
+        net: the network; `numerics.hypernetworks.hypernet.withdraw` puts the made weights back as ordinary ones.
         head: "once", "heads", "components" or "chunks", as in `WeightGenerator`.
         condition: "static", one learned vector; "noise", N(0, 1) drawn every training pass.
         inputs: its size, >= 1.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.blocks import Block, blocks_in, pairs_in, stages_of
+from probatum.numerics.networks.residual_blocks import Block, blocks_in, pairs_in, stages_of
 
 CARD = Card(
     paper="arXiv:1807.09441",

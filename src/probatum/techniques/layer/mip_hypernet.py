@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.hypernet import (
+from probatum.numerics.hypernetworks.hypernet import (
     Layout,
     Supplier,
     Trunk,
@@ -33,7 +33,7 @@ from probatum.numerics.hypernet import (
     layer_weights,
     supply,
 )
-from probatum.numerics.roles import find_last_layer
+from probatum.numerics.networks.roles import find_last_layer
 
 CARD = Card(
     paper="arXiv:2304.07645",

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.blocks import Pair, blocks_in
-from probatum.numerics.frozen import freeze
-from probatum.numerics.roles import find_last_layer
+from probatum.numerics.networks.frozen import freeze
+from probatum.numerics.networks.residual_blocks import Pair, blocks_in
+from probatum.numerics.networks.roles import find_last_layer
 
 CARD = Card(
     paper="arXiv:1705.08045",

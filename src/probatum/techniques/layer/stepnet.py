@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.blocks import Block, blocks_in
+from probatum.numerics.networks.residual_blocks import Block, blocks_in
 
 CARD = Card(
     paper="arXiv:2308.09939",

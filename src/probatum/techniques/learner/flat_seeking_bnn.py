@@ -20,10 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.approximate import Losses, fit_mean_field, fit_sgld, fit_swag, plain_gradient, repeated
-from probatum.numerics.drawn import Drawn, Factory, losses_for, residual_noise, started, with_dropout, with_variance
-from probatum.numerics.members import Members, train_members
-from probatum.numerics.posterior import Posterior, own_draws
+from probatum.numerics.posterior.approximations import (
+    Losses,
+    fit_mean_field,
+    fit_sgld,
+    fit_swag,
+    plain_gradient,
+    repeated,
+)
+from probatum.numerics.posterior.ensembles import Members, train_members
+from probatum.numerics.posterior.predictors import (
+    Drawn,
+    Factory,
+    losses_for,
+    residual_noise,
+    started,
+    with_dropout,
+    with_variance,
+)
+from probatum.numerics.posterior.stacked import Posterior, own_draws
 from probatum.spec import Budget, Data, Optimisation
 
 CARD = Card(
@@ -49,7 +64,7 @@ def ascended(weights: Tensor, gradient: Tensor, rho: float) -> Tensor:
 
 
 def flat_gradient(members: Members, rho: float) -> Callable[[Losses, Tensor], Tensor]:
-    """A gradient for `numerics.members` and `numerics.approximate`, taken at the worst weights nearby.
+    """A gradient for `numerics.posterior.ensembles` and `numerics.posterior.approximations`, taken at the worst weights nearby.
 
     Both passes draw the same dropout masks from torch's global stream; batch norms gather statistics in the first alone.
     """

@@ -21,10 +21,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.fitting import fit_network
-from probatum.numerics.last_features import head_of, last_features
-from probatum.numerics.layers import ACTIVATIONS, choose_layers, hidden_layers, pooled
-from probatum.numerics.softmax_regression import Linear, fit_softmax, standardiser
+from probatum.numerics.networks.last_features import head_of, last_features
+from probatum.numerics.networks.layer_outputs import ACTIVATIONS, choose_layers, hidden_layers, pooled
+from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax, standardiser
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.backbone import Backbone, backbone
+from probatum.numerics.networks.backbone import Backbone, backbone
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -282,7 +282,7 @@ def fit(
 
     Args:
         data: one split.
-        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.backbone.backbone`.
+        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.networks.backbone.backbone`.
         training: "plain", "regularise" or "focal".
         strength: of the latter two, at least 0.
 

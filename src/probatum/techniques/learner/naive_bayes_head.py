@@ -21,9 +21,9 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.backbone import Backbone, backbone
-from probatum.numerics.softmax_regression import fit_softmax
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.temperature import fit_temperature
+from probatum.numerics.networks.backbone import Backbone, backbone
+from probatum.numerics.optimisation.softmax_regression import fit_softmax
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -259,7 +259,7 @@ def fit(
 
     Args:
         data: one split; validation rows set the temperature of the scores (naive Bayes is over-confident).
-        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.backbone.backbone`.
+        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.networks.backbone.backbone`.
         head: "naive-bayes", "logistic" or "auto" (the one with the lower cross-validated error).
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.tables import TableEncoder
+from probatum.numerics.tables.embedded_table import TableEncoder
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.backbone import Backbone, backbone
-from probatum.numerics.last_features import last_features
-from probatum.numerics.layers import choose_layers, hidden_layers, pooled
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.temperature import fit_temperature
+from probatum.numerics.networks.backbone import Backbone, backbone
+from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers, pooled
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -334,7 +334,7 @@ def fit(
 
     Args:
         data: one split; validation rows set the temperature of the scores.
-        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.backbone.backbone`.
+        budget, generator, model_factory, optimisation, pretrained, source: see `probatum.numerics.networks.backbone.backbone`.
         layers, penalties, augment, power: see `off_the_shelf`.
 
     Raises:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.kernel_calibration import best_bandwidth, conditional_mean, kernel_calibration_error
+from probatum.numerics.calibration.kernel import best_bandwidth, conditional_mean, kernel_calibration_error
 
 CARD = Card(
     paper="arXiv:2312.06645",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.fitting import fit_network, row_losses
+from probatum.numerics.optimisation.fit_network import fit_network, row_losses
 
 CARD = Card(
     paper="arXiv:2202.05531",

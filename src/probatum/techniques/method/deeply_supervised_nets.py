@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.layers import choose_layers, hidden_layers, pooled
+from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers, pooled
 
 if TYPE_CHECKING:
     from types import TracebackType

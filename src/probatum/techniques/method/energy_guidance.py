@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.roles import named_module
+from probatum.numerics.networks.roles import named_module
 
 CARD = Card(
     paper="arXiv:2303.11932",

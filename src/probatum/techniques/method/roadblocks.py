@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.last_features import last_features
+from probatum.numerics.networks.last_features import last_features
 from probatum.spec import Spec
 
 CARD = Card(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.attention import CausalMixing
+from probatum.numerics.attention.causal import CausalMixing
 from probatum.spec import Spec
 
 CARD = Card(
@@ -150,7 +150,7 @@ class SubsampledMixing(nn.Module):
 class SubsampledAttention:
     """Training with subsampled attention: a method on the bench, `attach` and `detach` in plain code.
 
-    It takes the place of every `numerics.attention.CausalMixing` of a network and gives it back at the end.
+    It takes the place of every `numerics.attention.causal.CausalMixing` of a network and gives it back at the end.
 
     Args:
         ratio: r, tokens over sources, in [1, tokens]; 1 = dense, bit for bit.
@@ -168,7 +168,7 @@ class SubsampledAttention:
         TypeError: a network without such attention.
 
     Example:
-        >>> from probatum.numerics.attention import CausalSelfAttention
+        >>> from probatum.numerics.attention.causal import CausalSelfAttention
         >>> net = nn.Sequential(CausalSelfAttention(16, 4))
         >>> ssa = SubsampledAttention(ratio=4.0).attach(net)
         >>> x = torch.ones(2, 8, 16).cumsum(dim=1)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.adam import adamw_update, dense_real, state_bytes
-from probatum.numerics.matrices import as_matrix, widened
-from probatum.numerics.roles import parameter_roles
+from probatum.numerics.networks.roles import parameter_roles
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.matrices import as_matrix, widened
 
 CARD = Card(
     paper="arXiv:2509.24218",
@@ -132,7 +132,7 @@ class Conda(torch.optim.Optimizer):
         """Conda for a model's matrices (last layer included), AdamW for its embeddings and vectors.
 
         Args:
-            model: roles are found by module type and dimension (`numerics.roles.parameter_roles`).
+            model: roles are found by module type and dimension (`numerics.networks.roles.parameter_roles`).
             roles: parameter name -> matrix, last, embedding or vector, where the finding is wrong.
 
         For the others see the class.

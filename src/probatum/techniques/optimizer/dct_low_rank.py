@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.adam import adamw_update, dense_real, state_bytes
-from probatum.numerics.matrices import as_matrix, widened
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.matrices import as_matrix, widened
 
 CARD = Card(
     paper="arXiv:2505.17967",

@@ -6,7 +6,7 @@ Computes  U = G / max(rms of G over its inputs, 1e-8), W <- (1 - lr wd) W - lr U
 Shapes    weights (C_out, ...) as (C_out, rest); state: one number a weight of the last layer, two a vector's
 Departs   1. vectors take the standard AdamW; the published code adds eps before the bias correction instead of after
           2. a weight tied between embedding and last layer is treated as last layer
-          3. "max" and "singular" are scaled as `numerics.matrices.normalise` says, for the ablation of normalisations
+          3. "max" and "singular" are scaled as `numerics.optimisation.matrices.normalise` says, for the ablation of normalisations
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.adam import adamw_update, dense_real, state_bytes
-from probatum.numerics.matrices import NORMALISATIONS, as_matrix, normalise, widened
-from probatum.numerics.roles import ROLES, parameter_roles
+from probatum.numerics.networks.roles import ROLES, parameter_roles
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.matrices import NORMALISATIONS, as_matrix, normalise, widened
 
 CARD = Card(
     paper="arXiv:2506.16659",
@@ -70,7 +70,7 @@ class ScaleOptimizer(torch.optim.Optimizer):
         weight_decay: decoupled, >= 0.
         momentum: of the last layer, in [0, 1).
         momentum_on: "last", "all" or "none" (ablations).
-        normalisation: out of `numerics.matrices.NORMALISATIONS` (ablations); the paper's is "row".
+        normalisation: out of `numerics.optimisation.matrices.NORMALISATIONS` (ablations); the paper's is "row".
         betas, eps: AdamW's, for vectors.
 
     Raises:
@@ -151,7 +151,7 @@ class ScaleOptimizer(torch.optim.Optimizer):
         """SCALE for all trainable parameters of a model.
 
         Args:
-            model: roles are found by module type and dimension (`numerics.roles.parameter_roles`).
+            model: roles are found by module type and dimension (`numerics.networks.roles.parameter_roles`).
             last_layer: module, or its name; None = the last linear layer, or else convolution.
             roles: parameter name -> role, where the finding is wrong.
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.reliability import equal_mass, equal_width, ks_error, largest_gap, mean_gap
-from probatum.numerics.temperature import fit_temperature
+from probatum.numerics.calibration.reliability import equal_mass, equal_width, ks_error, largest_gap, mean_gap
+from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.spec import Data, Spec
 
 CARD = Card(

@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.label_noise import check_alpha, check_law, draw_labels, survives
+from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
 from probatum.spec import Data
 
 CARD = Card(

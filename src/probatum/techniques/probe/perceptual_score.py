@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Data, Spec
 
 CARD = Card(

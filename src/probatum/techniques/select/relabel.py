@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.annotation import Annotator, Change, binomial_interval
-from probatum.numerics.boxes import iou
-from probatum.numerics.fitting import fit_network
+from probatum.numerics.images.boxes import iou
+from probatum.numerics.labels.annotators import Annotator, Change, binomial_interval
+from probatum.numerics.optimisation.fit_network import fit_network
 
 CARD = Card(
     paper="arXiv:2302.04391",

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.continual import class_mask, evaluate, masked, module_bytes, train_stage
-from probatum.numerics.continual_learners import Settings
-from probatum.numerics.frozen_features import FrozenFeatures
+from probatum.numerics.continual.frozen_features import FrozenFeatures
+from probatum.numerics.continual.learners import Settings
+from probatum.numerics.continual.stages import class_mask, evaluate, masked, module_bytes, train_stage
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 CARD = Card(

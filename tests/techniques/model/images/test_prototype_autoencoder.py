@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
-from probatum.numerics.image_codes import halvings
+from probatum.numerics.images.codes import halvings
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.model.images import prototype_autoencoder

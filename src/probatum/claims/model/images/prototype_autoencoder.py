@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
-from probatum.numerics.image_codes import make_encoder
+from probatum.numerics.images.codes import make_encoder
 from probatum.recipe import Training
 from probatum.spec import Data, Spec
 from probatum.techniques.model.images.prototype_autoencoder import (

@@ -15,9 +15,9 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
-from probatum.numerics.dtw import dtw
 from probatum.recipe import Training
 from probatum.spec import Data, Part
+from probatum.techniques.model.series.fcn_tsc.dtw import dtw
 
 ARMS = {"fcn": "fcn-tsc(width=32)", "mlp": "fcn-tsc(kind='mlp')"}
 RATES = {"fcn": 1e-3, "mlp": 1e-4}

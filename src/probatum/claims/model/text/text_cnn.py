@@ -15,10 +15,10 @@ from probatum.bench.statistics import paired
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library
-from probatum.numerics.word_vectors import ppmi_vectors
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.model.text.text_cnn import build
+from probatum.techniques.model.text.text_cnn.text_cnn import build
+from probatum.techniques.model.text.text_cnn.word_vectors import ppmi_vectors
 from probatum.train.streams import stream
 
 WIDTH, FILTERS = 100, 64

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.image_codes import CODE, halvings, make_decoder, make_encoder
+from probatum.numerics.images.codes import CODE, halvings, make_decoder, make_encoder
 from probatum.spec import Spec
 
 CARD = Card(

@@ -1,0 +1,82 @@
+"""Where a learner on frozen features takes them from: a network trained on the same rows, one pretrained elsewhere, or the
+inputs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from probatum.numerics.networks.last_features import head_of, last_features
+from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.spec import Budget, Data, Optimisation
+
+SOURCES = ("auto", "network", "pretrained", "raw")
+
+
+@dataclass
+class Backbone:
+    """Rows (n, ...) -> features (n, d), detached.
+
+    Attributes:
+        network: the frozen network in evaluation mode; None = the inputs, flattened.
+        passes: examples that it was trained on here, with repetition.
+    """
+
+    network: nn.Module | None
+    passes: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.network is None:
+            return x.flatten(1).float()
+        return last_features(self.network, x).features
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the network itself says, (n, outputs); ValueError without one."""
+        if self.network is None:
+            raise ValueError("raw features have no network that could say anything; use another source")
+        return last_features(self.network, x).logits
+
+
+def backbone(
+    data: Data,
+    budget: Budget,
+    generator: torch.Generator,
+    model_factory: Callable[[], nn.Module],
+    optimisation: Optimisation,
+    pretrained: bool,
+    source: str = "auto",
+) -> Backbone:
+    """The features' source, trained where it has to be.
+
+    Args:
+        data: one split; only training rows are used.
+        budget: steps and batch size of a network trained here.
+        generator: its batch orders.
+        model_factory: networks (n, ...) -> (n, outputs) with a linear last layer.
+        optimisation: its learning rate is used.
+        pretrained: whether `model_factory` gives networks that were trained elsewhere.
+        source: "network" (trained on these rows), "pretrained" (as it comes), "raw" (numbers as they are), or "auto":
+            pretrained where there is such a network, else network.
+
+    Raises:
+        ValueError: an unknown source, "pretrained" without such a network, or "raw" for token ids.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source is {source!r}; use one of {', '.join(SOURCES)}")
+    if source == "raw":
+        if not data.train.x.is_floating_point():
+            raise ValueError("source is 'raw', but token ids are no features; use 'network'")
+        return Backbone(None)
+    if source == "pretrained" and not pretrained:
+        raise ValueError(
+            "source is 'pretrained', but no pretrained network was given; give data or weights to start from"
+        )
+    net = model_factory()
+    head_of(net)
+    if pretrained and source != "network":
+        return Backbone(net.eval().requires_grad_(False))
+    fit_network(net, data.train.x, data.train.y, budget.steps, budget.batch_size, optimisation.lr, generator)
+    return Backbone(net.requires_grad_(False), float(budget.steps * budget.batch_size))

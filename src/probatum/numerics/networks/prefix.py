@@ -1,0 +1,319 @@
+"""Sub-networks that are prefixes: every layer runs on its first units only, in place, and can be cut out for good."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.numerics.attention.causal import CausalSelfAttention
+
+CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def kept_units(share: float, units: int) -> int:
+    """How many of `units` a share in (0, 1] keeps: rounded up, so at least one."""
+    return max(1, math.ceil(share * units - 1e-9))
+
+
+class Prefix:
+    """A network whose hidden layers can be run on a share of their units, between `patch` and `release`.
+
+    Linear layers, convolutions without groups, batch norm and layer norm are cut; a layer's inputs follow from what it is
+    given, so that residual branches of equal width stay equal. Of causal self-attention whole heads are cut, and its output
+    stays as wide as the stream it is added to. The network's own outputs are never cut.
+
+    Args:
+        net: the network; it keeps its modules and parameters.
+        example: a few inputs, on which widths are found and checked.
+        share: the smallest that will be asked for; it is tried.
+        layers: names of linear layers and convolutions whose outputs are cut; None = all hidden ones, or, where their widths
+            are bound to an embedding's, those of other widths.
+        blocks: name of an `nn.Sequential` or `nn.ModuleList` of blocks that keep the shape, of which a share keeps the first
+            ones; None = depth stays.
+
+    Attributes:
+        share: what the network runs on now.
+        cut: name -> size of a unit, of the layers whose outputs are cut.
+
+    Raises:
+        ValueError: convolutions with groups or another padding than zeros; widths that do not fit together; names that are no
+            such layer.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        example: Tensor,
+        share: float,
+        layers: Sequence[str] | None = None,
+        blocks: str | None = None,
+    ) -> None:
+        self.net, self.share, self.example = net, 1.0, example
+        self.seen: dict[str, tuple[int, int]] = {}
+        self.statistics: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
+        self._patched: list[nn.Module] = []
+        self._recording: dict[str, list[tuple[Tensor, Tensor]]] | None = None
+        self.blocks = {} if blocks is None else _blocks_of(net, blocks)
+        tried = None
+        for cut in _candidates(net, layers):
+            self.cut = cut
+            tried = self._problem(share)
+            if tried is None:
+                break
+        if tried is not None:
+            raise ValueError(
+                f"the layers of {type(net).__name__} do not fit together when cut ({tried}); name those to cut: layers=[...]"
+            )
+
+    def _problem(self, share: float) -> str | None:
+        """Why the network does not run at this share, None if it does."""
+        try:
+            with self.running(), self.at(share), _evaluating(self.net), torch.no_grad():
+                self.net(self.example)
+        except RuntimeError as problem:
+            return str(problem).splitlines()[0]
+        return None
+
+    @contextmanager
+    def at(self, share: float) -> Iterator[None]:
+        """The network runs on this share inside the block."""
+        before, self.share = self.share, share
+        try:
+            yield
+        finally:
+            self.share = before
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Patched inside the block."""
+        self.patch()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def patch(self) -> None:
+        """Let the layers look at `share`; the full network computes what it did, bit for bit."""
+        for name, module in self.net.named_modules():
+            forward = self._forward_of(name, module)
+            if forward is not None:
+                module.forward = forward  # type: ignore[method-assign]
+                self._patched.append(module)
+
+    def release(self) -> None:
+        """Take everything off the network."""
+        for module in self._patched:
+            module.__dict__.pop("forward", None)
+        self._patched.clear()
+
+    def _forward_of(self, name: str, module: nn.Module) -> Callable[..., Tensor] | None:
+        if name in self.blocks:
+            return self._block(name, module)
+        if type(module) is nn.Linear:
+            return self._affine(name, module, lambda m, x, w, b: F.linear(x, w, b), -1)
+        if type(module) in CONVOLUTIONS:
+            call = CONVOLUTIONS[type(module)]  # type: ignore[index]
+            return self._affine(name, module, lambda m, x, w, b: call(x, w, b, m.stride, m.padding, m.dilation), 1)
+        if type(module) in BATCH_NORMS:
+            return self._batch_norm(name, module)
+        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+            return self._layer_norm(name, module)
+        if isinstance(module, CausalSelfAttention):
+            return self._attention(module)
+        return None
+
+    def _affine(
+        self, name: str, module: Any, call: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor], dim: int
+    ) -> Callable[[Tensor], Tensor]:
+        unit = self.cut.get(name)
+        out = module.weight.shape[0]
+
+        def forward(x: Tensor) -> Tensor:
+            kept = out if unit is None else unit * kept_units(self.share, out // unit)
+            inputs = x.shape[dim]
+            self.seen[name] = (kept, inputs)
+            bias = None if module.bias is None else module.bias[:kept]
+            return call(module, x, module.weight[:kept, :inputs], bias)
+
+        return forward
+
+    def _batch_norm(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            width = x.shape[1]
+            self.seen[name] = (width, width)
+            own = self.statistics.get((self.share, name))
+            if self._recording is not None:
+                dims = [0, *range(2, x.ndim)]
+                self._recording.setdefault(name, []).append((x.mean(dim=dims), x.square().mean(dim=dims)))
+            elif width == module.num_features and own is None:
+                return type(module).forward(module, x)
+            weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
+            if module.training or self._recording is not None or module.running_mean is None:
+                return F.batch_norm(x, None, None, weight, bias, True, 0.0, module.eps)
+            mean, var = own or (module.running_mean[:width], module.running_var[:width])
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps)
+
+        return forward
+
+    def _layer_norm(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            width = x.shape[-1]
+            self.seen[name] = (width, width)
+            weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
+            return F.layer_norm(x, (width,), weight, bias, module.eps)
+
+        return forward
+
+    def _attention(self, module: CausalSelfAttention) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            heads = module.heads
+            module.heads = kept_units(self.share, heads)
+            try:
+                return type(module).forward(module, x)
+            finally:
+                module.heads = heads
+
+        return forward
+
+    def _block(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        place, count = self.blocks[name]
+
+        def forward(x: Tensor, *more: Any) -> Any:
+            return x if place >= kept_units(self.share, count) else type(module).forward(module, x, *more)
+
+        return forward
+
+    @torch.no_grad()
+    def recalibrate(self, share: float, batches: Sequence[Tensor]) -> None:
+        """Batch norm's statistics at a share: averages over training batches, kept for evaluation; patched only.
+
+        Raises:
+            ValueError: no batches, in a network with batch norm.
+        """
+        norms = [name for name, module in self.net.named_modules() if type(module) in BATCH_NORMS]
+        if not norms:
+            return
+        if not batches:
+            raise ValueError("batch norm needs training rows to measure a sub-network's statistics; give some batches")
+        self._recording = {}
+        try:
+            with self.at(share), _evaluating(self.net):
+                for batch in batches:
+                    self.net(batch)
+            for name, found in self._recording.items():
+                mean = torch.stack([value for value, _ in found]).mean(dim=0)
+                square = torch.stack([value for _, value in found]).mean(dim=0)
+                self.statistics[share, name] = (mean, (square - mean.square()).clamp_min(0))
+        finally:
+            self._recording = None
+
+    def extract(self, share: float) -> nn.Module:
+        """The sub-network as a network of its own, with parameters and buffers of its own and no trace of this class."""
+        with self.running(), self.at(share), _evaluating(self.net), torch.no_grad():
+            self.seen.clear()
+            self.net(self.example)
+            seen = dict(self.seen)
+        made = copy.deepcopy(self.net)
+        for name, module in list(made.named_modules()):
+            if isinstance(module, CausalSelfAttention):
+                module.heads = kept_units(share, module.heads)
+            if name in seen:
+                _shrink(module, *seen[name])
+            own = self.statistics.get((share, name))
+            if own is not None and module.running_mean is not None:
+                module.running_mean, module.running_var = own[0].clone(), own[1].clone()
+        for name, (place, count) in self.blocks.items():
+            if place >= kept_units(share, count):
+                parent, _, last = name.rpartition(".")
+                del made.get_submodule(parent)._modules[last]
+        return made
+
+    def touched(self) -> list[tuple[Tensor, tuple[slice, ...]]]:
+        """Each parameter that the last pass has cut, with the part of it that it used."""
+        modules, found = dict(self.net.named_modules()), []
+        for name, (out, inputs) in self.seen.items():
+            module = modules[name]
+            affine = type(module) is nn.Linear or type(module) in CONVOLUTIONS
+            for key, value in module._parameters.items():
+                if value is not None:
+                    part = (slice(out), slice(inputs)) if affine and key == "weight" else (slice(out),)
+                    found.append((value, part))
+        return found
+
+
+def _candidates(net: nn.Module, layers: Sequence[str] | None) -> list[dict[str, int]]:
+    """Choices of layers to cut, with the size of a unit, the widest choice first."""
+    modules = dict(net.named_modules())
+    affine = [name for name, m in modules.items() if type(m) is nn.Linear or type(m) in CONVOLUTIONS]
+    for name in affine:
+        module = modules[name]
+        if getattr(module, "groups", 1) != 1 or getattr(module, "padding_mode", "zeros") != "zeros":
+            raise ValueError(
+                f"{name!r} is a convolution with groups {module.groups} and {module.padding_mode} padding; it cannot be cut"
+            )
+    if layers is not None:
+        unknown = [name for name in layers if name not in affine]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no linear layer or convolution; there are {', '.join(affine)}")
+    if not affine:
+        raise ValueError(f"{type(net).__name__} has no linear layer or convolution to cut")
+    bound: dict[str, int | None] = {}
+    for name, module in modules.items():
+        if isinstance(module, CausalSelfAttention):
+            bound |= {f"{name}.{part}": module.size for part in ("query", "key", "value")}
+            bound[f"{name}.out"] = None
+    streams = {m.embedding_dim for m in modules.values() if isinstance(m, nn.Embedding)}
+    chosen = affine[:-1] if layers is None else list(layers)
+    wide = {name: bound.get(name, 1) for name in chosen}
+    narrow = {name: u for name, u in wide.items() if name in bound or modules[name].weight.shape[0] not in streams}
+    return [{name: unit for name, unit in choice.items() if unit is not None} for choice in (wide, narrow)]
+
+
+def _blocks_of(net: nn.Module, name: str) -> dict[str, tuple[int, int]]:
+    """Name of each block -> its place and their number."""
+    try:
+        holder = net.get_submodule(name)
+    except AttributeError:
+        holder = None
+    if not isinstance(holder, nn.Sequential | nn.ModuleList) or len(holder) < 2:
+        raise ValueError(f"blocks is {name!r}; name an nn.Sequential or nn.ModuleList of two blocks or more")
+    return {f"{name}.{key}": (place, len(holder)) for place, (key, _) in enumerate(holder.named_children())}
+
+
+def _shrink(module: Any, out: int, inputs: int) -> None:
+    affine = type(module) is nn.Linear or type(module) in CONVOLUTIONS
+    for key, value in module._parameters.items():
+        if value is not None:
+            part = value[:out, :inputs] if affine and key == "weight" else value[:out]
+            setattr(module, key, nn.Parameter(part.detach().clone(), requires_grad=value.requires_grad))
+    if type(module) is nn.Linear:
+        module.out_features, module.in_features = out, inputs
+    elif affine:
+        module.out_channels, module.in_channels = out, inputs
+    elif type(module) is nn.LayerNorm:
+        module.normalized_shape = (out,)
+    else:
+        module.num_features = out
+        for key in ("running_mean", "running_var"):
+            value = getattr(module, key)
+            if value is not None:
+                setattr(module, key, value[:out].clone())
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,171 @@
+"""Training many networks of one architecture as one computation: deep ensembles and the trajectories that SWAG averages.
+
+Weights lie in one matrix (S, P) and AdamW works element by element, so that every member ends where it would have ended
+alone with the same rows and draws, to float tolerance. Members may see the same batches or orders of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from probatum.numerics.posterior.stacked import Stacked
+from probatum.spec import Optimisation, Part
+
+RowLoss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs (m, outputs), targets (m, ...)) -> losses (m,)."""
+Hook = Callable[[int, Tensor, dict[str, Tensor]], None]
+"""Called after every update with its number, weights (S, P) and buffers."""
+
+
+def class_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of every row."""
+    return F.cross_entropy(output, target, reduction="none")
+
+
+def square_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of every row."""
+    return (output - target).square().flatten(1).mean(dim=1)
+
+
+def gaussian_losses(output: Tensor, target: Tensor) -> Tensor:
+    """-log N(y; mean, exp(log-variance)) of every row, outputs (m, 2 d): means, then log-variances."""
+    means, logs = output.chunk(2, dim=1)
+    logs = logs.clamp(-14.0, 14.0)
+    return 0.5 * ((target - means).square() * (-logs).exp() + logs + math.log(2 * math.pi)).sum(dim=1)
+
+
+def member_losses(row_losses: RowLoss, output: Tensor, target: Tensor, own: bool = False) -> Tensor:
+    """Losses (S, n) of outputs (S, n, outputs) on targets (n, ...) that all share, or with `own` on (S, n, ...)."""
+    count, rows = output.shape[:2]
+    if not own:
+        target = target.expand(count, *target.shape)
+    return row_losses(output.flatten(0, 1), target.flatten(0, 1)).reshape(count, rows)
+
+
+def orders(rows: int, batch_size: int, steps: int, generator: torch.Generator, members: int = 0) -> Iterator[Tensor]:
+    """Positions of `steps` batches, (B,) for all or (members, B) each its own, going through all rows epoch by epoch.
+
+    Where the rows are no multiple of the batch, the last ones of an epoch are left out, differently each time.
+    """
+    size = min(batch_size, rows)
+    per_epoch = max(1, rows // size)
+    for step in range(steps):
+        if step % per_epoch == 0:
+            count = max(members, 1)
+            shuffled = torch.stack([torch.randperm(rows, generator=generator) for _ in range(count)])
+        at = (step % per_epoch) * size
+        batch = shuffled[:, at : at + size]
+        yield batch if members else batch[0]
+
+
+@dataclass
+class Members:
+    """Members in training.
+
+    Attributes:
+        stacked: their architecture.
+        weights: (S, P).
+        buffers: stacked, by name.
+    """
+
+    stacked: Stacked
+    weights: Tensor
+    buffers: dict[str, Tensor]
+
+    def samples(self) -> dict[str, Tensor]:
+        """Stacked parameters and buffers by name, as `Posterior` takes them."""
+        return {**self.stacked.named(self.weights), **self.buffers}
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, rows: int = 1024) -> Tensor:
+        """Outputs (S, n, outputs) in evaluation mode."""
+        return torch.cat([self.stacked(self.weights, part, self.buffers) for part in x.split(rows)], dim=1)
+
+
+def train_members(
+    members: Members,
+    train: Part,
+    valid: Part | None,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    optimisation: Optimisation,
+    row_losses: RowLoss,
+    *,
+    own_orders: bool = True,
+    hook: Hook | None = None,
+    gradient: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+) -> Members:
+    """Train in place by AdamW, and keep each member's best weights on the validation rows, looked at once an epoch.
+
+    Args:
+        members: where they start; dropout draws from torch's global stream (see `own_draws`).
+        train: rows.
+        valid: rows that choose by error and loss; None = the last weights stay.
+        steps: updates.
+        batch_size: rows of each member's batch.
+        generator: of the batch orders.
+        optimisation: learning rate, weight decay, schedule and clipping.
+        row_losses: of outputs and targets.
+        own_orders: whether every member has an order of its own.
+        hook: called after every update.
+        gradient: (weights -> losses (S,), weights) -> gradient (S, P), in place of the plain one.
+
+    Raises:
+        ValueError: a training that stopped being finite.
+    """
+    stacked, count = members.stacked, len(members.weights)
+    weights = torch.nn.Parameter(members.weights.clone())
+    optimizer = torch.optim.AdamW([weights], lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
+    best: Tensor | None = None
+    kept, kept_buffers = weights.detach().clone(), {k: v.clone() for k, v in members.buffers.items()}
+    per_epoch = max(1, len(train) // min(batch_size, len(train)))
+    batches = orders(len(train), batch_size, steps, generator, count if own_orders else 0)
+    for step, index in enumerate(batches):
+        x, y = train.x[index], train.y[index]
+
+        def losses(at: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            output = stacked(at, x, members.buffers, training=True, own=own_orders)
+            return member_losses(row_losses, output, y, own_orders).mean(dim=1)
+
+        if gradient is None:
+            total = losses(weights)
+            weights.grad = torch.autograd.grad(total.sum(), weights)[0]
+        else:
+            weights.grad = gradient(losses, weights.detach())
+        if optimisation.clip is not None:
+            norms = weights.grad.norm(dim=1, keepdim=True)
+            weights.grad *= (optimisation.clip / (norms + 1e-6)).clamp(max=1.0)
+        optimizer.param_groups[0]["lr"] = optimisation.lr * optimisation.factor(step, steps)
+        optimizer.step()
+        members.weights = weights.detach()
+        if hook is not None:
+            hook(step, members.weights, members.buffers)
+        if valid is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
+            score = validation_scores(members.outputs(valid.x), valid.y, row_losses)
+            better = torch.ones(count, dtype=torch.bool) if best is None else score < best
+            best = score if best is None else torch.where(better, score, best)
+            kept[better] = members.weights[better]
+            for name, value in members.buffers.items():
+                kept_buffers[name][better] = value[better]
+    if valid is not None and best is not None:
+        members.weights, members.buffers = kept, kept_buffers
+    members.weights = members.weights.clone()
+    if not bool(members.weights.isfinite().all()):
+        raise ValueError(f"the weights stopped being finite at rate {optimisation.lr}; use a lower learning rate")
+    return members
+
+
+def validation_scores(output: Tensor, y: Tensor, row_losses: RowLoss) -> Tensor:
+    """What each member's best weights are chosen by, (S,), lower = better: error, with the loss as tie-break, or the loss."""
+    loss = member_losses(row_losses, output, y).mean(dim=1)
+    if y.is_floating_point():
+        return loss
+    error = (output.argmax(dim=2) != y).double().mean(dim=1)
+    return error + 1e-6 * loss.clamp(max=1e3)

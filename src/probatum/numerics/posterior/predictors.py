@@ -1,0 +1,143 @@
+"""What learners with several networks share: heads for real targets, starts from a factory, and the predictor itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from probatum.numerics.posterior.ensembles import Members, RowLoss, class_losses, gaussian_losses, square_losses
+from probatum.numerics.posterior.stacked import Posterior, Stacked, own_draws
+from probatum.spec import Data, Part, Spec
+
+Factory = Callable[[], nn.Module]
+
+
+def last_linear(net: nn.Module, outputs: int) -> str:
+    """Name of the last linear layer, which gives the outputs.
+
+    Raises:
+        ValueError: there is none, or it gives another number of outputs.
+    """
+    found = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not found or found[-1][1].out_features != outputs:
+        what = f"{found[-1][1].out_features} outputs in its last linear layer" if found else "no linear layer"
+        raise ValueError(f"{type(net).__name__} has {what}; {outputs} outputs from a last nn.Linear are needed here")
+    return found[-1][0]
+
+
+def with_variance(net: nn.Module, outputs: int) -> nn.Module:
+    """The network with twice the outputs: its means, and logarithms of variances that start at 0 (variance 1).
+
+    Raises:
+        ValueError: as `last_linear`; or the network is that layer alone.
+    """
+    name = last_linear(net, outputs)
+    old = net.get_submodule(name)
+    new = nn.Linear(old.in_features, 2 * outputs, dtype=old.weight.dtype, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        new.weight.zero_()
+        new.bias.zero_()
+        new.weight[:outputs] = old.weight
+        if old.bias is not None:
+            new.bias[:outputs] = old.bias
+    if not name:
+        return nn.Sequential(new)
+    net.set_submodule(name, new)
+    return net
+
+
+def with_dropout(net: nn.Module, rate: float, outputs: int) -> nn.Module:
+    """The network, with dropout before its last linear layer where it has none anywhere.
+
+    Raises:
+        ValueError: as `last_linear`, where it has no dropout.
+    """
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in net.modules()):
+        return net
+    name = last_linear(net, outputs)
+    head = nn.Sequential(nn.Dropout(rate), net.get_submodule(name))
+    if not name:
+        return head
+    net.set_submodule(name, head)
+    return net
+
+
+def losses_for(spec: Spec, heteroscedastic: bool) -> RowLoss:
+    """Losses of rows: cross-entropy, Gaussian with its own variance, or squares."""
+    if spec.task == "classes":
+        return class_losses
+    return gaussian_losses if heteroscedastic else square_losses
+
+
+def started(nets: Sequence[nn.Module]) -> Members:
+    """Members that start from these networks."""
+    stacked = Stacked(nets[0])
+    return Members(stacked, *stacked.gather(nets))
+
+
+class Drawn:
+    """A predictor that averages several networks.
+
+    Args:
+        posterior: networks; for real targets with `noise`, or with outputs of means and log-variances.
+        task: classes or reals.
+        passes: rows that training passed forward and backward.
+        told: named numbers for the record.
+        dropout: seed of dropout masks that stay on in prediction; None = off.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        task: str,
+        passes: float = 0.0,
+        told: Mapping[str, float] | None = None,
+        dropout: int | None = None,
+    ) -> None:
+        self.posterior, self.task, self.passes, self.dropout = posterior, task, passes, dropout
+        self.told = dict(told or {})
+
+    def _outputs(self, part: Part) -> Tensor:
+        if self.dropout is None:
+            return self.posterior.outputs(part.x)
+        model = self.posterior.stacked.model.eval()
+        drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+        with own_draws(torch.Generator().manual_seed(self.dropout)), torch.no_grad():
+            for module in drops:
+                module.train()
+            rows = [
+                self.posterior.stacked(self.posterior.weights, x, self.posterior.buffers, training=None)
+                for x in part.x.split(256)
+            ]
+        return torch.cat(rows, dim=1)
+
+    def samples(self, part: Part) -> Tensor:
+        """(S, n, classes) probabilities, or (S, n, outputs) means."""
+        output = self._outputs(part)
+        if self.task == "classes":
+            return output.softmax(dim=2)
+        return output if self.posterior.noise is not None else output.chunk(2, dim=2)[0]
+
+    def noise(self, part: Part) -> Tensor:
+        """Standard deviation of an observation, (S, n, outputs)."""
+        if self.task == "classes":
+            raise ValueError("classes have no observation noise")
+        output = self._outputs(part)
+        if self.posterior.noise is not None:
+            return self.posterior.noise.expand_as(output)
+        return (0.5 * output.chunk(2, dim=2)[1].clamp(-14.0, 14.0)).exp()
+
+    def predict(self, part: Part) -> Tensor:
+        """Mean of `samples`: (n, classes) or (n, outputs)."""
+        return self.samples(part).mean(dim=0)
+
+    def report(self) -> dict[str, float]:
+        """Named numbers."""
+        return self.told
+
+
+def residual_noise(output: Tensor, data: Data) -> Tensor:
+    """Root mean squared error (outputs,) of predictions (n, outputs) for the validation rows, at least 1e-3."""
+    return (output - data.valid.y).square().mean(dim=0).sqrt().clamp_min(1e-3)

@@ -1,0 +1,316 @@
+"""Guidance: a badly suited network learns to represent data as a frozen guide of another architecture does.
+
+Paper     Subramaniam et al. 2024, "Training the Untrainable: Introducing Inductive Bias via Representational Alignment",
+          arXiv:2410.20035, section 3
+Computes  loss + weight * sum over target layers i of 1 - CKA(T_i(x), G_j(x)), j = round(i J / I); CKA is linear, from
+          centred Gram matrices of the batch. The guide is trained first, left at random, or (control) fed with noise
+Shapes    activations (n, ...) of both networks -> loss (); n at least 8, best 64 or more
+Departs   1. the bench's guide is a small residual network of this file, trained on the training rows alone; its passes are
+             charged. In plain code any network may guide
+          2. Gram matrices are the biased estimate, as in the authors' code; batches under 8 rows are left without guidance on
+             the bench and refused in plain code
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.card import Card
+from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers
+from probatum.spec import Spec
+from probatum.techniques.method.guidance.cka import FEWEST_ROWS, centred_gram, check_rows, cka_of_grams
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+CARD = Card(
+    paper="arXiv:2410.20035",
+    title="Training the Untrainable: Introducing Inductive Bias via Representational Alignment",
+    entry="Guidance",
+    number=32,
+    tags=("training", "distillation", "representation", "inductive bias"),
+    alone="its alignment reads hidden activations that forward hooks catch",
+    neutral={"weight": 0.0},
+    tiny={"guide_steps": 4, "width": 4},
+    tune={"weight": (0.03, 3.0, "log"), "until": (0.1, 1.0), "guide": ["trained", "random"]},
+    claims=("guides-deep-mlp",),
+)
+
+GUIDES = ("trained", "random", "noise")
+
+
+def layer_map(targets: int, guides: int) -> list[int]:
+    """For each of the target's layers the guide's layer at the same share of depth: round(i J / I), i from 0."""
+    if targets < 1 or guides < 1:
+        raise ValueError(f"there are {targets} target layers and {guides} guide layers to be mapped; give one of each")
+    return [min(guides - 1, math.floor(i * guides / targets + 0.5)) for i in range(targets)]
+
+
+class ResidualGuide(nn.Module):
+    """A small network with skips for any data: convolutions on images, series and text, linear layers on tables.
+
+    Args:
+        spec: of the data.
+        width: channels of the first stage; the last of three has four times as many.
+    """
+
+    def __init__(self, spec: Spec, width: int = 16) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(spec.vocabulary, width, padding_idx=0) if spec.modality == "text" else None
+        dims = {"image": 2, "series": 1, "text": 1, "table": 0}[spec.modality]
+        inputs = width if self.tokens is not None else spec.shape[0]
+        widths = (width, width, 2 * width, 4 * width)
+        self.stem = _layer(dims, inputs, widths[0], 1)
+        self.blocks = nn.ModuleList(_Residual(dims, a, b) for a, b in pairwise(widths))
+        self.head = nn.Linear(widths[-1], spec.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.tokens is None else self.tokens(x).transpose(1, 2)
+        h = self.stem(h).relu()
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h.flatten(2).mean(dim=2) if h.ndim > 2 else h)
+
+
+class _Residual(nn.Module):
+    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = 2 if dims and outputs > inputs else 1
+        self.first, self.second = _layer(dims, inputs, outputs, stride), _layer(dims, outputs, outputs, 1)
+        self.inner, self.outer = nn.ReLU(), nn.ReLU()
+        self.skip = _layer(dims, inputs, outputs, stride) if outputs != inputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.second(self.inner(self.first(x))) + self.skip(x))
+
+
+def _layer(dims: int, inputs: int, outputs: int, stride: int) -> nn.Module:
+    if dims == 0:
+        return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs))
+    conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
+    return nn.Sequential(conv(inputs, outputs, 3, stride, 1, bias=False), norm(outputs))
+
+
+class Guidance:
+    """Alignment with a guide for a network in training; in plain code a context, on the bench a method.
+
+    Args:
+        weight: of the alignment, >= 0; 0 = the baseline bit for bit.
+        until: share of the steps in (0, 1] after which the guide is let go (guided initialisation: 0.1).
+        only: leave the task's loss out while the guide acts.
+        layers: names of the target's modules; None = all activation modules but the last.
+        guide: on the bench: "trained", "random" or "noise" (a random guide that is shown noise).
+        guide_steps: updates of the trained guide; None = as many as the target gets.
+        guide_rate: AdamW's rate for it.
+        width: of the bench's guide.
+        generator: for the guide's weights, batches and noise.
+
+    Raises:
+        ValueError: a setting outside its range; a batch of fewer than 8 rows; layers without variance.
+        KeyError, TypeError: see `choose_layers`.
+
+    Example:
+        >>> target = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> guide = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2), nn.ReLU())
+        >>> x = torch.linspace(-1, 1, 64).view(16, 4).sin()
+        >>> with Guidance(weight=0.5).attach(target, guide, x) as guidance:
+        ...     loss = target(x).square().mean() + guidance.alignment_loss(x)
+        ...     loss.backward()
+        >>> guidance.names, guidance.guide_names, guide[0].weight.grad is None
+        (['1'], ['1'], True)
+    """
+
+    reads = ("batch", "output")
+    writes = ("loss",)
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        until: float = 1.0,
+        only: bool = False,
+        layers: Sequence[str] | None = None,
+        guide: str = "trained",
+        guide_steps: int | None = None,
+        guide_rate: float = 4e-3,
+        width: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not weight >= 0:
+            raise ValueError(f"weight is {weight}; it must be at least 0")
+        if not 0 < until <= 1:
+            raise ValueError(f"until is {until}; it is a share of the steps in (0, 1]")
+        if guide not in GUIDES:
+            raise ValueError(f"guide is {guide!r}; use one of {', '.join(GUIDES)}")
+        if guide_steps is not None and guide_steps < 1:
+            raise ValueError(f"guide_steps is {guide_steps}; give 1 or more, or guide='random'")
+        if width < 1 or not guide_rate > 0:
+            raise ValueError(f"width is {width} and guide_rate {guide_rate}; both must be positive")
+        self.weight, self.until, self.only, self.layers = weight, until, only, layers
+        self.kind, self.guide_steps, self.guide_rate, self.width = guide, guide_steps, guide_rate, width
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.model: nn.Module | None = None
+        self.guide: nn.Module | None = None
+        self.names: list[str] = []
+        self.guide_names: list[str] = []
+        self.features: dict[str, Tensor] = {}
+        self.similarity: list[float] = []
+        self._handles: list[Any] = []
+
+    def attach(self, model: nn.Module, guide: nn.Module, example: Tensor) -> Guidance:
+        """Map the layers by a few inputs and watch the model's training passes until `detach`; the guide is frozen."""
+        self._map(model, guide, example)
+        self._watch(once=False)
+        return self
+
+    def detach(self) -> nn.Module | None:
+        """Take the hooks off; returns the model as it was given (its weights trained), None if there was none."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.features.clear()
+        return self.model
+
+    def __enter__(self) -> Guidance:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def alignment_loss(self, x: Tensor) -> Tensor:
+        """weight * sum of 1 - CKA for the last training pass, which was of these x; the gradient goes to the model only."""
+        missing = next((name for name in self.names if name not in self.features), None)
+        if missing is not None:
+            raise ValueError(f"layer {missing!r} has not run in training mode since the last alignment loss")
+        grams = self.guide_grams(x)
+        values = []
+        for name, theirs in zip(self.names, self.guide_names, strict=True):
+            features = self.features[name]
+            check_rows(features, x)
+            try:
+                values.append(cka_of_grams(centred_gram(features), grams[theirs]))
+            except ValueError as problem:
+                raise ValueError(f"layers {name!r} and {theirs!r} of the guide: {problem}") from problem
+        self.features.clear()
+        alignment = torch.stack(values)
+        self.similarity = alignment.detach().tolist()
+        return self.weight * (1 - alignment).sum()
+
+    @torch.no_grad()
+    def guide_grams(self, x: Tensor) -> dict[str, Tensor]:
+        """Centred Gram matrices (n, n) of the guide's mapped layers."""
+        if self.guide is None:
+            raise ValueError("nothing is attached; call attach(model, guide, example) first")
+        shown = x
+        if self.kind == "noise":
+            if x.is_floating_point():
+                shown = torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+            else:
+                shown = torch.randint(1, int(x.max()) + 1, x.shape, generator=self.generator).to(x.device)
+        seen = hidden_layers(self.guide, shown)
+        return {name: centred_gram(seen[name]) for name in dict.fromkeys(self.guide_names)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The guide's weights and the stream's state."""
+        guide = {} if self.guide is None else self.guide.state_dict()
+        return {"guide": guide, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, after `attach` or `prepare`."""
+        if self.guide is not None:
+            self.guide.load_state_dict(state["guide"])
+        self.generator.set_state(state["generator"])
+
+    def report(self) -> dict[str, float]:
+        """The last batch's alignment, over layers."""
+        if not self.similarity:
+            return {}
+        return {"alignment with the guide": sum(self.similarity) / len(self.similarity)}
+
+    def prepare(self, run: Any) -> None:
+        """Make the guide, train it if that is its kind, and map the layers."""
+        if self.weight == 0:
+            return
+        x = run.train.x
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            guide = ResidualGuide(run.spec, self.width).to(x.device)
+        if self.kind == "trained":
+            steps = self.guide_steps or run.budget.steps
+            _train_guide(guide, run, steps, self.guide_rate, self.generator)
+            run.extra_passes += steps * run.budget.batch_size
+        self._map(run.model, guide, x[:FEWEST_ROWS])
+
+    def batch(self, run: Any, batch: Any) -> Any:
+        """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
+        if self._acts(run) and len(batch.x) >= FEWEST_ROWS:
+            self._watch(once=True)
+        return batch
+
+    def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
+        """Add the alignment while the guide acts."""
+        if not self._acts(run) or not self.features:
+            return loss
+        alignment = self.alignment_loss(batch.x)
+        run.extra_passes += len(batch.x) / 3  # a forward pass of the guide, about a third of a training pass
+        return alignment + 0 * loss if self.only else loss + alignment
+
+    def finish(self, run: Any) -> None:
+        """Take everything off."""
+        self.detach()
+
+    def _acts(self, run: Any) -> bool:
+        return self.weight > 0 and run.step < self.until * run.budget.steps
+
+    def _map(self, model: nn.Module, guide: nn.Module, example: Tensor) -> None:
+        if self._handles:
+            raise ValueError("already attached to a model; call detach() first")
+        guide.eval().requires_grad_(False)
+        seen = hidden_layers(guide, example)
+        guides = choose_layers(guide, seen, None)
+        self.names = choose_layers(model, hidden_layers(model, example), self.layers)
+        self.guide_names = [guides[j] for j in layer_map(len(self.names), len(guides))]
+        self.model, self.guide = model, guide
+
+    def _watch(self, once: bool) -> None:
+        model = self.model
+        if model is None:
+            raise ValueError("nothing is attached; call attach(model, guide, example) first")
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                if module.training:
+                    self.features[name] = output
+
+            return hook
+
+        def release(module: nn.Module, inputs: Any, output: Any) -> None:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+        modules = dict(model.named_modules())
+        self._handles += [modules[name].register_forward_hook(keep(name)) for name in self.names]
+        if once:
+            self._handles.append(model.register_forward_hook(release, always_call=True))
+
+
+def _train_guide(guide: nn.Module, run: Any, steps: int, rate: float, generator: torch.Generator) -> None:
+    """Train the guide on the run's training rows with the task's plain loss, by AdamW and a half cosine."""
+    x, y = run.train.x, run.train.y
+    loss = F.mse_loss if y.is_floating_point() else F.cross_entropy
+    optimizer = torch.optim.AdamW(guide.parameters(), lr=rate, weight_decay=1e-2)
+    for step in range(steps):
+        index = torch.randint(len(x), (run.budget.batch_size,), generator=generator).to(x.device)
+        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad()
+        loss(guide(x[index]), y[index]).backward()
+        optimizer.step()

@@ -1,0 +1,148 @@
+"""Prefixes: in place and cut out give the same, statistics are each sub-network's own, nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.numerics.attention.causal import CausalSelfAttention
+from probatum.numerics.networks.prefix import Prefix, kept_units
+from probatum.spec import Spec
+from probatum.train.baselines import build
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 16)
+        self.norm = nn.LayerNorm(16)
+        self.attention = CausalSelfAttention(16, 4)
+        self.mlp = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        h = h + self.attention(self.norm(h))
+        return self.head(h + self.mlp(h))
+
+
+def networks() -> list[tuple[nn.Module, torch.Tensor]]:
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.LayerNorm(9), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 3))
+    cnn = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+    )
+    images, x = Spec("image", "classes", (1, 8, 8), 3), torch.randn(7, 1, 8, 8)
+    tokens = torch.randint(11, (4, 6))
+    return [(mlp, torch.randn(7, 5)), (cnn, x), (build(images), x), (Transformer(), tokens)]
+
+
+def test_units_are_rounded_up() -> None:
+    assert [kept_units(share, 10) for share in (0.01, 0.1, 0.11, 0.5, 1.0)] == [1, 1, 2, 5, 10]
+    assert kept_units(1 / 3, 9) == 3
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_cut_out_and_in_place_are_the_same(which: int, share: float) -> None:
+    net, x = networks()[which]
+    net.train()
+    for _ in range(3) if x.is_floating_point() else ():
+        net(x)  # running statistics worth having
+    net.eval()
+    whole = net(x)
+    prefix = Prefix(net, x, 0.3)
+    with prefix.running():
+        assert torch.equal(net(x), whole), "the full network is what it was, bit for bit"
+        with prefix.at(share):
+            inside = net(x)
+    outside = prefix.extract(share)
+    torch.testing.assert_close(outside(x), inside, atol=1e-6, rtol=1e-6)
+    mine, theirs = dict(net.named_parameters()), dict(outside.named_parameters())
+    for name, value in theirs.items():
+        assert torch.equal(value, mine[name][tuple(slice(size) for size in value.shape)]), f"{name} is no prefix"
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (outside, net)]
+    assert sizes[0] < sizes[1] or share == 1.0
+    assert not any("forward" in vars(module) for m in (net, outside) for module in m.modules())
+
+
+def test_smaller_prefixes_lie_in_larger_ones() -> None:
+    net, x = networks()[2]
+    prefix = Prefix(net, x, 0.25)
+    small, large = (dict(prefix.extract(share).named_parameters()) for share in (0.25, 0.5))
+    for name, value in small.items():
+        assert torch.equal(value, large[name][tuple(slice(size) for size in value.shape)])
+
+
+def test_heads_are_cut_whole() -> None:
+    net, x = networks()[3]
+    made = Prefix(net, x, 0.25).extract(0.5)
+    assert made.attention.heads == 2
+    assert made.attention.query.weight.shape == (8, 16)
+    assert made.attention.out.weight.shape == (16, 8)
+    assert made.mlp[0].out_features == 12
+
+
+def test_statistics_are_the_sub_networks_own() -> None:
+    net, _ = networks()[1]
+    x = torch.randn(64, 1, 8, 8) * 2 + 1
+    prefix = Prefix(net, x[:2], 0.5)
+    with prefix.running(), prefix.at(0.5):
+        prefix.recalibrate(0.5, [x[:32], x[32:]])
+        net.eval()
+        inside = net(x)
+    hidden = net[0](x)[:, :3].detach()
+    made = prefix.extract(0.5).eval()
+    torch.testing.assert_close(made[1].running_mean, hidden.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(made[1].running_var, hidden.var(dim=(0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(x), inside)
+    assert torch.equal(net[1].running_mean, torch.zeros(6)), "the full network's are left alone"
+
+
+def test_depth_keeps_the_first_blocks() -> None:
+    blocks = nn.ModuleDict({"body": nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]), "head": nn.Linear(4, 2)})
+    net = nn.Sequential(blocks["body"], blocks["head"])
+    x = torch.randn(5, 4)
+    prefix = Prefix(net, x, 0.5, layers=[], blocks="0")
+    made = prefix.extract(0.5)
+    assert len(made[0]) == 2
+    torch.testing.assert_close(made(x), net[1](net[0][1](net[0][0](x))))
+
+
+def test_training_at_a_share_reaches_the_prefix_alone() -> None:
+    net, x = networks()[0]
+    prefix = Prefix(net, x, 0.5)
+    with prefix.running(), prefix.at(0.5):
+        net(x).square().sum().backward()
+    assert net[0].weight.grad[5:].abs().sum() == 0
+    assert net[0].weight.grad[:5].abs().min() > 0
+    touched = {id(value): part for value, part in prefix.touched()}
+    assert touched[id(net[3].weight)] == (slice(4), slice(5))
+
+
+def test_misuse() -> None:
+    x = torch.randn(4, 4, 8, 8)
+    with pytest.raises(ValueError, match="groups 2"):
+        Prefix(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(144, 2)), x, 0.5)
+    with pytest.raises(ValueError, match="no linear layer or convolution to cut"):
+        Prefix(nn.Sequential(nn.ReLU()), x, 0.5)
+    with pytest.raises(ValueError, match="'9' is no linear"):
+        Prefix(networks()[0][0], torch.randn(4, 5), 0.5, layers=["9"])
+    with pytest.raises(ValueError, match="blocks is '0'"):
+        Prefix(networks()[0][0], torch.randn(4, 5), 0.5, blocks="0")
+
+    class Bound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.b(self.a(x)))
+
+    with pytest.raises(ValueError, match="do not fit together"):
+        Prefix(Bound(), torch.randn(3, 4), 0.5)
+    net, images = networks()[1]
+    prefix = Prefix(net, images, 0.5)
+    with prefix.running(), pytest.raises(ValueError, match="needs training rows"):
+        prefix.recalibrate(0.5, [])

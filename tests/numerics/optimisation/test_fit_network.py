@@ -1,0 +1,43 @@
+"""The short plain training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.numerics.optimisation.fit_network import fit_network, mean_loss, row_losses
+
+
+def test_row_losses() -> None:
+    output, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+    torch.testing.assert_close(mean_loss(output, target), F.cross_entropy(output, target))
+    torch.testing.assert_close(row_losses(output, torch.zeros(2, 2)), torch.tensor([0.5, 2.0]))
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_it_learns_and_leaves_the_global_stream(cosine: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(101, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
+    before = torch.get_rng_state()
+    fit_network(net, x, y, 150, 20, 1e-2, generator, cosine)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not net.training
+    assert float((net(x).argmax(1) == y).float().mean()) > 0.95
+
+
+def test_the_models_own_objective_is_used() -> None:
+    class Twice(nn.Linear):
+        def objective(self, x: Tensor, output: Tensor, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+            return loss(output, y) + 0 * x.sum() + self.bias.square().sum() * 1e6
+
+    torch.manual_seed(0)
+    net = Twice(2, 2)
+    fit_network(net, torch.randn(20, 2), torch.arange(20) % 2, 300, 5, 1e-2, torch.Generator().manual_seed(0))
+    assert float(net.bias.detach().abs().max()) < 0.02

@@ -1,0 +1,59 @@
+"""Softmax regression against scikit-learn and its own optimality condition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from probatum.numerics.optimisation.softmax_regression import fit_softmax, standardiser
+
+
+def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (200,), generator=g)
+    return torch.randn(200, 5, generator=g) * torch.tensor([1.0, 10, 0.1, 1, 1]) + y[:, None], y
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1])
+def test_agrees_with_scikit_learn(penalty: float) -> None:
+    x, y = problem()
+    (found,) = fit_softmax(x, y, 3, [penalty])
+    z = ((x.double() - x.double().mean(0)) / x.double().std(0, correction=0)).numpy()
+    theirs = LogisticRegression(C=1 / (penalty * len(y)), tol=1e-10, max_iter=5000).fit(z, y.numpy())
+    np.testing.assert_allclose(found.logits(x).softmax(1).numpy(), theirs.predict_proba(z), atol=1e-5)
+
+
+def test_a_path_is_the_same_as_single_fits_in_any_order() -> None:
+    x, y = problem(1)
+    path = fit_softmax(x, y, 3, [1e-2, 1.0, 1e-1])
+    for penalty, found in zip([1e-2, 1.0, 1e-1], path, strict=True):
+        (alone,) = fit_softmax(x, y, 3, [penalty])
+        torch.testing.assert_close(found.weight, alone.weight, atol=1e-5, rtol=1e-4)
+        w, b = found.weight.clone().requires_grad_(True), found.bias.clone().requires_grad_(True)
+        z = (x.double() - found.mean) / found.scale
+        (F.cross_entropy(F.linear(z, w, b), y) + penalty / 2 * w.square().sum()).backward()
+        assert float(w.grad.abs().max()) < 1e-6
+        assert float(b.grad.abs().max()) < 1e-6
+
+
+def test_constant_columns_and_other_statistics() -> None:
+    x, y = problem(2)
+    x[:, 3] = 7.0
+    mean, scale = standardiser(x)
+    assert float(scale[3]) == 1.0
+    (found,) = fit_softmax(x[:50], y[:50], 3, [0.1], standard=(mean, scale))
+    assert torch.equal(found.mean, mean)
+    assert torch.isfinite(found.logits(x)).all()
+
+
+def test_misuse_is_named() -> None:
+    x, y = problem()
+    with pytest.raises(ValueError, match="above 0"):
+        fit_softmax(x, y, 3, [])
+    with pytest.raises(ValueError, match="above 0"):
+        fit_softmax(x, y, 3, [0.0])
+    with pytest.raises(ValueError, match="0 rows"):
+        fit_softmax(x[:0], y[:0], 3, [1.0])

@@ -1,0 +1,184 @@
+"""Stacked networks against the same networks one by one, and decompositions against their definitions."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive, Stacked, own_draws
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(dim=(2, 3)))
+
+
+class Looking(nn.Module):
+    """Looks at values, which vmap refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        return out if out.sum().item() > 0 else 2 * out
+
+
+def networks(make: type[nn.Module], count: int = 5) -> list[nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        nets = [make() for _ in range(count)]
+        for net in nets:
+            for module in net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.5, 2)
+    return nets
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Convolutions, (1, 6, 6)), (Looking, (4,))])
+def test_stacked_outputs_are_those_of_each_network(make: type[nn.Module], shape: tuple[int, ...]) -> None:
+    nets = networks(make)
+    x = torch.randn(9, *shape, generator=generator())
+    posterior = Posterior.of(nets, chunk=2)
+    expected = torch.stack([net.eval()(x).detach() for net in nets])
+    torch.testing.assert_close(posterior.outputs(x, rows=4 if make is Convolutions else 9), expected)
+    assert posterior.stacked._refused == (make is Looking)
+
+
+def test_gradients_of_stacked_training_are_those_of_each_network() -> None:
+    nets = networks(Convolutions)
+    for net in nets:
+        net.body[3].p = 0.0
+    stacked = Stacked(nets[0])
+    weights, buffers = stacked.gather(nets)
+    weights.requires_grad_(True)
+    x = torch.randn(5, 7, 1, 6, 6, generator=generator())
+    stacked(weights, x, buffers, training=True, own=True).square().sum().backward()
+    for k, net in enumerate(nets):
+        net.train()
+        net(x[k]).square().sum().backward()
+        own = torch.cat([p.grad.flatten() for p in net.parameters()])
+        torch.testing.assert_close(weights.grad[k], own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(buffers["body.1.running_var"][k], net.body[1].running_var)
+
+
+def test_dropout_differs_between_networks_and_leaves_the_global_stream() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 1, bias=False))
+    stacked = Stacked(model)
+    before = torch.get_rng_state()
+    with own_draws(generator()):
+        out = stacked(torch.ones(3, 50), torch.ones(1, 50), training=True)
+    assert len(out.unique()) == 3
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_decomposition_of_classes_is_its_definition() -> None:
+    log_p = torch.randn(6, 11, 4, generator=generator(), dtype=torch.float64).log_softmax(2)
+    found = ClassPredictive(log_p)
+    p = log_p.exp().numpy()
+    np.testing.assert_allclose(found.probabilities, p.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.total, stats.entropy(p.mean(0), axis=1), rtol=1e-12)
+    information = (p * np.log(p / p.mean(0))).sum(2).mean(0)  # KL of draws to the mean
+    np.testing.assert_allclose(found.epistemic, information, atol=1e-12)
+    np.testing.assert_allclose(found.total, found.aleatoric + found.epistemic, atol=1e-15)
+
+
+def test_probabilities_of_zero_are_no_trouble() -> None:
+    log_p = torch.tensor([[[0.0, -math.inf]], [[-math.inf, 0.0]]])
+    found = ClassPredictive(log_p)
+    assert found.epistemic.item() == pytest.approx(math.log(2))
+    assert found.aleatoric.item() == 0
+    tiny = ClassPredictive(torch.full((3, 1, 2), -2000.0))
+    assert float(tiny.log_probabilities.max()) == -2000.0  # exp would have been 0
+
+
+def test_decomposition_of_reals_is_the_law_of_total_variance() -> None:
+    means = torch.randn(5, 8, 2, generator=generator(), dtype=torch.float64)
+    variances = torch.rand(5, 8, 2, generator=generator(1), dtype=torch.float64) + 0.1
+    found = RealPredictive(means, variances)
+    second = (means.square() + variances).mean(0)
+    torch.testing.assert_close(found.total, second - found.mean.square())
+    torch.testing.assert_close(found.total, found.aleatoric + found.epistemic, rtol=0, atol=1e-15)
+    y = torch.randn(8, 2, generator=generator(2), dtype=torch.float64)
+    density = stats.norm.pdf(y, means, variances.sqrt()).mean(0)
+    np.testing.assert_allclose(found.log_density(y), np.log(density), rtol=1e-12)
+    for level in (0.001, 0.025, 0.5, 0.99):
+        torch.testing.assert_close(found.distribution(found.quantile(level)), torch.full_like(y, level))
+    with pytest.raises(ValueError, match="level is 1"):
+        found.quantile(1.0)
+
+
+def test_one_draw_has_no_epistemic_uncertainty() -> None:
+    one = Posterior.of(networks(Convolutions, 1))
+    x = torch.randn(2, 1, 6, 6, generator=generator())
+    assert torch.equal(one.predict(x).total, one.predict(x).aleatoric)
+    with pytest.raises(ValueError, match=ONE_DRAW):
+        _ = one.predict(x).epistemic
+    with pytest.raises(ValueError, match=ONE_DRAW):
+        _ = RealPredictive(torch.zeros(1, 2, 1), torch.ones(1, 2, 1)).epistemic
+
+
+def test_heads_of_reals() -> None:
+    nets = [nn.Linear(3, 2) for _ in range(4)]
+    x = torch.randn(5, 3, generator=generator())
+    given = Posterior.of(nets, noise=0.5).predict_reals(x)
+    assert float(given.variances.max()) == 0.25
+    own = Posterior.of(nets).predict_reals(x)
+    assert own.means.shape == (4, 5, 1)
+    torch.testing.assert_close(own.variances, given.means[:, :, 1:].exp())
+    with pytest.raises(ValueError, match="3 outputs"):
+        Posterior.of([nn.Linear(3, 3) for _ in range(2)]).predict_reals(x)
+
+
+def test_samples_that_do_not_fit_are_refused() -> None:
+    model = nn.Linear(3, 2)
+    good = {"weight": torch.zeros(4, 2, 3), "bias": torch.zeros(4, 2)}
+    assert len(Posterior(model, good)) == 4
+    with pytest.raises(ValueError, match="samples lack 'bias'"):
+        Posterior(model, {"weight": good["weight"]})
+    with pytest.raises(ValueError, match=re.escape("samples of 'bias' are (4, 3)")):
+        Posterior(model, {**good, "bias": torch.zeros(4, 3)})
+    with pytest.raises(ValueError, match=re.escape("samples hold [3, 4] draws")):
+        Posterior(model, {**good, "bias": torch.zeros(3, 2)})
+    with pytest.raises(ValueError, match="samples hold 'extra'"):
+        Posterior(model, {**good, "extra": torch.zeros(4)})
+    with pytest.raises(ValueError, match="chunk is 0"):
+        Posterior(model, good, chunk=0)
+    with pytest.raises(ValueError, match="noise is 0"):
+        Posterior(model, good, noise=0.0)
+
+
+def test_renewed_batch_norm_is_a_plain_pass_of_every_draw() -> None:
+    nets = networks(Convolutions, 3)
+    x = torch.randn(30, 1, 6, 6, generator=generator())
+    posterior = Posterior.of(nets, chunk=2).renew_batch_norm(x, batch_size=10)
+    for net in nets:
+        norm = net.body[1]
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's own plain mean over batches
+        net.eval()
+        norm.train()
+        with torch.no_grad():
+            for part in x.split(10):
+                net(part)
+        net.eval()
+    expected = torch.stack([net(x).detach() for net in nets])
+    torch.testing.assert_close(posterior.outputs(x), expected)
+    assert posterior.stacked.model.body[1].momentum == 0.1

@@ -1,0 +1,167 @@
+"""Amplified labelling: thresholds by brute force, the partition, perfect and useless scorers, the bench's form, misuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from probatum.numerics.labels.annotators import binomial_interval
+from probatum.spec import Pool
+from probatum.techniques.acquire.amplified_labeling.amplified_labeling import (
+    amplify,
+    ask,
+    audit,
+    choose_thresholds,
+    network_scorer,
+)
+from probatum.techniques.acquire.amplified_labeling.crowd import Crowd
+
+NONE = torch.zeros(0, dtype=torch.int64)
+
+
+def pool_of(n: int = 3000, noise: float = 0.8) -> tuple[Tensor, Tensor]:
+    own = torch.Generator().manual_seed(0)
+    truth = torch.rand(n, generator=own) < 0.2
+    return (truth.float() * 2 - 1)[:, None] * 2 + noise * torch.randn(n, 1, generator=own), truth
+
+
+def perfect(x: Tensor, y: Tensor, generator: torch.Generator):  # type: ignore[no-untyped-def]
+    return lambda rows: rows[:, 0]
+
+
+def test_thresholds_meet_both_constraints_and_are_the_best_that_do() -> None:
+    own = torch.Generator().manual_seed(4)
+    truth = torch.rand(400, generator=own) < 0.4
+    scores = truth.float() * 3 + torch.randn(400, generator=own)
+    found = choose_thresholds(scores, truth, precision=0.9, lost=0.05, confidence=0.9)
+    above = truth[scores >= found.high]
+    assert binomial_interval(int(above.sum()), len(above), 0.8)[0] >= 0.9
+    assert float((scores[truth] < found.low).float().mean()) <= 0.05
+    lower = [float(s) for s in scores if float(s) < found.high]
+    for s in lower:
+        some = truth[scores >= s]
+        assert binomial_interval(int(some.sum()), len(some), 0.8)[0] < 0.9
+    just_above = scores[scores > found.low].min()
+    assert float((scores[truth] < just_above).float().mean()) > 0.05 or found.low == found.high
+
+
+def test_a_bound_needs_enough_items() -> None:
+    truth = torch.ones(20, dtype=torch.bool)
+    assert choose_thresholds(torch.rand(20), truth, 0.95, 0.0, 0.9).high == float("inf")
+    many = torch.ones(60, dtype=torch.bool)
+    assert choose_thresholds(torch.rand(60), many, 0.95, 0.0, 0.9).high < 1
+
+
+def test_equal_scores_are_not_parted() -> None:
+    scores = torch.cat([torch.ones(60), torch.zeros(60)])
+    truth = torch.cat([torch.ones(60, dtype=torch.bool), torch.arange(60) < 30])
+    assert choose_thresholds(scores, truth, 0.9, 0.0, 0.9) == (1.0, 0.0)
+
+
+def test_a_perfect_scorer_ends_in_one_round_and_the_pool_is_partitioned() -> None:
+    x, truth = pool_of(noise=0.1)
+    found = amplify(x, lambda rows: truth[rows], perfect, torch.Generator().manual_seed(1), sample=600, lost=0.0)
+    assert len(found.rounds) == 1
+    assert torch.cat(found[:3]).sort().values.tolist() == list(range(len(x)))
+    assert truth[found.positive].float().mean() > 0.99
+    assert not truth[found.negative].any() or truth[found.negative].float().mean() < 0.01
+
+
+def test_rounds_partition_and_answers_are_kept() -> None:
+    x, truth = pool_of()
+    asked: list[int] = []
+
+    def people(rows: Tensor) -> Tensor:
+        asked.extend(rows.tolist())
+        return truth[rows]
+
+    found = amplify(x, people, perfect, torch.Generator().manual_seed(1), sample=300, rounds=3, exhaustive=0)
+    assert len(asked) == len(set(asked)) == len(found.asked)
+    assert torch.cat(found[:3]).sort().values.tolist() == list(range(len(x)))
+    state = torch.zeros(len(x), dtype=torch.bool)
+    state[found.positive] = True
+    assert torch.equal(state[found.asked], truth[found.asked])
+    pools = [one.pool for one in found.rounds]
+    assert pools == sorted(pools, reverse=True)
+    checked = audit(found, lambda rows: truth[rows], 500, torch.Generator().manual_seed(2))
+    exact = float(truth[found.positive].float().mean())
+    assert checked.precision[1] <= exact <= checked.precision[2]
+
+
+def test_a_useless_scorer_takes_nothing_over() -> None:
+    x, truth = pool_of()
+    own = torch.Generator().manual_seed(5)
+    found = amplify(
+        x,
+        lambda rows: truth[rows],
+        lambda *_: lambda rows: torch.rand(len(rows), generator=own),
+        torch.Generator().manual_seed(1),
+        sample=300,
+        rounds=2,
+        exhaustive=0,
+        lost=0.0,
+    )
+    assert sum(one.positive for one in found.rounds) == 0
+    assert len(found.middle) > 0.6 * len(x)
+
+
+def test_crowd_pays_for_every_answer_and_lets_bad_workers_go() -> None:
+    truth = torch.arange(4000) % 10 == 0
+    good = Crowd(truth, torch.Generator().manual_seed(0), errors=(0.03,) * 4, gold=0.0)
+    wrong = (good(torch.arange(4000)) != truth).float().mean()
+    assert float(wrong) < 0.004
+    assert 2.0 < good.answers / 4000 < 2.4
+    mixed = Crowd(truth, torch.Generator().manual_seed(0), errors=(0.02, 0.02, 0.45), gold=0.1)
+    mixed(torch.arange(1500))
+    assert mixed.active == [0, 1]
+    with pytest.raises(ValueError, match="errors are"):
+        Crowd(truth, torch.Generator(), errors=(0.6,))
+
+
+def test_network_scorer_separates() -> None:
+    x, truth = pool_of(400)
+    torch.manual_seed(0)
+    fit = network_scorer(lambda: nn.Linear(1, 2), steps=100, lr=0.05)
+    score = fit(x, truth, torch.Generator().manual_seed(0))(x)
+    assert score[truth].mean() > score[~truth].mean() + 1
+
+
+def bench_pool(labelled: int) -> tuple[Pool, Tensor]:
+    own = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 3
+    x = 5 * nn.functional.one_hot(y, 3).float() + torch.randn(300, 3, generator=own)
+    net = nn.Linear(3, 3, bias=False).eval()
+    with torch.no_grad():
+        net.weight.copy_(2 * torch.eye(3))
+    return Pool(x, torch.arange(labelled), y[:labelled], net, NONE, NONE, 0, 30), y
+
+
+def test_on_the_bench_sure_rows_are_taken_over_once_the_bound_allows() -> None:
+    def factory() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 3)
+
+    own = {"steps": 80, "lr": 0.05}
+    few, y = bench_pool(20)
+    assert len(ask(few, 5, torch.Generator().manual_seed(0), factory, **own).machine) == 0  # 20 labels show nothing
+    many, y = bench_pool(90)
+    found = ask(many, 5, torch.Generator().manual_seed(0), factory, **own)
+    assert len(found.machine) > 100
+    assert float((found.guesses == y[found.machine]).float().mean()) > 0.95
+    assert not torch.isin(found.ask, found.machine).any()
+    assert not torch.isin(found.machine, many.labelled).any()
+
+
+def test_misuse() -> None:
+    x, _ = pool_of(500)
+    nobody = torch.zeros(500, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"0 positives among the first 100 items.*larger sample"):
+        amplify(x, lambda rows: nobody[rows], perfect, torch.Generator(), sample=100)
+    with pytest.raises(ValueError, match="no positive among the held-out"):
+        choose_thresholds(torch.rand(5), torch.zeros(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="held_out 1"):
+        amplify(x, lambda rows: nobody[rows], perfect, torch.Generator(), held_out=1.0)
+    few, _ = bench_pool(20)
+    with pytest.raises(ValueError, match=r"precision is 1\.5"):
+        ask(few, 5, torch.Generator(), lambda: nn.Linear(3, 3), precision=1.5)

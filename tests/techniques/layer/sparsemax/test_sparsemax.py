@@ -1,0 +1,200 @@
+"""Sparsemax against entmax, a quadratic program and closed forms (arXiv:1602.02068)."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.recipe import Training
+from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
+from probatum.techniques.layer.sparsemax.sparsemax import (
+    Sparsemax,
+    SparsemaxLoss,
+    apply,
+    best_threshold,
+    sparsemax,
+    sparsemax_loss,
+    uniform_over,
+)
+from probatum.techniques.layer.sparsemax.sparsemax import sparsemax as module
+
+
+def scores(*shape: int, seed: int = 0, scale: float = 1.5) -> Tensor:
+    return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("k", [None, 1, 3])
+def test_parity_with_entmax(dim: int, k: int | None) -> None:
+    entmax = pytest.importorskip("entmax", reason="witness for sparsemax")
+    z = scores(6, 5, 7)
+    torch.testing.assert_close(sparsemax(z, dim, k), entmax.sparsemax(z, dim=dim), atol=1e-6, rtol=0)
+    y = torch.arange(6) % 7
+    theirs = entmax.sparsemax_loss(z[:, 0], y)
+    torch.testing.assert_close(sparsemax_loss(z[:, 0], y), theirs.view(-1), atol=1e-6, rtol=0)
+
+
+def test_it_is_the_projection_of_a_quadratic_program() -> None:
+    for seed in range(3):
+        z = scores(6, seed=seed).numpy()
+        found = minimize(
+            lambda p, z=z: ((p - z) ** 2).sum(),
+            [1 / 6] * 6,
+            jac=lambda p, z=z: 2 * (p - z),
+            bounds=[(0, 1)] * 6,
+            constraints={"type": "eq", "fun": lambda p: p.sum() - 1},
+            method="SLSQP",
+            options={"ftol": 1e-14},
+        )
+        torch.testing.assert_close(sparsemax(torch.as_tensor(z)), torch.as_tensor(found.x), atol=1e-6, rtol=0)
+
+
+def test_sums_to_one_and_ignores_a_shift() -> None:
+    z = scores(50, 20)
+    p = sparsemax(z)
+    torch.testing.assert_close(p.sum(1), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(sparsemax(z + 1e6), p, atol=1e-8, rtol=0)
+    assert float((p == 0).double().mean()) > 0.5
+
+
+def test_gradcheck() -> None:
+    z = scores(4, 5).requires_grad_()
+    for dim in (0, 1):
+        assert torch.autograd.gradcheck(lambda z, dim=dim: sparsemax(z, dim), (z,))
+        assert torch.autograd.gradgradcheck(lambda z, dim=dim: sparsemax(z, dim), (z,))
+    q = scores(4, 5, seed=1).softmax(1)
+    assert torch.autograd.gradcheck(lambda z: sparsemax_loss(z, q), (z,))
+    assert torch.autograd.gradgradcheck(lambda z: sparsemax_loss(z, q), (z,))
+    assert torch.autograd.gradcheck(lambda z: sparsemax_loss(z, torch.tensor([0, 1, 2, 3])), (z,))
+
+
+def test_jacobian_is_that_of_the_support() -> None:
+    z = torch.tensor([1.0, 0.6, 0.4, -3.0], dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(sparsemax, z)
+    s = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(jacobian, s.diag() - torch.outer(s, s) / 3)
+
+
+def test_loss_gradient_is_p_less_q() -> None:
+    z, y = scores(8, 6).requires_grad_(), torch.arange(8) % 6
+    sparsemax_loss(z, y).sum().backward()
+    torch.testing.assert_close(z.grad, (sparsemax(z) - nn.functional.one_hot(y, 6)).detach())
+
+
+def test_loss_by_its_definition() -> None:
+    z, q = scores(8, 6), uniform_over((scores(8, 6, seed=3) > -0.5).double())
+    p = sparsemax(z)
+    tau, _ = simplex_threshold(z, 1)
+    inner = torch.where(p > 0, z**2 - tau**2, 0.0).sum(1)
+    torch.testing.assert_close(sparsemax_loss(z, q), -(q * z).sum(1) + 0.5 * inner + 0.5 * q.square().sum(1))
+
+
+def test_binary_loss_is_the_modified_huber_loss() -> None:
+    t = torch.linspace(-3, 3, 25, dtype=torch.float64)
+    loss = sparsemax_loss(torch.stack([t, torch.zeros_like(t)], dim=1), torch.zeros(25, dtype=torch.int64))
+    expected = torch.where(t >= 1, 0.0, torch.where(t <= -1, -t, (t - 1) ** 2 / 4))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_loss_is_zero_exactly_with_a_margin_of_one() -> None:
+    z = torch.tensor([[1.0, 0.0, -2.0], [0.99, 0.0, -2.0], [500.0, 0.0, 0.0]])
+    loss = sparsemax_loss(z, torch.zeros(3, dtype=torch.int64))
+    assert loss[0] == 0
+    assert loss[1] > 0
+    assert loss[2] == 0
+
+
+def test_masked_entries_get_exactly_nothing() -> None:
+    z = scores(5, 6)
+    mask = torch.zeros(5, 6, dtype=torch.bool)
+    mask[:, 4:] = True
+    masked = z.masked_fill(mask, float("-inf")).requires_grad_()
+    p = sparsemax(masked, 1)
+    torch.testing.assert_close(p[:, :4], sparsemax(z[:, :4], 1))
+    assert torch.equal(p[:, 4:], torch.zeros(5, 2, dtype=torch.float64))
+    p.square().sum().backward()
+    assert torch.isfinite(masked.grad).all()
+    alone = torch.tensor([[float("-inf"), -7.0]])
+    assert sparsemax(alone, k=2).tolist() == [[0.0, 1.0]]
+    assert torch.isfinite(sparsemax_loss(masked.detach(), torch.zeros(5, dtype=torch.int64))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_worked_out_in_float32(dtype: torch.dtype) -> None:
+    z = scores(4, 300).to(dtype).requires_grad_()
+    p = sparsemax(z)
+    assert p.dtype == dtype
+    torch.testing.assert_close(p, sparsemax(z.float()).to(dtype))
+    p.square().sum().backward()
+    assert z.grad.dtype == dtype
+
+
+def test_partial_sort_gives_the_same_also_where_the_support_is_larger() -> None:
+    z = scores(20, 100, scale=0.05)
+    assert torch.equal(sparsemax(z, k=4), sparsemax(z))
+    assert torch.equal(sparsemax(10 * z, k=80), sparsemax(10 * z))
+
+
+def test_label_sets_and_their_threshold() -> None:
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    assert uniform_over(labels).tolist() == [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
+    p = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.8, 0.0]])
+    threshold = best_threshold(p, labels)
+    assert 0.2 < threshold < 0.3
+    assert best_threshold(torch.full((1, 3), 0.3), torch.tensor([[1, 0, 0]])) < 0.3
+    with pytest.raises(ValueError, match="row 1 has no label"):
+        uniform_over(torch.tensor([[1, 0], [0, 0]]))
+
+
+def test_bad_scores() -> None:
+    with pytest.raises(TypeError, match=r"dtype torch\.int64"):
+        sparsemax(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="NaN"):
+        sparsemax(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(ValueError, match=r"masked .* throughout"):
+        sparsemax(torch.full((2, 3), float("-inf")))
+    with pytest.raises(ValueError, match=r"\+inf"):
+        sparsemax(torch.tensor([1.0, float("inf")]))
+    with pytest.raises(ValueError, match="k is 0"):
+        sparsemax(torch.zeros(3), k=0)
+    with pytest.raises(ValueError, match="distributions"):
+        sparsemax_loss(torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"\(n, K\)"):
+        sparsemax_loss(torch.zeros(3), torch.tensor([0]))
+
+
+def test_module_loss_is_the_mean() -> None:
+    z, y = scores(8, 6), torch.arange(8) % 6
+    torch.testing.assert_close(SparsemaxLoss()(z, y), sparsemax_loss(z, y).mean())
+
+
+def test_apply_swaps_softmax_modules_and_nothing_else() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Softmax(dim=1)), nn.LogSoftmax(dim=1)).eval()
+    assert apply(net) == 1
+    assert isinstance(net[1][0], Sparsemax)
+    assert net[1][0].dim == 1
+    assert not net[1][0].training
+    assert apply(nn.Linear(2, 2)) == 0
+    twice = nn.Softmax(dim=1)
+    assert apply(nn.Sequential(twice, nn.Linear(4, 4), twice)) == 2
+    with pytest.raises(ValueError, match="dim=None"):
+        apply(nn.Sequential(nn.Softmax()))
+    with pytest.raises(ValueError, match="k is 0"):
+        apply(net, k=0)
+
+
+def test_trains_on_the_bench() -> None:
+    data = open_dataset("toy-topics").prepare(0)
+    run = fit("sparsemax", data, 1, training=Training(epochs=2))
+    assert isinstance(run.model.attend, Sparsemax)
+    assert run.curve[-1]["valid_error"] < 0.6
+
+
+def test_example() -> None:
+    assert doctest.testmod(module).failed == 0

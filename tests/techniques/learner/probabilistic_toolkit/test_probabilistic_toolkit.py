@@ -1,0 +1,173 @@
+"""The toolkit as a learner: every method's draws, its decomposition, its budget, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive
+from probatum.spec import Budget, Data, Optimisation, Part, Spec
+from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import (
+    METHODS,
+    ClosedPredictor,
+    encoded,
+    fit,
+)
+
+CLASSES = Spec("table", "classes", (3,), 2, numeric=2, cardinalities=(3,))
+REALS = Spec("table", "reals", (3,), 1, numeric=2, cardinalities=(3,))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Net(nn.Module):
+    """With batch norm, and without dropout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def factory(outputs: int) -> Any:
+    count = 0
+
+    def build() -> nn.Module:
+        nonlocal count
+        count += 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(count)
+            return Net(outputs)
+
+    return build
+
+
+def data(spec: Spec, noise: float = 0.3) -> Data:
+    draw = generator(3)
+
+    def part(n: int) -> Part:
+        x = torch.cat([torch.randn(n, 2, generator=draw), torch.randint(3, (n, 1), generator=draw).float()], dim=1)
+        value = x[:, 0] + 0.5 * (x[:, 2] == 1) + noise * torch.randn(n, generator=draw)
+        y = (value > 0).long() if spec.task == "classes" else value[:, None]
+        return Part(x, y, torch.arange(n))
+
+    return Data(spec, part(200), part(80), part(80))
+
+
+def fitted(spec: Spec, method: str, **settings: Any) -> Any:
+    return fit(
+        data(spec),
+        Budget(200, 32, 7),
+        generator(),
+        factory(spec.outputs),
+        Optimisation(1e-2),
+        method=method,
+        draws=12,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_learn_and_their_draws_make_up_the_prediction(method: str) -> None:
+    before = torch.get_rng_state()
+    found, test = fitted(CLASSES, method), data(CLASSES).test
+    draws = found.samples(test)
+    assert draws.shape == (5 if method == "ensemble" else 12, 80, 2)
+    torch.testing.assert_close(draws.sum(2), torch.ones(draws.shape[:2]))
+    torch.testing.assert_close(found.predict(test), draws.mean(0))
+    torch.testing.assert_close(found.predict(test), found.predict(test), rtol=0, atol=0)
+    assert float((found.predict(test).argmax(1) == test.y).float().mean()) > 0.8
+    split = ClassPredictive(draws.log())
+    torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
+    assert float(split.epistemic.min()) > -1e-6
+    assert float(split.epistemic.max()) > 1e-5
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_for_reals_know_the_noise(method: str) -> None:
+    found, test = fitted(REALS, method), data(REALS).test
+    draws = found.samples(test)
+    noise = found.noise(test) if callable(found.noise) else found.noise
+    split = RealPredictive(draws, torch.as_tensor(noise).square().expand_as(draws))
+    assert 0.2 < float(split.aleatoric.mean().sqrt()) < 0.5  # 0.3 is true
+    assert float((found.predict(test) - test.y).square().mean().sqrt()) < 0.5
+    low, high = split.interval(0.95)
+    assert 0.8 < float(((test.y > low) & (test.y < high)).float().mean()) <= 1
+    torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
+
+
+def test_mixture_variance_is_not_the_mean_of_deviations() -> None:
+    found = RealPredictive(torch.tensor([[[-1.0]], [[1.0]]]), torch.tensor([[[0.04]], [[0.16]]]))
+    assert found.total.item() == pytest.approx(0.1 + 1.0)
+
+
+def test_members_share_the_steps_or_each_has_all() -> None:
+    assert fitted(CLASSES, "ensemble").passes == 200 * 32
+    assert fitted(CLASSES, "ensemble", members_budget="full").passes == 5 * 200 * 32
+    assert fitted(CLASSES, "swag").passes == 200 * 32
+
+
+def test_a_process_is_more_uncertain_away_from_the_rows() -> None:
+    found = fitted(REALS, "gp")
+    near, far = data(REALS).test, data(REALS).test
+    far = Part(far.x + torch.tensor([20.0, 20.0, 0.0]), far.y, far.rows)
+    assert float(found.samples(far).var(0).mean()) > 10 * float(found.samples(near).var(0).mean())
+
+
+def test_linear_regression_is_ridge() -> None:
+    found, held = fitted(REALS, "blr", prior_scale=100.0), data(REALS)
+    assert isinstance(found, ClosedPredictor)
+    x = torch.cat([encoded(held.train.x, REALS), torch.ones(200, 1, dtype=torch.float64)], dim=1)
+    weights = torch.linalg.lstsq(x, held.train.y.double(), driver="gelsd").solution
+    new = torch.cat([encoded(held.test.x, REALS), torch.ones(80, 1, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(found.predict(held.test).double(), new @ weights, atol=1e-3, rtol=0)
+
+
+def test_codes_are_one_hot_and_token_ids_refused() -> None:
+    x = torch.tensor([[0.5, -1.0, 2.0]])
+    assert encoded(x, CLASSES).tolist() == [[0.5, -1.0, 0.0, 0.0, 1.0]]
+    with pytest.raises(ValueError, match="token ids have no distances"):
+        encoded(torch.ones(2, 4).long(), Spec("text", "classes", (4,), 2, vocabulary=9))
+
+
+def test_a_single_network_has_no_epistemic_uncertainty() -> None:
+    one = Posterior.of([Net(2).eval()])
+    with pytest.raises(ValueError, match=ONE_DRAW):
+        _ = one.predict(data(CLASSES).test.x).epistemic
+    with pytest.raises(ValueError, match=re.escape("members is 1 and draws 20; use 2 or more: one draw")):
+        fit(data(CLASSES), Budget(5, 16, 2), generator(), factory(2), Optimisation(), members=1)
+
+
+def test_bad_settings_are_named() -> None:
+    for settings, message in (
+        ({"method": "magic"}, "method is 'magic'; use one of ensemble"),
+        ({"members_budget": "all"}, "members_budget is 'all'"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"temperature": 2.0}, "temperature is 2.0"),
+        ({"swag_rate": 0.0}, "swag_rate is 0.0"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fit(data(CLASSES), Budget(5, 16, 2), generator(), factory(2), Optimisation(), **settings)
+    convolution = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3), nn.Flatten())
+    with pytest.raises(ValueError, match="no linear layer"):
+        fit(data(CLASSES), Budget(5, 16, 2), generator(), lambda: convolution, Optimisation(), method="laplace")
+
+
+def test_dropout_goes_before_the_last_layer_only_where_there_is_none() -> None:
+    found = fitted(CLASSES, "mc-dropout", dropout=0.4)
+    drops = [m for m in found.posterior.stacked.model.modules() if isinstance(m, nn.Dropout)]
+    assert [m.p for m in drops] == [0.4]
+    x = data(CLASSES).test
+    assert float(found.samples(x).var(0).max()) > 0
+    assert float(F.nll_loss(found.predict(x).log(), x.y)) < 0.6

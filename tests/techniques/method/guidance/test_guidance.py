@@ -1,0 +1,146 @@
+"""Guidance: the loss by hand, gradients into the target only, and what it does in a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.claims.tools import fit
+from probatum.data.open import open_dataset
+from probatum.numerics.networks.layer_outputs import hidden_layers
+from probatum.recipe import Training
+from probatum.techniques.method.guidance.cka import linear_cka
+from probatum.techniques.method.guidance.guidance import Guidance, ResidualGuide, layer_map
+
+SHORT = Training(epochs=2, batch_size=64)
+
+
+def networks() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    target = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(6, 6), nn.ReLU())], nn.Linear(6, 3))
+    guide = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh())
+    return target, guide, torch.randn(12, 6)
+
+
+def test_layers_are_spread_evenly() -> None:
+    assert layer_map(4, 2) == [0, 1, 1, 1]
+    assert layer_map(3, 3) == [0, 1, 2]
+    assert layer_map(2, 5) == [0, 3]
+    assert layer_map(19, 4) == [min(3, int(i * 4 / 19 + 0.5)) for i in range(19)]
+    with pytest.raises(ValueError, match="0 target layers"):
+        layer_map(0, 3)
+
+
+def test_loss_is_the_weighted_sum_of_misalignments() -> None:
+    target, guide, x = networks()
+    with Guidance(weight=0.7).attach(target, guide, x) as guidance:
+        target(x)
+        found = guidance.alignment_loss(x)
+        ours, theirs = hidden_layers(target, x), hidden_layers(guide, x)
+        names, guides = ["1", "3", "5"], ["1", "3", "3"]
+        assert (guidance.names, guidance.guide_names) == (names, guides)
+        expected = sum(1 - linear_cka(ours[a], theirs[b]) for a, b in zip(names, guides, strict=True))
+    torch.testing.assert_close(found, 0.7 * expected)
+
+
+def test_the_guide_gets_no_gradient_and_the_target_keeps_no_hook() -> None:
+    target, guide, x = networks()
+    with Guidance().attach(target, guide, x) as guidance:
+        target(x)
+        guidance.alignment_loss(x).backward()
+    assert all(p.grad is None for p in guide.parameters())
+    assert target[0].weight.grad.abs().sum() > 0
+    assert not any(module._forward_hooks for module in target.modules())
+
+
+def test_steps_along_the_gradient_align() -> None:
+    target, guide, x = networks()
+    optimizer = torch.optim.Adam(target.parameters(), lr=0.01)
+    losses = []
+    with Guidance().attach(target, guide, x) as guidance:
+        for _ in range(60):
+            target(x)
+            losses.append(guidance.alignment_loss(x))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_noise_guides_see_noise() -> None:
+    target, guide, x = networks()
+    guidance = Guidance(guide="noise")
+    guidance.attach(target, guide, x).detach()
+    first, second = guidance.guide_grams(x), guidance.guide_grams(x)
+    assert not torch.equal(first["1"], second["1"])
+    plain = Guidance(guide="random")
+    plain.attach(target, guide, x).detach()
+    assert torch.equal(plain.guide_grams(x)["1"], plain.guide_grams(x)["1"])
+
+
+def test_guide_lets_go_and_weight_zero_is_the_baseline() -> None:
+    data = open_dataset("wine").prepare(0)
+    baseline = fit(None, data, 3, training=SHORT).model.state_dict()
+    neutral = fit("guidance(weight=0.0)", data, 3, training=SHORT).model.state_dict()
+    assert all(torch.equal(baseline[name], neutral[name]) for name in baseline)
+    run = fit("guidance(guide_steps=5, until=0.5)", data, 3, training=SHORT)
+    steps = run.budget.steps
+    assert run.extra_passes >= 5 * run.budget.batch_size
+    whole = fit("guidance(guide_steps=5)", data, 3, training=SHORT)
+    assert whole.extra_passes > run.extra_passes
+    assert steps == whole.budget.steps
+
+
+def test_alignment_alone_leaves_the_head_as_it_is() -> None:
+    data = open_dataset("wine").prepare(0)
+    short = Training(epochs=2, batch_size=64, weight_decay=0.0, select="last")
+    run = fit("guidance(only=True, guide='random')", data, 3, training=short)
+    baseline = fit(
+        "guidance(weight=0.0)", data, 3, training=Training(steps=1, lr=1e-12, weight_decay=0.0, select="last")
+    )
+    torch.testing.assert_close(run.model.head.weight, baseline.model.head.weight)
+
+
+@pytest.mark.parametrize("name", ["digits", "iris"])
+def test_trained_guides_learn(name: str) -> None:
+    data = open_dataset(name).prepare(0)
+    guidance = Guidance(guide_steps=150, generator=torch.Generator().manual_seed(0))
+
+    class Fake:
+        model, train, spec, extra_passes = None, data.train, data.spec, 0.0
+        budget = type("B", (), {"steps": 150, "batch_size": 64})
+
+    torch.manual_seed(0)
+    Fake.model = ResidualGuide(data.spec, 4)
+    guidance.prepare(Fake())
+    right = (guidance.guide(data.test.x).argmax(dim=1) == data.test.y).float().mean()
+    assert right > 0.85
+
+
+def test_misuse() -> None:
+    target, guide, x = networks()
+    for settings, told in (
+        ({"weight": -1.0}, "weight is -1.0"),
+        ({"until": 0.0}, "until is 0.0"),
+        ({"guide": "wise"}, "guide is 'wise'"),
+        ({"guide_steps": 0}, "guide_steps is 0"),
+        ({"width": 0}, "width is 0"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Guidance(**settings)
+    with Guidance().attach(target, guide, x) as guidance:
+        target(x[:7])
+        with pytest.raises(ValueError, match="7 rows is too small"):
+            guidance.alignment_loss(x[:7])
+        with pytest.raises(ValueError, match="already attached"):
+            guidance.attach(target, guide, x)
+    with Guidance().attach(target, guide, x) as guidance, pytest.raises(ValueError, match="has not run"):
+        guidance.alignment_loss(x)
+    with torch.no_grad():
+        target[0].weight.zero_()
+        target[0].bias.fill_(-1.0)
+    with Guidance().attach(target, guide, x) as guidance:
+        target(x)
+        with pytest.raises(ValueError, match=r"'1'.*without variance"):
+            guidance.alignment_loss(x)

@@ -1,0 +1,168 @@
+"""h-calibration against brute force, closed forms and netcal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from probatum.numerics.calibration.temperature import fit_temperature
+from probatum.techniques.posthoc.h_calibration.h_calibration import (
+    CALIBRATORS,
+    WEIGHTINGS,
+    HCalibration,
+    cluster_edges,
+    h_calibration_loss,
+    window_errors,
+)
+
+D = torch.float64
+
+
+def sample(n: int = 400, classes: int = 4, sharp: float = 4.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    honest = 1.5 * torch.randn(n, classes, dtype=D, generator=generator)
+    return sharp * honest, torch.multinomial(honest.softmax(1), 1, generator=generator).squeeze(1)
+
+
+def test_window_errors_by_hand() -> None:
+    p = torch.tensor([0.1, 0.2, 0.4, 0.7, 0.9], dtype=D)
+    o = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], dtype=D)
+    d = p - o  # .1 -.8 .4 -.3 -.1
+    first, second, third = abs(d[:3].mean()), abs(d[1:4].mean()), abs(d[2:].mean())
+    torch.testing.assert_close(window_errors(p, o, 2), torch.stack([first, first, second, third, third]))
+    ends = abs(d[:2].sum()) / 3, abs(d[3:].sum()) / 3
+    torch.testing.assert_close(window_errors(p, o, 2, "zero"), torch.stack([ends[0], first, second, third, ends[1]]))
+
+
+def test_window_over_everything_is_the_difference_of_means() -> None:
+    logits, target = sample(30, 3)
+    p = logits.softmax(1)
+    loss = h_calibration_loss(p, target, window=89, leave_out=False, weighting="mean", scale=1.0)
+    assert float(loss) == pytest.approx(abs(float(p.mean()) - 1 / 3), abs=1e-12)
+    kept = target != 1  # leave-one-out sets have other means; look at one of them by brute force
+    o = torch.nn.functional.one_hot(target[kept], 3).to(D)
+    flat, rank = p[kept].flatten().sort()
+    errors = window_errors(flat, o.flatten()[rank], len(flat) - 1)
+    torch.testing.assert_close(errors, (p[kept].mean() - o.mean()).abs().expand_as(errors))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_order_of_the_rows_does_not_matter(weighting: str) -> None:
+    logits, target = sample()
+    p = logits.softmax(1).round(decimals=2)  # many ties
+    shuffled = torch.randperm(len(p), generator=torch.Generator().manual_seed(1))
+    ours = h_calibration_loss(p, target, window=50, weighting=weighting)
+    other = h_calibration_loss(p[shuffled], target[shuffled], window=50, weighting=weighting)
+    torch.testing.assert_close(ours, other, rtol=1e-9, atol=0)
+
+
+def test_leaving_out_a_class_is_the_mean_over_filtered_sets() -> None:
+    logits, target = sample(200, 3)
+    p = logits.softmax(1)
+    whole = h_calibration_loss(p, target, window=40)
+    one_by_one = [h_calibration_loss(p[target != c], target[target != c], window=40, leave_out=False) for c in range(3)]
+    torch.testing.assert_close(whole, torch.stack(one_by_one).mean())
+
+
+def test_honest_probabilities_err_by_the_root_of_the_window() -> None:
+    generator = torch.Generator().manual_seed(5)
+    p = torch.rand(200_000, dtype=D, generator=generator).sort().values
+    o = torch.bernoulli(p, generator=generator)
+    means = [float(window_errors(p, o, m).mean()) * math.sqrt(m) for m in (100, 400, 1600)]
+    # E|mean(p - o)| = sqrt(2 / pi) * E sqrt(p (1 - p)) / sqrt(m) with E sqrt(p (1 - p)) = pi / 8
+    assert means == pytest.approx([math.sqrt(2 / math.pi) * math.pi / 8] * 3, rel=0.06)
+
+
+def test_clusters_are_a_fixed_point_of_lloyd() -> None:
+    drawn = torch.rand(550, dtype=D, generator=torch.Generator().manual_seed(3))
+    p = torch.cat([drawn[:500] ** 8, drawn[500:]]).sort().values
+    edges = cluster_edges(p, 6, rounds=500)
+    centres = torch.stack([p[a:b].mean() for a, b in itertools.pairwise(edges)])
+    nearest = (p[:, None] - centres).abs().argmin(1)
+    assert torch.equal(nearest.bincount(minlength=6), edges.diff())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_gradient(weighting: str) -> None:
+    logits, target = sample(25, 3, sharp=1.0)
+    scale = torch.tensor(1.3, dtype=D, requires_grad=True)
+
+    def loss(s: torch.Tensor) -> torch.Tensor:
+        return h_calibration_loss((s * logits).softmax(1), target, window=10, weighting=weighting, scale=1.0)
+
+    # "density" weighs by gaps that are held fixed, so finite differences see more than the gradient does
+    if weighting == "density":
+        loss(scale).backward()
+        assert math.isfinite(float(scale.grad))
+    else:
+        assert torch.autograd.gradcheck(loss, (scale,))
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_fitted_map_lowers_the_loss_and_keeps_the_order(calibrator: str) -> None:
+    logits, target = sample(600, 5)
+    calibrate = HCalibration(calibrator, window=60, steps=60).fit(logits, target)
+    p = calibrate(logits)
+    torch.testing.assert_close(p.sum(1), torch.ones(600, dtype=D))
+    assert torch.equal(p.argsort(dim=1, stable=True), logits.argsort(dim=1, stable=True))
+    assert float(calibrate.objective(p, target)) == pytest.approx(calibrate.best, rel=1e-9)
+    assert calibrate.best < 0.5 * float(calibrate.objective(logits.softmax(1), target))
+    outside, _ = sample(3000, 5, sharp=40.0, seed=9)  # far beyond the range seen in fit
+    assert torch.equal(calibrate(outside.float()).argmax(1), outside.argmax(1))
+
+
+@pytest.mark.filterwarnings("ignore")  # netcal and pyro warn of their own future
+def test_temperature_agrees_with_maximum_likelihood_and_netcal() -> None:
+    logits, target = sample(6000, 4)
+    ours = math.exp(-float(HCalibration(steps=150).fit(logits, target).map.log_scale))
+    assert ours == pytest.approx(fit_temperature(logits, target), rel=0.05)
+    netcal = pytest.importorskip("netcal.scaling", reason="netcal is the witness")
+    theirs = netcal.TemperatureScaling()
+    theirs.fit(logits.softmax(1).numpy(), target.numpy(), random_state=0)
+    likelihood = torch.from_numpy(theirs.transform(logits[:5].softmax(1).numpy()))
+    torch.testing.assert_close((logits[:5] / ours).softmax(1), likelihood.to(D), atol=0.05, rtol=0)
+
+
+def test_neutral_is_softmax_bit_for_bit() -> None:
+    logits, target = sample(100)
+    small = logits.float()
+    assert torch.equal(HCalibration(steps=0).fit(small, target)(small), small.softmax(1))
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_state_travels_to_a_map_that_was_never_fitted(calibrator: str) -> None:
+    logits, target = sample(100)
+    small = logits.float()
+    fitted = HCalibration(calibrator, window=30, steps=5).fit(small, target)
+    other = HCalibration(calibrator)
+    other.load_state_dict(fitted.state_dict())
+    assert torch.equal(other(small), fitted(small))
+
+
+def test_works_without_gradients_and_leaves_the_inputs() -> None:
+    logits, target = sample(100)
+    before = logits.clone()
+    with torch.no_grad():
+        HCalibration(window=30, steps=2).fit(logits, target)
+    assert torch.equal(before, logits)
+
+
+def test_bad_input() -> None:
+    logits, target = sample(20, 3)
+    with pytest.raises(ValueError, match=r"rows are probabilities"):
+        HCalibration(window=10).fit(logits.softmax(1), target)
+    with pytest.raises(ValueError, match=r"20 rows x 3 classes = 60 events .* 201"):
+        HCalibration().fit(logits, target)
+    with pytest.raises(ValueError, match="calibrator is 'isotonic'"):
+        HCalibration("isotonic")
+    with pytest.raises(ValueError, match="window is 0"):
+        HCalibration(window=0)
+    with pytest.raises(ValueError, match="not finite"):
+        HCalibration(window=10).fit(logits / 0.0, target)
+    with pytest.raises(ValueError, match=r"logits \(0, 3\) .* n > 0"):
+        HCalibration().fit(logits[:0], target[:0])
+    with pytest.raises(ValueError, match="must be"):
+        HCalibration(window=10).fit(logits, target[:5])

@@ -1,0 +1,198 @@
+"""The FOCUS protocol: groups, gaps and slopes by hand, missing attributes told, twins with planted shortcuts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from probatum.data.open import open_dataset
+from probatum.measure.groups import wilson as reference_wilson
+from probatum.spec import Data, Part, Spec
+from probatum.techniques.probe.focus_protocol.attributes import (
+    Attribute,
+    code_attribute,
+    commonness,
+    measured_attributes,
+    uncommon_flags,
+)
+from probatum.techniques.probe.focus_protocol.focus_protocol import (
+    by_count,
+    focus_protocol,
+    gap,
+    grouped,
+    responding_units,
+    slope,
+    wilson,
+)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_hand_made_table_gives_known_counts() -> None:
+    y = torch.tensor([0, 0, 1, 1, 1])
+    place = code_attribute("place", ["sea", "room", "sea", "room", None])
+    light = code_attribute("light", ["day", "night", "night", float("nan"), "day"])
+    assert place.values == ("room", "sea")
+    assert place.codes.tolist() == [1, 0, 1, 0, -1]
+    tables = {
+        "place": torch.tensor([[True, False], [False, True]]),  # class 0 indoors, class 1 at sea
+        "light": torch.tensor([[False, True], [False, True]]),  # night for both
+    }
+    flags, known = uncommon_flags(y, [place, light], tables)
+    assert flags.sum(dim=1).tolist() == [0, 2, 2, 0, 0]
+    assert known.all(dim=1).tolist() == [True, True, True, False, False]
+
+
+def test_commonness_is_smoothed_counting() -> None:
+    y = torch.tensor([0] * 8 + [1] * 3)
+    attribute = Attribute("a", ("p", "q", "r"), torch.tensor([0] * 7 + [1] + [2, 2, -1]))
+    found = commonness(y, attribute, 2)
+    torch.testing.assert_close(found[0], torch.tensor([8 / 11, 2 / 11, 1 / 11], dtype=torch.float64))
+    torch.testing.assert_close(found[1], torch.tensor([1 / 5, 1 / 5, 3 / 5], dtype=torch.float64))
+
+
+def test_groups_partition_and_weigh_to_the_whole() -> None:
+    right = torch.rand(500, generator=stream()) < 0.7
+    k = torch.randint(-1, 4, (500,), generator=stream(1))
+    groups = by_count(right, k)
+    assert sum(group.rows for group in groups.values()) == 500
+    weighed = sum(group.rows * group.accuracy for group in groups.values()) / 500
+    assert weighed == pytest.approx(float(right.double().mean()))
+    for group in groups.values():
+        assert (group.low, group.high) == pytest.approx(
+            reference_wilson(round(group.accuracy * group.rows), group.rows)
+        )
+    assert wilson(0, 3)[0] == 0.0
+
+
+def test_slope_is_weighted_least_squares() -> None:
+    right = torch.rand(400, generator=stream()) < 0.6
+    k = torch.randint(0, 3, (400,), generator=stream(1))
+    a = torch.stack([torch.ones(400), k.float()], dim=1).double()
+    expected = torch.linalg.lstsq(a, right.double()[:, None]).solution[1, 0]
+    assert slope(by_count(right, k)) == pytest.approx(float(expected))
+    assert slope(by_count(right, torch.zeros(400, dtype=torch.int64))) is None
+
+
+def test_gaps_do_not_mirror_the_difficulty_of_classes() -> None:
+    # class 0 is always right, class 1 never; only class 1 is often uncommon: no gap inside the classes
+    y = torch.tensor([0] * 50 + [1] * 50)
+    right = y == 0
+    uncommon = torch.cat([torch.arange(50) < 5, torch.arange(50) < 45])
+    known = torch.ones(100, dtype=torch.bool)
+    assert gap(right, y, uncommon, known) == pytest.approx(0.0)
+    naive = float(right[~uncommon].double().mean() - right[uncommon].double().mean())
+    assert naive > 0.7
+    right[:5] = False
+    assert gap(right, y, uncommon, known) == pytest.approx(0.5)
+    assert gap(right, y, torch.zeros(100, dtype=torch.bool), known) is None
+
+
+def test_units_that_respond_are_found() -> None:
+    y, rare = torch.arange(400) % 2, torch.arange(400) % 5 == 0
+    features = torch.randn(400, 6, generator=stream())
+    features[:, 2] += 3 * rare  # responds to the attribute
+    features[:, 4] += 5 * y  # responds to the class alone
+    known = torch.ones(400, dtype=torch.bool)
+    found = responding_units(features, y, rare, known)
+    assert int(found.argmax()) == 2
+    assert float(found[4]) < 0.3
+
+
+def test_fine_labels_are_grouped_both_ways() -> None:
+    p = torch.tensor([[0.4, 0.35, 0.25], [0.1, 0.2, 0.7]])
+    torch.testing.assert_close(grouped(p, [0, 1, 1]), torch.tensor([[0.4, 0.6], [0.1, 0.9]]))
+    assert grouped(p, [0, 1, 1], "argmax").argmax(dim=1).tolist() == [0, 1]
+    assert grouped(p, [0, 1, -1], "argmax")[1].tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="2 entries for 3"):
+        grouped(p, [0, 1])
+
+
+@pytest.mark.parametrize("name", ["digits", "breast-cancer", "toy-topics", "cbf"])
+def test_attributes_are_read_off_every_modality(name: str) -> None:
+    data = open_dataset(name).prepare(0)
+    train, test = measured_attributes([data.train.x, data.test.x], data.spec)
+    for attribute, other in zip(train, test, strict=True):
+        assert attribute.values == other.values
+        assert 0 <= int(attribute.codes.min()) <= int(attribute.codes.max()) < len(attribute.values)
+        if name != "toy-topics":
+            assert float(attribute.codes.bincount().double().max()) < 0.6 * len(data.train)
+
+
+def test_category_columns_come_first_and_code_nought_is_missing() -> None:
+    spec = Spec("table", "classes", (3,), 2, numeric=1, cardinalities=(4, 3), features=("n", "a", "b"))
+    x = torch.tensor([[0.5, 0.0, 1.0], [0.1, 3.0, 2.0]])
+    (found,) = measured_attributes([x], spec, most=2)
+    assert [attribute.name for attribute in found] == ["a", "b"]
+    assert found[0].codes.tolist() == [-1, 2]
+    (named,) = measured_attributes([x], spec, columns=["b"])
+    assert named[0].codes.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="no column 'z'"):
+        measured_attributes([x], spec, columns=["z"])
+
+
+def planted(c: float, seed: int) -> tuple[Data, dict[str, dict[str, list[str]]]]:
+    """Two classes told weakly by x0 and strongly by an attribute that x1 shows."""
+    g = stream(seed)
+    parts, told = {}, {}
+    for name, rows, share in (("train", 1500, c), ("valid", 600, c), ("test", 1500, 0.5)):
+        y = torch.randint(2, (rows,), generator=g)
+        a = torch.where(torch.rand(rows, generator=g) < share, y, 1 - y)
+        x = torch.stack([y + 0.8 * torch.randn(rows, generator=g), 4.0 * a], dim=1)
+        parts[name] = Part(x, y, torch.arange(rows))
+        told[name] = {"place": [("land", "sea")[int(v)] for v in a]}
+    spec = Spec("table", "classes", (2,), 2, numeric=2, features=("x0", "x1"))
+    return Data(spec, parts["train"], parts["valid"], parts["test"]), told
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def test_a_planted_shortcut_is_measured() -> None:
+    data, told = planted(0.97, 1)
+    found = focus_protocol(network, data, stream(), attributes=told, steps=300, lr=1e-2, finetune_steps=100, units=0.3)
+    assert found["uncommon pairs of place"] == 2
+    assert found["rows with 0 uncommon"] + found["rows with 1 uncommon"] == len(data.test)
+    assert found["gap place"] > 0.3
+    assert found["slope"] < -0.3
+    assert found["gap place without its features"] < found["gap place"]
+    assert found["fine-tuned accuracy with 1 uncommon"] > found["accuracy with 1 uncommon"]
+    assert found["low with 1 uncommon"] < found["accuracy with 1 uncommon"] < found["high with 1 uncommon"]
+    fair, told = planted(0.5, 1)
+    table = {"place": torch.tensor([[False, True], [True, False]])}
+    even = focus_protocol(network, fair, stream(), attributes=told, uncommon=table, steps=300, lr=1e-2)
+    assert abs(even["gap place"]) < 0.1
+
+
+def test_missing_attributes_are_listed() -> None:
+    data, told = planted(0.9, 2)
+    told["test"]["place"][:7] = [None] * 5 + ["", math.nan]  # type: ignore[list-item]
+    told["train"]["place"] = [
+        "" if y == 0 else v for v, y in zip(told["train"]["place"], data.train.y.tolist(), strict=True)
+    ]
+    found = focus_protocol(network, data, stream(), attributes=told, steps=20)
+    assert found["rows with place missing"] == 7
+    assert found["rows with unknown uncommon"] == 7
+    assert found["classes without place"] == 1
+
+
+def test_misuse_is_named() -> None:
+    data, told = planted(0.9, 3)
+    with pytest.raises(ValueError, match="has no 'test'"):
+        focus_protocol(network, data, stream(), attributes={"train": told["train"]})
+    with pytest.raises(ValueError, match="2 values for 1500 test rows"):
+        focus_protocol(network, data, stream(), attributes={**told, "test": {"place": ["sea", "land"]}})
+    with pytest.raises(ValueError, match="give a bool table"):
+        focus_protocol(network, data, stream(), attributes=told, uncommon={"place": torch.zeros(3, 2)})
+    with pytest.raises(ValueError, match=r"tau is 1\.5"):
+        focus_protocol(network, data, stream(), tau=1.5)
+    with pytest.raises(ValueError, match="need classes"):
+        focus_protocol(network, replace(data, spec=replace(data.spec, task="reals")), stream())

@@ -1,0 +1,185 @@
+"""Cascades: scores, curves against brute force, thresholds, costs, chains."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from probatum.techniques.probe.lm_cascade.cascade import (
+    LEVELS,
+    area_over_cost,
+    at_threshold,
+    audc,
+    chain,
+    chain_thresholds,
+    chow_average,
+    chow_quantile,
+    chow_sum,
+    closed_share,
+    cost_curve,
+    deferral_curve,
+    oracle_score,
+    quality_at,
+    quantile_features,
+    threshold_for,
+    tokens,
+)
+
+
+def ragged(rng: np.random.Generator, n: int = 30) -> list[list[float]]:
+    return [(-rng.exponential(size=rng.integers(1, 9))).tolist() for _ in range(n)]
+
+
+def test_scores_are_numpys_and_padding_does_not_count() -> None:
+    logs = ragged(np.random.default_rng(0))
+    found = tokens(logs)
+    np.testing.assert_allclose(chow_sum(found), [sum(row) for row in logs])
+    np.testing.assert_allclose(chow_average(found), [np.mean(row) for row in logs])
+    for level in (*LEVELS, 0.33):
+        np.testing.assert_allclose(chow_quantile(found, level), [np.quantile(row, level) for row in logs])
+    longest = max(map(len, logs))
+    padded = torch.tensor([row + [-7.0] * (longest - len(row)) for row in logs], dtype=torch.float64)
+    mask = torch.tensor([[t < len(row) for t in range(longest)] for row in logs])
+    again = tokens(padded, mask)
+    np.testing.assert_array_equal(quantile_features(again), quantile_features(found))
+    assert quantile_features(found).shape == (30, 14)
+    assert quantile_features(found)[:, -1].tolist() == [len(row) for row in logs]
+
+
+def test_one_token_makes_all_scores_equal() -> None:
+    found = tokens(-np.random.default_rng(1).exponential(size=(20, 1)))
+    for score in (chow_average(found), *(chow_quantile(found, level) for level in LEVELS)):
+        np.testing.assert_array_equal(score, chow_sum(found))
+
+
+def test_curve_is_that_of_deferring_row_by_row() -> None:
+    rng = np.random.default_rng(2)
+    score, small, large = rng.permutation(40), rng.random(40), rng.random(40)
+    curve = deferral_curve(score, small, large)
+    for k in range(41):
+        deferred = np.isin(np.arange(40), np.argsort(score)[:k])
+        assert curve.quality[k] == pytest.approx(np.where(deferred, large, small).mean())
+        assert curve.rate[k] == k / 40
+    assert audc(curve) == pytest.approx(np.trapezoid(curve.quality, curve.rate))
+
+
+def test_scores_of_chance_give_the_straight_line() -> None:
+    rng = np.random.default_rng(3)
+    small, large = rng.random(50), rng.random(50) + 0.2
+    line = audc(deferral_curve(np.zeros(50), small, large))
+    assert line == pytest.approx((small.mean() + large.mean()) / 2)
+    drawn = [audc(deferral_curve(rng.random(50), small, large)) for _ in range(2000)]
+    assert abs(np.mean(drawn) - line) < 4 * np.std(drawn) / 2000**0.5
+    tied = np.repeat([0.0, 1.0], 25)  # ties: the mean over random orders within them
+    broken = [audc(deferral_curve(tied + 0.1 * rng.random(50), small, large)) for _ in range(2000)]
+    assert abs(np.mean(broken) - audc(deferral_curve(tied, small, large))) < 4 * np.std(broken) / 2000**0.5
+
+
+def test_oracle_is_above_every_rule_at_every_rate() -> None:
+    rng = np.random.default_rng(4)
+    small, large = rng.random(25), rng.random(25)
+    best = deferral_curve(oracle_score(small, large), small, large)
+    for _ in range(200):
+        assert bool((deferral_curve(rng.random(25), small, large).quality <= best.quality + 1e-12).all())
+
+
+def test_monotone_maps_leave_the_curve_alone() -> None:
+    rng = np.random.default_rng(5)
+    score, small, large = rng.normal(size=60).round(1), rng.random(60), rng.random(60)
+    expected = audc(deferral_curve(score, small, large))
+    for image in (np.exp(score), 3 * score - 8, np.arctan(score)):
+        assert audc(deferral_curve(image, small, large)) == expected
+    assert audc(deferral_curve(-score, small, large)) != pytest.approx(expected)
+
+
+def test_thresholds_come_from_other_rows() -> None:
+    rng = np.random.default_rng(6)
+    held, score, small, large = rng.normal(size=4000), rng.normal(size=4000), rng.random(4000), rng.random(4000)
+    for rate in (0.1, 0.5, 0.9):
+        threshold = threshold_for(held, rate)
+        assert (held < threshold).mean() == rate
+        used, quality = at_threshold(threshold, score, small, large)
+        assert abs(used - rate) < 0.03
+        assert quality == pytest.approx(quality_at(deferral_curve(score, small, large), used))
+    assert at_threshold(threshold_for(held, 0.0), held, small, large) == (0.0, pytest.approx(small.mean()))
+    assert at_threshold(threshold_for(held, 1.0), score, small, large)[0] == 1.0
+
+
+def test_partial_cost_is_paid_by_every_row() -> None:
+    curve = deferral_curve(np.arange(4), np.zeros(4), np.ones(4))
+    free, paid = cost_curve(curve, 0.1, 1.0), cost_curve(curve, 0.1, 1.0, 0.4)
+    np.testing.assert_allclose(free.rate, [0.1, 0.35, 0.6, 0.85, 1.1])
+    np.testing.assert_allclose(paid.rate, [0.1, 0.5, 0.65, 0.8, 0.95, 1.1])
+    assert quality_at(paid, 0.5) == 0.0
+    assert quality_at(free, 0.6) == 0.5
+    assert area_over_cost(free) == pytest.approx(0.5)
+    assert area_over_cost(paid) == pytest.approx(0.3)  # 0.4 of the way nothing, then the line from 0 to 1
+    assert area_over_cost(cost_curve(curve, 0.1, 1.0, 1.0)) == pytest.approx(0.0)
+
+
+def test_chain_of_three() -> None:
+    scores = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    qualities = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    found = chain(scores, qualities, (1.0, 10.0, 100.0), (1.0, 1.0))
+    assert found.model.tolist() == [0, 1, 2]
+    assert found.quality.tolist() == [1, 5, 9]
+    assert found.cost.tolist() == [1, 11, 111]
+    rng = np.random.default_rng(7)
+    many = rng.random((1000, 2))
+    cuts = chain_thresholds(many, (0.5, 0.2))
+    stands = chain(many, rng.random((1000, 3)), (1, 1, 1), cuts).model
+    assert np.bincount(stands).tolist() == [500, 400, 100]
+
+
+def test_a_chain_of_two_is_the_curve() -> None:
+    rng = np.random.default_rng(8)
+    score, small, large = rng.random(100), rng.random(100), rng.random(100)
+    curve = deferral_curve(score, small, large)
+    for rate in (0.0, 0.25, 1.0):
+        found = chain(score[:, None], np.column_stack([small, large]), (1, 9), [threshold_for(score, rate)])
+        assert found.quality.mean() == pytest.approx(quality_at(curve, rate))
+        assert found.cost.mean() == pytest.approx(1 + 9 * rate)
+        assert quality_at(cost_curve(curve, 1, 9), 1 + 9 * rate) == pytest.approx(found.quality.mean())
+
+
+def test_closed_share() -> None:
+    assert closed_share(0.6, 0.5, 0.9) == pytest.approx(0.25)
+    assert closed_share(0.5, 0.5, 0.5) == 0.0
+    areas = [audc(deferral_curve(s, [0, 1], [1, 0])) for s in ([1, 0], [0, 0], [0, 1])]
+    assert all(a < b for a, b in pairwise(areas))
+
+
+@pytest.mark.parametrize(
+    ("logs", "what"),
+    [
+        ([[-1.0], [0.3]], "0.3"),
+        ([[-1.0], []], "output 1 has no tokens"),
+        ([[float("-inf")]], "-inf"),
+        ([], "0 outputs"),
+    ],
+)
+def test_bad_tokens(logs: list[list[float]], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        tokens(logs)
+
+
+def test_bad_qualities_and_settings() -> None:
+    with pytest.raises(ValueError, match="both models' qualities"):
+        deferral_curve([0, 1], [0, 1], [0, float("nan")])
+    with pytest.raises(ValueError, match="none missing"):
+        deferral_curve([0, 1], [0, 1], [0])
+    with pytest.raises(ValueError, match=r"level is 1\.5"):
+        chow_quantile(tokens([[-1.0]]), 1.5)
+    with pytest.raises(ValueError, match="rate is 2"):
+        threshold_for([0.0], 2)
+    with pytest.raises(ValueError, match="partial 3"):
+        cost_curve(deferral_curve([0], [0], [1]), 1, 2, 3)
+    with pytest.raises(ValueError, match="thresholds"):
+        chain(np.zeros((2, 1)), np.zeros((2, 3)), (1, 1, 1), (0.5,))
+    with pytest.raises(ValueError, match="quality is missing"):
+        chain(np.zeros((1, 1)), np.array([[0, np.nan]]), (1, 1), (0.5,))
+    with pytest.raises(ValueError, match="mask"):
+        tokens(np.zeros((2, 3)), np.ones((2, 2), dtype=bool))

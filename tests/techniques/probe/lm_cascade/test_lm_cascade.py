@@ -1,0 +1,202 @@
+"""Model cascade: the learned rule, its calibration, states and their costs, and what the probe reports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from probatum.data.open import open_dataset
+from probatum.numerics.calibration.reliability import equal_mass, mean_gap
+from probatum.spec import Data, Part, Spec
+from probatum.techniques.probe.lm_cascade.cascade import audc, chow_sum, deferral_curve, quantile_features, tokens
+from probatum.techniques.probe.lm_cascade.lm_cascade import (
+    DeferralRule,
+    SmallNetwork,
+    flops,
+    lm_cascade,
+    middle_of,
+    write,
+)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs with a first token of harmless doubt; what a later token lacks is what the large model gains."""
+    rng = np.random.default_rng(seed)
+    lengths, bad = rng.integers(3, 12, size=n), rng.random(n) < 0.4
+    logs = [[-rng.exponential(1.5), *(-rng.exponential(0.3, size=k)).tolist()] for k in lengths]
+    for row, wrong in zip(logs, bad, strict=True):
+        row.append(-rng.exponential(1.0) - 0.5 if wrong else -0.01)
+    small = np.where(bad, rng.random(n) * 0.5, 1.0)
+    return quantile_features(tokens(logs)), small, np.full(n, 0.95)
+
+
+@pytest.mark.parametrize("rule", ["logistic", "mlp"])
+@pytest.mark.parametrize("target", ["better", "difference"])
+def test_learned_rule_beats_the_sum(rule: str, target: str) -> None:
+    x, small, large = planted(800, 0)
+    z, second, other = planted(800, 1)
+    found = DeferralRule(rule, target, hidden=16).fit(x, small, large)
+    learned = audc(deferral_curve(found.score(z), second, other))
+    assert learned > audc(deferral_curve(z[:, -3], second, other)) + 0.01
+    assert bool((np.diff(found.gain(z)[np.argsort(found.score(z))]) <= 1e-12).all())
+
+
+def test_logistic_rule_is_sklearns() -> None:
+    x, small, large = planted(300, 2)
+    scaler = StandardScaler().fit(x)
+    witness = LogisticRegression(C=0.5, max_iter=1000).fit(scaler.transform(x), large > small)
+    found = DeferralRule(penalty=2.0).fit(x, small, large)
+    np.testing.assert_allclose(
+        found.raw_probability(x), witness.predict_proba(scaler.transform(x))[:, 1], rtol=1e-6, atol=1e-9
+    )
+
+
+def test_probabilities_are_calibrated_on_rows_not_fitted() -> None:
+    x, small, large = planted(150, 3)
+    z, second, other = planted(4000, 4)
+    found = DeferralRule("mlp", penalty=1e-4, hidden=64).fit(x, small, large)
+    gained = (other > second).astype(float)
+    before = mean_gap(equal_mass(found.raw_probability(z), gained, 10))
+    after = mean_gap(equal_mass(found.gain(z), gained, 10))
+    assert after < 0.6 * before
+
+
+def test_a_rule_without_two_answers_is_constant() -> None:
+    x = np.random.default_rng(5).normal(size=(20, 3))
+    found = DeferralRule().fit(x, np.ones(20), np.zeros(20))
+    assert len(set(found.score(x).tolist())) == 1
+    assert found.gain(x)[0] < 0.05
+
+
+def test_large_quality_must_be_there() -> None:
+    x = np.zeros((3, 2))
+    with pytest.raises(ValueError, match="both models' qualities"):
+        DeferralRule().fit(x, np.zeros(3), np.array([1.0, np.nan, 0.0]))
+    with pytest.raises(ValueError, match="give finite"):
+        DeferralRule().fit(np.full((3, 2), np.inf), np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="forest"):
+        DeferralRule("forest")
+    with pytest.raises(ValueError, match="penalty 0"):
+        DeferralRule(penalty=0)
+
+
+def test_costs_are_counted() -> None:
+    net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    x = torch.randn(4, 10)
+    assert flops(net, x) == 2 * (200 + 600 + 150)
+    found = middle_of(net, x, 0.5)
+    assert found.module is net[2]
+    assert found.share == pytest.approx(800 / 950)
+    assert middle_of(net, x, 0.1).module is net[0]
+    assert not net[0]._forward_hooks
+    with pytest.raises(ValueError, match="leave embed"):
+        middle_of(nn.Sequential(nn.Tanh()), x)
+
+
+def test_outputs_and_pooled_states() -> None:
+    spec = Spec("text", "next-token", (5,), 7, vocabulary=7)
+    torch.manual_seed(0)
+    net = SmallNetwork(spec, 4).eval()
+    x, y = torch.randint(7, (3, 5)), torch.randint(7, (3, 5))
+    lengths = torch.tensor([1, 3, 5])
+    found = write(net, Part(x, y, torch.arange(3)), lengths, net.last)
+    p = net(x).softmax(dim=-1)
+    np.testing.assert_allclose(found.log_p, p.amax(dim=-1).log().detach().numpy(), atol=1e-5)
+    assert np.array_equal(found.right, (p.argmax(dim=-1) == y).double().numpy())
+    state = net.state(x).detach()
+    for i, length in enumerate(lengths.tolist()):
+        np.testing.assert_allclose(found.state[i], state[i, :length].mean(dim=0).numpy(), atol=1e-6)
+    changed = x.clone()
+    changed[:, 3] = (x[:, 3] + 1) % 7
+    assert torch.equal(net(changed)[:, :3], net(x)[:, :3])
+
+
+def digits(network: int = 64) -> tuple[Data, Any]:
+    data = open_dataset("digits").prepare(0)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, network), nn.ReLU(), nn.Linear(network, 10))
+
+    return data, build
+
+
+def test_report_of_classes() -> None:
+    data, build = digits()
+    found = lm_cascade(build, data, stream(), width=3, steps=150)
+    assert found["small"] < found["large"]
+    assert found["random"] == pytest.approx((found["small"] + found["large"]) / 2)
+    for name in ("sum", "average", "quantile", "learned", "embed-1", "embed-1+2"):
+        assert found["random"] < found[f"{name}: AUDC"] <= found["oracle"]
+        assert abs(found[f"{name}: rate for 0.4"] - 0.4) < 0.15
+    assert found["sum: AUDC"] == found["average: AUDC"] == found["quantile: AUDC"]  # one token
+    assert 0 < found["cost of small"] < 0.1
+    assert 0 < found["cost of middle"] < 1
+    assert found == lm_cascade(build, data, stream(), width=3, steps=150)
+    assert lm_cascade(build, data, stream(1), width=3, steps=150)["learned: AUDC"] != found["learned: AUDC"]
+
+
+def test_report_of_tokens() -> None:
+    rng = stream(3)
+    ids = torch.randint(2, 9, (300, 9), generator=rng)
+    for t in range(8):
+        follows = torch.rand(300, generator=rng) < 0.8
+        ids[:, t + 1] = torch.where(follows, 2 + (3 * ids[:, t] + 1) % 7, ids[:, t + 1])
+    x, y = ids[:, :-1], ids[:, 1:]
+    parts = [Part(x[rows], y[rows], rows) for rows in torch.arange(300).split(100)]
+    data = Data(Spec("text", "next-token", (8,), 9, vocabulary=9), *parts)
+    kinds = {"steps": 40, "width": 4, "target": "difference", "lr": 1e-2}
+    found = lm_cascade(lambda: SmallNetwork(data.spec, 32), data, stream(), **kinds)
+    assert found["sum: AUDC"] != found["average: AUDC"]
+    assert all(math.isfinite(value) for value in found.values())
+    assert "learned: ECE" not in found
+    whole = lm_cascade(lambda: SmallNetwork(data.spec, 32), data, stream(), shortest=1.0, **kinds)
+    assert whole["sum: AUDC"] == pytest.approx(whole["average: AUDC"], abs=1e-9)
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)[:, :1] * 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"rates": [1.5]}, "1.5"),
+        ({"levels": []}, "levels"),
+        ({"budgets": [-1.0]}, "-1.0"),
+        ({"steps": 0}, "steps 0"),
+        ({"shortest": 0.0}, "shortest is 0.0"),
+        ({"rows": 2}, "rows is 2"),
+        ({"rule": "tree"}, "tree"),
+        ({"target": "worse"}, "worse"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], what: str) -> None:
+    data, _ = digits()
+    with pytest.raises(ValueError, match=what):
+        lm_cascade(Constant, data, stream(), **settings)
+
+
+def test_other_tasks_are_refused() -> None:
+    part = Part(torch.zeros(4, 1), torch.zeros(4, 1), torch.arange(4))
+    with pytest.raises(ValueError, match="reals"):
+        lm_cascade(Constant, Data(Spec("table", "reals", (1,), 1, numeric=1), part, part, part), stream())
+
+
+def test_sum_prefers_short_outputs() -> None:
+    assert chow_sum(tokens([[-0.1] * 9, [-0.5]]))[0] < chow_sum(tokens([[-0.1] * 9, [-0.5]]))[1]

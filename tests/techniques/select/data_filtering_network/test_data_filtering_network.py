@@ -1,0 +1,140 @@
+"""Data filtering: what is kept, the streaming threshold, the contrastive loss by hand, filters on a planted pool, misuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.measure.detection import detection
+from probatum.spec import Part
+from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs, info_nce
+from probatum.techniques.select.data_filtering_network.data_filtering_network import (
+    KINDS,
+    StreamingThreshold,
+    check_apart,
+    keep_top,
+    score,
+)
+
+
+def test_keeps_exactly_the_ceiling_and_follows_permutations() -> None:
+    own = torch.Generator().manual_seed(0)
+    scores = torch.randn(101, generator=own)
+    for share in (0.01, 0.15, 0.5, 1.0):
+        assert len(keep_top(scores, share).rows) == math.ceil(share * 101)
+    order = torch.randperm(101, generator=own)
+    assert set(order[keep_top(scores[order], 0.3).rows].tolist()) == set(keep_top(scores, 0.3).rows.tolist())
+    assert keep_top(torch.zeros(10), 0.25).rows.tolist() == [0, 1, 2]
+    y = torch.arange(101) % 2
+    kept = keep_top(scores, 0.3, y)
+    assert kept.classes.tolist() == pytest.approx([float((y[kept.rows] == c).double().mean()) for c in (0, 1)])
+
+
+def test_streaming_threshold_keeps_what_the_batch_keeps() -> None:
+    scores = torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    whole = StreamingThreshold(0.15, torch.Generator().manual_seed(0), size=5000)
+    sampled = StreamingThreshold(0.15, torch.Generator().manual_seed(0), size=1000)
+    for shard in scores.split(700):
+        whole.update(shard)
+        sampled.update(shard)
+    expected = scores[keep_top(scores, 0.15).rows].min()
+    assert whole.value() == float(expected)
+    assert float((scores >= sampled.value()).float().mean()) == pytest.approx(0.15, abs=0.03)
+    assert len(sampled.sample) == 1000
+    with pytest.raises(ValueError, match="no score was seen"):
+        StreamingThreshold(0.5, torch.Generator()).value()
+
+
+def test_reservoir_holds_early_and_late_alike() -> None:
+    late = 0
+    for seed in range(60):
+        threshold = StreamingThreshold(0.5, torch.Generator().manual_seed(seed), size=20)
+        threshold.update(torch.arange(200.0))
+        late += int((threshold.sample >= 100).sum())
+    assert late / (60 * 20) == pytest.approx(0.5, abs=0.06)
+
+
+def test_info_nce_is_cross_entropy_both_ways() -> None:
+    own = torch.Generator().manual_seed(2)
+    a, b = (F.normalize(torch.randn(6, 4, generator=own, dtype=torch.float64), dim=1) for _ in range(2))
+    rows, columns = [], []
+    for i in range(6):
+        up = torch.exp(5.0 * (a[i] @ b[i]))
+        rows.append(-torch.log(up / sum(torch.exp(5.0 * (a[i] @ b[j])) for j in range(6))))
+        columns.append(-torch.log(up / sum(torch.exp(5.0 * (a[j] @ b[i])) for j in range(6))))
+    expected = (sum(rows) / 6 + sum(columns) / 6) / 2
+    assert float(info_nce(a, b, 5.0)) == pytest.approx(float(expected))
+    a.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: info_nce(v, b, 3.0), (a,))
+
+
+def test_towers_learn_pairs_and_see_as_many() -> None:
+    own = torch.Generator().manual_seed(3)
+    x = torch.randn(200, 5, generator=own)
+    torch.manual_seed(0)
+    seen: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, rows: Tensor) -> Tensor:
+            seen.append(len(rows))
+            return super().forward(rows)
+
+    model = TwoTowers(Counting(5, 4), nn.Linear(5, 4))
+    before = torch.get_rng_state()
+    fit_pairs(model, x, x, 3000, 50, 1e-2, own)
+    assert torch.equal(before, torch.get_rng_state())
+    assert sum(seen) == 3000
+    assert model.scores(x, x).mean() > model.scores(x, x.roll(1, 0)).mean() + 0.5
+    assert torch.equal(model.classify(x[:7], x[:3]).argmax(dim=1)[:3], torch.arange(3))
+
+
+def planted(n: int = 300) -> tuple[Tensor, Tensor, Tensor, Part]:
+    own = torch.Generator().manual_seed(0)
+    truth = torch.arange(n) % 3
+    x = 3 * F.one_hot(truth, 3).float() + torch.randn(n, 3, generator=own)
+    flipped = torch.rand(n, generator=own) < 0.3
+    y = torch.where(flipped, (truth + 1) % 3, truth)
+    return x[100:], y[100:], flipped[100:], Part(x[:100], truth[:100], torch.arange(100))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "clean"])
+def test_filters_find_mismatched_labels(kind: str) -> None:
+    x, y, flipped, trusted = planted()
+    torch.manual_seed(0)
+    found = score(
+        lambda: nn.Linear(3, 3), x, y, torch.Generator().manual_seed(1), trusted, kind=kind, steps=150, lr=0.03
+    )
+    assert detection(found.double(), flipped)["flip-auroc"] > 0.95
+
+
+def test_clean_odds_find_rows_from_elsewhere() -> None:
+    x, y, _, trusted = planted()
+    x = x.clone()
+    x[:50] += 8.0
+    torch.manual_seed(0)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    found = score(net, x, y, torch.Generator().manual_seed(1), trusted, kind="clean", steps=200, lr=0.01)
+    assert found[:50].mean() < found[50:].mean() - 1
+
+
+def test_misuse() -> None:
+    x, y, _, trusted = planted()
+    with pytest.raises(ValueError, match="3 of 300 rows are also test rows"):
+        score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), trusted, test=torch.cat([x[5:8] + 1e-6, x[:4] + 9]))
+    check_apart(x, x + 1.0)
+    with pytest.raises(ValueError, match="share is 0"):
+        keep_top(torch.rand(5), 0.0)
+    with pytest.raises(ValueError, match="2 of 3 scores are not finite"):
+        keep_top(torch.tensor([1.0, float("nan"), float("inf")]), 0.5)
+    with pytest.raises(ValueError, match="kind is 'clip'"):
+        score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), trusted, kind="clip")
+    one = Part(trusted.x[:1], trusted.y[:1], trusted.rows[:1])
+    with pytest.raises(ValueError, match="1 trusted rows"):
+        score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), one)

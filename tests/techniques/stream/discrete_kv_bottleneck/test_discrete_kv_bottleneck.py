@@ -1,0 +1,212 @@
+"""The bottleneck: what a step may change, what keys are nearest, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probatum.spec import Budget, Stage
+from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import touched
+from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import Bottleneck, KeyValueLearner
+
+BUDGET = Budget(60, 16, 5)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(number: int, classes: tuple[int, ...], rows: int = 30) -> Stage:
+    y = torch.tensor(classes).repeat(rows)
+    centres = torch.randn(6, 10, generator=generator(9)) * 3
+    return Stage(number, classes, centres[y] + 0.3 * torch.randn(len(y), 10, generator=generator(number)), y)
+
+
+def learner(**settings: object) -> KeyValueLearner:
+    chosen = {"encoder": nn.Identity(), "codebooks": 6, "pairs": 24, "key_size": 4, **settings}
+    return KeyValueLearner(6, nn.Identity, generator(1), generator(2), **chosen)  # type: ignore[arg-type]
+
+
+def prepared(z: Tensor, **settings: object) -> Bottleneck:
+    layer = Bottleneck(z.shape[-1], 3, generator(), codebooks=4, pairs=8, key_size=3, **settings)  # type: ignore[arg-type]
+    layer.prepare(z, generator(1))
+    return layer
+
+
+def rows(count: int = 40, size: int = 12) -> Tensor:
+    return torch.randn(count, size, generator=generator(3))
+
+
+def test_output_is_the_mean_of_the_values_of_the_keys_that_a_search_by_hand_finds() -> None:
+    z = rows().double()
+    layer = prepared(z.float(), temperature=2.0).double()
+    with torch.no_grad():
+        layer.values.normal_(generator=generator(4))
+    expected = torch.zeros(len(z), 3, dtype=torch.float64)
+    for c in range(4):
+        distance = torch.cdist(z @ layer.projections[c].T, layer.keys[c], compute_mode="donot_use_mm_for_euclid_dist")
+        expected += layer.values[c, distance.argmin(dim=1)].detach() / 4 / 2.0
+    torch.testing.assert_close(layer(z), expected)
+
+
+def test_gradients_are_zero_but_for_what_is_fetched_and_right_there() -> None:
+    z, y = rows(5), torch.tensor([0, 1, 2, 1, 0])
+    layer = prepared(rows())
+    F.cross_entropy(layer(z), y).backward()
+    used = touched(layer.indices(z), 8)
+    gradient = layer.values.grad
+    assert gradient is not None
+    assert bool((gradient[~used] == 0).all())
+    error = torch.softmax(layer(z).detach(), dim=1) - F.one_hot(y, 3)
+    expected = torch.zeros_like(gradient)
+    for n, chosen in enumerate(layer.indices(z)):
+        for c, p in enumerate(chosen):
+            expected[c, p] += error[n] / len(z) / 4
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_values_not_fetched_and_keys_keep_their_bytes_through_a_stage() -> None:
+    found = learner()
+    found.observe(blobs(0, (0, 1)), BUDGET)
+    layer = found.bottleneck
+    assert layer is not None
+    keys, values = layer.keys.clone(), layer.values.detach().clone()
+    second = blobs(1, (2, 3))
+    found.observe(second, BUDGET)
+    used = touched(layer.indices(second.x), layer.pairs)
+    assert torch.equal(layer.keys, keys)
+    assert torch.equal(layer.values[~used], values[~used])
+    assert not torch.equal(layer.values[used], values[used])
+
+
+def test_predictions_do_not_move_where_indices_do_not_meet() -> None:
+    found = learner()
+    found.prepare(torch.cat([blobs(number, (number,)).x for number in range(6)]))
+    found.observe(blobs(0, (0, 1)), BUDGET)
+    layer = found.bottleneck
+    assert layer is not None
+    second = blobs(1, (4, 5))
+    old = blobs(0, (0, 1)).x
+    met = touched(layer.indices(second.x), layer.pairs)
+    free = ~met[torch.arange(6), layer.indices(old)].any(dim=1)
+    assert bool(free.any())
+    before = layer(old[free]).detach()
+    found.observe(second, BUDGET)
+    assert torch.equal(layer(old[free]), before)
+
+
+def test_it_remembers_stages_where_a_linear_head_forgets() -> None:
+    stages = [blobs(0, (0, 3)), blobs(1, (1, 4)), blobs(2, (2, 5))]
+    found = learner()
+    found.prepare(torch.cat([s.x for s in stages]))
+    for stage in stages:
+        found.observe(stage, BUDGET)
+    x, y = torch.cat([s.x for s in stages]), torch.cat([s.y for s in stages])
+    assert float((found.predict(x).argmax(1) == y).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pooling": "before"}, {"projection": "slice", "codebooks": 2}, {"start": "gaussian"}]
+)
+def test_tokens_and_other_ways(settings: dict[str, object]) -> None:
+    stage = blobs(0, (0, 1))
+    tokens = torch.stack([stage.x, stage.x + 0.01], dim=1)
+    found = learner(**settings)
+    found.observe(Stage(0, (0, 1), tokens, stage.y), BUDGET)
+    assert float((found.predict(tokens).argmax(1) == stage.y).float().mean()) > 0.9
+
+
+def test_pooling_after_is_the_mean_over_tokens() -> None:
+    z = rows()
+    layer = prepared(z)
+    with torch.no_grad():
+        layer.values.normal_(generator=generator(4))
+    pair = torch.stack([z[:10], z[10:20]], dim=1)
+    torch.testing.assert_close(layer(pair), (layer(z[:10]) + layer(z[10:20])) / 2)
+
+
+def test_slices_are_of_different_features() -> None:
+    layer = Bottleneck(12, 3, generator(), codebooks=4, pairs=8, key_size=3, projection="slice")
+    z = rows(2)
+    assert torch.equal(layer.project(z).flatten(1), z)
+
+
+def test_keys_that_move_move() -> None:
+    found = learner(frozen_keys=False)
+    found.observe(blobs(0, (0, 1)), BUDGET)
+    keys = found.bottleneck.keys.clone()  # type: ignore[union-attr]
+    found.observe(blobs(1, (2, 3)), BUDGET)
+    assert not torch.equal(found.bottleneck.keys, keys)  # type: ignore[union-attr]
+
+
+def test_state_of_the_bottleneck_is_whole() -> None:
+    layer = prepared(rows())
+    other = Bottleneck(12, 3, generator(7), codebooks=4, pairs=8, key_size=3)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.indices(rows()), layer.indices(rows()))
+
+
+def test_an_encoder_that_learns_is_frozen_after_the_first_stage() -> None:
+    def network() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 6))
+
+    found = KeyValueLearner(6, network, generator(1), generator(2), 20_000, codebooks=8)
+    assert found.needs_stages
+    found.observe(blobs(0, (0, 1)), BUDGET)
+    assert found.bottleneck is not None
+    assert found.bottleneck.pairs == (20_000 - 2 * 16 * 4) // (8 * 14 * 4)
+    before = [p.clone() for p in found.encoder.network.parameters()]
+    found.observe(blobs(1, (2, 3)), BUDGET)
+    assert all(torch.equal(a, b) for a, b in zip(before, found.encoder.network.parameters(), strict=True))
+    assert found.passes == pytest.approx(48 * 15 + 2 * 60 / 3)
+    assert 8 * 44 * 14 * 4 < found.stored_bytes() <= 20_000
+
+
+def test_values_need_keys_and_keys_need_a_frozen_encoder() -> None:
+    layer = Bottleneck(12, 3, generator())
+    with pytest.raises(RuntimeError, match=r"call prepare\(features, generator\) first"):
+        layer(rows())
+    with pytest.raises(RuntimeError, match="keys are not prepared"):
+        learner().train_values(rows(), torch.zeros(40, dtype=torch.int64), BUDGET)
+    with pytest.raises(ValueError, match="carry gradients; freeze the encoder"):
+        prepared(rows())(rows().requires_grad_())
+    with pytest.raises(ValueError, match=r"call encoder.requires_grad_\(False\)"):
+        learner(encoder=nn.Linear(10, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"codebooks": 0}, "codebooks is 0"),
+        ({"pairs": 1}, "pairs is 1"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"decay": 1.0}, "decay is 1.0"),
+        ({"dead": -1.0}, "dead is -1.0"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"projection": "pca"}, "projection is 'pca'"),
+        ({"start": "zero"}, "start is 'zero'"),
+        ({"pooling": "max"}, "pooling is 'max'"),
+        ({"encoder": "second"}, "encoder is 'second'"),
+        ({"pairs": None, "memory": 300}, "memory is 300 bytes, and 6 codebooks take 240 for every pair"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        learner(**settings)
+
+
+def test_bad_stages() -> None:
+    stage = blobs(0, (0, 1))
+    with pytest.raises(ValueError, match="classes that it does not name"):
+        learner().observe(Stage(0, (0,), stage.x, stage.y), BUDGET)
+    with pytest.raises(ValueError, match="has 0 rows"):
+        learner().observe(Stage(0, (0,), stage.x[:0], stage.y[:0]), BUDGET)
+    with pytest.raises(RuntimeError, match="observe a stage first"):
+        learner().predict(stage.x)
+    with pytest.raises(ValueError, match="need 24 features, and there are 10"):
+        learner(projection="slice").prepare(stage.x)
