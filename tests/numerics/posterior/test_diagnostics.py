@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probatum.numerics.posterior.stacked import diagnostics
+from probatum.numerics.posterior import diagnostics
 
 
 def chains(count: int = 4, length: int = 500, memory: float = 0.0, apart: float = 0.0, seed: int = 0) -> torch.Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probatum.numerics.posterior import sgmcmc
 from probatum.numerics.posterior.sgmcmc import Chains, gradient_of, log_posterior, sample
-from probatum.numerics.posterior.stacked import sgmcmc
 
 
 def generator(seed: int = 0) -> torch.Generator:

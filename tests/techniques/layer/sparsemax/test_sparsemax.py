@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.techniques.layer.sparsemax import sparsemax as module
 from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
 from probatum.techniques.layer.sparsemax.sparsemax import (
     Sparsemax,
@@ -22,7 +23,6 @@ from probatum.techniques.layer.sparsemax.sparsemax import (
     sparsemax_loss,
     uniform_over,
 )
-from probatum.techniques.layer.sparsemax.sparsemax import sparsemax as module
 
 
 def scores(*shape: int, seed: int = 0, scale: float = 1.5) -> Tensor:

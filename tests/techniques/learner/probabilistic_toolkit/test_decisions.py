@@ -12,8 +12,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
-from probatum.numerics.posterior.stacked import gaussian_process as gp
-from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import bayes_opt, kalman, mdp
+from probatum.numerics.posterior import gaussian_process as gp
+from probatum.techniques.learner.probabilistic_toolkit import bayes_opt, kalman, mdp
 
 
 def generator(seed: int = 0) -> torch.Generator:

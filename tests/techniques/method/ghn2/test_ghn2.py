@@ -15,10 +15,10 @@ from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
+from probatum.techniques.method.ghn2 import ghn2
 from probatum.techniques.method.ghn2.ghn2 import (
     Ghn2,
     GraphHypernet,
-    ghn2,
     put,
     random_net,
     repeated,

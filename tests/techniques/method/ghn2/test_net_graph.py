@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.spec import Spec
-from probatum.techniques.method.ghn2.ghn2 import net_graph
+from probatum.techniques.method.ghn2 import net_graph
 from probatum.techniques.method.ghn2.net_graph import KINDS, NetGraph, trace
 from probatum.train.baselines import SmallResNet
 

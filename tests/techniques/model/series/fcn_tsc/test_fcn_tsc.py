@@ -13,11 +13,11 @@ from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
+from probatum.techniques.model.series.fcn_tsc import fcn_tsc
 from probatum.techniques.model.series.fcn_tsc.fcn_tsc import (
     MaskedNorm,
     SeriesConvNet,
     build,
-    fcn_tsc,
     masked_mean,
     mpce,
     same_padding,

@@ -13,15 +13,8 @@ from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.techniques.model.tables.tabm.tabm import (
-    AdaptedLinear,
-    TabM,
-    average,
-    build,
-    member_loss,
-    random_scales,
-    tabm,
-)
+from probatum.techniques.model.tables.tabm import tabm
+from probatum.techniques.model.tables.tabm.tabm import AdaptedLinear, TabM, average, build, member_loss, random_scales
 
 SPEC = Spec("table", "classes", (5,), 3, numeric=3, cardinalities=(4, 6))
 

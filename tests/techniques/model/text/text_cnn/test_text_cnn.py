@@ -14,7 +14,8 @@ from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.techniques.model.text.text_cnn.text_cnn import MaxNormLinear, TextCNN, build, fill_unknown, text_cnn
+from probatum.techniques.model.text.text_cnn import text_cnn
+from probatum.techniques.model.text.text_cnn.text_cnn import MaxNormLinear, TextCNN, build, fill_unknown
 
 SPEC = Spec("text", "classes", (9,), 3, vocabulary=30)
 
