@@ -13,12 +13,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import Predictor, fit
+from probatum.arenas.predict.arena import Predictor, fit
 from probatum.recipe import Arm, Recipe, make_arm
+from probatum.rooms.arena import Work
 from probatum.spec import Data, Part, Spec
 from probatum.train.baselines import DEFAULTS
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 
 class _ProbatumEstimator(BaseEstimator):

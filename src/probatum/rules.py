@@ -18,7 +18,7 @@ class StreamRules:
         stages: in how many stages the classes come; None = 5, or as many as divide the classes.
         base_classes: classes of the first stage; None = as many as in the others.
         memory: bytes, or words such as ``"50KB"``, that may be kept between stages; None = 5 % of the training rows'.
-        protocol: ``"class"`` (None), ``"task"`` or ``"free"``, see `probatum.arenas.stream.PROTOCOLS`.
+        protocol: ``"class"`` (None), ``"task"`` or ``"free"``, see `probatum.arenas.stream.arena.PROTOCOLS`.
     """
 
     arena: ClassVar[str] = "stream"

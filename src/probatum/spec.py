@@ -117,7 +117,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a split in a world made by `probatum.data.worlds`; techniques never see it.
+    """What is known of a split in a world made by `probatum.worlds.in_world`; techniques never see it.
 
     Attributes:
         world: the world's name.

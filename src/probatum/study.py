@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from probatum import catalogue
-from probatum.arenas.base import arena
 from probatum.bench.cluster import Cluster, check_cluster
 from probatum.bench.contest import contest_of
 from probatum.bench.execute import Bench, Executor, Here, Listener, Silent
 from probatum.bench.grouping import STACK
 from probatum.bench.plan import DataPlan, StudyPlan, key_of
+from probatum.bench.pretrained_start import find_start
 from probatum.bench.race import looks_to
+from probatum.bench.race_run import race_through
 from probatum.bench.results import Results, winner_of
 from probatum.bench.speed import chosen_speed
-from probatum.bench.stages import race_through
-from probatum.bench.start import find_start
 from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
@@ -32,6 +31,7 @@ from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.measure.truth import measures_of
 from probatum.recipe import Arm, Recipe, make_arm
+from probatum.rooms.arena import arena
 from probatum.rules import Rules
 from probatum.train.adapt import MEASURES, REFERENCES
 from probatum.train.baselines import training_for
@@ -68,7 +68,7 @@ class Study:
         epochs, steps, batch_size: the budget of every arm; None = the modality's default.
         budget: ``"steps"`` (equal gradient steps) or ``"compute"`` (equal arithmetic).
         tune: tuner trials for every arm, the baseline too.
-        world: a world of known truth that every split is put into, e.g. ``"label-noise:0.4"``; see `probatum.data.worlds`.
+        world: a world of known truth that every split is put into, e.g. ``"label-noise:0.4"``; see `probatum.worlds.in_world`.
         primary: the measure that decides; None = accuracy for classes, rmse for reals, bits-per-character for language.
         margin: region of practical equivalence of the primary measure.
         confirm: try the winner again on as many fresh seeds.
@@ -404,7 +404,7 @@ class Study:
 
     def _rehearsed(self, plan: StudyPlan, *, auto: bool) -> StudyPlan:
         """Try every arm for one step on a few rows, so that what cannot work is said before the long work starts."""
-        from probatum.arenas.streamed import check_reads
+        from probatum.arenas.lazy_rows import check_reads
         from probatum.bench.rehearse import rehearse
 
         quick = replace(plan.engine, devices=1, compile=False)  # processes and compilers take longer than a step

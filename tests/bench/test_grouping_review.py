@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.arenas import together
-from probatum.arenas.together import Choice
+from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
-from probatum.bench.trials import Setup
+from probatum.bench.context import Setup
 from probatum.study import Study
 from probatum.techniques.method import gradient_noise
 from probatum.train.engine import Engine

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probatum.arenas import predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, Use, make_arm
+from probatum.rooms.arena import Work
 from probatum.spec import Batch, Spec
 from probatum.study import Study
 from probatum.train import devices

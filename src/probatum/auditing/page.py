@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from probatum.auditing.finding import FAULT, NOT_MEASURABLE, PASS, Finding
-from probatum.report import charts
+from probatum.drawing import charts
 
 if TYPE_CHECKING:
     from probatum.auditing.audit import AuditReport

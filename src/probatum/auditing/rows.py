@@ -15,14 +15,14 @@ from torch import Tensor
 from probatum.auditing.subject import Subject
 from probatum.data.columns import conform, infer_column
 from probatum.data.dataset import Dataset
-from probatum.data.image import ImageEncoder, RawImages
 from probatum.data.open import embedded_names, open_dataset
 from probatum.data.pipeline import Pipeline
 from probatum.data.read import TABLE_SUFFIXES, read_table, to_polars
-from probatum.data.series import RawSeries
-from probatum.data.table import RawTable
-from probatum.data.text import RawTexts, TextEncoder
 from probatum.errors import InputError
+from probatum.kinds.image.encode import ImageEncoder, RawImages
+from probatum.kinds.series.encode import RawSeries
+from probatum.kinds.table.encode import RawTable
+from probatum.kinds.text.encode import RawTexts, TextEncoder
 from probatum.spec import Part, Spec
 
 

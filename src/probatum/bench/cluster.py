@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from probatum.bench.context import Job, Setup
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Trial
-from probatum.bench.trials import Job, Setup
 from probatum.bench.workers import Ended, Task, cores, given_up
 from probatum.errors import InputError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from probatum.arenas.base import arena
 from probatum.errors import InputError
+from probatum.rooms.arena import arena
 from probatum.rules import Rules
 from probatum.spec import Data
 

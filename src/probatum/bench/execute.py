@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from probatum.arenas.base import Work, arena
 from probatum.bench import grouping
+from probatum.bench.context import Job, Progress, Setup, Splits
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.store import Store, Trial
-from probatum.bench.trials import Job, Progress, Setup, Splits
 from probatum.errors import InputError
 from probatum.recipe import Arm
+from probatum.rooms.arena import Work, arena
 from probatum.spec import Data
 from probatum.train.assemble import ModelFactory
 

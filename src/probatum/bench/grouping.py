@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from probatum.arenas import together
-from probatum.arenas.base import Outcome
-from probatum.arenas.together import Choice
+from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict.stacks import Choice
+from probatum.bench.context import Job, Progress, Setup, ended, lost, quiet, run_job, told
 from probatum.bench.plan import key_of
 from probatum.bench.store import Store, Trial
-from probatum.bench.trials import Job, Progress, Setup, ended, lost, quiet, run_job, told
+from probatum.rooms.arena import Outcome
 from probatum.train.run import TrainingFailed
 from probatum.train.stack import CannotStackError
 

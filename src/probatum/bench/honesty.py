@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import fit
+from probatum.arenas.predict.arena import fit
 from probatum.bench.execute import Splits
 from probatum.bench.statistics import binomial_upper, power
 from probatum.bench.verdict import verdicts
 from probatum.measure.base import Measure
 from probatum.recipe import Arm, Recipe, Training
+from probatum.rooms.arena import Work
 
 ACCURACY = Measure("accuracy", "quality", True, 0.0)
 FRACTIONS = (0.6, 0.2, 0.2)

@@ -13,8 +13,8 @@ from pathlib import Path
 import cloudpickle
 
 from probatum import catalogue
+from probatum.bench.context import Job, Setup
 from probatum.bench.plan import StudyPlan, versions
-from probatum.bench.trials import Job, Setup
 from probatum.errors import InputError
 
 TechniqueFile = tuple[str, str, str, dict[str, bytes]]

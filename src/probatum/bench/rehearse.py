@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from probatum import catalogue
-from probatum.arenas.base import Work, arena
 from probatum.card import ARENAS
 from probatum.contracts import inject
 from probatum.errors import InputError
+from probatum.rooms.arena import Work, arena
 from probatum.spec import Data, Part
 from probatum.train.run import TrainingFailed
 
@@ -22,7 +22,7 @@ def rehearse(work: Work) -> None:
 
     Settings are checked against the technique's own signature first, so that a misspelt one is named as such.
     """
-    from probatum.arenas import predict
+    from probatum.arenas.predict import arena as predict
 
     recipe = work.arm.recipe
     for use in recipe.uses():

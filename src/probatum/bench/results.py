@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from probatum.arenas.base import arena
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import Trial
 from probatum.bench.verdict import Verdict, verdicts
 from probatum.measure.base import Measure, all_measures
+from probatum.rooms.arena import arena
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
-from probatum.arenas.streamed import small
+from probatum.arenas.lazy_rows import small
+from probatum.bench.context import quiet
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.store import Store
-from probatum.bench.trials import quiet
 from probatum.recipe import Arm
 from probatum.spec import Data
 from probatum.train.assemble import ModelFactory, budget_for

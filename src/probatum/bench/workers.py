@@ -17,11 +17,11 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
+from probatum.bench.context import Job, Setup, lost
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Trial
-from probatum.bench.trials import Job, Setup, lost
 from probatum.errors import InputError
 
 DEATHS = 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.arenas.generate import NOISE, damage, rows_of
+from probatum.arenas.generate.arena import NOISE, damage, rows_of
 from probatum.checks.generate import learned
 from probatum.checks.subject import Subject
 from probatum.numerics.continual.learners import FineTune, Settings
@@ -18,7 +18,7 @@ from probatum.recipe import Recipe, Training
 from probatum.spec import Budget, Data, Optimisation, Part, Pool, Query, Stage
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 TRAINED = ("loss", "optimizer", "layer", "model", "method", "compress")
 

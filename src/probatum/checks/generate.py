@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probatum.arenas.generate import NOISE, damage, kinds, rows_of
+from probatum.arenas.generate.arena import NOISE, damage, kinds, rows_of
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.measure.restoration import psnr
 from probatum.numerics.images.restoration import Identity

@@ -8,7 +8,7 @@ from probatum.checks.exercise import TRAINED
 from probatum.checks.subject import NotThisOneError, Subject, demand
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 def check_language_model_trains(subject: Subject) -> None:

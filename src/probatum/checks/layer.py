@@ -7,7 +7,7 @@ from torch import nn
 
 from probatum.checks.subject import Subject, demand
 from probatum.contracts import inject
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 
 def check_swaps_somewhere(subject: Subject) -> None:

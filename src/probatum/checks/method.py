@@ -13,7 +13,7 @@ from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprin
 from probatum.contracts.method import HOOKS, TOUCHES
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 class _StopHereError(RuntimeError):

@@ -12,7 +12,7 @@ from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.spec import Batch, Data
 from probatum.train.assemble import assemble
 from probatum.train.loop import errors, outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 def check_output_shape(subject: Subject) -> None:

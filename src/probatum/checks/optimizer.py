@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.contracts import inject
-from probatum.train.streams import seeded
+from probatum.train.rng import seeded
 
 
 def check_fits_a_line(subject: Subject) -> None:

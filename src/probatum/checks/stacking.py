@@ -10,8 +10,8 @@ from probatum.spec import Data, Part
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replicas import Replica, train_replicas
+from probatum.train.rng import derive, seeded, stream
 from probatum.train.stack import CannotStackError
-from probatum.train.streams import derive, seeded, stream
 
 SLOTS = ("loss", "optimizer", "layer", "model", "method", "compress")
 SEEDS = (3, 4, 5)

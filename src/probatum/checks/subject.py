@@ -19,8 +19,8 @@ from probatum.recipe import Recipe, Training, Use
 from probatum.spec import Data, Optimisation, Part, Spec
 from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for
+from probatum.train.rng import seeded, stream
 from probatum.train.run import last_layer
-from probatum.train.streams import seeded, stream
 
 ROWS = {"train": 64, "valid": 40, "test": 40}
 MEMORY = 8_000_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probatum.arenas import acquire
-from probatum.arenas.base import Outcome, Work
+from probatum.arenas.acquire import arena as acquire
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Data
 from probatum.train.assemble import ModelFactory
 

@@ -12,8 +12,8 @@ from probatum.spec import Data, Part
 from probatum.train.assemble import ModelFactory, assemble
 from probatum.train.baselines import training_for
 from probatum.train.loop import outputs, train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import Run
-from probatum.train.streams import seeded, stream
 
 
 def fit(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from probatum import catalogue
 from probatum.bench.execute import Bench
-from probatum.bench.start import start_again
+from probatum.bench.pretrained_start import start_again
 from probatum.bench.stored import find_study, results_of
 from probatum.cli.store_view import open_existing
 from probatum.contracts import inject

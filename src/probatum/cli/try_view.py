@@ -19,7 +19,7 @@ from probatum.bench.results import Results
 from probatum.bench.store import Trial
 from probatum.bench.workers import too_many
 from probatum.errors import InputError
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
 from probatum.report.table import remarks, verdict_table
 from probatum.report.world import world_table
 from probatum.rules import Rules

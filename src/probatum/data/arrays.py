@@ -12,13 +12,13 @@ import torch
 
 from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.frame import table_from
-from probatum.data.image import raw_images
 from probatum.data.pipeline import Raw
-from probatum.data.series import raw_series
 from probatum.data.split import TEST, TRAIN, given_parts
 from probatum.data.target import Target, read_target
-from probatum.data.text import raw_texts
 from probatum.errors import InputError
+from probatum.kinds.image.encode import raw_images
+from probatum.kinds.series.encode import raw_series
+from probatum.kinds.text.encode import raw_texts
 
 
 def from_arrays(

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probatum.data.image import ImageEncoder
 from probatum.data.pipeline import Encoder, Pipeline, Raw, fit_pipeline, pipeline_from
 from probatum.data.split import PART_NAMES, TEST, SplitPlan, draw_split, merge_units, unit_numbers
-from probatum.data.stream_images import StreamedImages
-from probatum.data.stream_table import StreamedTable
-from probatum.data.table import TableEncoder
 from probatum.data.target import Target
-from probatum.data.text import RawTexts
-from probatum.data.worlds import World, in_world, world_stream
 from probatum.errors import InputError
+from probatum.kinds.image.encode import ImageEncoder
+from probatum.kinds.image.lazy_images import StreamedImages
+from probatum.kinds.table.encode import TableEncoder
+from probatum.kinds.table.lazy_table import StreamedTable
+from probatum.kinds.text.encode import RawTexts
 from probatum.spec import MODALITIES, Data, Part
+from probatum.worlds.in_world import World, in_world, world_stream
 
 FRACTIONS = (0.6, 0.2, 0.2)
 MIN_CLASS_ROWS = 3
@@ -48,7 +48,7 @@ class Dataset:
         last: streamed data: the split prepared last.
         about: streamed data: what the summary says of the split.
         encoder: what encodes the rows, instead of one fitted on the training rows: that of a pretrained network.
-        world: what every split is put into, see `probatum.data.worlds`; None = the data as they are.
+        world: what every split is put into, see `probatum.worlds.in_world`; None = the data as they are.
     """
 
     name: str

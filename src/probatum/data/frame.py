@@ -13,12 +13,12 @@ from probatum.data.columns import Column, conform, infer_column
 from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.facts import HIGH_CARDINALITY, Facts, missing, remarks, unusable
 from probatum.data.pipeline import Raw
-from probatum.data.series import RawSeries, raw_series
 from probatum.data.split import SPLIT_WORDS, given_parts, unit_numbers
-from probatum.data.table import RawTable
 from probatum.data.target import Target, read_target
-from probatum.data.text import raw_texts
 from probatum.errors import InputError
+from probatum.kinds.series.encode import RawSeries, raw_series
+from probatum.kinds.table.encode import RawTable
+from probatum.kinds.text.encode import raw_texts
 
 TARGET_NAMES = ("target", "label", "class", "y")
 TIME_NAME = re.compile(r"^t?_?\d+$", re.IGNORECASE)

@@ -14,17 +14,17 @@ from probatum.data import embedded, library
 from probatum.data.arrays import from_arrays, from_npz, given_rows
 from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.frame import from_frame
-from probatum.data.image import raw_images
-from probatum.data.language import SUFFIXES as TEXT_SUFFIXES
-from probatum.data.language import Corpus, corpus_names, is_language, open_corpus
+from probatum.data.lazy.memory import memory_limit
+from probatum.data.lazy.parquet import open_parquet, parquet_files
 from probatum.data.read import SUFFIXES, class_folders, read_images, read_npz, read_table, to_polars
-from probatum.data.stream import stream_images, stream_parquet
-from probatum.data.stream_memory import memory_limit
-from probatum.data.stream_parquet import open_parquet, parquet_files
 from probatum.data.target import read_target
-from probatum.data.worlds import World, in_world, parse_world
 from probatum.errors import InputError
+from probatum.kinds.image.encode import raw_images
+from probatum.kinds.language.corpus import SUFFIXES as TEXT_SUFFIXES
+from probatum.kinds.language.corpus import Corpus, corpus_names, is_language, open_corpus
+from probatum.kinds.table.open_lazy import stream_images, stream_parquet
 from probatum.spec import MODALITIES, TASKS
+from probatum.worlds.in_world import World, in_world, parse_world
 
 
 def embedded_names() -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def open_dataset(
         tokens: language modelling: char or bpe (byte pairs).
         vocabulary: language modelling: number of byte pairs' ids.
         length: language modelling: tokens of a window.
-        world: put every split into a world of known truth, e.g. ``label-noise:0.4``; see `probatum.data.worlds`.
+        world: put every split into a world of known truth, e.g. ``label-noise:0.4``; see `probatum.worlds.in_world`.
 
     Raises:
         InputError: for anything that cannot be used, with the thing, the value and the remedy.

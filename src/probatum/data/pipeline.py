@@ -13,16 +13,16 @@ import polars as pl
 from torch import Tensor
 
 from probatum.data.columns import conform, infer_column
-from probatum.data.image import ImageEncoder, RawImages, channel_names
 from probatum.data.read import read_any, to_polars
-from probatum.data.series import RawSeries, SeriesEncoder, raw_series
-from probatum.data.stream_images import StreamedImages
-from probatum.data.stream_table import StreamedTable
-from probatum.data.table import RawTable, TableEncoder, read_rows
 from probatum.data.target import Target, TargetCoder
-from probatum.data.text import RawTexts, TextEncoder, raw_texts
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
+from probatum.kinds.image.encode import ImageEncoder, RawImages, channel_names
+from probatum.kinds.image.lazy_images import StreamedImages
+from probatum.kinds.language.tokens import TokenEncoder
+from probatum.kinds.series.encode import RawSeries, SeriesEncoder, raw_series
+from probatum.kinds.table.encode import RawTable, TableEncoder, read_rows
+from probatum.kinds.table.lazy_table import StreamedTable
+from probatum.kinds.text.encode import RawTexts, TextEncoder, raw_texts
 from probatum.spec import Spec
 
 Raw = RawTable | RawImages | RawTexts | RawSeries | StreamedTable | StreamedImages

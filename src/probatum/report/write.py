@@ -14,14 +14,14 @@ import jinja2
 from markupsafe import Markup
 
 from probatum import catalogue
+from probatum.arenas.acquire.report import label_curves, label_rows
+from probatum.arenas.stream.report import contest_rows, stage_curves, stage_matrices
 from probatum.bench.results import Results, change_text
 from probatum.bench.verdict import Verdict
+from probatum.drawing import charts
 from probatum.measure.base import Measure
-from probatum.report import charts
 from probatum.report.commands import repeat_command
-from probatum.report.labels import label_curves, label_rows
-from probatum.report.stages import contest_rows, stage_curves, stage_matrices
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
 from probatum.report.world import world_rows
 from probatum.train.speed import lines
 

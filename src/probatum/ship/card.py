@@ -6,7 +6,7 @@ from typing import Any
 
 from probatum import catalogue
 from probatum.bench.results import Results, change_text
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
 
 
 def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from probatum.data.language import SUFFIXES, read_text, windows
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
+from probatum.kinds.language.corpus import SUFFIXES, read_text, windows
+from probatum.kinds.language.tokens import TokenEncoder
 from probatum.spec import Part
 from probatum.train.loop import WINDOWS
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from probatum import catalogue
 from probatum.contracts import inject
 from probatum.data.pipeline import Pipeline, load_pipeline
-from probatum.data.text import TextEncoder
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
+from probatum.kinds.language.tokens import TokenEncoder
+from probatum.kinds.text.encode import TextEncoder
 from probatum.recipe import Recipe, Training, Use
 from probatum.ship.language import scored
 from probatum.ship.write import FORMAT
@@ -27,7 +27,7 @@ from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for_learner
 from probatum.train.loop import outputs
 from probatum.train.own_model import own_model
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import Predictor
+from probatum.arenas.predict.arena import Predictor
+from probatum.rooms.arena import Work
 
 TOLERANCE = 1e-4
 

@@ -23,14 +23,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from probatum.arenas import predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.bench.execute import Bench
 from probatum.bench.plan import key_of
 from probatum.bench.results import Results
 from probatum.data.pipeline import save_pipeline
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
+from probatum.rooms.arena import Work
 from probatum.ship.card import model_card
 from probatum.ship.onnx import export_onnx
 from probatum.ship.seen import save_seen

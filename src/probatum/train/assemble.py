@@ -20,8 +20,8 @@ from probatum.train import baselines
 from probatum.train.adapt import FROM_SCRATCH, Adapted
 from probatum.train.engine import PLAIN, Engine
 from probatum.train.loop import rate_factor
+from probatum.train.rng import seeded, stream
 from probatum.train.run import Run, last_layer
-from probatum.train.streams import seeded, stream
 
 ModelFactory = Callable[[Spec], nn.Module]
 

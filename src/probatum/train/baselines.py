@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from probatum.kinds.language.network import Decoder
 from probatum.numerics.tables.embedded_table import TableEncoder
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.train.baselines_language import Decoder
 
 DEFAULTS = {
     "table": Training(epochs=40, least_steps=300, batch_size=64, lr=8e-3, weight_decay=7e-3),

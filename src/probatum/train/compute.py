@@ -10,7 +10,7 @@ from probatum.recipe import Recipe
 from probatum.spec import Data
 from probatum.train.assemble import ModelFactory, assemble, budget_for
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 def equal_steps(base: Recipe, recipe: Recipe, data: Data, seed: int, factory: ModelFactory | None) -> int:

@@ -37,8 +37,8 @@ from probatum.spec import Batch, Data
 from probatum.train.assemble import Assembly, ModelFactory, assemble
 from probatum.train.engine import Engine
 from probatum.train.loop import train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import TrainingFailed
-from probatum.train.streams import seeded, stream
 
 LOOK_SECONDS = 0.05
 LARGE = 2**20

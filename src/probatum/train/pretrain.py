@@ -13,7 +13,7 @@ from probatum.train.adapt import state_of
 from probatum.train.assemble import ModelFactory, assemble, budget_for
 from probatum.train.engine import PLAIN, Engine
 from probatum.train.loop import errors, outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 MOST_STEPS = 3000
 """Updates of pretraining unless the user gives another number."""

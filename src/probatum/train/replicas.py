@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.spec import Batch
-from probatum.train.agreement import global_state, same_step, set_mode
 from probatum.train.loop import batch_order, batches_of, not_finite, rate_factor, record, score_of
 from probatum.train.run import Run, TrainingFailed, apply_loss, wants_index
+from probatum.train.same_step import global_state, same_step, set_mode
 from probatum.train.stack import CannotStackError, Stack, described
 
 RESIDENT = 256 * 2**20

@@ -16,7 +16,7 @@ from probatum.spec import Data
 from probatum.train.assemble import ModelFactory, assemble, budget_for
 from probatum.train.engine import Engine
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SPEEDS = ("plain", "auto")
 TAKEN_BELOW = 0.95

@@ -10,7 +10,7 @@ import optuna
 
 from probatum import catalogue
 from probatum.recipe import MANY, Recipe, Use
-from probatum.train.streams import derive
+from probatum.train.rng import derive
 
 
 def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], float]) -> Recipe:

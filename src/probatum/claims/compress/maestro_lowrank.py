@@ -20,7 +20,7 @@ from probatum.spec import Data, Spec
 from probatum.techniques.compress.maestro_lowrank import factorise, finish_plain
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 EPOCHS = 25
 DENSE_RATE = 3e-3

@@ -16,7 +16,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part
 from probatum.techniques.layer.ibn_net import layer_divergences
 from probatum.train.baselines import DEFAULTS
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 ROWS = 10_000
 TRAINING = Training(epochs=3, batch_size=64, lr=DEFAULTS["image"].lr, weight_decay=DEFAULTS["image"].weight_decay)

@@ -19,7 +19,7 @@ from probatum.spec import Data, Part
 from probatum.techniques.layer.residual_adapters import decathlon_score
 from probatum.train.adapt import HEAD_ONLY, Adapted
 from probatum.train.pretrain import pretrain
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 SOURCE = Recipe(training=Training(steps=800, batch_size=64, lr=4e-3))
 STEPS, BATCH = 250, 32

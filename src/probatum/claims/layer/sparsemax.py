@@ -14,7 +14,7 @@ from probatum.data.library import library
 from probatum.spec import Part
 from probatum.techniques.layer.sparsemax.sparsemax import sparsemax, sparsemax_loss
 from probatum.train.baselines import AttentionText
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 TOPICS, WORDS, LENGTH, ROWS = 10, 300, 200, 600
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

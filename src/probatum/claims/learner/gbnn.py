@@ -25,7 +25,7 @@ from probatum.techniques.learner import gbnn
 from probatum.train.assemble import budget_for
 from probatum.train.baselines import TableMLP
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 WIDTH = 60
 TABLES = ("breast-cancer", "wine", "diabetes", "sonar", "ionosphere", "wheat_seeds")

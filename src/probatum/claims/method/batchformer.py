@@ -17,7 +17,7 @@ from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.batchformer import group_accuracy
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ROWS, LARGEST, IMBALANCE = 20_000, 1000, 100
 TRAINING = Training(epochs=20, batch_size=128, weight_decay=1e-4, select="last")

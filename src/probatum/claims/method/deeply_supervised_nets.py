@@ -25,7 +25,7 @@ from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 EPOCHS = 15
 PLAIN_RATE = 0.02

@@ -29,7 +29,7 @@ from probatum.techniques.method.energy_guidance import (
 )
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SIDE, ALIGNED = 16, 0.95
 TRAINING = Training(steps=600, batch_size=64, lr=3e-3, weight_decay=1e-3, select="last")

@@ -15,8 +15,8 @@ from probatum.spec import Data
 from probatum.techniques.method.gradient_noise import GradientNoise
 from probatum.train.assemble import budget_for
 from probatum.train.loop import train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import Run, TrainingFailed
-from probatum.train.streams import seeded, stream
 
 DEPTH, WIDTH = 5, 50
 TRAINING = Training(epochs=80, batch_size=64, lr=0.1, schedule="constant", select="accuracy")

@@ -20,7 +20,7 @@ from probatum.techniques.method.very_large_dropout import energy_rank, soup
 from probatum.train.adapt import Adapted, state_of
 from probatum.train.loop import outputs
 from probatum.train.pretrain import pretrain
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 SOURCE = Recipe(training=Training(steps=1500, batch_size=64, lr=4e-3))
 ROWS, TRAINED, TUNED = 7000, 200, 400

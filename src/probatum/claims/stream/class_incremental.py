@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from probatum.arenas import stream
-from probatum.arenas.base import Work
+from probatum.arenas.stream import arena as stream
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.measure.continual import memory_area
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Work
 from probatum.spec import Data, Spec
 
 SETS = ("mnist", "fashion_mnist")
