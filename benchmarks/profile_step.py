@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from probatum.rooms.arena import Work
 from probatum.spec import Batch
-from probatum.train.assemble import ModelFactory
+from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import batch_order, batches_of, rate_factor, train
 from probatum.train.replicas import Replica, Session
 from probatum.train.rng import derive, seeded, stream

@@ -80,7 +80,7 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
     """Open, split, train the baseline and predict the test rows; seconds, rows a second and peak memory in MB."""
     import torch
 
-    from probatum.arenas.lazy_rows import first_rows
+    from probatum.data.lazy.few import first_rows
     from probatum.arenas.predict.arena import trial
     from probatum.data.open import open_dataset
     from probatum.recipe import Arm, Recipe
@@ -122,7 +122,7 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
 
 def rate(data: Any, recipe: Any, steps: int) -> tuple[float, float]:
     """Rows a second of the training loop after its first step, reading included, and seconds until that has ended."""
-    from probatum.arenas.lazy_rows import first_rows, release
+    from probatum.data.lazy.few import first_rows, release
     from probatum.train.assemble import assemble
     from probatum.train.loop import train
     from probatum.train.rng import stream

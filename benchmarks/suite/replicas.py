@@ -15,7 +15,8 @@ from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import Work
 from probatum.spec import Data, Spec
-from probatum.train.assemble import Assembly, ModelFactory, assemble
+from probatum.train.assemble import Assembly, assemble
+from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import train
 from probatum.train.replicas import Replica, train_replicas
 from probatum.train.rng import derive, seeded, stream

@@ -11,7 +11,7 @@ from probatum.arenas.select import arena as select
 from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import Work
-from probatum.worlds.in_world import in_world
+from probatum.rooms.world import in_world
 
 
 def _work(world: str | None, seed: int = 3) -> Work:

@@ -15,7 +15,7 @@ from probatum.bench import grouping
 from probatum.bench.context import Setup
 from probatum.study import Study
 from probatum.techniques.method import gradient_noise
-from probatum.train.engine import Engine
+from probatum.engine import Engine
 from probatum.train.loop import validate
 from probatum.train.run import Run
 

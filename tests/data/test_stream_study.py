@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from probatum.arenas.lazy_rows import drawn_rows, first_rows
+from probatum.data.lazy.few import drawn_rows, first_rows
 from probatum.arenas.predict.arena import trial
 from probatum.data import open_dataset
 from probatum.errors import InputError

@@ -18,7 +18,7 @@ from probatum.data.split import TEST, TRAIN
 from probatum.errors import InputError
 from probatum.spec import Data, Part, Truth
 from probatum.worlds.evidence import places
-from probatum.worlds.in_world import kinds, parse_world, world_stream
+from probatum.rooms.world import kinds, parse_world, world_stream
 
 CASES = [
     ("digits", "label-noise:0.4"),

@@ -19,8 +19,8 @@ from probatum.spec import Batch, Spec
 from probatum.study import Study
 from probatum.train import devices
 from probatum.train.devices import Shard, check_shared, train_on_devices
-from probatum.train.engine import Engine
-from probatum.train.run import TrainingFailed
+from probatum.engine import Engine
+from probatum.rooms.arena import TrainingFailed
 
 BASE = Recipe(training=Training(steps=20, batch_size=25, lr=1e-2, clip=0.5))
 

@@ -19,7 +19,7 @@ from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.rooms.arena import Outcome, Work
 from probatum.study import Study
 from probatum.train.assemble import assemble
-from probatum.train.engine import Engine, Moved, checked_engine
+from probatum.engine import Engine, Moved, checked_engine
 from probatum.train.loop import train
 from probatum.train.rng import seeded, stream
 
@@ -101,7 +101,7 @@ def test_everything_runs_elsewhere_with_the_same_bits() -> None:
 import faraway
 faraway.join()
 import torch
-from probatum.train.engine import Engine
+from probatum.engine import Engine
 from test_engine import outcome
 torch.set_num_threads(1)
 cases = [("digits", ""), ("toy-topics", "early-learning-regularization"), ("cbf", ""), ("diabetes", "gradient-noise")]

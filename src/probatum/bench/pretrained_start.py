@@ -17,14 +17,19 @@ from probatum.bench.plan import key_of, versions
 from probatum.bench.store import Store
 from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
+from probatum.engine import PLAIN, Engine
 from probatum.errors import InputError
-from probatum.kinds.table.encode import RawTable
 from probatum.recipe import Recipe
+from probatum.rooms.arena import ModelFactory, Work, alone
+from probatum.rooms.kind import Kind
+from probatum.rooms.task import task
+from probatum.settings import FineTuning
 from probatum.train.adapt import Adapted, copy_body, identity_of, own_part, state_of
-from probatum.train.assemble import ModelFactory, network_of
-from probatum.train.baselines import DEFAULTS
-from probatum.train.engine import PLAIN, Engine
+from probatum.train.assemble import network_of
 from probatum.train.pretrain import FRACTIONS, SEED, pretrain, source_training
+
+TASKS = ("classes", "reals")
+"""Tasks that a pretrained network can be adapted to."""
 
 STATE, ABOUT = "pretrained state", "pretrained about"
 
@@ -52,10 +57,8 @@ def find_start(
     dataset: Any,
     recipe: Recipe,
     store: Store,
+    tuning: FineTuning,
     *,
-    source: Any = None,
-    weights: Any = None,
-    steps: int | None = None,
     factory: ModelFactory | None = None,
     own: str = "",
     engine: Engine = PLAIN,
@@ -68,9 +71,7 @@ def find_start(
         dataset: the target.
         recipe: the baseline's.
         store: where a pretrained network is kept.
-        source: data to pretrain on, anything `open_dataset` takes; or
-        weights: a state dict, a module, or a file of one: written by `torch.save`, or .safetensors.
-        steps: updates of pretraining.
+        tuning: data to pretrain on, or weights.
         factory: builds the user's own network, `own` is its identity.
         engine: where to pretrain, on this many `threads`.
         progress: called as (step, steps) while it is pretrained.
@@ -78,26 +79,41 @@ def find_start(
     Raises:
         InputError: both or neither given, data of another modality or columns, weights that do not fit.
     """
-    if source is not None and weights is not None:
+    steps = tuning.steps
+    if tuning.source is not None and tuning.weights is not None:
         raise InputError("give pretrain (data to pretrain on) or pretrained (weights), not both")
-    if dataset.task == "next-token":
-        raise InputError("fine-tuning takes task classes or reals; a next-token target is not among them")
-    if source is None:
+    if task(dataset.task).NAME not in TASKS:
+        raise InputError(f"fine-tuning takes task {' or '.join(TASKS)}; a {dataset.task} target is not among them")
+    if tuning.source is None:
         if steps is not None:
             raise InputError("pretrain steps go with data to pretrain on; add --pretrain DATA")
-        _check_codes(dataset)
-        state, about = _read(weights)
+        dataset.kind.check_weights_alone(dataset)
+        state, about = _read(tuning.weights)
         return _fitted(dataset, recipe, factory, own, state, about)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InputError(f"pretrain steps are {steps!r}; give a whole number of updates, 1 or more")
-    origin = _opened(source, dataset)
-    training = source_training(DEFAULTS[origin.modality], round(FRACTIONS[0] * origin.n), steps)
-    training = replace(training, select="rmse" if origin.task == "reals" else "accuracy")
+    origin = _opened(tuning.source, dataset)
+    training = source_training(origin.kind.training(origin.task), round(FRACTIONS[0] * origin.n), steps)
+    training = replace(training, select=task(origin.task).SELECT)
     pretraining = Recipe(training=training, model=recipe.model)
+    data = origin.prepare(SEED, fractions=FRACTIONS)
+    quick = replace(engine, devices=1, compile=False)
+    work = replace(alone(pretraining, data, SEED, factory=factory, engine=quick), progress=progress)
+    state, about = _kept(store, _key(origin, pretraining, own, threads, engine), origin.name, work, threads)
+    shared = _shared_rows(origin, dataset)
+    about |= {"shared_rows": shared} if shared else {}
+    if isinstance(tuning.source, str | Path):
+        place = str(Path(tuning.source).resolve()) if Path(tuning.source).exists() else str(tuning.source)
+        about["again"] = {"source": place, "steps": steps, "threads": threads, "engine": engine.plan()}
+    return _fitted(_encoded_alike(dataset, data.pipeline.features), recipe, factory, own, state, about)
+
+
+def _key(origin: Dataset, recipe: Recipe, own: str, threads: int, engine: Engine) -> str:
+    """Under which a pretrained network is kept: everything that it depends on."""
     found: dict[str, Any] = {
         "source": origin.fingerprint,
         "task": origin.task,
-        "recipe": pretraining.plan(),
+        "recipe": recipe.plan(),
         "own": own,
         "seed": SEED,
         "fractions": list(FRACTIONS),
@@ -105,24 +121,19 @@ def find_start(
         "engine": engine.plan(),
         "versions": versions(),
     }
-    key = key_of({"kind": "pretraining", **found})
-    data = origin.prepare(SEED, fractions=FRACTIONS)
+    return key_of({"kind": "pretraining", **found})
+
+
+def _kept(store: Store, key: str, name: str, work: Work, threads: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The pretrained network and what is told of it, from the store; it is trained where the store lacks it."""
     if store.get_blob(key, ABOUT) is None:
         with quiet(threads):
-            state, score = pretrain(
-                data, pretraining, factory, engine=replace(engine, devices=1, compile=False), progress=progress
-            )
+            state, score = pretrain(work)
         store.put_blob(key, STATE, save(state))
-        told = {"on": origin.name, "rows": len(data.train), "steps": training.steps, **score}
+        told = {"on": name, "rows": len(work.data.train), "steps": work.recipe.training.steps, **score}
         store.put_blob(key, ABOUT, json.dumps(told).encode())  # last: now it is whole
     about = json.loads(store.get_blob(key, ABOUT) or b"{}")  # another process may have been first
-    state = load(store.get_blob(key, STATE) or b"")
-    shared = _shared_rows(origin, dataset)
-    about |= {"shared_rows": shared} if shared else {}
-    if isinstance(source, str | Path):
-        place = str(Path(source).resolve()) if Path(source).exists() else str(source)
-        about["again"] = {"source": place, "steps": steps, "threads": threads, "engine": engine.plan()}
-    return _fitted(_encoded_alike(dataset, data.pipeline.features), recipe, factory, own, state, about)
+    return load(store.get_blob(key, STATE) or b""), about
 
 
 def start_again(plan_model: str, about: Mapping[str, Any], dataset: Any, recipe: Recipe, store: Store) -> Start:
@@ -130,7 +141,9 @@ def start_again(plan_model: str, about: Mapping[str, Any], dataset: Any, recipe:
     if own_part(plan_model) or "again" not in about:
         raise InputError("this study's network was handed over in Python; ship it there: study.ship(arm, folder)")
     again = about["again"]
-    found = find_start(dataset, recipe, store, **{**again, "engine": Engine(**again.get("engine", {}))})
+    tuning = FineTuning(again.get("source"), again.get("steps"), again.get("weights"))
+    engine, threads = Engine(**again.get("engine", {})), again.get("threads", 1)
+    found = find_start(dataset, recipe, store, tuning, engine=engine, threads=threads)
     if found.identity != plan_model:
         raise InputError("the pretrained weights are not those of the study; run `probatum try` again")
     return found
@@ -165,7 +178,7 @@ def _opened(source: Any, target: Any) -> Dataset:
             f"{origin.name} is {origin.modality} data and {target.name} is {target.modality}; "
             "pretrain on data of the same modality"
         )
-    if not isinstance(origin, Dataset) or origin.task == "next-token":
+    if not isinstance(origin, Dataset) or origin.task not in TASKS:
         raise InputError(f"{origin.name} cannot be pretrained on: give data with a target, classes or reals")
     if origin.fingerprint == target.fingerprint:
         raise InputError(
@@ -175,53 +188,18 @@ def _opened(source: Any, target: Any) -> Dataset:
 
 
 def _encoded_alike(target: Dataset, features: Any) -> Dataset:
-    """Tables and texts: the target encoded as the source was, since codes and token ids are the network's own."""
-    if target.modality not in ("table", "text"):
-        return target
-    if target.streamed:
+    """The target encoded as the source was, where codes and token ids are the network's own."""
+    kind = target.kind
+    if target.streamed and type(kind).adapted is not Kind.adapted:
         raise InputError(f"{target.name} is streamed from disk; a {target.modality} to adapt to must fit into memory")
-    raw = target.raw
-    if isinstance(raw, RawTable):
-        here = {column.name: column.kind for column in raw.columns}
-        there = {column.name: column.kind for column in features.columns}
-        unlike = sorted(name for name in {**here, **there} if here.get(name) != there.get(name))
-        if unlike:
-            raise InputError(
-                f"{target.name} has other columns than the data of pretraining ({', '.join(unlike[:6])}); tables need "
-                "the same columns on both sides: leave out the others with drop"
-            )
-        return replace(target, raw=RawTable(raw.frame, features.columns), encoder=features)
-    return replace(target, encoder=replace(features, column=getattr(raw, "column", features.column)))
+    return kind.adapted(target, features)
 
 
 def _shared_rows(origin: Dataset, target: Dataset) -> int:
     """Rows of the target that stand in the source too; 0 where rows cannot be compared across data."""
     if origin.streamed or target.streamed:
         return 0
-    if isinstance(origin.raw, RawTable) and isinstance(target.raw, RawTable):
-        names = sorted(set(origin.raw.frame.columns) & set(target.raw.frame.columns))
-        rows = set(origin.raw.frame.select(names).rows())
-        return sum(row in rows for row in target.raw.frame.select(names).rows())
-    known = set(_keys(origin))
-    return sum(key in known for key in _keys(target))
-
-
-def _keys(dataset: Dataset) -> list[bytes]:
-    raw: Any = dataset.raw
-    return raw.keys()
-
-
-def _check_codes(dataset: Any) -> None:
-    """Weights say nothing of the words or categories that their embeddings stand for."""
-    if dataset.modality == "text":
-        raise InputError(
-            "weights alone do not say which word each of their token ids is; pretrain here instead: pretrain=DATA"
-        )
-    if dataset.modality == "table" and dataset.prepare(0).spec.cardinalities:
-        raise InputError(
-            f"{dataset.name} has categories, and weights alone do not say what their codes mean; pretrain here instead: "
-            "pretrain=DATA"
-        )
+    return target.kind.shared_rows(origin.raw, target.raw)
 
 
 def _read(weights: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

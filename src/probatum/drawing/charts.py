@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+REFERENCE = "reference"
 WORD_CLASSES = {
     "helps": "good",
     "hurts": "bad",
@@ -14,6 +15,7 @@ WORD_CLASSES = {
     "undecided": "open",
     "failed": "bad",
     "not applicable": "faint",
+    REFERENCE: "faint",
 }
 
 

@@ -1,68 +1,134 @@
-"""What an arena is: the rules of one kind of contest, in one module that `bench` finds by the arena's name.
+"""An arena: the rules of one kind of contest, in a folder that is found by name.
 
-A module ``arenas/<name>.py`` defines
+``arenas/NAME/arena.py`` defines
 
 - ``BASELINE``: name of the built-in arm that the others are compared with,
 - ``references(spec) -> tuple[str, ...]``: built-in arms shown beside the baseline,
 - ``measures(spec) -> tuple[str, ...]``: names of the measures it takes, the primary one first,
 - ``trial(work) -> Outcome``: one arm, one seed; a pure function of its plan,
 - ``timings(work) -> dict[str, float]``: speed ratios against the baseline, measured interleaved,
+- ``rehearse(work)``: the arm on a few rows, before any long work; InputError where it cannot take part,
+- if need be ``COMPETES = False`` (arms are measured, not compared) and ``RIVALS = False`` (references are bounds, no rivals),
 
-and, where the contest has rules that a user may set, ``contest(spec, train, ...) -> dict`` and ``rehearse(work)``.
+and, where the contest has rules that a user may set, ``contest(spec, train, ...) -> dict``, with a frozen dataclass `Rules`
+in ``rules.py`` beside. What it has to show beyond verdicts stands in ``report.py``: ``blocks(results)``, a list of
+`probatum.drawing.blocks.Block`. Which slots play in it, their contracts say (`ARENA`).
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from probatum.recipe import Arm, Recipe
+from probatum.engine import PLAIN, Engine
+from probatum.recipe import Arm, Recipe, Use
+from probatum.rooms import find
 from probatum.spec import Data, Spec, Truth
-from probatum.train.assemble import ModelFactory
-from probatum.train.engine import PLAIN, Engine
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ModelFactory = Callable[[Spec], "nn.Module"]
+"""Builds the baseline's network for data of a spec."""
+
+
+class TrainingFailed(RuntimeError):
+    """The loss or the outputs stopped being finite; the trial is recorded as failed with this reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What all trials of a study share.
+
+    Attributes:
+        base: the baseline's recipe.
+        primary: the measure that decides, by whose kind choices are made on validation rows.
+        equal_compute: whether steps are set so that arms cost what the baseline costs.
+        tune: tuner trials every arm gets; 0 = defaults.
+        engine: where and how networks are trained.
+        contest: the arena's own rules, as its `contest` gave them; empty = its usual ones, or it has none.
+    """
+
+    base: Recipe
+    primary: str = "accuracy"
+    equal_compute: bool = False
+    tune: int = 0
+    engine: Engine = PLAIN
+    contest: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything one trial needs.
+    """One trial: who plays, on which rows, on the study's terms.
 
     Attributes:
         arm: what takes part; a built-in arm has the baseline's recipe and is known by its name.
         builtin: name of the built-in arm (baseline or reference) it is, or "" for techniques.
-        base: the baseline's recipe.
+        terms: what all trials share.
         data: the seed's split, without its truth.
         seed: the paired seed.
         factory: builds the baseline network, None = the built-in one.
-        equal_compute: whether steps are set so that arms cost what the baseline costs.
-        tune: tuner trials every arm gets; 0 = defaults.
-        primary: the measure choices are made by on validation rows.
         progress: called as (step, steps) now and then.
-        engine: where and how networks are trained.
-        contest: the arena's own rules, as its `contest` gave them; empty = its usual ones, or it has none.
         truth: what is known of the split in a made world, for measuring alone; taken off `data`, which techniques get.
     """
 
     arm: Arm
     builtin: str
-    base: Recipe
+    terms: Terms
     data: Data
     seed: int
     factory: ModelFactory | None = None
-    equal_compute: bool = False
-    tune: int = 0
-    primary: str = "accuracy"
     progress: Callable[[int, int], None] | None = None
-    engine: Engine = PLAIN
-    contest: Mapping[str, Any] = field(default_factory=dict)
     truth: Truth | None = None
 
     def __post_init__(self) -> None:
         if self.data.truth is not None:  # however a Work is made, no technique sees what is true
             object.__setattr__(self, "truth", self.data.truth)
             object.__setattr__(self, "data", replace(self.data, truth=None))
+
+    @property
+    def base(self) -> Recipe:
+        """The baseline's recipe."""
+        return self.terms.base
+
+    @property
+    def recipe(self) -> Recipe:
+        """The arm's recipe."""
+        return self.arm.recipe
+
+    @property
+    def engine(self) -> Engine:
+        """Where and how networks are trained."""
+        return self.terms.engine
+
+    @property
+    def player(self) -> Use:
+        """The technique that an arena other than predict tries: the one that the baseline does not have."""
+        return next(use for use in self.recipe.uses() if use not in self.base.uses())
+
+    def baseline(self, *, data: Data | None = None) -> Work:
+        """The same trial of the baseline, on other rows if given; nobody is told of its progress."""
+        arm = Arm("baseline", self.base)
+        return replace(self, arm=arm, builtin="baseline", data=data or self.data, progress=None)
+
+    def on(self, **terms: Any) -> Work:
+        """The same trial on other terms, e.g. ``work.on(tune=0)``."""
+        return replace(self, terms=replace(self.terms, **terms))
+
+
+def alone(
+    recipe: Recipe,
+    data: Data,
+    seed: int,
+    *,
+    factory: ModelFactory | None = None,
+    engine: Engine = PLAIN,
+    salt: str = "",
+) -> Work:
+    """One recipe on one split, outside any study: what `assemble` and `train` need."""
+    return Work(Arm("alone", recipe, salt), "", Terms(base=recipe, engine=engine), data, seed, factory)
 
 
 @dataclass
@@ -95,8 +161,34 @@ class Arena(Protocol):
 
     def timings(self, work: Work) -> dict[str, float]: ...
 
+    def rehearse(self, work: Work) -> None: ...
+
 
 @cache
 def arena(name: str) -> Arena:
     """The module that runs the arena called `name`."""
-    return importlib.import_module(f"probatum.arenas.{name}")  # type: ignore[return-value]
+    return find.load("arena", name)  # type: ignore[return-value]
+
+
+@cache
+def rules_of(name: str) -> type | None:
+    """The frozen dataclass of rules that a user may set in this arena, None where there are none."""
+    module = find.part(find.room("arena", name), "rules")
+    return None if module is None else module.Rules
+
+
+def competes(name: str) -> bool:
+    """Whether arms are compared with the baseline."""
+    return bool(getattr(arena(name), "COMPETES", True))
+
+
+def blocks_of(name: str, results: Any) -> list[Any]:
+    """What the arena shows beyond verdicts, as `probatum.drawing.blocks.Block`."""
+    module = find.part(find.room("arena", name), "report")
+    return [] if module is None else module.blocks(results)
+
+
+def rule_words(name: str) -> Mapping[str, str]:
+    """What the arena calls its rules in a report, where not by their names."""
+    module = find.part(find.room("arena", name), "report")
+    return {} if module is None else getattr(module, "WORDS", {})

@@ -12,15 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probatum.arenas.lazy_rows import drawn_rows, is_streamed
+from probatum.data.lazy.few import drawn_rows, is_streamed
 from probatum.errors import InputError
-from probatum.kinds.language import ngrams
+from probatum.rooms.kind import kind_of
 from probatum.spec import Data, Part, Spec
 
 NAMES = {
     "classes": ("logistic regression", "gradient boosting", "nearest neighbours"),
     "reals": ("ridge regression", "gradient boosting", "nearest neighbours"),
-    "next-token": ngrams.NAMES,
 }
 MOST_DENSE_FEATURES = 256
 STREAMED_ROWS = 20_000
@@ -52,20 +51,18 @@ class Reference:
         return full
 
 
-def fit(name: str, data: Data, seed: int) -> Reference | ngrams.NGram:
+def fit(name: str, data: Data, seed: int) -> Reference:
     """Fit the reference called `name` on the training rows; regularisation is chosen by cross-validation inside them.
 
     Data streamed from disk: on `STREAMED_ROWS` training rows drawn by the seed; raises InputError for nearest neighbours,
     whose predictions would compare every test row with each of them.
     """
-    if data.spec.task == "next-token":
-        return ngrams.fit(name, data)
     if is_streamed(data.train):
         if name == "nearest neighbours":
             raise InputError(f"{name} are left out for data streamed from disk: their predictions would take too long")
         data = replace(data, train=drawn_rows(data.train, STREAMED_ROWS, seed))
     spec = data.spec
-    features = _features(spec, data.train)
+    features = kind_of(spec.modality, spec.task).facet("features").matrix(spec, data.train)
     estimator = _estimator(name, spec, seed, len(data.train))
     y: NDArray[Any] = data.train.y.numpy()
     with warnings.catch_warnings():
@@ -75,7 +72,6 @@ def fit(name: str, data: Data, seed: int) -> Reference | ngrams.NGram:
 
 
 def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
-    from sklearn.decomposition import PCA, TruncatedSVD
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.linear_model import LogisticRegressionCV, RidgeCV
     from sklearn.multioutput import MultiOutputRegressor
@@ -84,8 +80,8 @@ def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
     from sklearn.preprocessing import StandardScaler
 
     classes = spec.task == "classes"
-    text = spec.modality == "text"
-    scaler = [] if text else [StandardScaler()]
+    how = kind_of(spec.modality, spec.task).facet("features")
+    scaler = [StandardScaler()] if how.STANDARDISED else []
     if name == "logistic regression":
         folds = 3 if rows >= 3 * spec.outputs else 2
         model = LogisticRegressionCV(
@@ -99,12 +95,7 @@ def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
         return make_pipeline(*scaler, model)
     if name == "ridge regression":
         return make_pipeline(*scaler, RidgeCV(alphas=np.logspace(-3, 3, 13)))
-    width = int(np.prod(spec.shape))
-    small: list[Any] = []
-    if text:
-        small = [TruncatedSVD(64, random_state=seed)]
-    elif width > MOST_DENSE_FEATURES:
-        small = [PCA(min(64, rows - 1), random_state=seed)]
+    small = how.fewer(spec, MOST_DENSE_FEATURES, rows, seed)
     if name == "gradient boosting":
         if classes:
             return make_pipeline(
@@ -115,24 +106,3 @@ def _estimator(name: str, spec: Spec, seed: int, rows: int) -> Any:
     neighbours = min(5, rows)
     model = KNeighborsClassifier(neighbours) if classes else KNeighborsRegressor(neighbours)
     return make_pipeline(*scaler, *small, model)
-
-
-def _features(spec: Spec, train: Part) -> Callable[[Part], Any]:
-    if spec.modality == "text" and train.text is not None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(train) > 200 else 1, max_features=50_000).fit(
-            train.text
-        )
-        return lambda part: vectorizer.transform(part.text)
-    if spec.modality == "table" and spec.cardinalities:
-        return lambda part: _one_hot(part.x, spec)
-    return lambda part: part.x.flatten(1).numpy()
-
-
-def _one_hot(x: Tensor, spec: Spec) -> NDArray[Any]:
-    columns = [x[:, : spec.numeric]]
-    for i, size in enumerate(spec.cardinalities):
-        codes = x[:, spec.numeric + i].long()
-        columns.append(torch.nn.functional.one_hot(codes, size).float() if size <= 64 else codes[:, None].float())
-    return torch.cat(columns, dim=1).numpy()

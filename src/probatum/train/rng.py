@@ -1,4 +1,4 @@
-"""Random streams: every draw comes from a generator derived from (seed, purpose), so nothing disturbs the pairing."""
+"""Random numbers: every draw comes from a generator derived from (seed, purpose), so nothing disturbs the pairing."""
 
 from __future__ import annotations
 

@@ -6,15 +6,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from probatum.train.replica import Replica
 from probatum.train.stack import DROPOUTS, CannotStackError, Stack
-
-if TYPE_CHECKING:
-    from probatum.train.replicas import Replica
 
 
 def same_step(stack: Stack, replicas: Sequence[Replica]) -> None:

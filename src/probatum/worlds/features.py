@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from probatum.rooms.kind import kind_of
 from probatum.spec import Data, Part, Spec
 
 MOST = 64
@@ -31,44 +32,19 @@ class Features:
     scale: Tensor
 
     def __call__(self, part: Part) -> Tensor:
-        return (_raw(part.x, self.spec, self.tables) - self.mean) / self.scale
+        how = kind_of(self.spec.modality, self.spec.task).facet("features")
+        return (how.vectors(part.x, self.spec, self.tables) - self.mean) / self.scale
 
 
 def features(data: Data, generator: Generator) -> Features:
     """Features of these data; the projections are drawn from the generator, the standardisation is the training rows'."""
     spec = data.spec
-    tables: list[Tensor] = []
-    if spec.modality == "text":
-        tables.append(torch.randn(spec.vocabulary, MOST, generator=generator, dtype=torch.float64))
-    else:
-        width = spec.numeric if spec.modality == "table" else data.train.x[0].numel()
-        if spec.cardinalities or width > MOST:
-            tables.append(torch.randn(width, MOST, generator=generator, dtype=torch.float64) / max(1, width) ** 0.5)
-        tables += [torch.randn(n, MOST, generator=generator, dtype=torch.float64) for n in spec.cardinalities]
-    raw = _raw(data.train.x, spec, tuple(tables))
+    how = kind_of(spec.modality, spec.task).facet("features")
+    tables = how.tables(spec, data.train, MOST, generator)
+    raw = how.vectors(data.train.x, spec, tables)
     spread = raw.std(dim=0, correction=0)
     scale = torch.where(spread > LEAST_SPREAD, spread, torch.ones_like(spread))
-    return Features(spec, tuple(tables), raw.mean(dim=0), scale)
-
-
-def _raw(x: Tensor, spec: Spec, tables: tuple[Tensor, ...]) -> Tensor:
-    if spec.modality == "text":
-        seen = (x != 0).double()
-        ids = x.flatten()
-        sums = torch.zeros(len(x), MOST, dtype=torch.float64)
-        for start in range(0, len(x), 1024):  # the vectors of all tokens at once could fill the memory
-            rows = slice(start, start + 1024)
-            count = x[rows].shape[0]
-            found = tables[0][ids[start * x.shape[1] : start * x.shape[1] + count * x.shape[1]]]
-            sums[rows] = (found.view(count, x.shape[1], MOST) * seen[rows, :, None]).sum(dim=1)
-        return sums / seen.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
-    if spec.modality == "table" and spec.cardinalities:
-        total = x[:, : spec.numeric].double() @ tables[0]
-        for column, table in enumerate(tables[1:]):
-            total = total + table[x[:, spec.numeric + column].long()]
-        return total
-    flat = x.flatten(1).double()
-    return flat @ tables[0] if tables else flat
+    return Features(spec, tables, raw.mean(dim=0), scale)
 
 
 def network_scores(z: Tensor, outputs: int, generator: Generator, hidden: int = 16) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 from probatum.data import library
 from probatum.errors import InputError
 from probatum.numerics.labels import noise as label_noise
+from probatum.rooms.world import World
 from probatum.spec import Data, Part, Truth
 from probatum.worlds.features import features
-from probatum.worlds.in_world import World, classes_stay, only_words
+from probatum.worlds.parts import classes_stay, only_words
 
 if TYPE_CHECKING:
     from probatum.data.dataset import Dataset

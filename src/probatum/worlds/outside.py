@@ -10,8 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from probatum.errors import InputError
+from probatum.rooms.kind import kind_of
+from probatum.rooms.world import World, world_mark
 from probatum.spec import Data, Part, Truth
-from probatum.worlds.in_world import World, classes_stay, taken, world_mark
+from probatum.worlds.parts import classes_stay, taken
 
 if TYPE_CHECKING:
     from probatum.data.dataset import Dataset
@@ -48,7 +50,8 @@ class Outside(World):
         if self.what == HELD_OUT:
             return self._without_a_class(data, generator)
         if self.what in (NOISE, SHUFFLED):
-            outside = (_noise if self.what == NOISE else _shuffled)(data, generator)
+            how = kind_of(data.spec.modality, data.spec.task).facet("worlds")
+            outside = _outside(*(how.noise if self.what == NOISE else how.shuffled)(data, generator))
         else:
             outside = self._from_set(data, generator, source)
         return replace(data, truth=self._truth(outside))
@@ -87,10 +90,8 @@ class Outside(World):
         from probatum.data.open import open_dataset
 
         spec: Any = data.spec
-        if spec.modality == "table":
-            raise InputError(
-                f"world {self.name}: tables of other data have other columns; use ood:shuffled or held-out"
-            )
+        how = kind_of(spec.modality, spec.task).facet("worlds")
+        how.check_other_set(spec, self.name)
         other: Any = open_dataset(self.what)
         if getattr(other, "modality", "") != spec.modality or getattr(other, "raw", None) is None or other.streamed:
             raise InputError(f"world {self.name}: {self.what} is no set of {spec.modality} rows; name one")
@@ -107,48 +108,11 @@ class Outside(World):
         if tuple(x.shape[1:]) != spec.shape:
             shapes = " and ".join("x".join(map(str, shape)) for shape in (x.shape[1:], spec.shape))
             raise InputError(f"world {self.name}: examples of {self.what} and of these data have shapes {shapes}")
-        return _outside(x, raw.texts if spec.modality == "text" else None)
+        return _outside(x, how.texts_of(raw))
 
 
 def _outside(x: Tensor, text: tuple[str, ...] | None) -> Part:
     return Part(x, torch.zeros(len(x), dtype=torch.int64), torch.full((len(x),), -1), text)
-
-
-def _shuffled(data: Data, generator: Generator) -> Part:
-    """Test rows of which each position comes from a random other row."""
-    x, spec = data.test.x, data.spec
-    if spec.modality == "text":
-        pool = x[x != 0]
-        drawn = pool[torch.randint(len(pool), tuple(x.shape), generator=generator)]
-        return _worded(drawn * (x != 0), data)
-    values = x[:, :-1] if spec.masked else x
-    flat = values.flatten(1)
-    order = torch.rand(flat.shape, generator=generator).argsort(dim=0)
-    mixed = flat.gather(0, order).view(values.shape)
-    return _outside(torch.cat([mixed * x[:, -1:], x[:, -1:]], dim=1) if spec.masked else mixed, None)
-
-
-def _noise(data: Data, generator: Generator) -> Part:
-    """As many rows as test rows, of noise."""
-    x, spec = data.test.x, data.spec
-    if spec.modality == "text":
-        return _worded(torch.randint(1, spec.vocabulary, tuple(x.shape), generator=generator) * (x != 0), data)
-    if spec.modality == "image":
-        return _outside(torch.rand(x.shape, generator=generator), None)
-    drawn = torch.randn(x.shape, generator=generator)
-    if spec.modality == "series":
-        return _outside(torch.cat([drawn[:, :-1] * x[:, -1:], x[:, -1:]], dim=1) if spec.masked else drawn, None)
-    for column, size in enumerate(spec.cardinalities, start=spec.numeric):
-        drawn[:, column] = torch.randint(size, (len(x),), generator=generator).float()
-    return _outside(drawn, None)
-
-
-def _worded(x: Tensor, data: Data) -> Part:
-    """Token ids with the strings that they stand for, where the rows have strings."""
-    if data.test.text is None:
-        return _outside(x, None)
-    words = ("", "unknown", *data.pipeline.features.words)
-    return _outside(x, tuple(" ".join(words[i] for i in row if i) for row in x.tolist()))
 
 
 WORLDS = (Outside,)

@@ -10,9 +10,10 @@ from torch import Generator
 
 from probatum.errors import InputError
 from probatum.numerics.labels.noise import draw_labels
+from probatum.rooms.world import World
 from probatum.spec import Data, Truth
 from probatum.worlds.features import features, network_scores
-from probatum.worlds.in_world import World, classes_stay, only_words
+from probatum.worlds.parts import classes_stay, only_words
 
 if TYPE_CHECKING:
     from probatum.data.dataset import Dataset

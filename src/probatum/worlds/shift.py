@@ -10,9 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from probatum.errors import InputError
+from probatum.rooms.world import World
 from probatum.spec import Data, Truth
 from probatum.worlds.features import features, network_scores
-from probatum.worlds.in_world import World, classes_stay, only_words, taken
+from probatum.worlds.parts import classes_stay, only_words, taken
 
 if TYPE_CHECKING:
     from probatum.data.dataset import Dataset

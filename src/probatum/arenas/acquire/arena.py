@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum import catalogue
-from probatum.arenas.predict.arena import run_training
+from probatum import catalogue, inject
+from probatum.arenas.predict.fit import run_training
 from probatum.arenas.select.arena import fresh_models
-from probatum.contracts import inject
 from probatum.errors import InputError
 from probatum.measure import calibration
 from probatum.measure.acquisition import ENOUGH, area, labels_to
 from probatum.numerics.labels.acquisition import closeness, kappa, top
-from probatum.recipe import Arm, Training
+from probatum.recipe import Training
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Part, Pool, Query, Spec
 from probatum.train.assemble import budget_for
@@ -54,7 +53,7 @@ def measures(spec: Spec) -> tuple[str, ...]:
 def contest(
     spec: Spec, train: Part, start: int | None = None, query: int | None = None, rounds: int | None = None
 ) -> dict[str, Any]:
-    """The rules of a study, as JSON values; what is not given is chosen by the data; see `probatum.rules.AcquireRules`.
+    """The rules of a study, as JSON values; what is not given is chosen by the data; see `probatum.arenas.acquire.rules`.
 
     Raises:
         InputError: no classes, numbers below 1, or more labels than there are rows.
@@ -78,7 +77,7 @@ def contest(
 
 def trial(work: Work) -> Outcome:
     """Ask, train, look; and once with all labels, against which labels are counted."""
-    rules, spec = work.contest or contest(work.data.spec, work.data.train), work.data.spec
+    rules, spec = work.terms.contest or contest(work.data.spec, work.data.train), work.data.spec
     everything = _accuracy(_train(work, work.data.train), work.data.test)
     if work.builtin == EVERYTHING:
         n = len(work.data.train)
@@ -119,7 +118,7 @@ def timings(work: Work) -> dict[str, float]:
 def rehearse(work: Work) -> None:
     """One round on a few rows; InputError where the strategy does not run or answers what cannot be used."""
     n = len(work.data.train)
-    _course(replace(work, base=_short(work)), {"start": max(2, n // 3), "query": 1, "rounds": 1})
+    _course(work.on(base=_short(work)), {"start": max(2, n // 3), "query": 1, "rounds": 1})
 
 
 @dataclass
@@ -194,7 +193,7 @@ def _strategy(work: Work) -> Strategy:
             return Query(rows[torch.randperm(len(rows), generator=own)[:count]], none, none)
 
         return at_random
-    use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+    use = work.player
     offer = {
         "spec": work.data.spec,
         "num_classes": work.data.spec.outputs,
@@ -240,11 +239,8 @@ def _train(work: Work, part: Part) -> nn.Module:
     """The baseline network trained from its initial weights; steps as the recipe takes on all training rows."""
     steps = budget_for(work.base.training, len(work.data.train)).steps
     training = replace(work.base.training, select="last", batch_size=min(work.base.training.batch_size, len(part)))
-    base = replace(work.base, training=training)
-    alone = replace(work, arm=Arm("baseline", base), builtin="baseline", base=base, progress=None)
-    return work.engine.home(
-        run_training(base, replace(alone, data=replace(work.data, train=part)), steps).run.model.eval()
-    )
+    alone = work.on(base=replace(work.base, training=training)).baseline(data=replace(work.data, train=part))
+    return work.engine.home(run_training(alone, steps=steps).run.model.eval())
 
 
 def _short(work: Work) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from probatum import catalogue
+from probatum import catalogue, inject
 from probatum.arenas.baseline_network import rows_for, trained
-from probatum.contracts import inject
+from probatum.arenas.predict.fit import run_training
+from probatum.errors import InputError
 from probatum.measure import adversarial, cost
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Spec
@@ -48,13 +49,24 @@ def timings(work: Work) -> dict[str, float]:
     return {"attack-time-ratio": float(torch.tensor(timed.log_ratios).median().exp())}
 
 
+def rehearse(work: Work) -> None:
+    """Two steps of the network and one attack on a few rows; InputError where the attack does not run on them."""
+    model = run_training(work.baseline()).run.model.eval()
+    x = work.data.test.x[:4]
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    changed = attacker(work, model)(x, y)
+    if changed.shape != x.shape:
+        raise InputError(f"{work.arm.name} gives inputs {tuple(changed.shape)} for inputs {tuple(x.shape)}")
+
+
 def attacker(work: Work, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """The arm's attack on `model`: (x, classes) -> changed x."""
     if work.builtin == "random direction":
         return lambda x, y: _random(model, x, y, stream(work.seed, "random direction"))
     if work.builtin:
         return lambda x, y: adversarial.sign_line_search(model, x, y)
-    use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+    use = work.player
     offer = {"spec": work.data.spec, "generator": stream(work.seed, "technique", use.id)}
     entry = catalogue.entry(use.id)
     return lambda x, y: inject.call(use.id, entry, use.settings, offer, model=model, inputs=x, target=y)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from probatum import catalogue
+from probatum import catalogue, inject
 from probatum.arenas.baseline_network import rows_for, trained
-from probatum.contracts import inject
+from probatum.arenas.predict.fit import run_training
+from probatum.errors import InputError
 from probatum.measure import cost, faithfulness
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Explanation, Spec
@@ -63,6 +64,17 @@ def timings(work: Work) -> dict[str, float]:
     return {"explain-time-ratio": float(torch.tensor(timed.log_ratios).median().exp())}
 
 
+def rehearse(work: Work) -> None:
+    """Two steps of the network and one explanation of a few rows; InputError where the explainer does not run on them."""
+    model = run_training(work.baseline()).run.model.eval()
+    x = work.data.test.x[:4]
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    found = explainer(work, model)(x, y)
+    if found.values.shape != x.shape:
+        raise InputError(f"{work.arm.name} gives values {tuple(found.values.shape)} for inputs {tuple(x.shape)}")
+
+
 def neutral_value(work: Work) -> Tensor:
     """What a feature is set to when it is taken away: 0, which is black, the median or silence once encoded."""
     return torch.zeros((1, *work.data.spec.shape))
@@ -77,7 +89,7 @@ def explainer(work: Work, model: nn.Module) -> Callable[[Tensor, Tensor], Explan
         return lambda x, y: Explanation(torch.rand(x.shape, generator=stream(work.seed, "random order")))
     if work.builtin:
         return _gradient(model)
-    use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+    use = work.player
     entry = catalogue.entry(use.id)
 
     def explain(x: Tensor, y: Tensor) -> Explanation:

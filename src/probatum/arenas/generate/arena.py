@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probatum import catalogue
+from probatum import catalogue, inject
 from probatum.arenas.generate import denoiser
 from probatum.arenas.generate.classical_restoration import GaussianLaw, total_variation
-from probatum.contracts import inject
 from probatum.errors import InputError
 from probatum.measure.restoration import psnr
 from probatum.numerics.images.restoration import Identity, Mask, Operator, binomial_blur
 from probatum.rooms.arena import Outcome, Work
+from probatum.rooms.kind import kind_of
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.train.assemble import budget_for
 from probatum.train.rng import seeded, stream
@@ -32,8 +32,6 @@ BASELINE = "denoiser"
 DEGRADED = "degraded input"
 VARIATION = "total variation"
 GAUSSIAN = "Gaussian prior"
-NOISE = {"image": 0.1, "series": 0.3, "table": 0.3}
-"""Standard deviation of the noise: of an image's range from black to white, or in standard deviations of a column or channel."""
 KEPT = 0.5
 """Share of places that inpainting is given."""
 MOST = 512
@@ -58,7 +56,7 @@ class Rows:
 def references(spec: Spec) -> tuple[str, ...]:
     """What was handed over, total variation where rows have neighbours, and one Gaussian of the training rows."""
     size = int(torch.Size(spec.shape).numel())
-    variation = () if spec.modality == "table" else (VARIATION,)
+    variation = (VARIATION,) if how(spec).NEIGHBOURS else ()
     return (DEGRADED, *variation, *((GAUSSIAN,) if size <= LARGEST else ()))
 
 
@@ -69,7 +67,7 @@ def measures(spec: Spec) -> tuple[str, ...]:
 
 def kinds(spec: Spec) -> tuple[str, ...]:
     """Kinds of damage: a table's columns have no order, so they are not blurred."""
-    return ("denoise", "inpaint") if spec.modality == "table" else ("denoise", "inpaint", "blur")
+    return ("denoise", "inpaint", "blur") if how(spec).NEIGHBOURS else ("denoise", "inpaint")
 
 
 def contest(spec: Spec, train: Part) -> dict[str, Any]:
@@ -78,28 +76,24 @@ def contest(spec: Spec, train: Part) -> dict[str, Any]:
     Raises:
         InputError: texts, padded series, tables without numbers, or rows that are streamed from disk.
     """
-    if spec.modality == "text":
-        raise InputError("arena generate adds noise to numbers; texts have none")
-    if spec.masked:
-        raise InputError("arena generate restores series of one length; these are padded")
-    if spec.modality == "table" and spec.numeric < 2:
-        raise InputError(
-            f"arena generate restores a table's numbers; it needs 2 columns of them, there are {spec.numeric}"
-        )
+    how(spec).check(spec)
     if not isinstance(train.x, Tensor):
         raise InputError("arena generate holds its rows in memory; give --memory enough for them, or fewer rows")
-    return {"noise": NOISE[spec.modality], "kept": KEPT}
+    return {"noise": how(spec).NOISE, "kept": KEPT}
+
+
+def how(spec: Spec) -> Any:
+    """What noise, lost places and blur are for this kind of data."""
+    return kind_of(spec.modality, spec.task).facet("restoration")
 
 
 def rows_of(data: Data) -> Rows:
-    """Images as they are; a table's numbers and a series' channels in units of the training rows' spread."""
-    spec, train, test = data.spec, data.train.x, data.test.x[:MOST]
-    if spec.modality == "image":
+    """What is modelled of the rows, in the kind's units: pixels as they are, columns and channels by training rows' spread."""
+    asked = how(data.spec)
+    spec, train = asked.modelled(data.spec, data.train.x)
+    test, axes = asked.modelled(data.spec, data.test.x[:MOST])[1], asked.units_over(spec)
+    if not axes:
         return Rows(spec, train, test)
-    if spec.modality == "table":
-        train, test = train[:, : spec.numeric], test[:, : spec.numeric]
-        spec = replace(spec, shape=(spec.numeric,), cardinalities=(), features=spec.features[: spec.numeric])
-    axes = (0,) if train.ndim == 2 else (0, 2)
     mean, spread = train.mean(dim=axes, keepdim=True), train.std(dim=axes, keepdim=True)
     spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
     return Rows(spec, (train - mean) / spread, (test - mean) / spread)
@@ -125,7 +119,7 @@ def damage(x: Tensor, kind: str, noise: float, generator: torch.Generator) -> tu
 
 def trial(work: Work) -> Outcome:
     """Learn from the training rows, then restore what was spoilt of the test rows."""
-    rules, rows = work.contest or contest(work.data.spec, work.data.train), rows_of(work.data)
+    rules, rows = work.terms.contest or contest(work.data.spec, work.data.train), rows_of(work.data)
     begun = time.perf_counter()
     restore, weights = prior(work, rows, rules["noise"], budget_for(work.arm.recipe.training, len(rows.train)))
     fitted = time.perf_counter()
@@ -184,7 +178,7 @@ def prior(work: Work, rows: Rows, noise: float, budget: Budget) -> tuple[Restore
             network = denoiser.Denoiser(rows.spec.shape, parameters)
         own = denoiser.fit(rows.train, noise, budget, stream(work.seed, "denoiser"), network)
         return own.restore, _weights(network)
-    use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+    use = work.player
     offer = {
         "spec": rows.spec,
         "generator": stream(work.seed, "technique", use.id),

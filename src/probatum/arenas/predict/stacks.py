@@ -5,23 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from probatum import catalogue
-from probatum.arenas.predict.arena import assembled, measured, predictor, steps_for
+from probatum.arenas.predict.arena import measured
+from probatum.arenas.predict.fit import assembled, predictor, steps_for
 from probatum.recipe import Recipe
 from probatum.rooms.arena import Outcome, Work
-from probatum.tasks import classical
 from probatum.train.assemble import Assembly, budget_for
-from probatum.train.loop import train
-from probatum.train.replicas import Replica, Session, train_replicas
+from probatum.train.loop import Single, detach
+from probatum.train.replica import Replica
+from probatum.train.replicas import Stacked, train_replicas
 from probatum.train.rng import derive, seeded, stream
-from probatum.train.run import Run
 from probatum.train.stack import CannotStackError
 
 MOST = 16
@@ -59,9 +57,12 @@ class Choice:
     reason: str = ""
 
 
-def obstacle(recipe: Recipe, builtin: str, tune: int) -> str:
-    """Why seeds of this arm cannot be stacked, as far as its recipe says; "" where nothing stands against it."""
-    if builtin in {name for names in classical.NAMES.values() for name in names}:
+def obstacle(recipe: Recipe, builtin: str, tune: int, classical: Sequence[str]) -> str:
+    """Why seeds of this arm cannot be stacked, as far as its recipe says; "" where nothing stands against it.
+
+    `classical` are the built-in arms that are no networks.
+    """
+    if builtin in classical:
         return "it is not trained by gradient steps"
     if recipe.learner is not None:
         return f"{recipe.learner.id} is not trained by the loop"
@@ -87,13 +88,12 @@ def trials(works: Sequence[Work], choice: Choice, threads: int) -> list[Outcome 
     """
     start = time.perf_counter()
     recipe, training = works[0].arm.recipe, works[0].arm.recipe.training
-    assemblies = [assembled(recipe, work, steps_for(work, recipe)) for work in works]
+    assemblies = [assembled(work, recipe, steps_for(work, recipe)) for work in works]
     torch.set_num_threads(choice.threads)
     try:
         failed = train_replicas(
             _replicas(works, assemblies),
             schedule=training.schedule,
-            clip=training.clip,
             select=training.select,
             progress=works[0].progress,
             threads=threads,
@@ -142,9 +142,10 @@ def probe(works: Sequence[Work], threads: int, most_threads: int, steps: int = 2
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for _ in range(2 * len(few)):  # compute-equal budgets would cost more than the probe and change no step
-                prepared.append(assembled(recipe, few[len(prepared) % len(few)]))
-            session = Session(_replicas(few, prepared[: len(few)]), recipe.training.clip)
-            stacked, single = _stacked_stepper(session, steps), _single_stepper(few, prepared[len(few) :], steps)
+                prepared.append(assembled(few[len(prepared) % len(few)], recipe))
+            session = Stacked(_replicas(few, prepared[: len(few)]))
+            alone = [_single(work, parts) for work, parts in zip(few, prepared[len(few) :], strict=True)]
+            stacked, single = _stacked_stepper(session, steps), _single_stepper(few, alone, steps)
             best = dict.fromkeys((0, *candidates), float("inf"))
             for count in range(rounds + 1):  # the first round warms up
                 for name in best:
@@ -158,7 +159,7 @@ def probe(works: Sequence[Work], threads: int, most_threads: int, steps: int = 2
     finally:
         torch.set_num_threads(threads)
         for parts in prepared:
-            _detach(parts.methods)
+            detach(parts.methods)
     chosen = threads
     if best[candidates[-1]] * BUSY < best[threads]:
         chosen = candidates[-1]
@@ -183,7 +184,12 @@ def _replicas(works: Sequence[Work], assemblies: Sequence[Assembly]) -> list[Rep
     ]
 
 
-def _stacked_stepper(session: Session, steps: int) -> Callable[[], float]:
+def _single(work: Work, parts: Assembly) -> Single:
+    with seeded(work.seed, "training", work.arm.salt):
+        return Single(parts.run, parts.methods, stream(work.seed, "order"))
+
+
+def _stacked_stepper(session: Stacked, steps: int) -> Callable[[], float]:
     index: list[Tensor] = []
 
     def run() -> float:
@@ -198,70 +204,25 @@ def _stacked_stepper(session: Session, steps: int) -> Callable[[], float]:
     return run
 
 
-def _single_stepper(works: Sequence[Work], assemblies: Sequence[Assembly], steps: int) -> Callable[[], float]:
-    """The plain loop's steps over every seed in turn; the first call prepares, later ones only step."""
-    training = works[0].arm.recipe.training
-    for parts in assemblies:
-        parts.run.budget = replace(parts.run.budget, steps_per_epoch=steps + 1)
-    names = ["prepare", "order", "batch", "loss", "gradients", "step_end"]
+def _single_stepper(works: Sequence[Work], sessions: Sequence[Single], steps: int) -> Callable[[], float]:
+    """The plain loop's steps over every seed in turn."""
+    index: list[list[Tensor]] = [[] for _ in sessions]
 
     def run() -> float:
         spent = 0.0
-        for work, parts in zip(works, assemblies, strict=True):
-            parts.run.step, clock = 0, _Clock(steps)
-            methods = [_Hooks(method, names) for method in parts.methods]
-            with seeded(work.seed, "training", work.arm.salt), suppress(_EnoughError):
-                train(
-                    parts.run,
-                    [*methods, clock],
-                    stream(work.seed, "order"),
-                    schedule="constant",
-                    clip=training.clip,
-                    select="last",
-                )
-            spent += clock.spent
-        if "prepare" in names:
-            names.remove("prepare")
+        for work, session, left in zip(works, sessions, index, strict=True):
+            with seeded(work.seed, "training", work.arm.salt):
+                while len(left) < steps:
+                    left.extend(session.epoch())
+                _wait(session.run.train.y)
+                start = time.perf_counter()
+                for _ in range(steps):
+                    session.step(left.pop(0), 1e-3)
+                _wait(session.run.train.y)
+                spent += time.perf_counter() - start
         return spent
 
     return run
-
-
-class _EnoughError(Exception):
-    """The steps that were to be timed are done."""
-
-
-class _Clock:
-    """A last method: times steps alone, without the epoch's order and the looks at validation rows, and stops there."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.began, self.spent = steps, 0.0, 0.0
-
-    def order(self, run: Run, visit: Tensor) -> Tensor:
-        _wait(run.train.y)
-        self.began = self.began or time.perf_counter()
-        return visit[: self.steps * run.budget.batch_size]
-
-    def step_end(self, run: Run) -> None:
-        if run.step == self.steps:
-            _wait(run.train.y)
-            self.spent = time.perf_counter() - self.began
-            raise _EnoughError
-
-
-class _Hooks:
-    """Some of a method's hooks."""
-
-    def __init__(self, method: Any, names: Sequence[str]) -> None:
-        for name in names:
-            if hasattr(method, name):
-                setattr(self, name, getattr(method, name))
-
-
-def _detach(methods: Sequence[Any]) -> None:
-    for method in methods:
-        if hasattr(method, "detach"):
-            method.detach()
 
 
 def _wait(where: Tensor) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 
-from probatum import catalogue
+from probatum import catalogue, inject
 from probatum.arenas.baseline_network import trained
+from probatum.arenas.predict.fit import Predictor, run_training
 from probatum.arenas.select.arena import fresh_models
-from probatum.contracts import inject
 from probatum.rooms.arena import Outcome, Work
+from probatum.rooms.task import task
 from probatum.spec import Spec
-from probatum.train.loop import outputs
 from probatum.train.rng import stream
 
 BASELINE = "baseline"
+COMPETES = False
+"""Probes measure; nothing is better than the baseline."""
 
 
 def references(spec: Spec) -> tuple[str, ...]:
@@ -24,20 +26,15 @@ def references(spec: Spec) -> tuple[str, ...]:
 
 def measures(spec: Spec) -> tuple[str, ...]:
     """The network's own quality, shown beside the measurements."""
-    return ("accuracy",) if spec.task == "classes" else ("rmse",)
+    return task(spec.task).measures(spec)[:1]
 
 
 def trial(work: Work) -> Outcome:
     """Run the probe on fresh networks and the seed's split; the baseline arm is the ordinarily trained network."""
     if work.builtin:
-        model, test = trained(work), work.data.test
-        output = outputs(model, test.x)
-        if work.data.spec.task == "classes":
-            found = {"accuracy": float((output.argmax(dim=1) == test.y).float().mean())}
-        else:
-            found = {"rmse": float((output - test.y).square().mean().sqrt())}
+        found = task(work.data.spec.task).primary(work, Predictor(work.data.spec.task, trained(work)))
     else:
-        use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+        use = work.player
         offer = {
             "spec": work.data.spec,
             "generator": stream(work.seed, "technique", use.id),
@@ -52,3 +49,8 @@ def trial(work: Work) -> Outcome:
 def timings(work: Work) -> dict[str, float]:
     """None."""
     return {}
+
+
+def rehearse(work: Work) -> None:
+    """The network that is looked at, for two steps; a probe's own work is whole trainings."""
+    run_training(work.baseline())

@@ -13,12 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from probatum import catalogue
-from probatum.arenas.predict.arena import run_training
-from probatum.contracts import inject
+from probatum import catalogue, inject
+from probatum.arenas.predict.fit import run_training
 from probatum.errors import InputError
 from probatum.measure.detection import detection
-from probatum.recipe import Arm
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Data, Part, Spec
 from probatum.train import baselines
@@ -65,6 +63,13 @@ def timings(work: Work) -> dict[str, float]:
     return {}
 
 
+def rehearse(work: Work) -> None:
+    """The network that labels are tried on, for two steps; scoring takes whole trainings."""
+    if work.data.spec.task != "classes":
+        raise InputError(f"arena select flips class labels; the task here is {work.data.spec.task}")
+    run_training(work.baseline())
+
+
 def planted(work: Work) -> tuple[Part, Tensor, Tensor]:
     """The training rows with wrong labels among them, which rows those are (n,) bool, and the right labels (n,).
 
@@ -95,7 +100,7 @@ def scorer(work: Work) -> Callable[[Data], Tensor]:
         return lambda data: torch.rand(len(data.train), generator=stream(work.seed, "random order"))
     if work.builtin:
         return lambda data: held_out_loss(work, data)
-    use = next(use for use in work.arm.recipe.uses() if use not in work.base.uses())
+    use = work.player
 
     def score(data: Data) -> Tensor:
         offer = {
@@ -145,8 +150,7 @@ def _accuracy(work: Work, train: Part) -> float:
 
 
 def _train(work: Work, data: Data) -> nn.Module:
-    base = replace(work, arm=Arm("baseline", work.base), builtin="baseline", data=data, progress=None)
-    return run_training(work.base, base).run.model
+    return run_training(work.baseline(data=data)).run.model
 
 
 def _pick(part: Part, rows: Tensor) -> Part:

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum import catalogue
-from probatum.contracts import inject
+from probatum import catalogue, inject
 from probatum.data.lazy.memory import memory_limit, told
 from probatum.errors import InputError
 from probatum.measure.continual import accuracies, continual
 from probatum.numerics.continual.learners import FineTune, Settings
 from probatum.numerics.continual.stages import kept_bytes
 from probatum.recipe import Training
-from probatum.rooms.arena import Outcome, Work
+from probatum.rooms.arena import Outcome, TrainingFailed, Work
 from probatum.spec import Budget, Optimisation, Part, Spec, Stage
 from probatum.train.assemble import budget_for, network_of
 from probatum.train.loop import rate_factor
 from probatum.train.rng import seeded, stream
-from probatum.train.run import TrainingFailed
 
 BASELINE = "fine-tuning"
 JOINT = "joint"
+RIVALS = False
+"""The reference is an upper bound: that it is ahead is no warning."""
 PROTOCOLS = ("class", "task", "free")
 """Classes of all stages compete; the row's stage is told at prediction; rows come in small chunks without boundaries."""
 STAGES = 5
@@ -195,7 +195,7 @@ def rehearse(work: Work) -> None:
 
     arm = replace(work.arm, recipe=replace(work.arm.recipe, training=short(work.arm.recipe.training)))
     base = replace(work.base, training=short(work.base.training))
-    trial(replace(work, arm=arm, base=base, data=replace(work.data, test=work.data.valid), progress=None))
+    trial(replace(work, arm=arm, data=replace(work.data, test=work.data.valid), progress=None).on(base=base))
 
 
 class Joint:
@@ -239,7 +239,7 @@ class Joint:
 def _learner(work: Work, memory: int) -> tuple[str, Any]:
     """Whose trial it is, and the learner."""
     spec, training = work.data.spec, work.arm.recipe.training
-    uses = [use for use in work.arm.recipe.uses() if use not in work.base.uses()]
+    uses = [use for use in work.recipe.uses() if use not in work.base.uses()]
     name = uses[0].id if uses and not work.builtin else work.arm.name
     optimisation = Optimisation(
         training.lr,
@@ -381,4 +381,4 @@ def _check_rows(train: Part, groups: Sequence[tuple[int, ...]], test: Sequence[i
 
 
 def _rules(work: Work) -> Mapping[str, Any]:
-    return work.contest or contest(work.data.spec, work.data.train)
+    return work.terms.contest or contest(work.data.spec, work.data.train)

@@ -1,63 +1,50 @@
-"""The stages of a continual-learning study: accuracy by stage as curves and tables, means over seeds."""
+"""What a continual-learning study shows beyond verdicts: accuracy by stage, means over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
-from probatum.bench.results import Results
 from probatum.drawing import charts
+from probatum.drawing.blocks import Block, Grid
 
-RULES = {
-    "stages": "stages",
+WORDS = {
     "base_classes": "classes of the first stage",
-    "memory": "memory of the stream",
-    "protocol": "protocol",
-    "start": "labels at the beginning",
-    "query": "labels asked for in a round",
-    "rounds": "rounds",
-    "noise": "standard deviation of the noise",
-    "kept": "share of places kept for inpainting",
+    "memory": "memory of the stream in bytes",
 }
+"""What the rules are called."""
 
 
-def stage_curves(results: Results) -> Markup:
-    """Accuracy on all classes seen so far by stage, one line an arm; empty for other arenas."""
-    lines = {arm: list(enumerate(_mean_rows(found, "accuracy"), start=1)) for arm, found in _by_arm(results).items()}
+def blocks(results: Any) -> list[Block]:
+    """Accuracy on the classes seen by stage, and for each arm the mean matrix of accuracies and the bytes kept."""
+    found = _by_arm(results)
+    if not found:
+        return []
+    lines = {arm: list(enumerate(_mean_rows(details, "accuracy"), start=1)) for arm, details in found.items()}
     label = "accuracy on classes seen"
-    return Markup(charts.curves(lines, "stage", label, f"{label} by stage, mean over seeds"))
+    curve = charts.curves(lines, "stage", label, f"{label} by stage, mean over seeds")
+    about = (
+        "Row b, column i: test accuracy on the classes of stage i after stage b, mean over seeds; each seed draws its own "
+        "order of classes. Below the tables: bytes kept after each stage."
+    )
+    grids = tuple(_matrix(arm, details) for arm, details in found.items())
+    return [Block("stages", "Stages", about, (("accuracy by stage", curve),) if curve else (), grids)]
 
 
-def stage_matrices(results: Results) -> list[dict[str, Any]]:
-    """For each arm the mean matrix of accuracies as text, and the bytes kept after each stage."""
-    found = []
-    for arm, details in _by_arm(results).items():
-        count = len(details[0]["matrix"])
-        seen, kept = _mean_rows(details, "accuracy"), _mean_rows(details, "stored")
-        rows = []
-        for b in range(count):
-            known = [_mean([one["matrix"][b][i] for one in details]) for i in range(b + 1)]
-            cells = [f"{value:.3f}" for value in known] + [""] * (count - b - 1)
-            rows.append({"stage": b + 1, "cells": cells, "seen": f"{seen[b]:.3f}"})
-        words = ", ".join(f"{value:,.0f}" for value in kept) + " bytes"
-        found.append({"arm": arm, "stages": list(range(1, count + 1)), "rows": rows, "kept": words})
-    return found
+def _matrix(arm: str, details: list[dict[str, Any]]) -> Grid:
+    count = len(details[0]["matrix"])
+    seen, kept = _mean_rows(details, "accuracy"), _mean_rows(details, "stored")
+    rows = []
+    for b in range(count):
+        known = [_mean([one["matrix"][b][i] for one in details]) for i in range(b + 1)]
+        cells = [f"{value:.3f}" for value in known] + [""] * (count - b - 1)
+        rows.append((str(b + 1), *cells, f"{seen[b]:.3f}"))
+    words = ", ".join(f"{value:,.0f}" for value in kept) + " bytes"
+    head = ("after stage", *map(str, range(1, count + 1)), "all seen")
+    return Grid(head, tuple(rows), caption=f"{arm}; kept: {words}")
 
 
-def contest_rows(results: Results) -> list[tuple[str, str]]:
-    """The contest's own rules in words."""
-    rules = results.plan.contest
-    shown = {**rules, "memory": f"{rules['memory']:,} bytes"} if "memory" in rules else dict(rules)
-    return [
-        (RULES.get(name, name), str(value))
-        for name, value in shown.items()
-        if not (name == "base_classes" and not value)
-    ]
-
-
-def _by_arm(results: Results) -> dict[str, list[dict[str, Any]]]:
+def _by_arm(results: Any) -> dict[str, list[dict[str, Any]]]:
     """The stage details of each arm's finished trials, the baseline first, then arms and references."""
     found: dict[str, list[dict[str, Any]]] = {}
     for arm in (results.baseline, *(arm.name for arm in results.plan.arms), *results.plan.references):

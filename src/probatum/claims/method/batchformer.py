@@ -13,6 +13,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.batchformer import group_accuracy
 from probatum.train.assemble import assemble
@@ -73,7 +74,7 @@ def scores(arm: str | None, data: Data, counts: Tensor, seed: int, loss: str) ->
     """Test accuracies of one training: all, and by group of classes."""
     base = Recipe(training=replace(TRAINING, lr=RATES[loss]))
     recipe = base if arm is None else make_arm(arm, base).recipe
-    parts = assemble(recipe, data, seed, factory=network)
+    parts = assemble(alone(recipe, data, seed, factory=network))
     if loss == "balanced":
         parts.run.loss = BalancedSoftmax(counts)
     with seeded(seed, "training"):

@@ -36,7 +36,7 @@ class RawImages:
         sha.update(f"{self.pixels.shape} {self.pixels.dtype} {self.scale}".encode())
         sha.update(np.ascontiguousarray(self.pixels).data)
 
-    def keys(self) -> list[bytes]:
+    def row_keys(self) -> list[bytes]:
         """One key a row; equal images have equal keys."""
         flat = np.ascontiguousarray(self.pixels).reshape(len(self), -1)
         return [hashlib.blake2b(row.data, digest_size=16).digest() for row in flat]

@@ -9,18 +9,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.lazy.memory import Sizes, told
 from probatum.data.lazy.rows import LazyRows
+from probatum.data.lazy.scan import mix, salt_of, units_of
+from probatum.data.pipeline import pipeline_from
 from probatum.data.read import image_mode, read_image
+from probatum.data.target import Target
 from probatum.errors import InputError
 from probatum.kinds.image.encode import ImageEncoder, RawImages, channel_names, raw_images
+from probatum.spec import Data
 
 WORKERS = 4
 AHEAD = 4
@@ -47,6 +52,7 @@ class StreamedImages:
     shape: tuple[int, int, int]
     keys: np.ndarray = field(repr=False)
     sizes: Sizes
+    streamed: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,6 +61,18 @@ class StreamedImages:
     def whole(self) -> float:
         """Bytes of all images, encoded."""
         return images_size(len(self), self.shape)
+
+    @property
+    def opened_with(self) -> int:
+        """A limit in bytes with which the files are opened as they are now."""
+        return min(self.sizes.grain, int(self.whole / 2))
+
+    def prepared(self, dataset: Any, parts: Sequence[np.ndarray], seed: int) -> Data:
+        """The split encoded: x of every part is a `probatum.spec.Rows`; shape and scale are read off a few training rows."""
+        encoder = ImageEncoder.fit(self.take(self.sample(parts[0], seed)))
+        pipeline = pipeline_from(dataset.kind, encoder, dataset.values, parts[0])
+        train, valid, test = (dataset.with_targets(pipeline, rows, self.rows(encoder, rows)) for rows in parts)
+        return Data(pipeline.spec, train, valid, test, pipeline)
 
     def take(self, rows: np.ndarray) -> RawImages:
         """The rows with these numbers, in memory; raises InputError where they would not fit."""
@@ -272,3 +290,27 @@ def _same(batch: Any) -> Any:
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stream_images(
+    files: Sequence[Path], size: int | None, limit: float, values: Target, name: str, given: np.ndarray | None
+) -> Dataset | None:
+    """A dataset of images that stay in their files; None where they fit in memory.
+
+    Every header is looked at; files with equal bytes count as duplicates.
+    """
+    first, _ = look(files[:1], size)
+    if images_size(len(files), (*first[:2], 3)) <= limit:
+        return None
+    shape, mode = look(files, size)
+    whole = images_size(len(files), shape)
+    if whole <= limit:
+        return None
+    keys = file_keys(files)
+    raw = StreamedImages(tuple(files), size, mode, shape, keys, Sizes.of(limit))
+    labels = np.ascontiguousarray(values.values, dtype=np.int64).view(np.uint64)
+    hashes = mix(keys[:, :8].copy().view(np.uint64)[:, 0], 0) + mix(labels, salt_of(values.names[0]))
+    notices = [f"{told(whole)} in memory: images are decoded as they are used"]
+    return make_dataset(
+        name, "image", raw, values, values.names[0], given=given, notices=notices, units=units_of(hashes)
+    )

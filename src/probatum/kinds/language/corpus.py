@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,9 +23,12 @@ from probatum.data.split import PART_NAMES, TEST, TRAIN, SplitPlan, draw_split
 from probatum.data.target import TargetCoder
 from probatum.errors import InputError
 from probatum.kinds.language.tokens import TokenEncoder, check_tokens
+from probatum.rooms.kind import NamedSet
+from probatum.settings import Reading, told
 from probatum.spec import Data, Part, Spec
 
 TASK = "next-token"
+LANGUAGE = ("tokens", "vocabulary", "length")
 SUFFIXES = (".txt", ".txt.gz")
 EMBEDDED = "python-topics"
 EMBEDDED_CHARACTERS = 400_000
@@ -256,6 +260,15 @@ def corpus(
     return Corpus(name, texts, parts, kind, size, window, sha.hexdigest())
 
 
+def sets() -> dict[str, NamedSet]:
+    """Every corpus that can be opened by its name."""
+    anything = (*Reading.__dataclass_fields__, *LANGUAGE, "text", "size")  # what does not fit is named by open_corpus
+    found = {}
+    for name in corpus_names():
+        found[name] = NamedSet(partial(open_corpus, name), anything, name == EMBEDDED, False)
+    return found
+
+
 def corpus_names() -> tuple[str, ...]:
     """Names of the corpora that can be opened: the embedded one, and those under PROBATUM_DATA."""
     folder = root()
@@ -263,29 +276,25 @@ def corpus_names() -> tuple[str, ...]:
     return (EMBEDDED, *held)
 
 
-def is_language(source: Any, task: str) -> bool:
-    """Whether these data are for language modelling: a text file, the name of a corpus, or where the task says so."""
-    if task == TASK:
-        return True
-    if not isinstance(source, str | Path):
-        return False
-    return str(source).lower().endswith(SUFFIXES) or _is_name(source)
-
-
-def open_corpus(
-    source: Any, *, name: str | None, tokens: str | None, vocabulary: int | None, length: int | None
-) -> Corpus:
-    """A corpus by name or from a .txt or .txt.gz file; InputError where there is none."""
+def open_corpus(source: Any, reading: Reading) -> Corpus:
+    """A corpus by name or from a .txt or .txt.gz file; InputError where there is none, or more is said than it takes."""
+    if reading.task not in ("auto", TASK):
+        raise InputError(f"{str(source)!r} is one long text, for task next-token; the task given is {reading.task}")
+    said = {**told(reading), **reading.options}
+    unfit = [name for name in said if name not in (*LANGUAGE, "task", "name", "options") and said[name] != "text"]
+    if unfit:
+        raise InputError(f"language modelling takes no {', '.join(unfit)}; leave them out")
     given: list[int] | None = None
     if _is_name(source):
         texts, given = _named(source)
-        name = name or source
+        name = reading.name or source
     elif isinstance(source, str | Path) and str(source).lower().endswith(SUFFIXES):
         texts = [read_text(Path(source))]
-        name = name or Path(source).name.split(".")[0]
+        name = reading.name or Path(source).name.split(".")[0]
     else:
-        told = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
-        raise InputError(f"task next-token takes {' or '.join(SUFFIXES)} or {', '.join(corpus_names())}, not {told}")
+        what = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+        raise InputError(f"task next-token takes {' or '.join(SUFFIXES)} or {', '.join(corpus_names())}, not {what}")
+    tokens, vocabulary, length = (reading.options.get(name) for name in LANGUAGE)
     return corpus(texts, name=name, tokens=tokens or "char", vocabulary=vocabulary, length=length, given=given)
 
 

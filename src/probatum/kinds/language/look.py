@@ -1,20 +1,21 @@
-"""What arena `predict` does otherwise for task next-token: test windows are looked at a few at a time."""
+"""Looking at windows of tokens: a few at a time, since the logits of all of them would fill the memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probatum.arenas.lazy_rows import first_rows
 from probatum.measure.calibration import diagram
 from probatum.measure.language import language
-from probatum.spec import Data, Part, Spec
-from probatum.train.loop import WINDOWS
-from probatum.train.run import TrainingFailed
+from probatum.rooms.arena import TrainingFailed
+from probatum.spec import Part
+
+WINDOWS = 64
+"""Windows whose predictions are held at once."""
 
 MEASURES = ("bits-per-character", "bits-per-byte", "perplexity", "next-token-accuracy", "ece")
 Check = Callable[[Tensor, int], None]
@@ -60,13 +61,3 @@ def measured(seen: Seen, part: Part) -> tuple[dict[str, float], dict[str, Any]]:
     log_p, confidence, right = (value.double().numpy() for value in (seen.log_p, seen.confidence, seen.right))
     found = language(log_p, confidence, right, sum(map(len, text)), size)
     return found, {"reliability": diagram(confidence.ravel(), right.ravel())}
-
-
-def for_timing(data: Data) -> Data:
-    """Few validation windows, so that steps are timed and not the look at validation that ends them."""
-    return replace(data, valid=first_rows(data.valid, 8))
-
-
-def is_language(spec: Spec) -> bool:
-    """Whether the task is next-token."""
-    return spec.task == "next-token"

@@ -36,7 +36,7 @@ class RawSeries:
         sha.update(f"{self.values.shape} {self.channels} {self.masked}".encode())
         sha.update(np.ascontiguousarray(np.where(np.isnan(self.values), np.float32(np.nan), self.values)).data)
 
-    def keys(self) -> list[bytes]:
+    def row_keys(self) -> list[bytes]:
         """One key a row; equal series have equal keys."""
         clean = np.where(np.isnan(self.values), np.float32(np.nan), self.values + np.float32(0))
         return [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in clean]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from probatum.data.columns import Column, conform
+from probatum.data.read import to_polars
 from probatum.errors import InputError
 
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "seconds")
@@ -47,7 +48,7 @@ class RawTable:
             else:
                 sha.update(canonical(floats(series)).tobytes())
 
-    def keys(self) -> list[bytes]:
+    def row_keys(self) -> list[bytes]:
         """One key a row; rows with equal cells have equal keys."""
         parts = [
             canonical(floats(self.frame[c.name]))
@@ -93,6 +94,29 @@ def read_rows(frame: pl.DataFrame, columns: Sequence[Column]) -> RawTable:
     if missing:
         raise InputError(f"column(s) {', '.join(map(repr, missing))} missing; the data has {', '.join(frame.columns)}")
     return RawTable(pl.DataFrame([conform(frame[c.name], c) for c in columns]), tuple(columns))
+
+
+def new_frame(encoder: TableEncoder, source: Any) -> pl.DataFrame:
+    """New rows as a frame; an array must have one column for each of the encoder's."""
+    if not isinstance(source, np.ndarray):
+        return to_polars(source)
+    if source.ndim != 2 or source.shape[1] != len(encoder.columns):
+        raise InputError(f"the array is {source.shape}; the model takes {len(encoder.columns)} columns")
+    return pl.DataFrame({c.name: source[:, j] for j, c in enumerate(encoder.columns)})
+
+
+def as_in_pretraining(dataset: Any, encoder: TableEncoder) -> Any:
+    """A dataset whose rows are encoded by this encoder; InputError where columns or their kinds differ."""
+    raw = dataset.raw
+    here = {column.name: column.kind for column in raw.columns}
+    there = {column.name: column.kind for column in encoder.columns}
+    unlike = sorted(name for name in {**here, **there} if here.get(name) != there.get(name))
+    if unlike:
+        raise InputError(
+            f"{dataset.name} has other columns than the data of pretraining ({', '.join(unlike[:6])}); tables need "
+            "the same columns on both sides: leave out the others with drop"
+        )
+    return replace(dataset, raw=RawTable(raw.frame, encoder.columns), encoder=encoder)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import polars as pl
@@ -22,8 +22,10 @@ from probatum.data.lazy.memory import Sizes, told
 from probatum.data.lazy.parquet import CELL, Group, ParquetRows
 from probatum.data.lazy.rows import LazyRows
 from probatum.data.lazy.scan import plain_numbers
+from probatum.data.pipeline import pipeline_from
 from probatum.errors import InputError
 from probatum.kinds.table.encode import RawTable, TableEncoder
+from probatum.spec import Data
 
 SPARSE = 0.1
 """Under this share of a group's rows, asked for out of the plan, only they are encoded and nothing is kept."""
@@ -46,6 +48,7 @@ class StreamedTable:
     facts: tuple[Facts, ...]
     sizes: Sizes
     mark: bytes = field(repr=False)
+    streamed: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.source)
@@ -59,6 +62,27 @@ class StreamedTable:
     def piece(self) -> int:
         """Rows decoded at a time."""
         return piece_rows(self.source, self.sizes)
+
+    @property
+    def opened_with(self) -> int:
+        """A limit in bytes with which the files are opened as they are now."""
+        return min(self.sizes.grain, int(self.whole / 2))
+
+    def prepared(self, dataset: Any, parts: Sequence[np.ndarray], seed: int) -> Data:
+        """The split encoded: x of training and test rows is a `probatum.spec.Rows`.
+
+        The pipeline is fitted on at most `Sizes.fit_rows` training rows drawn by the seed, and at most `Sizes.valid_rows`
+        validation rows, drawn likewise, are used and kept as a tensor; targets are standardised on all training rows.
+        """
+        train, valid, test = parts
+        valid = self.held_out(valid, seed)
+        fitted, other = self.select((self.sample(train, seed), valid))
+        encoder = TableEncoder.fit(fitted)
+        del fitted
+        pipeline = pipeline_from(dataset.kind, encoder, dataset.values, train)
+        held = dataset.with_targets(pipeline, valid, pipeline.encode(other))
+        lazy = [dataset.with_targets(pipeline, rows, self.rows(encoder, rows)) for rows in (train, test)]
+        return Data(pipeline.spec, lazy[0], held, lazy[1], pipeline)
 
     def take(self, rows: np.ndarray) -> RawTable:
         """The rows with these numbers, in this order, in memory; raises InputError where they would not fit."""

@@ -1,11 +1,10 @@
-"""The door to data larger than memory: Parquet files and image folders become a Dataset that is read as it is used."""
+"""The door to tables larger than memory: Parquet files become a Dataset that is read as it is used."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,37 +12,27 @@ import polars as pl
 from probatum.data.columns import Column, conform
 from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.facts import missing, remarks, unusable
-from probatum.data.frame import MIN_WIDE_STEPS, TIME_NAME, is_text, pick_target
+from probatum.data.frame import pick_target
 from probatum.data.lazy.memory import Sizes, told
 from probatum.data.lazy.parquet import ParquetRows
 from probatum.data.lazy.scan import Coder, column_kinds, mix, salt_of, scan, stream_target, units_of, without
 from probatum.data.split import SPLIT_WORDS, given_parts
 from probatum.data.target import Target
 from probatum.errors import InputError
-from probatum.kinds.image.lazy_images import StreamedImages, file_keys, images_size, look
+from probatum.kinds.series.read import MIN_WIDE_STEPS, TIME_NAME
 from probatum.kinds.table.lazy_table import StreamedTable, piece_rows
+from probatum.kinds.text.read import is_text
+from probatum.settings import Reading
 
 
-def stream_parquet(
-    source: ParquetRows,
-    limit: float,
-    *,
-    name: str,
-    target: str | None,
-    task: str,
-    modality: str,
-    group: str | None,
-    time: str | None,
-    split: str | Sequence[object] | None,
-    text: str | None,
-    drop: Sequence[str],
-) -> Dataset:
-    """A dataset that stays in its Parquet files; see `open_dataset` for the arguments and what it raises.
+def stream_parquet(source: ParquetRows, limit: float, name: str, reading: Reading) -> Dataset:
+    """A dataset that stays in its Parquet files; see `Reading` for what is said of it and `open_dataset` for what is raised.
 
     Three passes over row groups: words (kinds of columns), target and split columns, then all features. Kept are 8
     bytes a row for the target, 8 for the units of the split, and a few counts a column.
     """
-    _refuse_kinds(source, modality, text)
+    target, group, time, split, drop = reading.target, reading.group, reading.time, reading.split, reading.drop
+    _refuse_kinds(source, reading.modality, reading.options.get("text"))
     if group is not None and time is not None:
         raise InputError("give group or time, not both, unless modality is series")
     notices = [f"{told(source.size)} in memory: streamed by row groups"]
@@ -65,8 +54,8 @@ def stream_parquet(
     features = [c for c in names if c not in (target, split_name, group)]
     if not features:
         raise InputError(f"{name!r} has no column besides the target {target!r}; bring features")
-    _refuse_found(source, features, modality, rows)
-    values = stream_target(source, target, task, rows)
+    _refuse_found(source, features, reading.modality, rows)
+    values = stream_target(source, target, reading.task, rows)
     groups = None if group is None else _coded(source, group, rows).codes.astype(np.int64)
     kinds = column_kinds(source, features, rows)
     moment = None if time is None else _moment(source, kinds[time], rows)
@@ -74,30 +63,6 @@ def stream_parquet(
     raw, units = _table(source, [kinds[c] for c in features], values, sizes, notices, name)
     return make_dataset(
         name, "table", raw, values, target, groups=groups, moment=moment, given=given, notices=notices, units=units
-    )
-
-
-def stream_images(
-    files: Sequence[Path], size: int | None, limit: float, values: Target, name: str, given: np.ndarray | None
-) -> Dataset | None:
-    """A dataset of images that stay in their files; None where they fit in memory.
-
-    Every header is looked at; files with equal bytes count as duplicates.
-    """
-    first, _ = look(files[:1], size)
-    if images_size(len(files), (*first[:2], 3)) <= limit:
-        return None
-    shape, mode = look(files, size)
-    whole = images_size(len(files), shape)
-    if whole <= limit:
-        return None
-    keys = file_keys(files)
-    raw = StreamedImages(tuple(files), size, mode, shape, keys, Sizes.of(limit))
-    labels = np.ascontiguousarray(values.values, dtype=np.int64).view(np.uint64)
-    hashes = mix(keys[:, :8].copy().view(np.uint64)[:, 0], 0) + mix(labels, salt_of(values.names[0]))
-    notices = [f"{told(whole)} in memory: images are decoded as they are used"]
-    return make_dataset(
-        name, "image", raw, values, values.names[0], given=given, notices=notices, units=units_of(hashes)
     )
 
 

@@ -47,7 +47,7 @@ class RawTexts:
         """Feed the strings to a hash."""
         sha.update(json.dumps(self.texts).encode())
 
-    def keys(self) -> list[bytes]:
+    def row_keys(self) -> list[bytes]:
         """One key a row; equal texts have equal keys."""
         return [text.encode("utf-8", "surrogatepass") for text in self.texts]
 

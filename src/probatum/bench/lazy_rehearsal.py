@@ -1,56 +1,20 @@
-"""What arenas do otherwise where the data are streamed from disk: small tensors for timing, refusals before long work."""
+"""Data on disk: whether an arm can do without ever having all rows at once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
+from probatum.data.lazy.few import is_streamed, release, small
 from probatum.data.lazy.memory import told
-from probatum.data.lazy.rows import HeldRows, LazyRows, TooLarge
+from probatum.data.lazy.rows import HeldRows, TooLarge
 from probatum.errors import InputError
-from probatum.rooms.arena import Work, arena
-from probatum.spec import Data, Part
-from probatum.train.run import TrainingFailed
+from probatum.rooms.arena import TrainingFailed, Work, arena
+from probatum.spec import Part
 
 ROWS = 256
-
-
-def is_streamed(part: Part) -> bool:
-    """Whether x of this part stays on disk."""
-    return not isinstance(part.x, Tensor)
-
-
-def release(*parts: Part) -> None:
-    """End what reads ahead for streamed parts, and free what they hold."""
-    for part in parts:
-        if isinstance(part.x, LazyRows):
-            part.x.close()
-
-
-def first_rows(part: Part, most: int) -> Part:
-    """The first rows of a part; their x is a tensor."""
-    if len(part) <= most and not is_streamed(part):
-        return part
-    return Part(part.x[:most], part.y[:most], part.rows[:most], part.text[:most] if part.text else None)
-
-
-def drawn_rows(part: Part, most: int, seed: int) -> Part:
-    """At most so many rows of a part, drawn by the seed, in the order of the part; their x is a tensor."""
-    if len(part) <= most:
-        return first_rows(part, most)
-    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    return Part(part.x[chosen], part.y[chosen], part.rows[chosen])
-
-
-def small(data: Data, rows: int) -> Data:
-    """Streamed data cut to a few rows in memory, for timing: a step costs the same, and no reading is timed."""
-    if not is_streamed(data.train):
-        return data
-    train, valid, test = (first_rows(part, rows) for part in (data.train, data.valid, data.test))
-    return replace(data, train=train, valid=valid, test=test)
 
 
 def check_reads(work: Work, where: str) -> None:
@@ -79,8 +43,9 @@ def check_reads(work: Work, where: str) -> None:
     short = replace(training, steps=2, epochs=1)
     arm = replace(work.arm, recipe=replace(work.arm.recipe, training=short))
     base = replace(work.base, training=replace(work.base.training, steps=2, epochs=1))
+    quick = replace(work, arm=arm, data=data, progress=None).on(base=base, tune=0, equal_compute=False)
     try:
-        arena(where).trial(replace(work, arm=arm, base=base, data=data, tune=0, equal_compute=False, progress=None))
+        arena(where).trial(quick)
     except InputError as problem:
         if not (isinstance(problem, TooLarge) or isinstance(problem.__cause__, TooLarge)):
             return

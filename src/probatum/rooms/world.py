@@ -2,7 +2,7 @@
 
 A world is a frozen value, written ``KIND[:NUMBER][:WORD ...]``, and acts on the encoded split of a seed: a pure function
 of split, world and seed, so that all arms of a seed live in the same one. The pipeline was fitted before, on the rows
-as they are. A module ``data/world_*.py`` defines its kinds in a tuple ``WORLDS``; there is no other list.
+as they are. A module of the package ``probatum.worlds`` defines its kinds in a tuple ``WORLDS``; there is no other list.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import hashlib
 import importlib
 import math
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 
 from probatum.errors import InputError
-from probatum.spec import Data, Part
+from probatum.spec import Data
 
-if TYPE_CHECKING:
-    from probatum.data.dataset import Dataset
+PACKAGE = "probatum.worlds"
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,19 @@ class World:
         """From the number and the words behind the kind; raises InputError."""
         raise NotImplementedError
 
-    def apply(self, data: Data, generator: torch.Generator, source: Dataset) -> Data:
+    def apply(self, data: Data, generator: torch.Generator, source: Any) -> Data:
         """The split in this world, with its `truth`; raises InputError where these data cannot be put into it."""
         raise NotImplementedError
 
 
+@cache
 def kinds() -> dict[str, type[World]]:
-    """Every kind of world, from the ``WORLDS`` of this package's modules ``world_*``."""
-    package = importlib.import_module(__package__)
+    """Every kind of world, from the ``WORLDS`` of the modules of `probatum.worlds`."""
+    package = importlib.import_module(PACKAGE)
     found: dict[str, type[World]] = {}
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name.startswith("world_"):
-            for kind in getattr(importlib.import_module(f"{__package__}.{module.name}"), "WORLDS", ()):
-                found[kind.KIND] = kind
+        for kind in getattr(importlib.import_module(f"{PACKAGE}.{module.name}"), "WORLDS", ()):
+            found[kind.KIND] = kind
     return dict(sorted(found.items()))
 
 
@@ -90,8 +89,8 @@ def parse_world(text: str | World) -> World:
     return known[kind].read(number, tuple(piece for piece in pieces if piece))
 
 
-def in_world(dataset: Dataset, world: str | World) -> Dataset:
-    """The dataset in a world, which its fingerprint tells; raises InputError where that cannot be."""
+def in_world(dataset: Any, world: str | World) -> Any:
+    """The `Dataset` in a world, which its fingerprint tells; raises InputError where that cannot be."""
     found = parse_world(world)
     if dataset.streamed:
         raise InputError(
@@ -116,34 +115,3 @@ def world_stream(name: str, seed: int) -> torch.Generator:
     """The generator of a world's draws for one seed."""
     digest = hashlib.sha256(f"world\x1f{name}\x1f{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def taken(part: Part, rows: torch.Tensor) -> Part:
-    """The rows of a part at these positions."""
-    text = None if part.text is None else tuple(part.text[i] for i in rows.tolist())
-    return Part(part.x[rows], part.y[rows], part.rows[rows], text)
-
-
-def only_words(words: Sequence[str], known: Sequence[str], usage: str, most: int = 1) -> tuple[str, ...]:
-    """The words, checked: each is known, none comes twice, at most so many; raises InputError."""
-    for word in words:
-        if word not in known:
-            raise InputError(f"{word!r} is no part of a world {usage}; use {', '.join(known) or 'the number alone'}")
-    if len(set(words)) < len(words) or len(words) > most:
-        raise InputError(f"{':'.join(words)} says too much; write {usage}")
-    return tuple(words)
-
-
-def classes_stay(data: Data, world: str, least: int = 1) -> None:
-    """InputError, with the remedy, unless every class has so many training rows and the other parts have rows."""
-    counts = torch.bincount(data.train.y, minlength=data.spec.outputs)
-    if int(counts.min()) < least:
-        k = int(counts.argmin())
-        name = data.spec.classes[k] if k < len(data.spec.classes) else str(k)
-        raise InputError(
-            f"world {world} leaves class {name!r} {int(counts[k])} training row(s), {least} are needed; "
-            "give a milder number, or bring more rows"
-        )
-    for what in ("valid", "test"):
-        if len(getattr(data, what)) == 0:
-            raise InputError(f"world {world} leaves no {what} rows; give a milder number, or bring more rows")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probatum.arenas.lazy_rows import first_rows
+from probatum.data.lazy.few import first_rows
 from probatum.errors import InputError
 from probatum.measure.outside import auroc
 from probatum.measure.uncertainty import class_uncertainty, real_uncertainty

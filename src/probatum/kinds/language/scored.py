@@ -13,9 +13,9 @@ from torch import Tensor
 
 from probatum.errors import InputError
 from probatum.kinds.language.corpus import SUFFIXES, read_text, windows
+from probatum.kinds.language.look import WINDOWS
 from probatum.kinds.language.tokens import TokenEncoder
 from probatum.spec import Part
-from probatum.train.loop import WINDOWS
 
 Predict = Callable[[Part], Tensor]
 

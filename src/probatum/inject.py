@@ -1,7 +1,7 @@
 """Build a technique's object from its settings and what the bench has to offer.
 
 Techniques are plain classes and functions. Those that need something only the training run knows ask for it by the
-name of a parameter; the names below are the whole vocabulary:
+name of a parameter; the names below are what every slot may offer:
 
 ===================  ==================================================================
 spec                 the `probatum.spec.Spec` of the data
@@ -15,24 +15,23 @@ model                the model about to be trained
 last_layer           that model's last `nn.Linear` or convolution
 model_factory        zero-argument function: a fresh model, initialised from the technique's own stream (arena stream: the
                      first one has the baseline's initial weights)
-memory               arena stream: bytes that may be kept between stages
-order                arena stream: `torch.Generator` of the batch orders, the same for all arms of a seed
-optimisation         arena stream, and learners: the baseline's `probatum.spec.Optimisation`
-trusted              arena select: rows with labels that can be trusted, a `probatum.spec.Part`
-parameters           arena generate: how many weights the baseline's network has, about
 pretrained           whether the model starts from pretrained weights (its last layer is new)
 ===================  ==================================================================
+
+Slots offer more; their contracts say what (`OFFERED`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+from probatum import slots
 from probatum.errors import InputError
 
-VOCABULARY = (
+COMMON = (
     "spec",
     "num_classes",
     "num_examples",
@@ -43,26 +42,14 @@ VOCABULARY = (
     "model",
     "last_layer",
     "model_factory",
-    "memory",
-    "order",
-    "optimisation",
     "pretrained",
-    "trusted",
-    "parameters",
 )
 
-FIXED = {
-    "optimizer": ("params",),
-    "layer": ("net",),
-    "learner": ("data", "budget"),
-    "explain": ("inputs", "target"),
-    "attack": ("inputs", "target"),
-    "select": ("x", "y"),
-    "acquire": ("pool", "count"),
-    "generate": ("x", "noise", "budget"),
-    "probe": ("data",),
-}
-"""Arguments that each slot itself passes to a technique's entry; they are not settings."""
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every name that some slot offers."""
+    return frozenset(COMMON).union(*(slots.offered(slot) for slot in slots.names()))
 
 
 def settings_of(entry: Callable[..., Any], fixed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -71,7 +58,7 @@ def settings_of(entry: Callable[..., Any], fixed: tuple[str, ...] = ()) -> dict[
     return {
         parameter.name: parameter.default
         for parameter in parameters
-        if parameter.name not in (*VOCABULARY, *fixed, "self")
+        if parameter.name not in (*vocabulary(), *fixed, "self")
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
 
