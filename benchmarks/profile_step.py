@@ -16,9 +16,8 @@ import torch
 from suite.replicas import assembled, cnn, mlp, works_of
 from torch.profiler import ProfilerActivity, profile
 
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import ModelFactory, Work
 from probatum.spec import Batch
-from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import batch_order, batches_of, rate_factor, train
 from probatum.train.replicas import Replica, Session
 from probatum.train.rng import derive, seeded, stream

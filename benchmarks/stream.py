@@ -23,6 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from probatum.rooms.arena import Terms, alone
+from probatum.settings import Reading
+
 NUMBERS, GROUP_ROWS = 100, 100_000
 WORDS = np.array([f"word{i:02d}" for i in range(40)])
 
@@ -80,12 +83,12 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
     """Open, split, train the baseline and predict the test rows; seconds, rows a second and peak memory in MB."""
     import torch
 
-    from probatum.data.lazy.few import first_rows
     from probatum.arenas.predict.arena import trial
+    from probatum.data.lazy.few import first_rows
     from probatum.data.open import open_dataset
     from probatum.recipe import Arm, Recipe
     from probatum.rooms.arena import Work
-    from probatum.train.baselines import DEFAULTS
+    from probatum.train.baselines import training_for
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"MB before the data": peak("self")}
@@ -97,13 +100,13 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
         found[f"MB peak after: {name}"] = peak("self")
         clock = time.perf_counter()
 
-    dataset = open_dataset(path, target="bought", memory=memory)
+    dataset = open_dataset(path, Reading(memory=memory), target="bought")
     found["notice"] = dataset.notices[0]
     lap("opening")
     data = dataset.prepare(0)
     lap("split and pipeline")
     found["rows"] = f"{len(data.train)} train, {len(data.valid)} valid, {len(data.test)} test"
-    recipe = Recipe(training=replace(DEFAULTS["table"], steps=steps))
+    recipe = Recipe(training=replace(training_for("table", "classes"), steps=steps))
     streamed = rate(data, recipe, steps)
     lap("training")
     few = replace(data, train=first_rows(data.train, 20_000))
@@ -112,7 +115,7 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
     found["seconds to the first step"] = round(streamed[1], 1)
     found["rows a second, streamed"] = round(streamed[0])
     found["rows a second, tensor"] = round(resident[0])
-    outcome = trial(Work(Arm("baseline", recipe), "baseline", recipe, data, 0))
+    outcome = trial(Work(Arm("baseline", recipe), "baseline", Terms(base=recipe), data, 0))
     lap("a whole trial, all test rows once")
     found["test accuracy"] = round(outcome.measures["accuracy"], 4)
     found["peak MB of the process"] = peak("self")
@@ -127,7 +130,7 @@ def rate(data: Any, recipe: Any, steps: int) -> tuple[float, float]:
     from probatum.train.loop import train
     from probatum.train.rng import stream
 
-    parts = assemble(recipe, replace(data, valid=first_rows(data.valid, 256)), 0)
+    parts = assemble(alone(recipe, replace(data, valid=first_rows(data.valid, 256)), 0))
     parts.run.budget = replace(parts.run.budget, steps_per_epoch=steps + 1)
     ends: list[float] = []
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Training
-from probatum.train.baselines import DEFAULTS
+from probatum.train.baselines import training_for
 from probatum.train.loop import errors, outputs
 
 SEEDS = (0, 1, 2)
@@ -63,7 +63,7 @@ def score(training: Training, sets: Sequence[Dataset]) -> list[float]:
 def tune(modality: str, trials: int) -> None:
     """Search one modality and print default and best settings with their scores."""
     sets = sets_of(modality)
-    default = DEFAULTS[modality]
+    default = training_for(modality, "classes")
     base = score(default, sets)
 
     def objective(trial: optuna.Trial) -> float:

@@ -10,6 +10,7 @@ from common import finish, options
 from sklearn.datasets import load_digits
 
 from probatum import Study
+from probatum.settings import FineTuning, Judging, Reading
 
 ARMS = ["flora-tucker", "residual-adapters", "very-large-dropout"]
 ROWS = 250
@@ -29,11 +30,11 @@ if __name__ == "__main__":
     study = Study(
         target,
         ARMS,
-        modality="image",
-        pretrain=source,
         seeds=chosen.seeds,
         steps=chosen.steps,
-        confirm=False,
         store=chosen.store,
+        reading=Reading(modality="image"),
+        judging=Judging(confirm=False),
+        fine_tuning=FineTuning(source=source),
     )
     finish(study, chosen.report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from common import finish, options
 
 from probatum import AcquireRules, Study
+from probatum.settings import Judging
 
 ARMS = ["text-active-learning(strategy='margin')", "text-active-learning(strategy='badge')", "dynamic-al(scope='last')"]
 
@@ -19,7 +20,7 @@ if __name__ == "__main__":
         rules=AcquireRules(start=10, query=10, rounds=5),
         seeds=chosen.seeds,
         steps=chosen.steps,
-        confirm=False,
         store=chosen.store,
+        judging=Judging(confirm=False),
     )
     finish(study, chosen.report)

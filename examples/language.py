@@ -8,6 +8,7 @@ from __future__ import annotations
 from common import finish, options
 
 from probatum import Study
+from probatum.settings import Judging, Reading
 
 ARMS = [
     "generative-ai-parts",
@@ -22,10 +23,10 @@ if __name__ == "__main__":
     study = Study(
         "python-topics",
         ARMS,
-        task="next-token",
         seeds=chosen.seeds,
         steps=chosen.steps,
-        confirm=False,
         store=chosen.store,
+        reading=Reading(task="next-token"),
+        judging=Judging(confirm=False),
     )
     finish(study, chosen.report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from common import finish, options
 
 from probatum import StreamRules, Study
+from probatum.settings import Judging
 
 ARMS = [f"class-incremental(method={name})" for name in ("lwf", "replay", "icarl", "prototypes")]
 
@@ -19,7 +20,7 @@ if __name__ == "__main__":
         rules=StreamRules(stages=5, memory="8KB"),
         seeds=chosen.seeds,
         steps=chosen.steps,
-        confirm=False,
         store=chosen.store,
+        judging=Judging(confirm=False),
     )
     finish(study, chosen.report)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from probatum import Study
 from probatum.cli.try_view import print_results
+from probatum.settings import Judging, Reading, Running
 
 WORLDS = {
     "label-noise:0.4": ("digits", ["neighbor-consistency", "early-learning-regularization"], None),
@@ -26,13 +27,13 @@ if __name__ == "__main__":
         study = Study(
             data,
             techniques,
-            world=world,
             primary=primary,
             seeds=chosen.seeds,
             steps=chosen.steps,
-            confirm=False,
-            timing=False,
             store=chosen.store,
+            reading=Reading(world=world),
+            judging=Judging(confirm=False),
+            running=Running(timing=False),
         )
         study.run()
         print(f"\n{data} in the world {world}")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probatum import catalogue
-from probatum.card import SLOTS
+from probatum import catalogue, slots
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "probatum"
@@ -122,7 +121,7 @@ def test_files_stay_small(path: Path) -> None:
 
 
 def test_every_slot_has_its_contract_checks_and_template() -> None:
-    for slot in SLOTS:
+    for slot in slots.names():
         assert (SOURCE / "contracts" / f"{slot}.py").is_file()
         assert (SOURCE / "checks" / f"{slot}.py").is_file()
         assert (SOURCE / "cli" / "templates" / f"{slot}.py.txt").is_file()

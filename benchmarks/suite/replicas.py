@@ -13,10 +13,9 @@ from torch import nn
 from probatum.arenas.predict import stacks as together
 from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import ModelFactory, Terms, Work, alone
 from probatum.spec import Data, Spec
 from probatum.train.assemble import Assembly, assemble
-from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import train
 from probatum.train.replicas import Replica, train_replicas
 from probatum.train.rng import derive, seeded, stream
@@ -72,17 +71,17 @@ def works_of(dataset: str, factory: ModelFactory | None, count: int) -> list[Wor
     """The seeds of the baseline arm; training at a constant rate, the last weights kept."""
     recipe = Recipe(Training(steps=PLANNED, batch_size=64, lr=1e-3, schedule="constant", select="last"))
     arm = Arm("baseline", recipe)
-    return [Work(arm, "baseline", recipe, split(dataset, seed), seed, factory) for seed in range(count)]
+    return [Work(arm, "baseline", Terms(base=recipe), split(dataset, seed), seed, factory) for seed in range(count)]
 
 
 def assembled(work: Work, steps: int) -> Assembly:
     """One run ready to go."""
-    parts = assemble(work.arm.recipe, work.data, work.seed, factory=work.factory, steps=steps)
+    parts = assemble(alone(work.arm.recipe, work.data, work.seed, factory=work.factory), steps=steps)
     parts.run.budget = replace(parts.run.budget, steps_per_epoch=NEVER)
     return parts
 
 
-def alone(works: list[Work], steps: int, threads: int) -> Call:
+def one_by_one(works: list[Work], steps: int, threads: int) -> Call:
     """One after another."""
 
     def call() -> None:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from probatum import catalogue
 from probatum.arenas.predict import arena as predict
+from probatum.arenas.predict.fit import steps_for
 from probatum.bench.plan import key_of
-from probatum.data import corpus
 from probatum.errors import InputError
 from probatum.kinds.language import look as language
 from probatum.kinds.language import ngrams
+from probatum.kinds.language.corpus import corpus
 from probatum.recipe import Arm, Recipe, Training, make_arm
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Judging, Running
 from probatum.ship.load import load
 from probatum.spec import Data, Part
 from probatum.study import Study
@@ -42,7 +44,7 @@ def data(text: str) -> Data:
 def work_of(data: Data, arm: str | None = None, steps: int = 12) -> Work:
     base = Recipe(training=Training(steps=steps, batch_size=8, lr=5e-3, select="log-loss"))
     made = Arm("baseline", base) if arm is None else make_arm(arm, base)
-    return Work(made, "" if arm else "baseline", base, data, 0, primary="bits-per-character")
+    return Work(made, "" if arm else "baseline", Terms(base=base, primary="bits-per-character"), data, 0)
 
 
 def test_bits_a_character_against_a_hand_count(data: Data) -> None:
@@ -100,7 +102,7 @@ def test_a_model_of_the_wrong_shape_is_named(data: Data) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.embed(x[:, -1])
 
-    with pytest.raises(InputError, match=r"Last gives outputs of shape .* a language model gives logits"):
+    with pytest.raises(InputError, match=r"Last gives outputs of shape .* for task next-token it should give"):
         predict.trial(replace(work_of(data), factory=lambda spec: Last()))
 
 
@@ -145,20 +147,20 @@ def test_a_neutral_technique_is_the_baseline_bit_for_bit(data: Data, arm: str) -
 
 
 def test_tuning_takes_the_validation_windows(data: Data) -> None:
-    work = replace(work_of(data, steps=4), tune=2)
+    work = work_of(data, steps=4).on(tune=2)
     hidden = replace(data, test=replace(data.test, x=data.test.x[:0], y=data.test.y[:0], rows=data.test.rows[:0]))
     assert predict.fit(replace(work, data=hidden)).model is not None
 
 
 def test_equal_compute_and_timings(data: Data) -> None:
-    work = replace(work_of(data, "gradient-noise", steps=40), equal_compute=True)
-    assert predict.steps_for(work, work.arm.recipe) in (39, 40)  # noise costs no matrix products
+    work = work_of(data, "gradient-noise", steps=40).on(equal_compute=True)
+    assert steps_for(work, work.recipe) in (39, 40)  # noise costs no matrix products
     assert set(predict.timings(work)) == {"step-time-ratio", "latency-ratio"}
 
 
 def test_a_study_resumes_ships_and_predicts(text: str, tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
-    options = {"seeds": 6, "steps": 6, "batch_size": 8, "timing": False, "store": store}
+    options = {"seeds": 6, "steps": 6, "batch_size": 8, "running": Running(timing=False), "store": store}
     study = Study(corpus(text, length=16, name="book"), ["gradient-noise"], **options)
     assert study.plan.primary == "bits-per-character"
     assert study.plan.references == ("unigram", "n-gram")
@@ -215,10 +217,8 @@ def test_stacking_is_left_and_changes_nothing(text: str) -> None:
             ["gradient-noise"],
             seeds=2,
             steps=4,
-            timing=False,
-            references=False,
-            confirm=False,
-            stack=stack,
+            judging=Judging(references=False, confirm=False),
+            running=Running(timing=False, stack=stack),
         )
         found.append({(t.arm, t.seed): t.record["measures"]["bits-per-character"] for t in study.run().trials})
     assert found[0] == found[1]

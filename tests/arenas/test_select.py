@@ -10,14 +10,14 @@ import torch
 from probatum.arenas.select import arena as select
 from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
 from probatum.rooms.world import in_world
 
 
 def _work(world: str | None, seed: int = 3) -> Work:
     data = open_dataset("wine")
     found = (in_world(data, world) if world else data).prepare(seed)
-    return Work(Arm("baseline", Recipe()), "baseline", Recipe(), found, seed)
+    return Work(Arm("baseline", Recipe()), "baseline", Terms(base=Recipe()), found, seed)
 
 
 @pytest.mark.parametrize("world", ["label-noise:0.3", "label-noise:0.3:pair:clean-valid"])
@@ -42,7 +42,7 @@ def test_elsewhere_a_share_is_flipped(world: str | None) -> None:
 
 def test_a_trial_in_a_world_counts_its_wrong_rows() -> None:
     base = Recipe(training=Training(steps=5))
-    work = replace(_work("label-noise:0.3"), arm=Arm("random order", base), builtin="random order", base=base)
+    work = replace(_work("label-noise:0.3"), arm=Arm("random order", base), builtin="random order").on(base=base)
     outcome = select.trial(work)
     assert outcome.details["flipped"] == round(0.3 * outcome.details["rows"])
     assert {"flip-auroc", "relabelled-accuracy"} <= set(outcome.measures)

@@ -13,7 +13,7 @@ from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, make_arm
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work, alone
 from probatum.ship.load import load
 from probatum.train.assemble import offer_for_learner
 
@@ -24,7 +24,7 @@ SHORT = Training(steps=60, batch_size=32, lr=8e-3)
 def outcome(name: str, arm: str) -> tuple[dict[str, float], dict[str, float]]:
     base = Recipe(training=SHORT)
     data = open_dataset(name).prepare(3)
-    found = predict.trial(Work(make_arm(arm, base), "", base, data, 3))
+    found = predict.trial(Work(make_arm(arm, base), "", Terms(base=base), data, 3))
     return found.measures, found.details["effects"]
 
 
@@ -54,7 +54,7 @@ def test_a_number_of_that_name_is_no_function() -> None:
 def test_a_calibrated_learner_has_no_draws() -> None:
     base = Recipe(training=SHORT)
     arm = make_arm(f"{ENSEMBLE}+h-calibration(window=20, steps=20)", base)
-    found = predict.trial(Work(arm, "", base, open_dataset("wine").prepare(3), 3))
+    found = predict.trial(Work(arm, "", Terms(base=base), open_dataset("wine").prepare(3), 3))
     assert "epistemic-share" not in found.details["effects"]
 
 
@@ -64,11 +64,12 @@ def test_learners_are_offered_fresh_networks_of_the_study() -> None:
     def own(spec: object) -> nn.Module:
         return nn.Linear(13, 3)
 
-    offer = offer_for_learner(recipe, data, 0, factory=own)
+    work = alone(recipe, data, 0, factory=own)
+    offer = offer_for_learner(work)
     first, second = offer["model_factory"](), offer["model_factory"]()
     assert isinstance(first, nn.Linear)
     assert not torch.equal(first.weight, second.weight)
-    again = offer_for_learner(recipe, data, 0, factory=own)["model_factory"]()
+    again = offer_for_learner(work)["model_factory"]()
     assert torch.equal(first.weight, again.weight)
     assert offer["optimisation"].lr == SHORT.lr
     assert offer["optimisation"].factor(0, 100) == pytest.approx(0.2)
@@ -87,6 +88,6 @@ def test_a_shipped_ensemble_predicts_the_same(tmp_path: Path, own: bool) -> None
         with pytest.raises(InputError, match="fitted with networks of your own"):
             load(folder)
     shipped = load(folder, network if own else None)
-    test = study.bench().data(0).test
-    expected = predict.fit(study.bench().work(study.plan.arms[0], "", 0)).predict(test)
+    test = study.context.data(0).test
+    expected = predict.fit(study.context.work(study.plan.arms[0], "", 0)).predict(test)
     torch.testing.assert_close(shipped.predict_part(test), expected, atol=1e-6, rtol=0)

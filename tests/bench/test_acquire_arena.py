@@ -15,7 +15,8 @@ from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.commands import repeat_command
 from probatum.report.write import render
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Judging, Reading
 from probatum.spec import Data
 
 RULES = {"start": 12, "query": 6, "rounds": 3}
@@ -33,6 +34,9 @@ import torch
 
 from probatum.card import Card
 from probatum.spec import Query
+from probatum.settings import Judging
+from probatum.settings import Reading
+from probatum.rooms.arena import Terms
 
 CARD = Card(paper="none", title="own", entry="ask", slot="acquire", tags=("own",), tasks=("classes",))
 SEEN = []
@@ -75,7 +79,7 @@ def data() -> Data:
 def work(name: str, data: Data, rules: dict[str, Any] = RULES, seed: int = 0) -> Work:
     builtin = name if name in (arena.BASELINE, arena.CERTAIN, arena.EVERYTHING) else ""
     arm = Arm(name, BASE) if builtin else make_arm(name, BASE)
-    return Work(arm, builtin, BASE, data, seed, contest=rules)
+    return Work(arm, builtin, Terms(base=BASE, contest=rules), data, seed)
 
 
 def test_arms_of_a_seed_share_the_start_and_its_network(data: Data) -> None:
@@ -125,7 +129,7 @@ def test_machine_labels_are_trained_on_and_their_errors_counted(data: Data) -> N
 
 
 def test_machine_errors_are_counted_against_right_labels() -> None:
-    plain, noisy = (open_dataset("iris", world=world).prepare(0) for world in (None, "label-noise:0.5"))
+    plain, noisy = (open_dataset("iris", Reading(world=world)).prepare(0) for world in (None, "label-noise:0.5"))
     found = [arena.trial(work("own-asker(how='machine')", data)).measures for data in (plain, noisy)]
     assert found[0]["machine-label-errors"] == found[1]["machine-label-errors"]  # the same rows, called class 0
 
@@ -170,7 +174,9 @@ def test_rules_without_their_arena_and_reals_are_refused() -> None:
 
 def test_a_study_from_plan_to_report() -> None:
     arms = ["text-active-learning", "dynamic-al(scope='last')"]
-    study = Study("iris", arms, seeds=6, steps=10, confirm=False, rules=AcquireRules(start=9, query=6, rounds=2))
+    study = Study(
+        "iris", arms, seeds=6, steps=10, rules=AcquireRules(start=9, query=6, rounds=2), judging=Judging(confirm=False)
+    )
     assert study.plan.contest == {"start": 9, "query": 6, "rounds": 2}
     results = study.run()
     assert all(t.status == "ok" for t in results.trials)

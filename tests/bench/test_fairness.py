@@ -16,7 +16,7 @@ from probatum.bench.honesty import count, honesty, paired_noise, simulated_noise
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work, alone
 from probatum.spec import Data, Part
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.compute import equal_steps
@@ -33,6 +33,8 @@ Departs   none
 import torch
 
 from probatum.card import Card
+from probatum.rooms.arena import Terms
+from probatum.rooms.arena import alone
 
 CARD = Card(paper="none", title="Greedy", entry="Greedy", slot="method", tags=("own",))
 
@@ -66,19 +68,19 @@ def work(arm: str | None = None, dataset: str = "iris", steps: int = 20, **more:
     base = Recipe(training=Training(steps=steps, batch_size=16))
     data = open_dataset(dataset).prepare(0)
     chosen = Arm("baseline", base) if arm is None else make_arm(arm, base)
-    return Work(chosen, "baseline" if arm is None else "", base, data, 0, **more)
+    return Work(chosen, "baseline" if arm is None else "", Terms(base=base), data, 0)
 
 
 def test_rule_1_arms_share_weights_and_order_and_cannot_disturb_each_other(greedy: str) -> None:
     plain, other = work(), work("encouraging-loss")
-    first, second = (assemble(w.arm.recipe, w.data, 0).run.model.state_dict() for w in (plain, other))
+    first, second = (assemble(alone(w.arm.recipe, w.data, 0)).run.model.state_dict() for w in (plain, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert predict.trial(plain).digest == predict.trial(work(greedy)).digest
 
     seen = []
     for loss in ("", "encouraging-loss+"):
         w = work(loss + greedy)
-        parts = assemble(w.arm.recipe, w.data, 0)
+        parts = assemble(alone(w.arm.recipe, w.data, 0))
         predict.train(parts.run, parts.methods, torch.Generator().manual_seed(5))
         seen.append(next(m for m in parts.methods if hasattr(m, "seen")).seen)
     assert seen[0] == seen[1]

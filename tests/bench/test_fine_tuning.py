@@ -24,6 +24,7 @@ from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.report.pretrained_start import started_from
 from probatum.report.write import render
+from probatum.settings import FineTuning, Running
 from probatum.ship.load import load
 from probatum.train.adapt import FROM_SCRATCH, HEAD_ONLY, REFERENCES, Adapted, state_of
 from probatum.train.baselines import build
@@ -66,16 +67,24 @@ def measures(study: Study, arm: str, seed: int = 0) -> dict[str, float]:
 def test_pretrained_once_and_never_again(halves: Any, counted: list[int], tmp_path: Path, records: Records) -> None:
     source, target = halves
     store = tmp_path / "store.sqlite"
-    first = Study(target, ["gradient-noise"], pretrain=source, store=store, **SHORT)
+    first = Study(target, ["gradient-noise"], store=store, **SHORT, fine_tuning=FineTuning(source=source))
     trials = first.run().trials
     assert counted == [1]
-    again = Study(target, ["gradient-noise", "flora-tucker"], pretrain=source, store=store, **{**SHORT, "seeds": 3})
+    again = Study(
+        target,
+        ["gradient-noise", "flora-tucker"],
+        store=store,
+        **{**SHORT, "seeds": 3},
+        fine_tuning=FineTuning(source=source),
+    )
     assert counted == [1]
     assert again.plan.model == first.plan.model
     assert again.plan.pretrained == first.plan.pretrained
     found = records(again.run().trials)
     assert {key: found[key] for key in records(trials)} == records(trials)
-    other = Study(target, ["gradient-noise"], pretrain=source, store=store, **{**SHORT, "pretrain_steps": 9})
+    other = Study(
+        target, ["gradient-noise"], store=store, **{**SHORT, "pretrain_steps": 9}, fine_tuning=FineTuning(source=source)
+    )
     assert counted == [1, 1]
     assert other.plan.model != first.plan.model
 
@@ -85,7 +94,7 @@ def test_workers_come_to_the_same_records(halves: Any, records: Records) -> None
     arms = ["flora-tucker", "very-large-dropout"]
     found = []
     for workers in (1, 2):
-        study = Study(target, arms, pretrain=source, workers=workers, **SHORT)
+        study = Study(target, arms, **SHORT, running=Running(workers=workers), fine_tuning=FineTuning(source=source))
         study.plan = replace(study.plan, references=REFERENCES)  # without the classical ones, which take longer
         found.append(study.run().trials)
     here, there = found
@@ -96,7 +105,7 @@ def test_workers_come_to_the_same_records(halves: Any, records: Records) -> None
 
 def test_the_setup_travels(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["gradient-noise"], pretrain=source, **SHORT)
+    study = Study(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     factory = unpack(pack(study.bench().setup)).factory
     assert isinstance(factory, Adapted)
     assert isinstance(study._factory, Adapted)
@@ -105,7 +114,9 @@ def test_the_setup_travels(halves: Any) -> None:
 
 def test_measures_and_references(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["flora-tucker"], pretrain=source, **{**SHORT, "references": True, "seeds": 1})
+    study = Study(
+        target, ["flora-tucker"], **{**SHORT, "references": True, "seeds": 1}, fine_tuning=FineTuning(source=source)
+    )
     assert study.plan.references[:3] == (*REFERENCES, "logistic regression")
     study.plan = replace(study.plan, references=REFERENCES)
     study.run()
@@ -127,7 +138,13 @@ def test_measures_and_references(halves: Any) -> None:
 
 def test_a_primary_measure_of_fine_tuning(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["flora-tucker"], pretrain=source, primary="stored-parameters", **{**SHORT, "seeds": 6})
+    study = Study(
+        target,
+        ["flora-tucker"],
+        primary="stored-parameters",
+        **{**SHORT, "seeds": 6},
+        fine_tuning=FineTuning(source=source),
+    )
     assert [v.word for v in study.run().primary_verdicts()] == ["helps"]
     with pytest.raises(InputError, match="primary"):
         Study(target, ["gradient-noise"], primary="stored-parameters", seeds=2)
@@ -138,7 +155,7 @@ def test_stacked_seeds_are_those_alone(halves: Any) -> None:
     arms = ["residual-adapters", "flora-tucker"]
     found = []
     for stack in ("never", "always"):
-        study = Study(target, arms, pretrain=source, **{**SHORT, "stack": stack})
+        study = Study(target, arms, **{**SHORT, "stack": stack}, fine_tuning=FineTuning(source=source))
         study.plan = replace(study.plan, references=REFERENCES)
         found.append({(t.arm, t.seed): t for t in study.run().trials})
     for key, alone in found[0].items():
@@ -161,14 +178,14 @@ def test_techniques_that_need_a_pretrained_network() -> None:
 
 def test_other_networks_are_not_tried(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["resnet", "gradient-noise"], pretrain=source, **SHORT)
+    study = Study(target, ["resnet", "gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     assert [arm.name for arm in study.plan.arms] == ["gradient-noise"]
     assert "not the network that was pretrained; try it with --model" in study.plan.skipped["resnet"]
 
 
 def test_a_model_of_the_catalogue(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["gradient-noise"], model="resnet(depth=8)", pretrain=source, **SHORT)
+    study = Study(target, ["gradient-noise"], model="resnet(depth=8)", **SHORT, fine_tuning=FineTuning(source=source))
     assert isinstance(study._factory, Adapted)
     model = study._factory.adapt(_resnet(study))
     first = next(iter(model.state_dict()))
@@ -209,9 +226,9 @@ def test_own_networks_and_weights(halves: Any, kind: str, tmp_path: Path) -> Non
         given = tmp_path / "net.safetensors"
         save_file(state, given)
     if kind == "data":
-        study = Study(target, ["gradient-noise"], model=Own, pretrain=source, **SHORT)
+        study = Study(target, ["gradient-noise"], model=Own, **SHORT, fine_tuning=FineTuning(source=source))
     else:
-        study = Study(target, ["gradient-noise"], model=Own, pretrained=given, **options)
+        study = Study(target, ["gradient-noise"], model=Own, **options, fine_tuning=FineTuning(weights=given))
         made = study._factory(study.bench().data(0).spec)
         assert torch.equal(made.body[1].weight, state["body.1.weight"])
         assert not torch.equal(made.out.weight, state["out.weight"])
@@ -233,7 +250,7 @@ def test_weights_that_cannot_be_used(halves: Any, tmp_path: Path) -> None:
         (state_of(nn.Linear(3, 2)), "no tensor has a name"),
     ):
         with pytest.raises(InputError, match=words):
-            Study(target, ["gradient-noise"], pretrained=weights)
+            Study(target, ["gradient-noise"], fine_tuning=FineTuning(weights=weights))
 
 
 def test_data_that_do_not_go_together(halves: Any) -> None:
@@ -253,7 +270,7 @@ def test_data_that_do_not_go_together(halves: Any) -> None:
 
 def test_rows_that_stand_in_both_are_told(halves: Any) -> None:
     _, target = halves
-    study = Study(target, ["gradient-noise"], pretrain="digits", **SHORT)
+    study = Study(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source="digits"))
     assert study.plan.pretrained["shared_rows"] == target.n
     assert "warning" in " ".join(started_from(study.plan.pretrained))
 
@@ -262,14 +279,22 @@ def test_rows_of_tables_that_stand_in_both_are_told() -> None:
     draw = np.random.default_rng(1)
     frame = pl.DataFrame({"a": draw.normal(size=90), "b": draw.normal(size=90), "y": np.arange(90) % 3})
     more = pl.DataFrame({"a": draw.normal(size=30), "b": draw.normal(size=30), "y": np.arange(30) % 3})
-    study = Study(frame, ["gradient-noise"], target="y", pretrain=pl.concat([frame, more]), **SHORT)
+    study = Study(
+        frame, ["gradient-noise"], target="y", **SHORT, fine_tuning=FineTuning(source=pl.concat([frame, more]))
+    )
     assert study.plan.pretrained["shared_rows"] == 90
 
 
 def test_what_is_stored_decides_only_where_it_is_measured(halves: Any) -> None:
     source, target = halves
     with pytest.raises(InputError, match="primary is 'stored-parameters'"):
-        Study(target, ["integrated-gradients"], pretrain=source, pretrain_steps=2, primary="stored-parameters", seeds=2)
+        Study(
+            target,
+            ["integrated-gradients"],
+            primary="stored-parameters",
+            seeds=2,
+            fine_tuning=FineTuning(source=source, steps=2),
+        )
 
 
 def test_tables_are_encoded_as_the_source_was() -> None:
@@ -280,7 +305,7 @@ def test_tables_are_encoded_as_the_source_was() -> None:
         return pl.DataFrame({"x": x, "c": c, "y": np.where(x > shift, "up", "down")})
 
     source, target = frame(200, 0.0, ["a", "b", "c"]), frame(120, 2.0, ["c", "b"])
-    study = Study(target.select("c", "x", "y"), ["gradient-noise"], pretrain=source, **SHORT)
+    study = Study(target.select("c", "x", "y"), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     data = study.bench().data(1)
     assert data.spec.cardinalities == (4,)
     words = data.pipeline.features.levels["c"]
@@ -291,14 +316,14 @@ def test_tables_are_encoded_as_the_source_was() -> None:
     assert study.plan.pretrained["copied"] == 1
     assert all(t.status == "ok" for t in study.run().trials)
     with pytest.raises(InputError, match=r"other columns than the data of pretraining \(c, z\)"):
-        Study(target.rename({"c": "z"}), ["gradient-noise"], pretrain=source, **SHORT)
+        Study(target.rename({"c": "z"}), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
 
 
 def test_texts_are_encoded_with_the_sources_words() -> None:
     texts = open_dataset("toy-topics")
     rows = np.arange(texts.n)
     source, target = texts.take(rows[::2], "a"), texts.take(rows[1::2], "b")
-    study = Study(target, ["very-large-dropout"], pretrain=source, **SHORT)
+    study = Study(target, ["very-large-dropout"], **SHORT, fine_tuning=FineTuning(source=source))
     words = {seed: study.bench().data(seed).pipeline.features.words for seed in (0, 1)}
     assert words[0] == words[1] == source.prepare(0, fractions=(0.8, 0.1, 0.1)).pipeline.features.words
     assert study.plan.pretrained["copied"] == 1
@@ -307,7 +332,7 @@ def test_texts_are_encoded_with_the_sources_words() -> None:
 
 def test_ships_with_its_origin(halves: Any, tmp_path: Path) -> None:
     source, target = halves
-    study = Study(target, ["flora-tucker", "residual-adapters"], pretrain=source, **SHORT)
+    study = Study(target, ["flora-tucker", "residual-adapters"], **SHORT, fine_tuning=FineTuning(source=source))
     study.run()
     for arm in ("flora-tucker", "residual-adapters"):
         folder = study.ship(arm, tmp_path / arm)

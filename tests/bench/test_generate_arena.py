@@ -14,7 +14,8 @@ from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.write import render
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Judging, Running
 from probatum.spec import Data, Part, Spec
 
 BASE = Recipe(training=Training(steps=15, batch_size=32))
@@ -29,6 +30,9 @@ Departs   none
 """
 
 from probatum.card import Card
+from probatum.settings import Judging
+from probatum.settings import Running
+from probatum.rooms.arena import Terms
 
 CARD = Card(paper="none", title="own", entry="fit", slot="generate", tags=("own",), modalities=("table", "image"))
 SEEN = []
@@ -71,7 +75,7 @@ def digits() -> Data:
 def work(name: str, data: Data, seed: int = 0) -> Work:
     builtin = name if name in BUILTIN else ""
     arm = Arm(name, BASE) if builtin else make_arm(name, BASE)
-    return Work(arm, builtin, BASE, data, seed)
+    return Work(arm, builtin, Terms(base=BASE), data, seed)
 
 
 def seen() -> list[tuple]:
@@ -176,7 +180,9 @@ def test_the_baseline_has_the_weights_that_are_offered(shape: tuple[int, ...]) -
 
 
 def test_a_study_from_plan_to_report() -> None:
-    study = Study("wine", ["own-prior"], seeds=6, steps=20, confirm=False, timing=False)
+    study = Study(
+        "wine", ["own-prior"], seeds=6, steps=20, judging=Judging(confirm=False), running=Running(timing=False)
+    )
     assert study.plan.contest == {"noise": 0.3, "kept": 0.5}
     assert study.plan.primary == "psnr-denoise"
     results = study.run()

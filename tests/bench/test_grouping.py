@@ -14,13 +14,23 @@ from probatum.bench import grouping
 from probatum.bench.context import Job
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
+from probatum.settings import Judging, Running
 from probatum.study import Study
 
 ARMS = ["encouraging-loss", "gradient-noise", "tabm(k=2, width=8, depth=1)", "h-calibration(window=20)"]
 
 
 def study(stack: str, store: Any = None, **options: Any) -> Study:
-    return Study("iris", ARMS, seeds=6, epochs=3, timing=False, confirm=False, stack=stack, store=store, **options)
+    return Study(
+        "iris",
+        ARMS,
+        seeds=6,
+        epochs=3,
+        store=store,
+        **options,
+        judging=Judging(confirm=False),
+        running=Running(timing=False, stack=stack),
+    )
 
 
 def stacked(trial: Trial) -> float:
@@ -51,7 +61,9 @@ def test_stacked_and_single_trials_say_the_same() -> None:
 
 
 def test_what_does_nothing_is_bit_identical_to_the_baseline_when_both_are_stacked() -> None:
-    found = Study("iris", ["gradient-noise(eta=0.0)"], seeds=6, epochs=3, timing=False, stack="always").run()
+    found = Study(
+        "iris", ["gradient-noise(eta=0.0)"], seeds=6, epochs=3, running=Running(timing=False, stack="always")
+    ).run()
     digests = {(t.arm, t.seed): t.record["digest"] for t in found.trials}
     assert all(digests["baseline", seed] == digests["gradient-noise(eta=0.0)", seed] for seed in range(6))
 
@@ -103,7 +115,14 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_arms_are_cut_into_blocks_of_seeds() -> None:
-    found = Study("iris", ["gradient-noise"], seeds=20, epochs=1, timing=False, stack="always", references=False)
+    found = Study(
+        "iris",
+        ["gradient-noise"],
+        seeds=20,
+        epochs=1,
+        judging=Judging(references=False),
+        running=Running(timing=False, stack="always"),
+    )
     bench = found.bench()
     jobs = bench.jobs(found.plan.seeds, found.plan.arms, with_references=False)
     sizes = [len(group) for group in grouping.groups(bench.setup, jobs, found.store)]
@@ -115,7 +134,7 @@ def test_short_trainings_are_not_probed() -> None:
 
 
 def test_the_probe_stacks_small_networks_and_not_streamed_or_single_ones() -> None:
-    plan = Study("iris", ["gradient-noise"], seeds=6, steps=200, timing=False)
+    plan = Study("iris", ["gradient-noise"], seeds=6, steps=200, running=Running(timing=False))
     bench = plan.bench()
     works = [bench.work(plan.plan.arms[0], "", seed) for seed in range(6)]
     choice = together.probe(works, 1, 1)
@@ -134,7 +153,12 @@ def test_a_trial_that_fails_in_a_group_is_told_of_the_right_seed() -> None:
     reasons = []
     for stack in ("never", "always"):
         found = Study(
-            "iris", ["gradient-noise(eta=1e38)"], seeds=6, epochs=3, timing=False, stack=stack, references=False
+            "iris",
+            ["gradient-noise(eta=1e38)"],
+            seeds=6,
+            epochs=3,
+            judging=Judging(references=False),
+            running=Running(timing=False, stack=stack),
         )
         trials = [t for t in found.run().trials if t.arm != "baseline"]
         reasons.append([(t.seed, t.status, t.record.get("reason")) for t in trials])

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from probatum.arenas.predict import stacks as together
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
-from probatum.bench.context import Setup
+from probatum.engine import Engine
+from probatum.settings import Judging, Running
 from probatum.study import Study
 from probatum.techniques.method import gradient_noise
-from probatum.engine import Engine
-from probatum.train.loop import validate
+from probatum.train.loop import Single
+from probatum.train.replicas import Stacked
 from probatum.train.run import Run
 
 SEEDS = 4
@@ -27,17 +28,14 @@ def study(stack: str = "always", **options: Any) -> Study:
         "iris",
         ["gradient-noise"],
         seeds=SEEDS,
-        timing=False,
-        confirm=False,
-        references=False,
-        stack=stack,
         **{"steps": 400, **options},
+        judging=Judging(confirm=False, references=False),
+        running=Running(timing=False, stack=stack),
     )
 
 
 def works(found: Study) -> list[Any]:
-    bench = found.bench()
-    return [bench.work(found.plan.arms[0], "", seed) for seed in range(SEEDS)]
+    return [found.context.work(found.plan.arms[0], "", seed) for seed in range(SEEDS)]
 
 
 def test_a_probe_detaches_methods_and_leaves_threads_and_the_global_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +62,8 @@ def test_a_probe_detaches_methods_and_leaves_threads_and_the_global_stream(monke
 def test_a_probe_times_steps_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     seeds = works(study())
-    monkeypatch.setattr("probatum.train.loop.validate", lambda *given: looks.append(1) or validate(*given))
+    for session in (Single, Stacked):
+        monkeypatch.setattr(session, "looks", lambda self: looks.append(1) or [])
     choice = together.probe(seeds, 1, 1)
     assert choice.ratio > 0
     assert not looks
@@ -92,8 +91,8 @@ def test_settings_that_do_not_stack_are_not_stacked_whoever_asks() -> None:
     one = study()
     bench = one.bench()
     jobs = bench.jobs(one.plan.seeds, one.plan.arms, with_references=False)
-    setup = Setup(replace(one.plan, engine=Engine(precision="bf16")), bench.dataset, stack="always")
-    assert {len(group) for group in grouping.groups(setup, jobs, one.store)} == {1}
+    context = replace(one.context, plan=replace(one.plan, engine=Engine(precision="bf16")), stack="always")
+    assert {len(group) for group in grouping.groups(context, jobs, one.store)} == {1}
 
 
 class Stateful(nn.Module):
@@ -138,5 +137,5 @@ def test_splits_are_let_go_when_a_stack_falls_back(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(together, "trials", refuse)
     monkeypatch.setattr(grouping, "run_job", watch)
     group = [replace(job, together=Choice(True)) for job in jobs]
-    assert len(grouping.run_group(bench.setup, group)) == SEEDS
+    assert len(grouping.run_group(one.context, group)) == SEEDS
     assert alive == [0] * SEEDS

@@ -23,6 +23,7 @@ from probatum import Study
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, results_of, trials_of
 from probatum.errors import InputError
+from probatum.settings import Running
 
 psycopg = pytest.importorskip("psycopg", reason="the driver is not installed; pip install 'probatum[cluster]'")
 
@@ -159,7 +160,7 @@ def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp
     told = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     file = Study("iris", ["gradient-noise", "encouraging-loss"], store=tmp_path / "store.sqlite", **SHORT)
-    workers = Study("iris", ["gradient-noise", "encouraging-loss"], workers=2, **SHORT)
+    workers = Study("iris", ["gradient-noise", "encouraging-loss"], **SHORT, running=Running(workers=2))
     with Store(url) as store:
         assert len(store.studies()) == 1
         found = find_study(store)

@@ -25,6 +25,7 @@ from probatum.bench.stored import find_study, progress_of, results_of
 from probatum.bench.verdict import decide
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
+from probatum.settings import Judging
 
 LOOKS = (6, 8, 11, 15, 20, 24)
 RATIOS = (None, 1 / 3)
@@ -372,4 +373,4 @@ def test_report_and_command_say_that_it_was_raced(tmp_path: Path) -> None:
 )
 def test_races_that_cannot_be_are_refused(arms: list[str], seeds: int, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Study("iris", arms, seeds=seeds, race=True)
+        Study("iris", arms, seeds=seeds, judging=Judging(race=True))

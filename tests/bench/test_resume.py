@@ -13,6 +13,7 @@ from pathlib import Path
 
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
+from probatum.settings import Judging, Running
 
 KILLS = 20
 
@@ -26,7 +27,14 @@ def study(store: str) -> None:
     torch.set_num_threads(1)
     arms = ["encouraging-loss", "gradient-noise", "h-calibration(window=10, steps=20)"]
     budget = {"seeds": 6, "steps": 150, "batch_size": 16}
-    Study("iris", arms, store=store, timing=False, references=False, confirm=False, **budget).run()
+    Study(
+        "iris",
+        arms,
+        store=store,
+        **budget,
+        judging=Judging(references=False, confirm=False),
+        running=Running(timing=False),
+    ).run()
 
 
 def start(store: Path) -> ForkServerProcess:

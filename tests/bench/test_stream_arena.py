@@ -21,7 +21,8 @@ from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.commands import repeat_command
 from probatum.report.write import render
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Judging, Running
 from probatum.spec import Data
 
 LEARNER = '''"""Remembers what it was shown, for tests.
@@ -33,6 +34,9 @@ Departs   none
 """
 import torch
 from probatum.card import Card
+from probatum.settings import Judging
+from probatum.settings import Running
+from probatum.rooms.arena import Terms
 
 CARD = Card(paper="unpublished", title="Recorder", entry="Recorder", slot="stream", tags=("own",), tasks=("classes",),
 )
@@ -83,7 +87,12 @@ def work(arm: str, data: Data, seed: int = 0, steps: int | None = 20, **rules: A
     contest = arena.contest(data.spec, data.train, **rules)
     builtin = arm if arm in ("fine-tuning", "joint") else ""
     return Work(
-        Arm(arm, base) if builtin else make_arm(arm, base), builtin, base, data, seed, factory=tiny, contest=contest
+        Arm(arm, base) if builtin else make_arm(arm, base),
+        builtin,
+        Terms(base=base, contest=contest),
+        data,
+        seed,
+        factory=tiny,
     )
 
 
@@ -248,7 +257,7 @@ def test_rules_are_refused_by_name_elsewhere_and_reals_here() -> None:
 
 def test_a_study_from_plan_to_report() -> None:
     arms = ["class-incremental(method='replay')", "class-incremental(method='der')"]
-    study = Study("iris", arms, seeds=6, steps=30, confirm=False, rules=StreamRules(memory=600))
+    study = Study("iris", arms, seeds=6, steps=30, rules=StreamRules(memory=600), judging=Judging(confirm=False))
     assert study.plan.contest == {"stages": 3, "base_classes": 0, "memory": 600, "protocol": "class"}
     results = study.run()
     words = {v.arm: v.word for v in results.primary_verdicts()}
@@ -260,5 +269,7 @@ def test_a_study_from_plan_to_report() -> None:
     assert 'id="stages"' in page
     assert "memory of the stream" in page
     assert results.reference_note() == ""
-    plain = Study("iris", ["encouraging-loss"], seeds=6, steps=5, confirm=False, timing=False)
+    plain = Study(
+        "iris", ["encouraging-loss"], seeds=6, steps=5, judging=Judging(confirm=False), running=Running(timing=False)
+    )
     assert "contest" not in plain.plan.trial(plain.plan.arms[0], "", 0)

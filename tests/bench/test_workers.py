@@ -27,6 +27,7 @@ from probatum.bench.stored import find_study, results_of, trials_of
 from probatum.bench.workers import Task, Workers, checked_workers, cores, too_many
 from probatum.cli.try_view import LiveTable
 from probatum.errors import InputError
+from probatum.settings import Running
 
 Records = Callable[..., dict[str, str]]
 SHORT: dict[str, Any] = {
@@ -73,7 +74,7 @@ def warm(two: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_workers_find_what_one_process_finds(records: Records) -> None:
     arms = ["selu-snn+h-calibration(window=10, steps=5)"]
-    one, two = (Study("wine", arms, workers=n, **{**SHORT, "timing": n == 2}) for n in (1, 2))
+    one, two = (Study("wine", arms, **{**SHORT, "timing": n == 2}, running=Running(workers=n)) for n in (1, 2))
     log = Log()
     first, second = one.run(), two.run(log)
     assert records(first.trials) == records(second.trials)
@@ -93,7 +94,7 @@ def test_two_workers_find_what_one_process_finds(records: Records) -> None:
 
 def test_stacked_seeds_are_the_same_in_any_process(warm: None, records: Records) -> None:
     settings = {**SHORT, "stack": "always"}
-    one, two = (Study("iris", ["gradient-noise"], workers=n, **settings).run() for n in (1, 2))
+    one, two = (Study("iris", ["gradient-noise"], **settings, running=Running(workers=n)).run() for n in (1, 2))
     assert {t.timing["measures"]["stacked"] for t in two.trials} == {6}
     assert records(one.trials) == records(two.trials)
 
@@ -109,7 +110,10 @@ def test_a_network_that_no_module_defines(warm: None, records: Records) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(torch.tanh(self.first(x)))
 
-    one, two = (Study("iris", ["gradient-noise"], model=lambda: Small(), workers=n, **SHORT).run() for n in (1, 2))
+    one, two = (
+        Study("iris", ["gradient-noise"], model=lambda: Small(), **SHORT, running=Running(workers=n)).run()
+        for n in (1, 2)
+    )
     assert {t.status for t in two.trials} == {"ok"}
     assert records(one.trials) == records(two.trials)
 
@@ -118,13 +122,13 @@ def test_a_worker_that_is_killed_is_replaced(
     warm: None, deadly: Callable[..., str], records: Records, tmp_path: Path
 ) -> None:
     calm = Study("iris", [deadly()], **SHORT).run()
-    wild = Study("iris", [deadly()], workers=2, **SHORT).run()
+    wild = Study("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     assert records(calm.trials) == records(wild.trials)
 
 
 def test_a_trial_that_always_kills_is_given_up(warm: None, deadly: Callable[..., str], tmp_path: Path) -> None:
-    study = Study("iris", [deadly(deaths=99)], workers=2, store=tmp_path / "store.sqlite", **SHORT)
+    study = Study("iris", [deadly(deaths=99)], store=tmp_path / "store.sqlite", **SHORT, running=Running(workers=2))
     results = study.run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 3
     failed = [t for t in results.trials if t.status != "ok"]
@@ -145,7 +149,7 @@ def test_a_group_that_kills_is_taken_apart(
         return [jobs[i : i + 4] for i in range(0, len(jobs), 4)]
 
     monkeypatch.setattr("probatum.bench.grouping.groups", in_fours)
-    results = Study("iris", [deadly()], workers=2, **SHORT).run()
+    results = Study("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
     assert {t.status for t in results.trials} == {"ok"}
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     pair: list[Any] = ["a", "b"]
@@ -254,7 +258,7 @@ def test_what_cannot_travel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return nn.Linear(4, 3)
 
     with pytest.raises(InputError, match="cannot be sent to other processes"):
-        Study("iris", ["gradient-noise"], model=net, workers=2, **SHORT).run()
+        Study("iris", ["gradient-noise"], model=net, **SHORT, running=Running(workers=2)).run()
     (tmp_path / "far_away.py").write_text("from torch import nn\n\ndef far():\n    return nn.Linear(4, 3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     import far_away
@@ -294,13 +298,13 @@ def test_other_versions_are_refused() -> None:
 def test_workers_that_cannot_begin_end_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InputError, match="workers die before they have taken in the data"):
-        Study("iris", ["gradient-noise"], workers=2, **SHORT).run()
+        Study("iris", ["gradient-noise"], **SHORT, running=Running(workers=2)).run()
 
 
 @pytest.mark.parametrize("number", [-1, True, 1.5])
 def test_a_number_of_workers_that_is_none(number: Any) -> None:
     with pytest.raises(InputError, match="workers is"):
-        Study("iris", ["gradient-noise"], workers=number, **SHORT)
+        Study("iris", ["gradient-noise"], **SHORT, running=Running(workers=number))
 
 
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.recipe import Arm, Recipe, make_arm
 from probatum.report.write import render
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Reading
 
 SHORT = {"seeds": 6, "steps": 20, "timing": False, "references": False, "confirm": False}
 
@@ -32,6 +33,8 @@ Departs   none
 import torch
 
 from probatum.card import Card
+from probatum.settings import Reading
+from probatum.rooms.arena import Terms
 
 CARD = Card(
     paper="unpublished",
@@ -92,7 +95,7 @@ WORLDS = {
 def test_every_kind_by_the_command_line(world: str, capsys: pytest.CaptureFixture[str]) -> None:
     data, expected = WORLDS[world]
     shown, found = try_in(capsys, data, world)
-    name = open_dataset(data, world=world).world.name
+    name = open_dataset(data, Reading(world=world)).world.name
     assert f"world {name}" in " ".join(shown.split())
     assert max(map(len, (line for line in shown.splitlines() if not line.startswith(("report:", "store:"))))) <= 80
     for measure in expected:
@@ -111,12 +114,14 @@ def test_every_kind_by_the_command_line(world: str, capsys: pytest.CaptureFixtur
 
 
 def test_reals_have_a_shifted_error() -> None:
-    study = Study("diabetes", ["gradient-noise"], world="covariate-shift", **SHORT)
+    study = Study("diabetes", ["gradient-noise"], **SHORT, reading=Reading(world="covariate-shift"))
     assert {"rmse", "shifted-rmse"} <= set(study.run().measured())
 
 
 def test_a_measure_of_the_truth_can_decide() -> None:
-    study = Study("digits", ["encouraging-loss"], world="label-noise:0.4", primary="memorised", **SHORT)
+    study = Study(
+        "digits", ["encouraging-loss"], primary="memorised", **SHORT, reading=Reading(world="label-noise:0.4")
+    )
     assert study.run().answer()
     with pytest.raises(InputError, match="primary is 'memorised'"):
         Study("digits", ["encouraging-loss"], primary="memorised", **SHORT)
@@ -124,7 +129,7 @@ def test_a_measure_of_the_truth_can_decide() -> None:
 
 def test_trials_of_other_worlds_are_not_mixed(tmp_path: Path) -> None:
     def keys(world: str | None) -> set[str]:
-        study = Study("iris", ["encouraging-loss"], world=world, store=tmp_path / "s.sqlite", **SHORT)
+        study = Study("iris", ["encouraging-loss"], store=tmp_path / "s.sqlite", **SHORT, reading=Reading(world=world))
         return {trial.key for trial in study.run().trials}
 
     plain, mild, strong = keys(None), keys("label-noise:0.1"), keys("label-noise:0.3")
@@ -134,7 +139,7 @@ def test_trials_of_other_worlds_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_arms_of_a_seed_live_in_one_world() -> None:
-    study = Study("iris", ["encouraging-loss"], world="label-noise:0.3", **SHORT)
+    study = Study("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="label-noise:0.3"))
     told = {
         (trial.seed, trial.record["details"]["truth"]["counts"]["wrong training labels"])
         for trial in study.run().trials
@@ -146,23 +151,23 @@ def test_techniques_never_see_the_truth(tmp_path: Path) -> None:
     path = tmp_path / "peeking.py"
     path.write_text(PEEKING)
     catalogue.add_file(path)
-    data = open_dataset("iris", world="label-noise:0.3").prepare(0)
+    data = open_dataset("iris", Reading(world="label-noise:0.3")).prepare(0)
     assert data.truth is not None
     base = Recipe()
-    work = Work(Arm("baseline", base), "baseline", base, data, 0)
+    work = Work(Arm("baseline", base), "baseline", Terms(base=base), data, 0)
     assert work.data.truth is None
     assert torch.equal(work.truth.clean_train, data.truth.clean_train)
     again = replace(work, arm=make_arm("peeking", base))
     assert again.data.truth is None
     assert again.truth is work.truth
-    study = Study("iris", ["peeking"], world="label-noise:0.3", **SHORT)
+    study = Study("iris", ["peeking"], **SHORT, reading=Reading(world="label-noise:0.3"))
     assert all(trial.status == "ok" for trial in study.run().trials)
     with pytest.raises(ValueError, match="truth can be seen"):
         catalogue.entry("peeking")(data, None, None)  # the test's learner does look
 
 
 def test_worlds_are_not_shipped(tmp_path: Path) -> None:
-    study = Study("iris", ["encouraging-loss"], world="ood", **SHORT)
+    study = Study("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="ood"))
     study.run()
     with pytest.raises(InputError, match="the world ood:shuffled"):
         study.ship("baseline", tmp_path / "model")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from probatum.card import SLOTS
+from probatum import slots
 from probatum.checks.run import check
 
 SHORT = ["--seeds", "6", "--steps", "4", "--no-timing", "--no-references"]
@@ -124,7 +124,7 @@ def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("slot", slots.names())
 def test_every_template_passes_the_contract_suite(slot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from probatum import catalogue
     from probatum.cli.scaffold import scaffold

@@ -6,15 +6,18 @@ import gzip
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from probatum.data import corpus, corpus_names, load_pipeline, open_dataset, save_pipeline
+from probatum.data import load_pipeline, open_dataset, save_pipeline
 from probatum.errors import InputError
 from probatum.kinds.language import corpus as module
+from probatum.kinds.language.corpus import corpus, corpus_names
 from probatum.kinds.language.tokens import TokenEncoder
+from probatum.settings import Reading
 
 WORDS = [
     "the",
@@ -37,6 +40,13 @@ WORDS = [
     "2",
     "3.\n",
 ]
+
+
+def opened(source: object, **said: Any) -> Any:
+    """What is opened with these fields of `Reading` and options of a kind."""
+    options = {name: said.pop(name) for name in ("size", "text", "tokens", "vocabulary", "length") if name in said}
+    said["drop"] = tuple(said.get("drop", ()))
+    return open_dataset(source, Reading(**said, options=options))
 
 
 def book(n: int = 30_000, seed: int = 0) -> str:
@@ -159,10 +169,10 @@ def test_files_gzipped_or_not(tmp_path: Path) -> None:
     text = book()
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
-    one, two = open_dataset(tmp_path / "a.txt"), open_dataset(str(tmp_path / "b.txt.gz"), task="next-token")
+    one, two = open_dataset(tmp_path / "a.txt"), open_dataset(str(tmp_path / "b.txt.gz"), Reading(task="next-token"))
     assert (one.name, two.name) == ("a", "b")
     assert one.fingerprint == two.fingerprint == corpus(text).fingerprint
-    assert one.fingerprint != open_dataset(tmp_path / "a.txt", length=32).fingerprint
+    assert one.fingerprint != open_dataset(tmp_path / "a.txt", Reading(options={"length": 32})).fingerprint
     summary = one.summary()
     assert summary["n"] == len(text)
     assert summary["unit"] == "characters"
@@ -173,7 +183,7 @@ def test_files_gzipped_or_not(tmp_path: Path) -> None:
 def test_the_embedded_corpus() -> None:
     data = open_dataset("python-topics")
     assert data.n == module.EMBEDDED_CHARACTERS
-    assert data.fingerprint == open_dataset("python-topics", task="next-token").fingerprint
+    assert data.fingerprint == open_dataset("python-topics", Reading(task="next-token")).fingerprint
     assert "python-topics" in corpus_names()
 
 
@@ -199,16 +209,16 @@ def test_byte_pairs_without_their_package(monkeypatch: pytest.MonkeyPatch) -> No
         ("python-topics", {"task": "classes"}, "task next-token; the task given is classes"),
         ("python-topics", {"target": "a", "group": "b"}, "takes no target, group"),
         ("python-topics", {"modality": "table"}, "takes no modality"),
-        ("iris", {"tokens": "char"}, "tokens are for language modelling"),
-        ("iris", {"length": 8, "vocabulary": 300}, "vocabulary, length are for language modelling"),
-        ("iris", {"task": "next-token"}, "not 'iris'"),
+        ("iris", {"tokens": "char"}, "embedded and takes no tokens"),
+        ("iris", {"length": 8, "vocabulary": 300}, "takes no length, vocabulary"),
+        ("iris", {"task": "next-token"}, "'iris' is embedded and takes no task"),
         ("none.txt", {}, "does not exist"),
         ("python-topic", {}, "nearest: python-topics"),
     ],
 )
 def test_what_cannot_be_used_is_named(source: str, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_dataset(source, **options)
+        opened(source, **options)
 
 
 def test_texts_that_are_too_short_or_no_text(tmp_path: Path) -> None:

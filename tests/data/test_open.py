@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +14,18 @@ from PIL import Image
 
 from probatum.data import embedded_names, open_dataset, subset
 from probatum.errors import InputError
+from probatum.settings import Reading
 
 N = 120
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=N)
+
+
+def opened(source: object, **said: Any) -> Any:
+    """What is opened with these fields of `Reading` and options of a kind."""
+    options = {name: said.pop(name) for name in ("size", "text", "tokens", "vocabulary", "length") if name in said}
+    said["drop"] = tuple(said.get("drop", ()))
+    return open_dataset(source, Reading(**said, options=options))
 
 
 def frame(**columns) -> pl.DataFrame:
@@ -53,8 +62,8 @@ def test_task(values, task):
 
 def test_integers_can_be_forced_either_way():
     values = frame(y=list(range(10)) * 12)
-    assert len(open_dataset(values, target="y", task="classes").classes) == 10
-    assert open_dataset(values, target="y", task="reals").classes == ()
+    assert len(open_dataset(values, Reading(task="classes"), target="y").classes) == 10
+    assert open_dataset(values, Reading(task="reals"), target="y").classes == ()
 
 
 def test_numeric_classes_are_in_numeric_order():
@@ -165,7 +174,7 @@ def test_long_series(tmp_path):
     rows = [(i, t, i + 0.1 * t * (-1) ** i, "ab"[i % 2]) for i in range(20) for t in range(5 + i % 3)]
     shuffled = [rows[i] for i in RNG.permutation(len(rows))]
     long = pl.DataFrame(shuffled, schema=["id", "t", "v", "y"], orient="row")
-    dataset = open_dataset(long, target="y", modality="series", group="id", time="t")
+    dataset = open_dataset(long, Reading(modality="series", group="id", time="t"), target="y")
     assert dataset.n == 20
     assert dataset.raw.values.shape == (20, 1, 7)
     steps = np.diff(dataset.raw.values[:, 0], axis=1)
@@ -184,10 +193,10 @@ def test_image_folder(tmp_path):
     Image.fromarray(RNG.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(tmp_path / "cat" / "d.png")
     with pytest.raises(InputError, match=r"0\.png.*7 x 5.*d\.png.*9 x 9.*size="):
         open_dataset(tmp_path)
-    assert open_dataset(tmp_path, size=4).prepare(0).spec.shape == (3, 4, 4)
+    assert open_dataset(tmp_path, Reading(options={"size": 4})).prepare(0).spec.shape == (3, 4, 4)
     (tmp_path / "cat" / "e.png").write_text("no image")
     with pytest.raises(InputError, match=r"e\.png"):
-        open_dataset(tmp_path, size=4)
+        open_dataset(tmp_path, Reading(options={"size": 4}))
 
 
 def test_npz_with_given_split_lengths_and_class_names(tmp_path):
@@ -215,14 +224,14 @@ def test_npz_with_given_split_lengths_and_class_names(tmp_path):
 def test_group_time_split_and_drop_columns():
     base = {"g": RNG.integers(0, 30, N), "when": RNG.permutation(N), "part": ["train", "dev", "test"] * 40}
     values = frame(**base, y=labels())
-    grouped = open_dataset(values, target="y", group="g", drop=["when", "part"])
+    grouped = open_dataset(values, Reading(group="g", drop=("when", "part")), target="y")
     assert [c["name"] for c in grouped.summary()["columns"]] == ["x"]
     train, valid, test = (set(base["g"][rows]) for rows in grouped.split(0))
     assert train.isdisjoint(valid | test)
     assert valid.isdisjoint(test)
-    timed = open_dataset(values, target="y", time="when", drop=["g", "part"])
+    timed = open_dataset(values, Reading(time="when", drop=("g", "part")), target="y")
     assert base["when"][timed.split(0)[2]].min() == 96
-    given = open_dataset(values, target="y", split="part", drop=["g", "when"])
+    given = open_dataset(values, Reading(split="part", drop=("g", "when")), target="y")
     assert given.split(9)[2].tolist() == list(range(2, N, 3))
 
 
@@ -272,13 +281,13 @@ def test_fingerprint_depends_on_values_target_task_and_split():
     ways = [
         open_dataset(values, target="y"),
         open_dataset(values, target="z"),
-        open_dataset(values, target="y", task="reals"),
-        open_dataset(values, target="y", drop=["z"]),
-        open_dataset(values, target="y", split=["train", "test"] * 60),
+        open_dataset(values, Reading(task="reals"), target="y"),
+        open_dataset(values, Reading(drop=("z",)), target="y"),
+        open_dataset(values, Reading(split=["train", "test"] * 60), target="y"),
         open_dataset(values.with_columns(x=pl.col("x") + 1e-9), target="y"),
     ]
     assert len({d.fingerprint for d in ways}) == len(ways)
-    assert open_dataset(values, target="y", name="other").fingerprint == ways[0].fingerprint
+    assert open_dataset(values, Reading(name="other"), target="y").fingerprint == ways[0].fingerprint
 
 
 def test_fingerprint_is_stable_in_a_fresh_process():
@@ -405,7 +414,7 @@ def _npz(folder):
 def test_refusals_name_the_thing(case, tmp_path):
     make, words = REFUSALS[case]
     with pytest.raises(InputError) as caught:
-        open_dataset(**make(tmp_path))
+        opened(**make(tmp_path))
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message

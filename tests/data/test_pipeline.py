@@ -13,6 +13,7 @@ from sklearn.preprocessing import QuantileTransformer
 from probatum.data import embedded_names, load_pipeline, open_dataset, save_pipeline
 from probatum.data.pipeline import Pipeline
 from probatum.errors import InputError
+from probatum.settings import Reading
 
 
 def table(n: int = 240) -> pl.DataFrame:
@@ -63,7 +64,7 @@ def test_test_rows_cannot_reach_the_table_pipeline():
 def test_test_rows_cannot_reach_the_vocabulary():
     frame = texts()
     wild = frame.with_columns(text=pl.when(pl.col("split") == "test").then(pl.lit("zyx zyx zyx")).otherwise("text"))
-    one, two = (open_dataset(f, target="y", text="text").prepare(0) for f in (frame, wild))
+    one, two = (open_dataset(f, Reading(options={"text": "text"}), target="y").prepare(0) for f in (frame, wild))
     assert torch.equal(one.train.x, two.train.x)
     assert same_pipeline(one.pipeline, two.pipeline)
     assert set(two.test.x.unique().tolist()) == {0, 1}
@@ -76,7 +77,7 @@ def test_test_rows_cannot_reach_series_and_target_scales():
     wild_x, wild_y = x.copy(), y.copy()
     wild_x[70:] *= 1e4
     wild_y[70:] += 1e6
-    one, two = (open_dataset(pair, split=words).prepare(0) for pair in ((x, y), (wild_x, wild_y)))
+    one, two = (open_dataset(pair, Reading(split=words)).prepare(0) for pair in ((x, y), (wild_x, wild_y)))
     assert torch.equal(one.train.x, two.train.x)
     assert torch.equal(one.train.y, two.train.y)
     np.testing.assert_allclose(one.train.x.mean(dim=(0, 2)), 0, atol=1e-5)
@@ -149,7 +150,7 @@ def test_rare_words_share_code_zero():
 
 
 def test_text_ids_decode_to_the_words():
-    dataset = open_dataset(texts(), target="y", text="text")
+    dataset = open_dataset(texts(), Reading(options={"text": "text"}), target="y")
     data = dataset.prepare(0)
     words = ("", "?", *data.pipeline.features.words)
     for ids, text in zip(data.train.x[:5].tolist(), data.train.text[:5], strict=True):
@@ -174,7 +175,7 @@ def test_new_rows_of_every_modality():
     x, raw = data.pipeline.encode_source(frame.drop("won", "split"))
     assert torch.equal(x[data.test.rows], data.test.x)
     assert raw.height == 240
-    text = open_dataset(texts(), target="y", text="text").prepare(0)
+    text = open_dataset(texts(), Reading(options={"text": "text"}), target="y").prepare(0)
     assert torch.equal(text.pipeline.encode_source(list(text.test.text))[0], text.test.x)
     digits = open_dataset("digits")
     image = digits.prepare(0)

@@ -8,6 +8,7 @@ import pytest
 from probatum.data import open_dataset
 from probatum.data.split import SplitPlan, draw_split, given_parts, merge_units
 from probatum.errors import InputError
+from probatum.settings import Reading
 
 FRACTIONS = (0.6, 0.2, 0.2)
 
@@ -100,7 +101,7 @@ def test_given_test_rows_are_kept_and_valid_is_drawn_anew():
 def test_given_valid_rows_are_kept_too():
     words = ["train"] * 20 + ["dev"] * 10 + ["test"] * 10
     x = np.random.default_rng(0).normal(size=(40, 2))
-    dataset = open_dataset((x, np.arange(40) % 2), split=words)
+    dataset = open_dataset((x, np.arange(40) % 2), Reading(split=words))
     assert dataset.fixed_split
     for seed in (0, 1):
         train, valid, test = dataset.split(seed)

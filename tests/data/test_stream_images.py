@@ -18,6 +18,7 @@ from probatum.data import open_dataset
 from probatum.data.dataset import Dataset
 from probatum.data.lazy.rows import TooLarge
 from probatum.errors import InputError
+from probatum.settings import Reading
 
 CLASSES = ("cat", "dog")
 
@@ -48,7 +49,10 @@ def nothing_left():  # type: ignore[no-untyped-def]
 
 
 def both(folder: Path, size: int | None = None) -> tuple[Dataset, Dataset]:
-    resident, streamed = open_dataset(folder, size=size), open_dataset(folder, size=size, memory=1000)
+    resident, streamed = (
+        open_dataset(folder, Reading(options={"size": size})),
+        open_dataset(folder, Reading(memory=1000, options={"size": size})),
+    )
     assert not resident.streamed
     assert streamed.streamed
     return resident, streamed
@@ -96,7 +100,7 @@ def test_batches_come_from_the_workers_in_order(folder: Path) -> None:
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     folder = fill(tmp_path / "set")
     broken = folder / "dog" / "005.png"
-    streamed = open_dataset(folder, memory=1000)
+    streamed = open_dataset(folder, Reading(memory=1000))
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])  # its header is still right
     data = streamed.prepare(0)
@@ -110,15 +114,15 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     part.x.close()  # type: ignore[attr-defined]
     broken.write_bytes(b"no image at all")
     with pytest.raises(InputError, match=r"dog/005\.png' is not a readable image"):
-        open_dataset(folder, memory=1000)
+        open_dataset(folder, Reading(memory=1000))
 
 
 def test_images_of_other_sizes_are_named(tmp_path: Path) -> None:
     folder = fill(tmp_path / "set")
     Image.fromarray(np.zeros((5, 9, 3), dtype=np.uint8)).save(folder / "dog" / "odd.png")
     with pytest.raises(InputError, match=r"000\.png' is 12 x 12, .*odd\.png' is 9 x 5"):
-        open_dataset(folder, memory=1000)
-    assert open_dataset(folder, memory=1000, size=6).prepare(0).spec.shape == (3, 6, 6)
+        open_dataset(folder, Reading(memory=1000))
+    assert open_dataset(folder, Reading(memory=1000, options={"size": 6})).prepare(0).spec.shape == (3, 6, 6)
 
 
 def test_killed_workers_are_survived(folder: Path) -> None:
@@ -143,7 +147,7 @@ def test_killed_workers_are_survived(folder: Path) -> None:
 
 
 def test_too_many_images_at_once_are_refused(folder: Path) -> None:
-    x = open_dataset(folder, memory=1000).prepare(0).train.x
+    x = open_dataset(folder, Reading(memory=1000)).prepare(0).train.x
     with pytest.raises(TooLarge, match="as a whole"):
         x.mean()
     x._most = 10_000  # type: ignore[attr-defined]

@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from probatum.data.lazy.few import drawn_rows, first_rows
 from probatum.arenas.predict.arena import trial
+from probatum.bench.making import rehearsed
 from probatum.data import open_dataset
+from probatum.data.lazy.few import drawn_rows, first_rows
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, make_arm
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, Work
+from probatum.settings import Judging, Reading, Running
 from probatum.study import Study
 from probatum.tasks import classical as references
-from probatum.train.baselines import DEFAULTS
+from probatum.train.baselines import training_for
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def study(path: Path, *techniques: str, **options: object) -> Study:
-    return Study(path, list(techniques), seeds=1, steps=30, confirm=False, **options)  # type: ignore[arg-type]
+def study(
+    path: Path, *techniques: str, memory: int | str | None = None, timing: bool = True, references: bool = True
+) -> Study:
+    shared = {
+        "judging": Judging(confirm=False, references=references),
+        "running": Running(timing=timing),
+        "reading": Reading(memory=memory),
+    }
+    return Study(path, list(techniques), seeds=1, steps=30, **shared)
 
 
 def test_a_study_on_streamed_data_runs_and_can_be_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +67,7 @@ def test_a_study_on_streamed_data_runs_and_can_be_repeated(path: Path, monkeypat
     assert repeated["baseline"] == digests["baseline"]
     assert repeated["encouraging-loss"] == digests["encouraging-loss"]
     source = found.summary()["source"]
-    assert open_dataset(source["data"], target=source["target"], memory=source["memory"]).streamed
+    assert open_dataset(source["data"], Reading(memory=source["memory"]), target=source["target"]).streamed
     assert "row groups" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -73,7 +82,7 @@ def test_what_reads_all_training_rows_is_refused_before_the_long_work(path: Path
 def test_all_that_apply_leaves_out_what_does_not(path: Path) -> None:
     found = study(path, "gradient-noise", memory=1000)
     arms = (*found.plan.arms, make_arm("gbnn", found.plan.base))
-    less = found._rehearsed(replace(found.plan, arms=arms), auto=True)
+    less = rehearsed(replace(found.context, plan=replace(found.plan, arms=arms)), auto=True)
     assert [arm.name for arm in less.arms] == ["gradient-noise"]
     assert "streamed from disk" in less.skipped["gbnn"]
 
@@ -84,7 +93,7 @@ def test_explainers_take_the_first_test_rows(path: Path) -> None:
 
 
 def test_references_are_those_of_the_rows_they_were_fitted_on(path: Path) -> None:
-    a, b = (open_dataset(path, memory=memory).prepare(0) for memory in (None, 1000))
+    a, b = (open_dataset(path, Reading(memory=memory)).prepare(0) for memory in (None, 1000))
     for name in ("logistic regression", "gradient boosting"):
         mine, theirs = (references.fit(name, data, 0).predict(data.test) for data in (a, b))
         assert torch.equal(mine, theirs)
@@ -96,8 +105,10 @@ def test_references_are_those_of_the_rows_they_were_fitted_on(path: Path) -> Non
 
 
 def test_streamed_and_resident_training_differ_only_in_the_order(path: Path) -> None:
-    recipe = Recipe(training=DEFAULTS["table"])
-    work = Work(Arm("baseline", recipe), "baseline", recipe, open_dataset(path, memory=1000).prepare(0), 0)
+    recipe = Recipe(training=training_for("table", "classes"))
+    work = Work(
+        Arm("baseline", recipe), "baseline", Terms(base=recipe), open_dataset(path, Reading(memory=1000)).prepare(0), 0
+    )
     streamed = trial(work)
     resident = open_dataset(path).prepare(0)
     lazy = work.data.train.x

@@ -8,6 +8,7 @@ import pickle
 import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,10 +24,18 @@ from probatum.data.lazy.rows import TooLarge
 from probatum.data.lazy.scan import units_of
 from probatum.data.split import unit_numbers
 from probatum.errors import InputError
+from probatum.settings import Reading
 from probatum.spec import Data
 
 N = 3000
 TINY = 1000
+
+
+def opened(source: object, **said: Any) -> Any:
+    """What is opened with these fields of `Reading` and options of a kind."""
+    options = {name: said.pop(name) for name in ("size", "text", "tokens", "vocabulary", "length") if name in said}
+    said["drop"] = tuple(said.get("drop", ()))
+    return open_dataset(source, Reading(**said, options=options))
 
 
 def many_columns(n: int = N, seed: int = 0) -> pa.Table:
@@ -77,7 +86,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(path: Path, **options: object) -> tuple[Dataset, Dataset]:
-    resident, streamed = open_dataset(path, **options), open_dataset(path, memory=TINY, **options)  # type: ignore[arg-type]
+    resident, streamed = opened(path, **options), opened(path, memory=TINY, **options)
     assert not resident.streamed
     assert streamed.streamed
     return resident, streamed
@@ -150,7 +159,7 @@ def test_files_of_a_folder_must_be_alike(tmp_path: Path) -> None:
 
 
 def test_order_visits_every_row_once_and_reads_few_groups_at_a_time(path: Path) -> None:
-    data = open_dataset(path, target="y", memory=TINY).prepare(0)
+    data = open_dataset(path, Reading(memory=TINY), target="y").prepare(0)
     x = data.train.x
     one, two = (x.order(torch.Generator().manual_seed(seed)) for seed in (1, 2))  # type: ignore[attr-defined]
     again = x.order(torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
@@ -215,12 +224,12 @@ def test_a_sample_fits_the_pipeline_of_a_long_table(tmp_path: Path) -> None:
     apart = (got - a.test.x).abs()
     assert 0 < apart.median() < 0.02  # quantiles of 20 000 rows for those of 24 000
     assert apart.max() < 1.0
-    again = open_dataset(path, target="y", memory=TINY).prepare(3)
+    again = open_dataset(path, Reading(memory=TINY), target="y").prepare(3)
     assert torch.equal(again.test.x[:500], b.test.x[:500])
 
 
 def test_what_needs_all_rows_is_refused_by_name(path: Path) -> None:
-    x = open_dataset(path, target="y", memory=TINY).prepare(0).train.x
+    x = open_dataset(path, Reading(memory=TINY), target="y").prepare(0).train.x
     model = torch.nn.Linear(x.shape[1], 2)
     asks = {
         "as one array": lambda: np.asarray(x),
@@ -246,7 +255,7 @@ def test_what_needs_all_rows_is_refused_by_name(path: Path) -> None:
 def test_nothing_is_left_open_after_close(path: Path) -> None:
     before = set(threading.enumerate())
     files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-    data = open_dataset(path, target="y", memory=TINY).prepare(0)
+    data = open_dataset(path, Reading(memory=TINY), target="y").prepare(0)
     x = data.train.x
     x.ahead(list(x.order(torch.Generator()).split(10)))  # type: ignore[attr-defined]
     x[torch.arange(3)]
@@ -271,7 +280,7 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
         path,
         row_group_size=1000,
     )
-    dataset = open_dataset(path, target="y", memory=TINY)
+    dataset = open_dataset(path, Reading(memory=TINY), target="y")
     data = dataset.prepare(0)
     stamp = path.stat()
     meta = pq.ParquetFile(path).metadata.row_group(3)
@@ -287,13 +296,13 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
         [data.train.x[batch] for batch in batches]
     data.train.x.close()  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="row group 3"):
-        open_dataset(path, target="y", memory=TINY)
+        open_dataset(path, Reading(memory=TINY), target="y")
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     table = many_columns(300)
     path = write(tmp_path / "moving.parquet", table, (0,))
-    data = open_dataset(path, target="y", memory=TINY).prepare(0)
+    data = open_dataset(path, Reading(memory=TINY), target="y").prepare(0)
     write(path, table.slice(0, 200), (0,))
     with pytest.raises(InputError, match="changed since it was opened"):
         data.test.x[:5]
@@ -327,26 +336,26 @@ def test_bad_input_is_told(tmp_path: Path, cells: dict[str, object], options: di
     path = tmp_path / "bad.parquet"
     pq.write_table(pa.table(base | cells), path, row_group_size=7)
     with pytest.raises(InputError, match=words):
-        open_dataset(path, **{"target": "y", "memory": 100} | options)  # type: ignore[arg-type]
+        opened(path, **{"target": "y", "memory": 100} | options)
 
 
 def test_series_and_texts_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.parquet"
     pq.write_table(pa.table({"t": [f"a text of {k} words or so" for k in range(50)], "y": [0, 1] * 25}), text)
     with pytest.raises(InputError, match=r"text of .* does not fit in memory"):
-        open_dataset(text, memory=10)
+        open_dataset(text, Reading(memory=10))
     wide = tmp_path / "wide.parquet"
     pq.write_table(pa.table({f"t_{k}": [0.5, 1.5] for k in range(20)} | {"y": [0, 1]}), wide)
     with pytest.raises(InputError, match="look like series"):
-        open_dataset(wide, memory=10)
+        open_dataset(wide, Reading(memory=10))
 
 
 def test_the_limit_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not open_dataset(path, target="y", memory="1GB").streamed
+    assert not open_dataset(path, Reading(memory="1GB"), target="y").streamed
     monkeypatch.setenv("PROBATUM_MEMORY", "10kB")
     assert memory_limit(None) == 10_000
     assert open_dataset(path, target="y").streamed
-    assert not open_dataset(path, target="y", memory=1e9).streamed
+    assert not open_dataset(path, Reading(memory=1000000000.0), target="y").streamed
     monkeypatch.setenv("PROBATUM_MEMORY", "-1")
     with pytest.raises(InputError, match="PROBATUM_MEMORY is '-1'"):
         open_dataset(path, target="y")
@@ -359,9 +368,9 @@ def test_the_limit_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_fingerprint_tells_streamed_from_resident_and_travels(path: Path) -> None:
     resident, streamed = both(path, target="y")
-    assert streamed.fingerprint == open_dataset(path, target="y", memory=2 * TINY).fingerprint
+    assert streamed.fingerprint == open_dataset(path, Reading(memory=2 * TINY), target="y").fingerprint
     assert streamed.fingerprint != resident.fingerprint
-    assert open_dataset(path, target="y", memory=streamed.memory).fingerprint == streamed.fingerprint
+    assert open_dataset(path, Reading(memory=streamed.memory), target="y").fingerprint == streamed.fingerprint
     streamed.prepare(0)
     copy = pickle.loads(pickle.dumps(streamed))
     same(resident.prepare(0), copy.prepare(0))

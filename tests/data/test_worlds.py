@@ -16,9 +16,10 @@ from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.data.split import TEST, TRAIN
 from probatum.errors import InputError
-from probatum.spec import Data, Part, Truth
-from probatum.worlds.evidence import places
+from probatum.kinds.image.worlds import places
 from probatum.rooms.world import kinds, parse_world, world_stream
+from probatum.settings import Reading
+from probatum.spec import Data, Part, Truth
 
 CASES = [
     ("digits", "label-noise:0.4"),
@@ -44,7 +45,7 @@ CASES = [
 
 def made(name: str, world: str, seed: int = 0) -> tuple[Data, Data, Truth]:
     """The split as it is, the split in the world, and its truth."""
-    dataset = open_dataset(name, world=world)
+    dataset = open_dataset(name, Reading(world=world))
     plain = replace(dataset, world=None).prepare(seed)
     found = dataset.prepare(seed)
     assert found.truth is not None
@@ -61,13 +62,13 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(("name", "world"), CASES)
 def test_a_world_is_a_pure_function_of_the_seed(name: str, world: str) -> None:
-    dataset = open_dataset(name, world=world)
+    dataset = open_dataset(name, Reading(world=world))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = dataset.prepare(3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    again = open_dataset(name, world=world).prepare(3)
+    again = open_dataset(name, Reading(world=world)).prepare(3)
     other = dataset.world.apply(replace(dataset, world=None).prepare(3), world_stream(dataset.world.name, 4), dataset)
     for one, two in ((first.train, again.train), (first.valid, again.valid), (first.test, again.test)):
         assert torch.equal(one.x, two.x)
@@ -98,11 +99,11 @@ def test_names_are_whole_and_read_again() -> None:
 def test_fingerprints_tell_worlds_apart() -> None:
     plain, one, two = (
         open_dataset("iris"),
-        open_dataset("iris", world="label-noise:0.2"),
-        open_dataset("iris", world="label-noise:0.3"),
+        open_dataset("iris", Reading(world="label-noise:0.2")),
+        open_dataset("iris", Reading(world="label-noise:0.3")),
     )
     assert len({plain.fingerprint, one.fingerprint, two.fingerprint}) == 3
-    assert open_dataset("iris", world="label-noise:0.20:symmetric").fingerprint == one.fingerprint
+    assert open_dataset("iris", Reading(world="label-noise:0.20:symmetric")).fingerprint == one.fingerprint
     told = one.summary()["world"]
     assert told["name"] == "label-noise:0.2:symmetric"
     assert told["counts"]["wrong training labels"] == 18
@@ -208,7 +209,7 @@ def test_long_tails_have_their_ratio(world: str, sizes: set[float] | None) -> No
 def test_weights_of_a_covariate_shift_bring_the_other_side_about() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6000, 2))
-    source = open_dataset((x, (x[:, 0] > 0).astype(int)), modality="table", world="covariate-shift:1")
+    source = open_dataset((x, (x[:, 0] > 0).astype(int)), Reading(modality="table", world="covariate-shift:1"))
     found = source.prepare(1)
     truth = found.truth
     assert len(truth.weights) == len(found.train)
@@ -258,8 +259,8 @@ def test_shuffled_rows_keep_the_marginals_and_break_the_rest() -> None:
 
 def test_labels_follow_the_known_probabilities() -> None:
     rng = np.random.default_rng(1)
-    source = open_dataset((rng.normal(size=(8000, 3)), np.arange(8000) % 3), modality="table", task="classes")
-    found = open_dataset(source, world="probabilities:2").prepare(0)
+    source = open_dataset((rng.normal(size=(8000, 3)), np.arange(8000) % 3), Reading(modality="table", task="classes"))
+    found = open_dataset(source, Reading(world="probabilities:2")).prepare(0)
     p = found.truth.probabilities.double()
     torch.testing.assert_close(p.sum(dim=1), torch.ones(len(p), dtype=torch.float64))
     hit = torch.nn.functional.one_hot(found.test.y, 3)
@@ -267,7 +268,7 @@ def test_labels_follow_the_known_probabilities() -> None:
         inside = (p > low) & (p <= low + 0.25)
         n = int(inside.sum())
         assert abs(float(hit[inside].double().mean() - p[inside].mean())) < 4 * (0.25 / n) ** 0.5
-    even = open_dataset(source, world="probabilities:0").prepare(0)
+    even = open_dataset(source, Reading(world="probabilities:0")).prepare(0)
     assert float((even.truth.probabilities - 1 / 3).abs().max()) < 1e-6
 
 
@@ -298,7 +299,7 @@ BAD = {
 @pytest.mark.parametrize(("name", "world", "told"), BAD.values(), ids=BAD)
 def test_worlds_that_cannot_be_say_why(name: str, world: str, told: str) -> None:
     def try_it() -> None:
-        open_dataset(name, world=world).prepare(0)
+        open_dataset(name, Reading(world=world)).prepare(0)
 
     with pytest.raises(InputError) as problem:
         try_it()
@@ -307,13 +308,13 @@ def test_worlds_that_cannot_be_say_why(name: str, world: str, told: str) -> None
 
 
 def test_no_world_in_a_world_nor_of_a_long_text(tmp_path: Path) -> None:
-    dataset = open_dataset("iris", world="label-noise:0.1")
+    dataset = open_dataset("iris", Reading(world="label-noise:0.1"))
     with pytest.raises(InputError, match="in the world label-noise"):
-        open_dataset(dataset, world="ood")
+        open_dataset(dataset, Reading(world="ood"))
     text = tmp_path / "book.txt"
     text.write_text("a long text. " * 400)
-    with pytest.raises(InputError, match="one long text"):
-        open_dataset(text, world="label-noise:0.1")
+    with pytest.raises(InputError, match=r"is made of rows, and book \(language\) has none"):
+        open_dataset(text, Reading(world="label-noise:0.1"))
 
 
 def human_files(folder: Path, *, spoilt: bool = False) -> tuple[Dataset, Any, Any, Any, Any]:
@@ -335,9 +336,7 @@ def human_files(folder: Path, *, spoilt: bool = False) -> tuple[Dataset, Any, An
     x = rng.integers(0, 256, (360, 4, 4, 3)).astype(np.uint8)
     dataset = open_dataset(
         (x, np.concatenate([y_train, y_test])),
-        split=["train"] * 300 + ["test"] * 60,
-        world="human-labels:worse",
-        name="stand-in",
+        Reading(split=["train"] * 300 + ["test"] * 60, world="human-labels:worse", name="stand-in"),
     )
     return dataset, train, test, worse, votes
 
@@ -359,7 +358,7 @@ def test_human_labels_of_other_data_are_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="are not those of"):
         dataset.prepare(0)
     with pytest.raises(InputError, match="other data"):
-        open_dataset("digits", world="human-labels").prepare(0)
+        open_dataset("digits", Reading(world="human-labels")).prepare(0)
 
 
 def test_the_real_human_labels() -> None:
@@ -377,7 +376,7 @@ def test_given_parts_are_kept() -> None:
     x = np.random.default_rng(0).normal(size=(90, 3))
     words = ["train"] * 60 + ["test"] * 30
     source = open_dataset(
-        (x, np.arange(90) % 3), modality="table", task="classes", split=words, world="label-noise:0.2"
+        (x, np.arange(90) % 3), Reading(modality="table", task="classes", split=words, world="label-noise:0.2")
     )
     assert source.fixed_split
     assert source.prepare(0).test.rows.tolist() == list(range(60, 90))
@@ -388,4 +387,4 @@ def test_streamed_rows_are_refused(tmp_path: Path) -> None:
     columns = {f"x{i}": rng.normal(size=20_000) for i in range(8)}
     pl.DataFrame({**columns, "y": rng.integers(0, 2, 20_000)}).write_parquet(tmp_path / "big.parquet")
     with pytest.raises(InputError, match="streamed from disk"):
-        open_dataset(tmp_path / "big.parquet", target="y", memory="300KB", world="label-noise:0.1")
+        open_dataset(tmp_path / "big.parquet", Reading(memory="300KB", world="label-noise:0.1"), target="y")

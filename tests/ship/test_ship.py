@@ -16,6 +16,7 @@ from sklearn.datasets import load_wine
 from probatum import Study
 from probatum.arenas.predict import arena as predict
 from probatum.errors import InputError
+from probatum.settings import Judging, Running
 from probatum.ship.load import load
 
 FRAME = load_wine(as_frame=True).frame
@@ -85,7 +86,14 @@ def test_predict_command_in_another_process(small_study: Study, tmp_path: Path) 
 
 
 def test_learners_ship_too(tmp_path: Path) -> None:
-    study = Study("wine", ["gbnn(total=8, units=4)"], seeds=6, steps=2, timing=False, references=False, confirm=False)
+    study = Study(
+        "wine",
+        ["gbnn(total=8, units=4)"],
+        seeds=6,
+        steps=2,
+        judging=Judging(references=False, confirm=False),
+        running=Running(timing=False),
+    )
     folder = study.ship("gbnn(total=8, units=4)", tmp_path / "model")
     shipped = load(folder)
     part, _ = shipped.encode(raw_rows(study))
@@ -98,7 +106,13 @@ def test_own_networks_need_their_code(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(13, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     study = Study(
-        "wine", ["encouraging-loss"], model=network, seeds=6, steps=5, timing=False, references=False, confirm=False
+        "wine",
+        ["encouraging-loss"],
+        model=network,
+        seeds=6,
+        steps=5,
+        judging=Judging(references=False, confirm=False),
+        running=Running(timing=False),
     )
     folder = study.ship("baseline", tmp_path / "model")
     with pytest.raises(InputError, match="network of your own"):

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
+from probatum.engine import Engine
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, Use, make_arm
-from probatum.rooms.arena import Work
+from probatum.rooms.arena import Terms, TrainingFailed, Work, alone
+from probatum.settings import Running
 from probatum.spec import Batch, Spec
 from probatum.study import Study
 from probatum.train import devices
 from probatum.train.devices import Shard, check_shared, train_on_devices
-from probatum.engine import Engine
-from probatum.rooms.arena import TrainingFailed
 
 BASE = Recipe(training=Training(steps=20, batch_size=25, lr=1e-2, clip=0.5))
 
@@ -49,7 +49,7 @@ def test_weighted_shares_add_up_to_the_gradient_of_the_batch(rows: int, count: i
 
 def fit(engine: Engine, recipe: Recipe) -> predict.Predictor:
     data = open_dataset("wine").prepare(0)
-    return predict.fit(Work(Arm("arm", recipe, ""), "", BASE, data, 3, factory=plain(), engine=engine))
+    return predict.fit(Work(Arm("arm", recipe, ""), "", Terms(base=BASE, engine=engine), data, 3, factory=plain()))
 
 
 @pytest.mark.parametrize(("strategy", "technique"), [("ddp", "gradient-noise"), ("fsdp", "encouraging-loss")])
@@ -72,7 +72,7 @@ def test_what_goes_wrong_in_a_process_is_told() -> None:
     data = open_dataset("wine").prepare(0)
     hot = replace(BASE, training=replace(BASE.training, lr=1e30, clip=None))
     with pytest.raises(TrainingFailed, match="lower learning rate"):
-        train_on_devices(hot, data, 0, engine=Engine(devices=2), factory=plain())
+        train_on_devices(alone(hot, data, 0, engine=Engine(devices=2), factory=plain()))
 
 
 def test_batch_statistics_are_told_of() -> None:
@@ -82,15 +82,9 @@ def test_batch_statistics_are_told_of() -> None:
         return nn.Sequential(nn.Linear(spec.shape[0], 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, spec.outputs))
 
     steps = []
-    found = train_on_devices(
-        BASE,
-        open_dataset("wine").prepare(0),
-        0,
-        engine=Engine(devices=2),
-        factory=normed,
-        steps=8,
-        progress=lambda step, steps_: steps.append((step, steps_)),
-    )
+    work = alone(BASE, open_dataset("wine").prepare(0), 0, engine=Engine(devices=2), factory=normed)
+    work = replace(work, progress=lambda step, steps_: steps.append((step, steps_)))
+    found = train_on_devices(work, steps=8)
     assert found.run.notes == {"batch statistics are of each device's share": 1.0}
     assert found.run.step == 8
     assert steps
@@ -100,7 +94,7 @@ def test_batch_statistics_are_told_of() -> None:
 def test_without_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'probatum\[cluster\]'"):
-        Study("iris", ["encouraging-loss"], devices=2)
+        Study("iris", ["encouraging-loss"], running=Running(devices=2))
 
 
 def test_refused_before_the_long_work() -> None:
@@ -129,9 +123,9 @@ def test_refused_before_the_long_work() -> None:
 def test_a_study_refuses_by_name() -> None:
     pytest.importorskip("lightning_fabric", reason="several devices need Lightning Fabric")
     with pytest.raises(InputError, match="gradual-magnitude-pruning"):
-        Study("iris", ["gradual-magnitude-pruning"], devices=2, steps=2)
+        Study("iris", ["gradual-magnitude-pruning"], steps=2, running=Running(devices=2))
     with pytest.raises(InputError, match="devices is 2 and workers 2"):
-        Study("iris", ["encouraging-loss"], devices=2, workers=2)
+        Study("iris", ["encouraging-loss"], running=Running(devices=2, workers=2))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices here")

@@ -14,12 +14,13 @@ from probatum.arenas.predict import arena as predict
 from probatum.bench.plan import StudyPlan, key_of, plan_from
 from probatum.data.lazy.rows import HeldRows, TooLarge
 from probatum.data.open import open_dataset
+from probatum.engine import Engine, Moved, checked_engine
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
-from probatum.rooms.arena import Outcome, Work
+from probatum.rooms.arena import Outcome, Terms, Work, alone
+from probatum.settings import Running
 from probatum.study import Study
 from probatum.train.assemble import assemble
-from probatum.engine import Engine, Moved, checked_engine
 from probatum.train.loop import train
 from probatum.train.rng import seeded, stream
 
@@ -31,7 +32,7 @@ def outcome(data: str, engine: Engine, technique: str = "", steps: int = 12) -> 
     base = Recipe(training=Training(steps=steps, batch_size=16, lr=4e-3))
     arm = make_arm(technique, base) if technique else Arm("baseline", base)
     split = open_dataset(data).prepare(0)
-    return predict.trial(Work(arm, "" if technique else "baseline", base, split, 0, engine=engine))
+    return predict.trial(Work(arm, "" if technique else "baseline", Terms(base=base, engine=engine), split, 0))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: no CUDA device is visible; use --device cpu"):
-        Study("iris", ["encouraging-loss"], device="cuda")
+        Study("iris", ["encouraging-loss"], running=Running(device="cuda"))
     with pytest.raises(InputError, match="no MPS device"):
         checked_engine("mps")
     assert checked_engine("auto").device == "cpu"
@@ -75,8 +76,8 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         checked_engine("cuda:1", devices=2)
 
 
-def study_plan(**given: object) -> StudyPlan:
-    return Study("iris", ["encouraging-loss"], seeds=2, epochs=1, **given).plan  # type: ignore[arg-type]
+def study_plan(precision: str = "float32") -> StudyPlan:
+    return Study("iris", ["encouraging-loss"], seeds=2, epochs=1, running=Running(precision=precision)).plan
 
 
 def test_the_default_leaves_trials_as_they_were_and_others_have_keys_of_their_own() -> None:
@@ -92,7 +93,7 @@ def test_the_default_leaves_trials_as_they_were_and_others_have_keys_of_their_ow
 
 def test_precision_auto_needs_the_probe() -> None:
     with pytest.raises(InputError, match="add --speed auto"):
-        Study("iris", ["encouraging-loss"], precision="auto")
+        Study("iris", ["encouraging-loss"], running=Running(precision="auto"))
 
 
 def test_everything_runs_elsewhere_with_the_same_bits() -> None:
@@ -102,6 +103,9 @@ import faraway
 faraway.join()
 import torch
 from probatum.engine import Engine
+from probatum.settings import Running
+from probatum.rooms.arena import Terms
+from probatum.rooms.arena import alone
 from test_engine import outcome
 torch.set_num_threads(1)
 cases = [("digits", ""), ("toy-topics", "early-learning-regularization"), ("cbf", ""), ("diabetes", "gradient-noise")]
@@ -131,7 +135,7 @@ def test_bf16_rounds_training_passes_only() -> None:
 
     models = []
     for engine in (Engine(), Engine(precision="bf16")):
-        parts = assemble(BASE, data, 0, engine=engine)
+        parts = assemble(alone(BASE, data, 0, engine=engine))
         inner: list[torch.dtype] = []
         handle = parts.run.model.head.register_forward_hook(lambda m, i, o, inner=inner: inner.append(o.dtype))
         with seeded(0, "training"):
@@ -152,7 +156,7 @@ def test_channels_last_changes_the_layout_and_not_the_network() -> None:
     assert other.measures["log-loss"] == pytest.approx(plain.measures["log-loss"], abs=1e-2)
     data = open_dataset("digits").prepare(0)
     engine = Engine(channels_last=True)
-    model = assemble(BASE, data, 0, engine=engine).run.model
+    model = assemble(alone(BASE, data, 0, engine=engine)).run.model
     convolution = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     engine.home(model)
@@ -194,7 +198,7 @@ def test_cuda_agrees_with_the_cpu(data: str) -> None:
     recipe = Recipe(training=Training(steps=50, batch_size=32, lr=1e-3))
     losses = []
     for device in ("cpu", "cuda"):
-        parts = assemble(recipe, split, 0, engine=Engine(device=device))
+        parts = assemble(alone(recipe, split, 0, engine=Engine(device=device)))
         for module in parts.run.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # draws of the two devices differ

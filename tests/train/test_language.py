@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.kinds.language.network import Decoder
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
+from probatum.rooms.task import task
 from probatum.spec import Batch, Spec
 from probatum.train import baselines
 from probatum.train.assemble import assemble
-from probatum.train.loop import errors, outputs, token_errors, train
+from probatum.train.loop import outputs, train
 from probatum.train.rng import seeded, stream
 from probatum.train.run import last_layer
 
@@ -50,7 +54,7 @@ def test_the_decoder_starts_near_equal_shares() -> None:
 
 def test_the_objective_is_the_mean_over_positions() -> None:
     data = toy("text", "next-token")
-    parts = assemble(Recipe(training=Training(steps=3, batch_size=8)), data, 0)
+    parts = assemble(alone(Recipe(training=Training(steps=3, batch_size=8)), data, 0))
     output = torch.randn(5, 12, 20, generator=torch.Generator().manual_seed(0))
     y = data.train.y[:5]
     terms = [F.cross_entropy(output[i, t], y[i, t]) for i in range(5) for t in range(12)]
@@ -60,22 +64,23 @@ def test_the_objective_is_the_mean_over_positions() -> None:
 
 def test_errors_by_slices_are_the_errors() -> None:
     data = toy("text", "next-token")
-    parts = assemble(Recipe(training=Training(steps=3, batch_size=8)), data, 0)
+    parts = assemble(alone(Recipe(training=Training(steps=3, batch_size=8)), data, 0))
     part = data.train
     twice = type(part)(torch.cat([part.x] * 2), torch.cat([part.y] * 2), torch.arange(128))  # two slices
-    sliced = token_errors(lambda x: outputs(parts.run.model, x), twice)
-    whole = errors(outputs(parts.run.model, twice.x), twice, "next-token")
+    asked = task("next-token")
+    sliced = asked.look(lambda part: outputs(parts.run.model, part.x), twice)
+    whole = asked.errors(outputs(parts.run.model, twice.x), twice.y)
     assert sliced == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_short_training_learns_the_chain() -> None:
     data = toy("text", "next-token")
-    parts = assemble(Recipe(training=Training(steps=150, batch_size=16, lr=1e-2)), data, 0)
+    training = Training(steps=150, batch_size=16, lr=0.01, clip=1.0)
+    parts = assemble(alone(Recipe(training=training), data, 0))
     with seeded(0, "training"):
-        train(parts.run, [], stream(0, "order"), clip=1.0, select="log-loss")
-    found = token_errors(lambda x: outputs(parts.run.model, x), data.test)
-    assert found["valid_error"] < 0.2  # one token in ten is drawn at random
-    assert found["valid_log_loss"] < 1.2
-    assert min(point["valid_log_loss"] for point in parts.run.curve) == pytest.approx(
-        token_errors(lambda x: outputs(parts.run.model, x), data.valid)["valid_log_loss"]
-    )
+        train(parts.run, [], stream(0, "order"), select="log-loss")
+    look = partial(task("next-token").look, lambda part: outputs(parts.run.model, part.x))
+    found = look(data.test)
+    assert found["error"] < 0.2  # one token in ten is drawn at random
+    assert found["log_loss"] < 1.2
+    assert min(point["valid_log_loss"] for point in parts.run.curve) == pytest.approx(look(data.valid)["log_loss"])

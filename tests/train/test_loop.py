@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import TrainingFailed, alone
 from probatum.spec import Budget
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.loop import outputs, rate_factor, train
 from probatum.train.rng import derive, seeded, stream
 from probatum.train.run import Run
-from probatum.rooms.arena import TrainingFailed
 from probatum.train.tune import tuned
 
 TRAINING = Training(steps=25, batch_size=16, lr=1e-2)
@@ -26,8 +26,8 @@ TRAINING = Training(steps=25, batch_size=16, lr=1e-2)
 
 def test_equals_a_hand_written_loop_bit_for_bit() -> None:
     data = open_dataset("iris").prepare(0)
-    parts = assemble(Recipe(training=TRAINING), data, 0)
-    by_hand = assemble(Recipe(training=TRAINING), data, 0).run.model
+    parts = assemble(alone(Recipe(training=TRAINING), data, 0))
+    by_hand = assemble(alone(Recipe(training=TRAINING), data, 0)).run.model
     with seeded(0, "training"):
         train(parts.run, [], stream(0, "order"), schedule="constant", select="last")
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=1e-2, fused=True)
@@ -49,7 +49,7 @@ def test_equals_a_hand_written_loop_bit_for_bit() -> None:
 
 def test_the_best_weights_by_validation_are_kept() -> None:
     data = open_dataset("wine").prepare(0)
-    kept, last = (assemble(Recipe(training=TRAINING), data, 0) for _ in range(2))
+    kept, last = (assemble(alone(Recipe(training=TRAINING), data, 0)) for _ in range(2))
     for parts, select in ((kept, "log-loss"), (last, "last")):
         with seeded(0, "training"):
             train(parts.run, [], stream(0, "order"), select=select)
@@ -66,7 +66,7 @@ def test_rates_warm_up_and_fall_to_zero_and_are_put_back() -> None:
     assert all(a >= b for a, b in itertools.pairwise(factors[5:]))
     assert factors[-1] < 1e-3
     assert rate_factor(7, 100, "constant") == 1.0
-    parts = assemble(Recipe(training=TRAINING), open_dataset("iris").prepare(0), 0)
+    parts = assemble(alone(Recipe(training=TRAINING), open_dataset("iris").prepare(0), 0))
     train(parts.run, [], stream(0, "order"))
     assert parts.run.optimizer.param_groups[0]["lr"] == 1e-2
 
@@ -100,8 +100,9 @@ def test_clipping_comes_before_the_gradient_hooks() -> None:
                 float(torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm())
             )
 
-    parts = assemble(Recipe(training=TRAINING), open_dataset("iris").prepare(0), 0)
-    train(parts.run, [Watch()], stream(0, "order"), clip=1e-3)
+    recipe = Recipe(training=replace(TRAINING, clip=1e-3))
+    parts = assemble(alone(recipe, open_dataset("iris").prepare(0), 0))
+    train(parts.run, [Watch()], stream(0, "order"))
     assert max(seen) <= 1e-3 * 1.001
 
 

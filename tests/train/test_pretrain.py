@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
+from probatum.kinds.image.network import SmallResNet
 from probatum.numerics.networks.frozen import StillBatchNorm2d, freeze
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Spec
 from probatum.train.adapt import (
     FROM_SCRATCH,
@@ -27,9 +29,9 @@ from probatum.train.adapt import (
     stored,
 )
 from probatum.train.assemble import Assembly, assemble, is_pretrained
-from probatum.train.baselines import SmallResNet, build
+from probatum.train.baselines import build
 from probatum.train.loop import outputs, train
-from probatum.train.pretrain import MOST_STEPS, pretrain, source_training
+from probatum.train.pretrain import MOST_STEPS, SEED, pretrain, source_training
 from probatum.train.replicas import Replica, train_replicas
 from probatum.train.rng import derive, seeded, stream
 
@@ -52,7 +54,7 @@ def digits() -> Data:
 
 
 def assembled(data: Data, factory: Adapted, seed: int = 1, arm: Recipe = SHORT) -> Assembly:
-    return assemble(arm, data, seed, factory=factory)
+    return assemble(alone(arm, data, seed, factory=factory))
 
 
 def run(parts: Assembly, seed: int = 1) -> Assembly:
@@ -68,7 +70,7 @@ def test_every_tensor_of_the_body_arrives_bit_for_bit(digits: Data) -> None:
         if not name.startswith("head"):
             assert torch.equal(value, state[name]), name
             assert value.data_ptr() != state[name].data_ptr()
-    plain = assemble(SHORT, digits, 1).run.model  # the head is what it would be without pretraining
+    plain = assemble(alone(SHORT, digits, 1)).run.model  # the head is what it would be without pretraining
     assert torch.equal(parts.run.model.head.weight, plain.head.weight)
     assert not torch.equal(parts.run.model.head.weight, state["head.weight"])
     assert all(p.requires_grad for p in parts.run.model.parameters())
@@ -76,7 +78,7 @@ def test_every_tensor_of_the_body_arrives_bit_for_bit(digits: Data) -> None:
 
 def test_from_scratch_is_the_plain_baseline_to_the_bit(digits: Data) -> None:
     scratch = run(assembled(digits, Adapted(state_of(net()), start=FROM_SCRATCH))).run.model
-    plain = run(assemble(SHORT, digits, 1)).run.model
+    plain = run(assemble(alone(SHORT, digits, 1))).run.model
     for name, value in plain.state_dict().items():
         assert torch.equal(value, scratch.state_dict()[name]), name
 
@@ -195,7 +197,8 @@ def test_adapters_are_stored_and_the_frozen_body_is_not(digits: Data) -> None:
 def test_pretraining_learns_and_repeats(digits: Data) -> None:
     recipe = Recipe(training=Training(steps=60, batch_size=64, lr=4e-3))
     seen: list[tuple[int, int]] = []
-    (state, score), (again, _) = (pretrain(digits, recipe, progress=lambda a, b: seen.append((a, b))) for _ in "12")
+    work = replace(alone(recipe, digits, SEED), progress=lambda a, b: seen.append((a, b)))
+    (state, score), (again, _) = (pretrain(work) for _ in "12")
     assert score["accuracy"] > 0.6
     assert digest(state) == digest(again)
     assert seen[-1] == (60, 60)
@@ -208,7 +211,7 @@ def test_pretraining_learns_and_repeats(digits: Data) -> None:
 def test_pretraining_on_real_targets_tells_their_error() -> None:
     data = open_dataset("diabetes").prepare(0)
     training = Training(steps=60, select="rmse")
-    _, score = pretrain(data, Recipe(training=training))
+    _, score = pretrain(alone(Recipe(training=training), data, SEED))
     assert 0.3 < score["rmse"] < 1.2
 
 
@@ -240,7 +243,7 @@ def test_seeds_of_pretrained_networks_train_as_one(digits: Data, start: str) -> 
         Replica(p.run, p.methods, stream(s, "order"), derive(s, "training"), True)
         for p, s in zip(together, (1, 2), strict=True)
     ]
-    assert train_replicas(replicas, schedule="cosine", clip=None) == [None, None]
+    assert train_replicas(replicas, schedule="cosine") == [None, None]
     for one, other in zip(alone, together, strict=True):
         for name, value in one.run.model.state_dict().items():
             found = other.run.model.state_dict()[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
@@ -38,17 +40,17 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def prepared(data: Data, methods: Any = (), factory: Any = None) -> list[Assembly]:
+def prepared(data: Data, methods: Any = (), factory: Any = None, recipe: Recipe = RECIPE) -> list[Assembly]:
     found = []
     for seed in SEEDS:
-        parts = assemble(RECIPE, shuffled(data, seed), seed, factory=factory)
+        parts = assemble(alone(recipe, shuffled(data, seed), seed, factory=factory))
         parts.run.model.double()
         parts.methods.extend(copy.deepcopy(method) for method in methods)
         found.append(parts)
     return found
 
 
-def alone(parts: list[Assembly], **options: Any) -> list[Run]:
+def run_alone(parts: list[Assembly], **options: Any) -> list[Run]:
     for one, seed in zip(parts, SEEDS, strict=True):
         with seeded(seed, "training"):
             train(one.run, one.methods, stream(seed, "order"), **options)
@@ -84,16 +86,18 @@ def test_baselines_train_as_one_as_each_does_alone(modality: str, task: str) -> 
     data = toy(modality, task)
     found, failed = together(prepared(data))
     assert failed == [None] * len(SEEDS)
-    assert_same(alone(prepared(data)), found)
+    assert_same(run_alone(prepared(data)), found)
 
 
 @pytest.mark.parametrize("select", ["last", "log-loss"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_schedule_selection_and_clipping(select: str, schedule: str) -> None:
-    options = {"select": select, "schedule": schedule, "clip": 0.05}
+    options = {"select": select, "schedule": schedule}
+    clipped = replace(RECIPE, training=replace(RECIPE.training, clip=0.05))
     data = toy("table", "classes")
-    found, _ = together(prepared(data), **options)
-    assert_same(alone(prepared(data), **options), found)
+    found, _ = together(prepared(data, recipe=clipped), **options)
+    assert_same(run_alone(prepared(data, recipe=clipped), **options), found)
+    assert found[0].clip == 0.05
 
 
 class Hooks:
@@ -151,7 +155,7 @@ def test_hooks_see_one_replica_each(modality: str) -> None:
             return batch._replace(y=(batch.y + 1) % 3)
 
     found, failed = together(prepared(data, [Encoded()]))
-    wanted = alone(prepared(data, [Encoded()]))
+    wanted = run_alone(prepared(data, [Encoded()]))
     assert failed == [None] * len(SEEDS)
     assert_same(wanted, found, 1e-6)
     assert [run.notes for run in found] == [run.notes for run in wanted]
@@ -165,7 +169,7 @@ def test_a_replica_that_fails_does_not_touch_the_others() -> None:
     wild[:, :5] = float("inf")  # the last column holds category codes
     parts[1].run.train = Part(wild, bad.y, bad.rows)
     found, failed = together(parts)
-    wanted = alone(prepared(data))
+    wanted = run_alone(prepared(data))
     assert failed[0] is None
     assert failed[2] is None
     assert "training loss is" in str(failed[1])
@@ -193,7 +197,7 @@ def test_optimizers_with_rules_of_their_own_update_each_replica() -> None:
         return parts
 
     found, _ = together(ready())
-    assert_same(alone(ready()), found)
+    assert_same(run_alone(ready()), found)
 
 
 class Coupled(nn.Module):
@@ -264,5 +268,5 @@ def test_losses_that_reach_weights_past_the_network_count() -> None:
         return parts
 
     found, _ = together(ready())
-    assert_same(alone(ready()), found)
+    assert_same(run_alone(ready()), found)
     assert not math.isnan(found[0].curve[-1]["train_loss"])

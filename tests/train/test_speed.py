@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from scipy.stats import binom
 
 from probatum.bench import speed as chosen
 from probatum.data.open import open_dataset
+from probatum.engine import Engine
 from probatum.errors import InputError
 from probatum.measure.cost import Interleaved
 from probatum.recipe import Recipe, Training
 from probatum.report.commands import repeat_command
 from probatum.report.write import render
+from probatum.rooms.arena import alone
+from probatum.settings import Judging, Running
 from probatum.study import Study
 from probatum.train import speed
-from probatum.engine import Engine
 from probatum.train.speed import Probed, as_json, interval, judged, lines, probe
 
 RECIPE = Recipe(training=Training(steps=100, batch_size=16))
@@ -62,22 +65,22 @@ def test_settings_are_taken_one_upon_another(monkeypatch: pytest.MonkeyPatch) ->
         speed, "_compared", fixed({"channels_last": Probed(True, 0.8, 0.7, 0.9), "precision": Probed(True)})
     )
     monkeypatch.setattr(speed, "native_bf16", lambda device: True)
-    engine, found = probe(RECIPE, data, 0, None, Engine(), bf16=True)
+    engine, found = probe(alone(RECIPE, data, 0), bf16=True)
     assert engine == Engine(channels_last=True, precision="bf16")
     assert "too little for a compiler" in found["compile"].reason
-    engine, found = probe(RECIPE, data, 0, None, Engine())
+    engine, found = probe(alone(RECIPE, data, 0))
     assert engine == Engine(channels_last=True)
     assert "bf16" not in found  # results may change only where that was allowed
     monkeypatch.setattr(speed, "native_bf16", lambda device: False)
-    assert "no bfloat16 arithmetic" in probe(RECIPE, data, 0, None, Engine(), bf16=True)[1]["bf16"].reason
+    assert "no bfloat16 arithmetic" in probe(alone(RECIPE, data, 0), bf16=True)[1]["bf16"].reason
 
 
 def test_tables_have_no_channels() -> None:
-    assert set(probe(RECIPE, open_dataset("iris").prepare(0), 0, None, Engine())[1]) == {"compile"}
+    assert set(probe(alone(RECIPE, open_dataset("iris").prepare(0), 0))[1]) == {"compile"}
 
 
 def test_a_real_probe_measures_and_decides_by_its_own_rule() -> None:
-    engine, found = probe(RECIPE, open_dataset("digits").prepare(0), 0, None, Engine())
+    engine, found = probe(alone(RECIPE, open_dataset("digits").prepare(0), 0))
     one = found["channels-last"]
     assert 0.05 < one.low <= one.ratio <= one.high < 20
     assert one.taken == (one.high < speed.TAKEN_BELOW) == engine.channels_last
@@ -101,7 +104,8 @@ def test_compilation_must_pay_over_the_study(
         return Steps(compiles, 0.5 * speed.BLOCK) if engine.compile else Steps(speed.BLOCK, speed.BLOCK)
 
     monkeypatch.setattr(speed, "interleave", lambda a, b, *_: timed([0.5] * 12, (0.5 * speed.BLOCK, speed.BLOCK)))
-    found = speed._compile(stepper, Engine(), 100, trials, 2)  # type: ignore[arg-type]
+    monkeypatch.setattr(speed, "_stepping", lambda work, engine: nullcontext(stepper(engine)))
+    found = speed._compile(None, Engine(), 100, trials, 2)  # type: ignore[arg-type]
     assert found.taken is taken
     saved, cost = 0.5 * 100 * trials, (compiles - 2) * (2 + trials)
     assert taken == (saved > cost) or trials == 1
@@ -109,11 +113,12 @@ def test_compilation_must_pay_over_the_study(
         assert f"saves about {saved:.0f} s of the study and costs {cost:.0f} s" in found.reason
 
 
-def test_what_fails_is_not_taken() -> None:
-    def broken(engine: Engine) -> Steps:
+def test_what_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(work: object, engine: Engine) -> Steps:
         raise RuntimeError("view size is not compatible")
 
-    found = speed._compared(broken, Engine(channels_last=True), Engine())  # type: ignore[arg-type]
+    monkeypatch.setattr(speed, "_stepping", broken)
+    found = speed._compared(None, Engine(channels_last=True), Engine())  # type: ignore[arg-type]
     assert not found.taken
     assert "view size" in found.reason
 
@@ -138,7 +143,13 @@ def test_a_study_chooses_once_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     def study(seeds: int, speed: str = "auto") -> Study:
         where = tmp_path / "store.sqlite"
         return Study(
-            "digits", ["encouraging-loss"], seeds=seeds, steps=2, store=where, speed=speed, timing=False, confirm=False
+            "digits",
+            ["encouraging-loss"],
+            seeds=seeds,
+            steps=2,
+            store=where,
+            judging=Judging(confirm=False),
+            running=Running(speed=speed, timing=False),
         )
 
     first = study(2)
@@ -148,7 +159,7 @@ def test_a_study_chooses_once_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert again.plan == first.plan
     assert more.plan.engine == Engine(channels_last=True)
     assert (plain.plan.engine, plain.plan.speed) == (Engine(), {})
-    assert first.stack == "never"
+    assert first.context.stack == "never"
     text = render(first.results)
     assert "cpu, float32, channels-last" in text
     assert "channels-last: 0.80 of plain (0.70 to 0.90), taken" in text
@@ -157,4 +168,4 @@ def test_a_study_chooses_once_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_words_that_are_not_known() -> None:
     with pytest.raises(InputError, match="speed is 'fast'"):
-        Study("iris", ["encouraging-loss"], speed="fast")
+        Study("iris", ["encouraging-loss"], running=Running(speed="fast"))

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
-from probatum.train.replicas import Replica, Session, train_replicas
+from probatum.train.replica import Replica
+from probatum.train.replicas import Stacked, train_replicas
 from probatum.train.rng import derive, seeded, stream
 from probatum.train.run import Run
 from probatum.train.same_step import _without_draws, same_step
@@ -36,14 +38,14 @@ def prepared(
 ) -> list[Assembly]:
     data, found = toy("table", task), []
     for seed in SEEDS:
-        parts = assemble(recipe, _shuffled(data, seed), seed, factory=factory)
+        parts = assemble(alone(recipe, _shuffled(data, seed), seed, factory=factory))
         parts.run.model.double()
         parts.methods.extend([] if method is None else [method()])
         found.append(parts)
     return found
 
 
-def alone(parts: list[Assembly]) -> list[Run]:
+def run_alone(parts: list[Assembly]) -> list[Run]:
     for one, seed in zip(parts, SEEDS, strict=True):
         with seeded(seed, "training"):
             train(one.run, one.methods, stream(seed, "order"))
@@ -75,7 +77,7 @@ def same_or_refused(ready: Ready) -> bool:
     except CannotStackError:
         return False
     assert failed == [None] * len(SEEDS)
-    assert_same(alone(ready()), [one.run for one in parts])
+    assert_same(run_alone(ready()), [one.run for one in parts])
     return True
 
 
@@ -378,7 +380,7 @@ def test_a_separable_loss_with_settings_of_the_seed() -> None:
     for replica in replicas:
         replica.separable = True
     train_replicas(replicas)
-    assert_same(alone(ready()), [one.run for one in parts])
+    assert_same(run_alone(ready()), [one.run for one in parts])
 
 
 @pytest.mark.parametrize("rows", [17, 33, 16, 5, 2])
@@ -388,7 +390,7 @@ def test_last_batches_and_batches_larger_than_the_data(rows: int) -> None:
         for seed in SEEDS:
             whole = _shuffled(data, seed)
             few = Part(whole.train.x[:rows], whole.train.y[:rows], whole.train.rows[:rows])
-            found.append(assemble(RECIPE, Data(whole.spec, few, whole.valid, whole.test), seed, factory=Net))
+            found.append(assemble(alone(RECIPE, Data(whole.spec, few, whole.valid, whole.test), seed, factory=Net)))
             found[-1].run.model.double()
         return found
 
@@ -471,13 +473,13 @@ def test_roundings_are_told_from_differences(coupled: bool) -> None:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(64, 3, 12, 12, generator=generator)
         part = Part(x, torch.randint(10, (64,), generator=generator), torch.arange(64))
-        parts = assemble(RECIPE, Data(spec, part, part, part), seed, factory=lambda s: Convolutions(s, coupled))
+        parts = assemble(alone(RECIPE, Data(spec, part, part, part), seed, factory=lambda s: Convolutions(s, coupled)))
         replicas.append(Replica(parts.run, parts.methods, stream(seed, "order"), derive(seed, "training")))
     if coupled:
         with pytest.raises(CannotStackError, match="other outputs or gradients"):
-            Session(replicas)
+            Stacked(replicas)
     else:
-        Session(replicas)
+        Stacked(replicas)
 
 
 def test_without_draws_networks_are_as_before_afterwards_and_what_couples_rows_is_still_found() -> None:
@@ -506,7 +508,7 @@ def test_a_frozen_table_shared_by_all_networks_is_refused() -> None:
 def test_making_a_session_does_not_change_what_the_networks_hold() -> None:
     parts = prepared(Odd)
     before = [copy.deepcopy(one.run.model.state_dict()) for one in parts]
-    session = Session(replicas_of(parts))
+    session = Stacked(replicas_of(parts))
     session.close()
     for one, state in zip(parts, before, strict=True):
         for name, value in one.run.model.state_dict().items():
@@ -545,5 +547,5 @@ def test_one_bad_seed_does_not_touch_the_others_where_the_loss_is_shared() -> No
         replica.separable = True
     failed = train_replicas(replicas)
     assert [problem is None for problem in failed] == [True, False, True]
-    wanted = alone(ready(False))
+    wanted = run_alone(ready(False))
     assert_same([wanted[0], wanted[2]], [parts[0].run, parts[2].run])

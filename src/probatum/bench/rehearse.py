@@ -14,6 +14,8 @@ from probatum.spec import Data, Part
 ROWS = 48
 LEARNER_ROWS = 160
 """Rows for learners, which choose among their settings on parts of them."""
+MORE_ROWS = 2048
+"""Where it fails on those, it is tried on so many: some things need rows, calibrators above all."""
 
 
 def rehearse(work: Work, where: str) -> None:
@@ -26,6 +28,15 @@ def rehearse(work: Work, where: str) -> None:
         fixed = slots.fixed(catalogue.place(use.id).slot)
         inject.check_settings(use.id, getattr(entry, "for_model", entry), use.settings, fixed)
     rows = ROWS if work.recipe.learner is None else LEARNER_ROWS
+    try:
+        _try_on(rows, work, where)
+    except InputError:
+        if max(len(work.data.train), len(work.data.valid)) <= rows:
+            raise
+        _try_on(MORE_ROWS, work, where)
+
+
+def _try_on(rows: int, work: Work, where: str) -> None:
     training = replace(work.base.training, steps=2, epochs=1)
     few = replace(work, data=_few(work.data, rows), progress=None)
     try:

@@ -114,5 +114,8 @@ def _nobodys(door: Door) -> InputError:
     said = (("modality", door.reading.modality), ("task", door.reading.task))
     words = ", ".join(f"{name} {value}" for name, value in said if value != "auto")
     what = repr(str(door.path)) if door.path is not None else f"a {type(door.source).__name__}"
+    shape = getattr(getattr(door.arrays, "x", None), "shape", None)
+    if shape is not None:
+        what = f"X of {len(shape)} dimensions, {tuple(shape)},"
     forms = "; ".join(f"{kind.NAME}: {kind.ABOUT}" for kind in kinds())
     return InputError(f"{what} is no data that is known{f' of {words}' if words else ''}; there are {forms}")

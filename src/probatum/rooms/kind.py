@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from probatum.card import Card
     from probatum.recipe import Training
+    from probatum.rooms.world import World
     from probatum.settings import Reading
     from probatum.spec import Data, Spec
 
@@ -77,6 +78,63 @@ class Streamed(Raw, Protocol):
 
     def prepared(self, dataset: Any, parts: Sequence[np.ndarray], seed: int) -> Data:
         """The split encoded: x of every part is a `probatum.spec.Rows`."""
+        ...
+
+
+class Opened(Protocol):
+    """Data that were opened: a `probatum.data.dataset.Dataset`, or what a kind without rows has in its place."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def target(self) -> str:
+        """What is predicted, in the user's words."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """How much there is, in `Kind.UNIT`."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Warnings of one line, each with what was done or the remedy."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that is trained on, equal in every process."""
+        ...
+
+    @property
+    def fixed_split(self) -> bool:
+        """Whether all seeds share the same test rows."""
+        ...
+
+    @property
+    def streamed(self) -> bool: ...
+    @property
+    def memory(self) -> int | None:
+        """Data on disk: a limit in bytes with which they are opened as they are now."""
+        ...
+
+    @property
+    def world(self) -> World | None: ...
+
+    def prepare(self, seed: int, *, fractions: Sequence[float] = ...) -> Data:
+        """The split of a seed, encoded."""
+        ...
+
+    def summary(self, data: Data | None = None) -> dict[str, Any]:
+        """What the command line and reports show, as JSON values; `data` is the split of seed 0, if it is there."""
         ...
 
 
@@ -163,8 +221,8 @@ class Kind:
         """Whether what stands at the `probatum.data.door.Door` is data of this kind, and the user said nothing else."""
         return False
 
-    def open(self, door: Any) -> Any:
-        """A `probatum.data.dataset.Dataset`, or what stands for one."""
+    def open(self, door: Any) -> Opened:
+        """The data; InputError with the remedy where they cannot be used."""
         raise NotImplementedError
 
     def read_new(self, path: Any) -> Any:

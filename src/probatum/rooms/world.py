@@ -92,6 +92,10 @@ def parse_world(text: str | World) -> World:
 def in_world(dataset: Any, world: str | World) -> Any:
     """The `Dataset` in a world, which its fingerprint tells; raises InputError where that cannot be."""
     found = parse_world(world)
+    if not dataset.kind.ROWS:
+        raise InputError(
+            f"world {found.name} is made of rows, and {dataset.name} ({dataset.kind.NAME}) has none of its own; leave it out"
+        )
     if dataset.streamed:
         raise InputError(
             f"world {found.name}: {dataset.name} is streamed from disk; worlds are made of rows held in memory, give a larger "

@@ -140,7 +140,7 @@ def check_shared(name: str, recipe: Recipe, engine: Engine) -> None:
             )
 
 
-def train_on_devices(work: Work, recipe: Recipe, steps: int | None = None) -> Assembly:
+def train_on_devices(work: Work, recipe: Recipe | None = None, steps: int | None = None) -> Assembly:
     """What `assemble` and then `train` give, with the training done by `work.engine.devices` processes.
 
     Equal to training on one device to float tolerance for networks without batch statistics and dropout. Batch statistics
@@ -148,7 +148,7 @@ def train_on_devices(work: Work, recipe: Recipe, steps: int | None = None) -> As
 
     Args:
         work: data, seed, factory and engine.
-        recipe: what fills which slot.
+        recipe: what fills which slot; None = the arm's own.
         steps: as in `assemble`.
 
     Raises:
@@ -157,6 +157,7 @@ def train_on_devices(work: Work, recipe: Recipe, steps: int | None = None) -> As
         RuntimeError: a process failed or died; the message says why.
     """
     check_fabric()
+    recipe = recipe or work.recipe
     check_shared("the arm", recipe, work.engine)
     files = [str(catalogue.place(use.id).path) for use in recipe.uses()]
     rooms = [str(room.folder) for room in find.added()]

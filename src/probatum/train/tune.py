@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,12 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     the result is a pure function of its arguments.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # by groups, so that the first candidate, which suggests nothing, does not switch joint sampling off for the others
-    sampler = optuna.samplers.TPESampler(
-        seed=derive(seed, "tuner") % 2**31, n_startup_trials=max(4, trials // 3), multivariate=True, group=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # by groups, so that the first candidate, which suggests nothing, does not switch joint sampling off for the others
+        sampler = optuna.samplers.TPESampler(
+            seed=derive(seed, "tuner") % 2**31, n_startup_trials=max(4, trials // 3), multivariate=True, group=True
+        )
     study = optuna.create_study(direction="minimize", sampler=sampler)
     candidates: dict[int, Recipe] = {}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from probatum.kinds.image.network import SmallResNet
 from probatum.numerics.networks.residual_blocks import blocks_in, pairs_in, stages_of
 from probatum.spec import Spec
-from probatum.train.baselines import SmallResNet
 
 
 def test_the_baseline_has_three_stages_of_one_block() -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import dcls
 from probatum.techniques.layer.dcls import Dcls, apply, dense_kernel, fuse, parameter_groups
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import flora_tucker
@@ -29,7 +30,6 @@ from probatum.techniques.layer.flora_tucker import (
     tucker,
     unmerge,
 )
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 BASES = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.numerics.hypernetworks.hypernet import Layout, call, supplier_of, withdraw
 from probatum.recipe import Training
 from probatum.spec import Spec
@@ -23,7 +24,6 @@ from probatum.techniques.layer.hypernet_kit import (
     output_penalty,
     pieces_of,
 )
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 ALL = [

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.numerics.networks.residual_blocks import blocks_in, stages_of
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import ibn_net
 from probatum.techniques.layer.ibn_net import IBN, apply, channel_divergence, layer_divergences
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.layer import residual_adapters
@@ -25,7 +26,6 @@ from probatum.techniques.layer.residual_adapters import (
     fold,
     parameter_groups,
 )
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 FORMS = ("series", "parallel")

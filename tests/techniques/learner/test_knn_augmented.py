@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.knn_augmented import Store, augment, fit, fit_head, knn_loss, mix, votes

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.naive_bayes_head import (
     FLOOR,

@@ -12,7 +12,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner import off_the_shelf_features as shelf

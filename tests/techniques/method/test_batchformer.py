@@ -14,6 +14,7 @@ from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Spec
 from probatum.techniques.method import batchformer
 from probatum.techniques.method.batchformer import BatchEncoder, BatchFormer, group_accuracy, influences
@@ -122,7 +123,7 @@ def test_dropout_draws_from_its_stream_and_keeps_the_mean() -> None:
 
 def test_loss_on_the_bench_is_the_mean_over_both_halves() -> None:
     data = open_dataset("digits").prepare(0)
-    parts = assemble(make_arm("batchformer(dropout=0.0)", Recipe(training=SHORT)).recipe, data, 3)
+    parts = assemble(alone(make_arm("batchformer(dropout=0.0)", Recipe(training=SHORT)).recipe, data, 3))
     run, (method,) = parts.run, parts.methods
     method.prepare(run)
     features: list[Tensor] = []

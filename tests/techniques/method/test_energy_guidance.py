@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.claims.tools import fit
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.techniques.method.energy_guidance import (
     LOSSES,
     EnergyGuidance,
@@ -144,9 +145,9 @@ def test_on_the_bench_energy_moves_into_the_region() -> None:
 def test_few_boxes_by_row() -> None:
     data = toy("image", "classes")
     boxes = {int(row): [0, 0, 8, 4] for row in data.train.rows[:40]}
-    parts = assemble(Recipe(training=TRAINING), data, 0)
+    parts = assemble(alone(Recipe(training=TRAINING), data, 0))
     guide = EnergyGuidance(torch.Generator().manual_seed(0), 1.0, boxes=boxes, annotated=0.25)
-    train(parts.run, [guide], torch.Generator().manual_seed(1), schedule="cosine", clip=None, select="last")
+    train(parts.run, [guide], torch.Generator().manual_seed(1), schedule="cosine", select="last")
     assert parts.run.notes["rows-with-boxes"] == 10
     assert 0 < parts.run.extra_passes < 60 * 16 * 0.5
     assert guide.mask is None
@@ -161,7 +162,7 @@ def test_misuse() -> None:
         EnergyGuidance(torch.Generator())
     with pytest.raises(ValueError, match="region is"):
         EnergyGuidance(torch.Generator(), region=[0.5, 0.0, 0.2, 1.0])
-    parts = assemble(Recipe(training=TRAINING), toy("image", "classes"), 0)
+    parts = assemble(alone(Recipe(training=TRAINING), toy("image", "classes"), 0))
     nobody = EnergyGuidance(torch.Generator(), boxes={10**6: [0, 0, 1, 1]})
     with pytest.raises((ValueError, InputError), match="none of which is a training row"):
         nobody.prepare(parts.run)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.claims.tools import fit
 from probatum.errors import InputError
 from probatum.recipe import Training

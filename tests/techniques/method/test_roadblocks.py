@@ -12,6 +12,7 @@ from torch import nn
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.roadblocks import (
     Roadblocks,
@@ -163,7 +164,7 @@ def test_a_planted_shortcut_is_blocked_and_left() -> None:
 def test_what_is_reported_and_charged() -> None:
     data = shortcut_data(10)
     parts = assemble(
-        make_arm("roadblocks(share=0.2, rounds=2)", Recipe(training=replace(SHORT, steps=120))).recipe, data, 1
+        alone(make_arm("roadblocks(share=0.2, rounds=2)", Recipe(training=replace(SHORT, steps=120))).recipe, data, 1)
     )
     with seeded(1, "training"):
         train(parts.run, parts.methods, stream(1, "order"))

@@ -9,7 +9,7 @@ from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.techniques.probe.perceptual_score import (
     Draws,
     by_subset,

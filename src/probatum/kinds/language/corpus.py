@@ -23,7 +23,7 @@ from probatum.data.split import PART_NAMES, TEST, TRAIN, SplitPlan, draw_split
 from probatum.data.target import TargetCoder
 from probatum.errors import InputError
 from probatum.kinds.language.tokens import TokenEncoder, check_tokens
-from probatum.rooms.kind import NamedSet
+from probatum.rooms.kind import Kind, NamedSet, kind_of
 from probatum.settings import Reading, told
 from probatum.spec import Data, Part, Spec
 
@@ -89,6 +89,12 @@ class Corpus:
     classes: ClassVar[tuple[str, ...]] = ()
     streamed: ClassVar[bool] = False
     memory: ClassVar[None] = None
+    world: ClassVar[None] = None
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of data these are."""
+        return kind_of(self.modality, self.task)
 
     @property
     def n(self) -> int:
@@ -167,10 +173,10 @@ class Corpus:
             x, y, rows, texts = x[kept], y[kept], rows[kept], [texts[i] for i in kept]
         return Part(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(rows), tuple(texts))
 
-    def summary(self) -> dict[str, Any]:
-        """What the command line and reports show, as JSON values."""
+    def summary(self, data: Data | None = None) -> dict[str, Any]:
+        """What the command line and reports show, as JSON values; `data` is the split of seed 0, if it is there."""
         if "shown" not in self.about:
-            data = self.prepare(0)
+            data = data or self.prepare(0)
             letters = len(set().union(*self.texts))
             self.about["shown"] = {
                 "columns": [{"name": "text", "kind": "characters", "missing": 0, "n_unique": letters}],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Part
 from probatum.techniques.learner.pfn.network import Limits, PriorFitted, load

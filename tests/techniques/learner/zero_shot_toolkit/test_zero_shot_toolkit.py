@@ -10,7 +10,7 @@ from scipy.linalg import solve_sylvester
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
     METHODS,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import fit
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Batch, Data, Part, Spec
 from probatum.techniques.method.cmle.cmle import (
     CMLE,
@@ -130,7 +131,7 @@ def test_ramp() -> None:
 
 def test_codes_and_given_treatments() -> None:
     method = CMLE("drug")
-    parts = assemble(make_arm("cmle(treatment='drug')", Recipe(training=SHORT)).recipe, data(), 1)
+    parts = assemble(alone(make_arm("cmle(treatment='drug')", Recipe(training=SHORT)).recipe, data(), 1))
     method.prepare(parts.run)
     assert method.levels.tolist() == [1.0, 2.0, 3.0]
     x = part(5, 0).x
@@ -146,7 +147,7 @@ def test_codes_and_given_treatments() -> None:
 @pytest.mark.parametrize("settings", ["balance=0.5", "balance=0.0, counterfactual=0.5", "metric='transport'"])
 def test_training_with_terms_is_charged_told_and_leaves_nothing(settings: str) -> None:
     arm = make_arm(f"cmle(treatment='drug', judge_steps=30, {settings})", Recipe(training=SHORT))
-    parts = assemble(arm.recipe, data(), 1)
+    parts = assemble(alone(arm.recipe, data(), 1))
     with seeded(1, "training"):
         train(parts.run, parts.methods, stream(1, "order"))
     told = parts.methods[0].report()
@@ -177,7 +178,7 @@ def test_balance_makes_features_of_treatments_alike() -> None:
 
 def test_state_goes_on_where_it_was() -> None:
     arm = make_arm("cmle(treatment='drug', counterfactual=0.5, judge_steps=5)", Recipe(training=SHORT))
-    first, second = (assemble(arm.recipe, data(), seed) for seed in (1, 2))
+    first, second = (assemble(alone(arm.recipe, data(), seed)) for seed in (1, 2))
     rows = part(40, 5)
     values = []
     for parts in (first, second):
@@ -225,9 +226,11 @@ def test_treatments_that_cannot_be_are_named() -> None:
     x = lacking.train.x.clone()
     x[:, 4] = x[:, 4].clamp_max(2.0)
     parts = assemble(
-        make_arm("cmle(treatment='drug')", Recipe(training=SHORT)).recipe,
-        replace(lacking, train=replace(lacking.train, x=x)),
-        1,
+        alone(
+            make_arm("cmle(treatment='drug')", Recipe(training=SHORT)).recipe,
+            replace(lacking, train=replace(lacking.train, x=x)),
+            1,
+        )
     )
     with pytest.raises(ValueError, match="treatment 3 of validation rows is absent"):
         parts.methods[0].prepare(parts.run)

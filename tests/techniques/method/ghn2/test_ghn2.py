@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.kinds.image.network import SmallResNet
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2 import ghn2
@@ -26,7 +27,6 @@ from probatum.techniques.method.ghn2.ghn2 import (
     train_hypernet,
 )
 from probatum.techniques.method.ghn2.net_graph import NetGraph, trace
-from probatum.train.baselines import SmallResNet
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 

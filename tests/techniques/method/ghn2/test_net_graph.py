@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.kinds.image.network import SmallResNet
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2 import net_graph
 from probatum.techniques.method.ghn2.net_graph import KINDS, NetGraph, trace
-from probatum.train.baselines import SmallResNet
 
 
 class Branches(nn.Module):

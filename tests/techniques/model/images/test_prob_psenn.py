@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.checks.subject import toy
+from probatum.checks.toy import toy
 from probatum.claims.tools import fit
 from probatum.recipe import Training
 from probatum.techniques.model.images.prob_psenn import ProbPSENN, build, log_mean_softmax, rejected, split_entropy
