@@ -34,9 +34,7 @@ def run_claim(name: str, claim: Claim, seeds: Sequence[int] | None = None) -> di
         evidence = claim.run(tuple(seeds or claim.seeds))
     finally:
         torch.set_num_threads(threads)
-    return _entry(name, claim, evidence, tuple(seeds or claim.seeds), time.perf_counter() - start) | {
-        "fingerprint": basis
-    }
+    return _entry(name, claim, evidence, tuple(seeds or claim.seeds), time.perf_counter() - start, basis)
 
 
 def record(name: str, entry: dict[str, Any], path: Path = EVIDENCE) -> None:
@@ -68,7 +66,9 @@ def recorded(name: str, claim: str, known: dict[str, Any]) -> dict[str, Any]:
     return known[key]
 
 
-def _entry(name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], seconds: float) -> dict[str, Any]:
+def _entry(
+    name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], seconds: float, basis: str
+) -> dict[str, Any]:
     import numpy
     import torch
 
@@ -84,6 +84,7 @@ def _entry(name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], sec
         "note": found.note,
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
+        "fingerprint": basis,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
     }
 
