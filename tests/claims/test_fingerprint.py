@@ -435,16 +435,18 @@ def test_techniques_that_a_claim_names_count(tmp_path: Path, said: str, counts: 
 
 ROOMS = {
     "rooms.py": (
-        "import importlib\n\nHOMES = {'kind': 'ours.kinds', 'world': 'ours.worlds'}\n\n\n"
+        "import importlib\n\nHOMES = {'kind': 'ours.kinds', 'world': 'ours.worlds', 'task': 'ours.tasks'}\n\n\n"
         "def load(sort, name, file):\n    return importlib.import_module('.'.join((HOMES[sort], name, file)))\n"
     ),
     "lazily.py": "from ours.rooms import load\n\n\ndef late(x):\n    return load('kind', x, 'kind').KIND.read(x)\n",
     "kinds/image/kind.py": "from ours.kinds.image.read import read\n\nKIND = read\n",
     "kinds/image/read.py": "def read(x):\n    return x + 'image'\n",
-    "kinds/image/sets.py": "def sets():\n    return {'digits': 1, 'shared': 1}\n",
+    "kinds/image/sets.py": "def sets():\n    return {'digits': 1, 'shared': 1}, 'many:classes'\n",
     "kinds/image/show.py": "def show(x):\n    return x + 'shown'\n",
-    "kinds/text/kind.py": "def KIND(x):\n    return x + 'text'\n",
+    "kinds/text/kind.py": "class Text:\n    NAME = 'words'\n    OTHER = 'else'\n\n    def read(x):\n        return x\n",
     "kinds/text/sets.py": "def sets():\n    return {'topics': 1, 'shared': 1}\n",
+    "tasks/classes/kind.py": "def KIND():\n    return 1\n",
+    "tasks/reals/kind.py": "def KIND():\n    return 1\n",
     "worlds/labels.py": "class Noise:\n    KIND = 'label-noise'\n\n    def apply(self):\n        return 1\n",
     "worlds/shift.py": "class Shift:\n    KIND = 'shift'\n\n    def apply(self):\n        return 1\n",
 }
@@ -453,9 +455,11 @@ ROOMS = {
 @pytest.mark.parametrize(
     ("said", "counted"),
     [
-        ('"digits"', {"kinds/image/kind.py", "kinds/image/read.py"}),
-        ('"image"', {"kinds/image/kind.py", "kinds/image/read.py"}),
+        ('"digits"', {"kinds/image/kind.py", "kinds/image/read.py", "tasks/classes/kind.py"}),
+        ('"image"', {"kinds/image/kind.py", "kinds/image/read.py", "tasks/classes/kind.py"}),
         ('"topics"', {"kinds/text/kind.py"}),
+        ('"words"', {"kinds/text/kind.py"}),
+        ('"else"', set()),
         ('"shared"', set()),
         ('"label-noise:0.4"', {"worlds/labels.py"}),
         ('"labels"', set()),

@@ -17,10 +17,10 @@ count. Files that lie in the technique's folder, or that reached code reads besi
 - *A module that `import_module` gets* by a name of which parts are known (``f"probatum.arenas.{name}"``), where the other
   parts are said. It counts whole.
 - *A member of a room.* The code that opens a package as a room says its dotted name as a constant (``"probatum.kinds"``):
-  that is all it takes. Which member is meant, the claim's side says: claims, techniques, and members meant already.
-  A folder is meant by its name, and by any word in its file ``sets.py`` that no other folder's has, such as the name of a
-  data set; of its files count those whose names are said by whatever is reached (``load("kind", ...)``). A module is meant
-  by a string that it, or a class in it, gives a name: ``KIND = "label-noise"`` by ``"label-noise:0.4"``.
+  that is all it takes. Which member is meant, the claim's side says: claims, techniques, and files ``sets.py`` that count.
+  A member is meant by what it or a class in it calls itself, ``KIND = "label-noise"`` by ``"label-noise:0.4"``; a folder
+  also by its own name, and by any word in its file ``sets.py`` that no other folder's has, such as the name of a data set.
+  Of a folder's files count ``sets.py`` and those whose names are said by whatever is reached (``load("kind", ...)``).
 
 So a claim on ``"digits"`` rests on images, and not on what is known of texts. A member that nobody says, being chosen by
 looking at the data alone, is not seen; `tests/claims` holds that what runs is what counts.
@@ -45,7 +45,7 @@ from pathlib import Path
 from probatum import catalogue
 from probatum.catalogue import Place
 from probatum.claims import normal_form as form
-from probatum.claims.module_text import Module, declared, parsed
+from probatum.claims.module_text import Module, own_names, parsed
 from probatum.claims.normal_form import WHOLE, Found, NormalForm, Ref, Target
 from probatum.errors import InputError
 
@@ -95,7 +95,6 @@ class Sources:
         found, said = Reach(), _Said()
         pending = [Ref(claim, WHOLE), *self._technique(technique, found)]
         running: set[str] = set()
-        side: set[str] = set()
         while pending:
             while pending:
                 ref = pending.pop()
@@ -105,8 +104,7 @@ class Sources:
                 its = self._form(ref)
                 pending += its.refs
                 by_claim = self._within(ref.module, "claims")
-                on_its_side = by_claim or ref.module in side or self._within(ref.module, "techniques")
-                said.hear(its, by_claim=by_claim, on_its_side=on_its_side)
+                said.hear(its, by_claim=by_claim, on_its_side=by_claim or self._within(ref.module, "techniques"))
                 running |= self._run_with(ref.module, its.imported)
                 if its.reads_beside:
                     beside = self._module(ref.module).path.parent
@@ -114,7 +112,7 @@ class Sources:
             acting = {ref for module in running for ref in self._acting(module)}
             named = {ref for name in said.ids(self.techniques) for ref in self._technique(name, found)}
             by_name = self._found_by_name(said)
-            side |= {ref.module for ref in by_name}
+            said.chosen |= self._spoken(ref.module for ref in by_name if ref.module.endswith(f".{SETS}"))
             pending += (acting | named | by_name) - found.refs
         return found
 
@@ -302,8 +300,13 @@ class Sources:
             if not name.startswith(f"{room}.") or self._within(name, *NOT_ROOMS):
                 continue
             meant = f"{room}.{member}" in said.words or self._words(room, member) & said.chosen
-            if meant and {_token(file) for file in files.split(".")} - {""} <= said.tokens:
+            if meant and {_token(file) for file in files.split(".")} - {"", SETS} <= said.tokens:
                 yield name
+
+    def _spoken(self, modules: Iterable[str]) -> set[str]:
+        """The tokens that modules say, all of their statements taken."""
+        refs = (Ref(name, i) for name in modules for i in range(len(self._module(name).statements)))
+        return _tokens(word for ref in refs for word in self._form(ref).said)
 
     @cache  # noqa: B019
     def _fitting(self, pattern: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -316,20 +319,18 @@ class Sources:
 
     @cache  # noqa: B019
     def _words(self, room: str, member: str) -> frozenset[str]:
-        """By which words a member of a room is meant.
-
-        A folder by its name, and by what its file `SETS` says and that of no other folder; a module by what it declares.
-        """
+        """By which words a member of a room is meant: those by which it calls itself and, for a folder, its name and what
+        its file `SETS` says and that of no other folder."""
+        own = [word for name in self._inside(f"{room}.{member}") for word in own_names(self._module(name).statements)]
         if not self._is_package(f"{room}.{member}"):
-            return frozenset(_tokens(declared(self._module(f"{room}.{member}").statements)))
-        said: dict[str, set[str]] = {}
-        for name in self._paths:
-            folder, _, file = name.rpartition(".")
-            if file == SETS and folder.rpartition(".")[0] == room:
-                forms = [self._form(Ref(name, i)) for i in range(len(self._module(name).statements))]
-                said[folder] = _tokens(word for its in forms for word in its.said)
-        others = set().union(*(words for folder, words in said.items() if folder != f"{room}.{member}"))
-        return frozenset({_token(member)} | (said.get(f"{room}.{member}", set()) - others))
+            return frozenset(_tokens(own))
+        mine = f"{room}.{member}.{SETS}"
+        sets = [name for name in self._inside(room) if name.endswith(f".{SETS}") and name.count(".") == mine.count(".")]
+        others = self._spoken(name for name in sets if name != mine)
+        return frozenset(_tokens([*own, member]) | (self._spoken(name for name in sets if name == mine) - others))
+
+    def _inside(self, name: str) -> list[str]:
+        return [one for one in self._paths if one == name or one.startswith(f"{name}.")]
 
 
 @dataclass
@@ -339,7 +340,7 @@ class _Said:
     Attributes:
         words: all of them.
         tokens: their parts that may name something.
-        chosen: those of them that stand in claims, in techniques and in members of rooms that count.
+        chosen: those of them that stand in claims, in techniques and in files `SETS` that count.
         by_claims: strings in claims.
         opened: names of modules that are imported when they are known, see `NormalForm`.
     """

@@ -53,15 +53,15 @@ def parsed(name: str, path: Path) -> Module:
     return _indexed(Module(name, package, path), tree)
 
 
-def declared(statements: Iterable[ast.stmt]) -> Iterator[str]:
-    """Strings that are given a name in a module or in one of its classes, as in ``KIND = "label-noise"``."""
+def own_names(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """By what names a module or its classes call themselves: ``KIND = "label-noise"``, ``NAME = "image"``."""
     for statement in statements:
         if isinstance(statement, ast.ClassDef):
-            yield from declared(statement.body)
-        elif isinstance(statement, ast.Assign | ast.AnnAssign):
-            value = getattr(statement.value, "value", None) if isinstance(statement.value, ast.Constant) else None
-            if isinstance(value, str):
-                yield value
+            yield from own_names(statement.body)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+            said = statement.value.value
+            if isinstance(said, str) and set(form.assigned_names(statement)) & {"KIND", "NAME"}:
+                yield said
 
 
 def _indexed(module: Module, tree: ast.Module) -> Module:
