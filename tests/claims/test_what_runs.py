@@ -17,7 +17,7 @@ from probatum import catalogue
 from probatum.claims.base import Claim
 from probatum.claims.chosen import claims_of
 from probatum.claims.fingerprint import WHOLE, Sources, claim_module
-from probatum.claims.record import evidence
+from probatum.claims.record import evidence, recorded
 
 ROOT = Path(probatum.__file__).parent
 QUICK_SECONDS = 25
@@ -78,7 +78,7 @@ def counted(text: Sources, name: str) -> set[tuple[str, str]]:
 def quick() -> list[tuple[str, Claim]]:
     known = evidence()
     found = [(name, claim) for name in catalogue.names() for claim in claims_of(name) if not claim.needs_library]
-    return [(name, claim) for name, claim in found if known[f"{name}/{claim.id}"]["seconds"] <= QUICK_SECONDS]
+    return [(name, claim) for name, claim in found if recorded(name, claim.id, known)["seconds"] <= QUICK_SECONDS]
 
 
 def test_all_that_a_rotating_claim_runs_counts() -> None:

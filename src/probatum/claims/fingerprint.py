@@ -111,8 +111,10 @@ class Sources:
                     found.data |= {path for word in its.said if "." in word and (path := beside / word).is_file()}
             acting = {ref for module in running for ref in self._acting(module)}
             named = {ref for name in said.ids(self.techniques) for ref in self._technique(name, found)}
-            by_name = self._found_by_name(said)
-            said.chosen |= self._spoken(ref.module for ref in by_name if ref.module.endswith(f".{SETS}"))
+            by_name: set[Ref] = set()
+            while (found_now := self._found_by_name(said)) != by_name:  # what is found may name more
+                by_name = found_now
+                said.chosen |= self._spoken(ref.module for ref in by_name if ref.module.endswith(f".{SETS}"))
             pending += (acting | named | by_name) - found.refs
         return found
 
