@@ -16,12 +16,12 @@ import torch
 from suite.replicas import assembled, cnn, mlp, works_of
 from torch.profiler import ProfilerActivity, profile
 
-from probatum.arenas.base import Work
+from probatum.rooms.arena import Work
 from probatum.spec import Batch
-from probatum.train.assemble import ModelFactory
+from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import batch_order, batches_of, rate_factor, train
 from probatum.train.replicas import Replica, Session
-from probatum.train.streams import derive, seeded, stream
+from probatum.train.rng import derive, seeded, stream
 
 NETWORKS: dict[str, tuple[str, ModelFactory | None]] = {
     **{f"mlp{width}": ("digits", mlp(width)) for width in (64, 128, 256, 512, 1024)},

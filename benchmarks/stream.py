@@ -80,11 +80,11 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
     """Open, split, train the baseline and predict the test rows; seconds, rows a second and peak memory in MB."""
     import torch
 
-    from probatum.arenas.base import Work
-    from probatum.arenas.predict import trial
-    from probatum.arenas.streamed import first_rows
+    from probatum.data.lazy.few import first_rows
+    from probatum.arenas.predict.arena import trial
     from probatum.data.open import open_dataset
     from probatum.recipe import Arm, Recipe
+    from probatum.rooms.arena import Work
     from probatum.train.baselines import DEFAULTS
 
     torch.set_num_threads(1)
@@ -122,10 +122,10 @@ def train_on(path: Path, memory: str, steps: int) -> dict[str, Any]:
 
 def rate(data: Any, recipe: Any, steps: int) -> tuple[float, float]:
     """Rows a second of the training loop after its first step, reading included, and seconds until that has ended."""
-    from probatum.arenas.streamed import first_rows, release
+    from probatum.data.lazy.few import first_rows, release
     from probatum.train.assemble import assemble
     from probatum.train.loop import train
-    from probatum.train.streams import stream
+    from probatum.train.rng import stream
 
     parts = assemble(recipe, replace(data, valid=first_rows(data.valid, 256)), 0)
     parts.run.budget = replace(parts.run.budget, steps_per_epoch=steps + 1)

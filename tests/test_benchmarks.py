@@ -103,7 +103,10 @@ def test_fields_by_which_nobody_is_misled(written: dict[str, dict[str, Any]]) ->
 
 def test_ratios_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RUN.parent))
-    replicas, together = importlib.import_module("suite.replicas"), importlib.import_module("probatum.arenas.together")
+    replicas, together = (
+        importlib.import_module("suite.replicas"),
+        importlib.import_module("probatum.arenas.predict.stacks"),
+    )
     times = {"alone_1": [4.0, 4.4], "stacked_1": [2.0, 2.2], "alone_2": [3.0, 3.3], "stacked_2": [1.0, 1.1]}
     found = replicas.figures(times, together.Choice(True, 2), 0.3, "a network")
     assert found["ratio"] == pytest.approx(4)

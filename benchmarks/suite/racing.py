@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from probatum.bench.racing import ARMS, CAP, Comparison, simulate
+from probatum.bench.race_simulation import ARMS, CAP, Comparison, simulate
 from suite.timing import Benchmark, Figures, Measure, Scale
 
 ABOUT = (
     f"trials that a race runs / trials of the full grid of {ARMS} arms and {CAP} seeds, splits re-drawn, on simulated "
-    "studies (probatum.bench.racing); interval over studies; given_rows: test rows given; errors: false discovery rate, "
+    "studies (probatum.bench.race_simulation); interval over studies; given_rows: test rows given; errors: false discovery rate, "
     "false verdicts per arm, power; no_effect: all arms equal the baseline"
 )
 

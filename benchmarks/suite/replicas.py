@@ -10,15 +10,16 @@ from functools import cache
 import torch
 from torch import nn
 
-from probatum.arenas import together
-from probatum.arenas.base import Work
+from probatum.arenas.predict import stacks as together
 from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
+from probatum.rooms.arena import Work
 from probatum.spec import Data, Spec
-from probatum.train.assemble import Assembly, ModelFactory, assemble
+from probatum.train.assemble import Assembly, assemble
+from probatum.rooms.arena import ModelFactory
 from probatum.train.loop import train
 from probatum.train.replicas import Replica, train_replicas
-from probatum.train.streams import derive, seeded, stream
+from probatum.train.rng import derive, seeded, stream
 from suite.timing import Benchmark, Call, Figures, Measure, Scale, compared, in_turns
 
 PLANNED = 300

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AcquireRules": "probatum.arenas.acquire.rules",
     "Card": "probatum.card",
     "Data": "probatum.spec",
+    "FineTuning": "probatum.settings",
     "InputError": "probatum.errors",
-    "AcquireRules": "probatum.rules",
+    "Judging": "probatum.settings",
     "Part": "probatum.spec",
     "ProbatumClassifier": "probatum.estimator",
     "ProbatumRegressor": "probatum.estimator",
+    "Reading": "probatum.settings",
+    "Running": "probatum.settings",
     "Spec": "probatum.spec",
-    "StreamRules": "probatum.rules",
+    "StreamRules": "probatum.arenas.stream.rules",
     "Study": "probatum.study",
     "audit": "probatum.auditing.audit",
     "card": "probatum.catalogue",
@@ -33,6 +37,8 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from probatum.arenas.acquire.rules import AcquireRules
+    from probatum.arenas.stream.rules import StreamRules
     from probatum.auditing.audit import audit
     from probatum.card import Card
     from probatum.catalogue import card, find, load, names
@@ -40,7 +46,7 @@ if TYPE_CHECKING:
     from probatum.data.open import open_dataset
     from probatum.errors import InputError
     from probatum.estimator import ProbatumClassifier, ProbatumRegressor
-    from probatum.rules import AcquireRules, StreamRules
+    from probatum.settings import FineTuning, Judging, Reading, Running
     from probatum.spec import Data, Part, Spec
     from probatum.study import Study
 

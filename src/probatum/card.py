@@ -6,27 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ARENAS = {
-    "loss": "predict",
-    "optimizer": "predict",
-    "layer": "predict",
-    "model": "predict",
-    "method": "predict",
-    "learner": "predict",
-    "posthoc": "predict",
-    "compress": "predict",
-    "explain": "explain",
-    "attack": "attack",
-    "select": "select",
-    "acquire": "acquire",
-    "generate": "generate",
-    "probe": "probe",
-    "stream": "stream",
-}
-"""Which arena each slot plays in."""
-
-SLOTS = tuple(ARENAS)
-
 
 @dataclass(frozen=True)
 class Card:
@@ -41,8 +20,8 @@ class Card:
         entry: the name in the module that *is* the technique (a class, or a function such as ``build``).
         slot: only in files outside the package, where no folder says it.
         tags: themes, lower case: ``("imbalance", "vision")``.
-        modalities: which of table, image, text, series it can take.
-        tasks: which of classes, reals, next-token it can take; losses and methods meet the positions of next-token as
+        modalities: what it can take (`Spec.modality`): table, image, text, series, ...; () = whatever is one tensor a row.
+        tasks: which tasks it can take: classes, reals, next-token, ...; losses and methods meet the positions of next-token as
             rows of classes, methods the network's outputs (n, length, outputs).
         needs: what the bench must supply beyond the slot's usual arguments: ``"index"`` (row numbers, for losses
             with per-example state), ``"pretrained"`` (a network that starts from pretrained weights), or an extra such as
@@ -62,7 +41,7 @@ class Card:
     number: int | None = None
     slot: str | None = None
     tags: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ("table", "image", "text", "series")
+    modalities: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("classes", "reals")
     needs: tuple[str, ...] = ()
     alone: str = ""

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from probatum.card import SLOTS, Card
+from probatum import slots
+from probatum.card import Card
 from probatum.errors import InputError
 
 ROOT = Path(__file__).parent / "techniques"
@@ -80,8 +81,8 @@ _added: dict[str, Place] = {}
 
 def names(slot: str | None = None) -> list[str]:
     """Ids of all techniques, or of those in one slot, sorted."""
-    if slot is not None and slot not in SLOTS:
-        raise InputError(f"no slot {slot!r}; slots are {', '.join(SLOTS)}")
+    if slot is not None and slot not in slots.names():
+        raise InputError(f"no slot {slot!r}; slots are {', '.join(slots.names())}")
     return sorted(place.id for place in _places().values() if slot in (None, place.slot))
 
 
@@ -153,8 +154,10 @@ def add_file(path: str | Path) -> str:
         raise InputError(f"--technique {path}: no such Python file")
     its = _card(path)
     slot = its.slot or (_own_folder(path) or path).parent.name
-    if slot not in SLOTS:
-        raise InputError(f"{path}: say which slot it fills, e.g. Card(..., slot='loss'); slots are {', '.join(SLOTS)}")
+    if slot not in slots.names():
+        raise InputError(
+            f"{path}: say which slot it fills, e.g. Card(..., slot='loss'); slots are {', '.join(slots.names())}"
+        )
     name = _kebab(path.stem)
     known = _packaged().get(name)
     if known is not None and known.path != path:
@@ -166,7 +169,7 @@ def add_file(path: str | Path) -> str:
 
 def _own_folder(path: Path) -> Path | None:
     """The folder of a technique that has one to itself: it bears the file's name."""
-    return path.parent if path.parent.name == path.stem and path.stem not in SLOTS else None
+    return path.parent if path.parent.name == path.stem and path.stem not in slots.names() else None
 
 
 def _places() -> dict[str, Place]:
@@ -176,8 +179,8 @@ def _places() -> dict[str, Place]:
 @cache
 def _packaged() -> dict[str, Place]:
     found: dict[str, Place] = {}
-    for slot in SLOTS:
-        for path in _technique_files(ROOT / slot):
+    for slot in slots.names():
+        for path in _technique_files(ROOT / slot) if (ROOT / slot).is_dir() else ():
             name = _kebab(path.stem)
             if name in found:
                 raise InputError(f"{path}: the id {name!r} is taken by {found[name].path}; rename one of the files")
@@ -213,8 +216,8 @@ def _from_entry_points() -> dict[str, Place]:
             raise InputError(f"entry point probatum.techniques:{point.name} names {point.value}, which is not a module")
         path = Path(module.origin)
         slot = _card(path).slot or (_own_folder(path) or path).parent.name
-        if slot not in SLOTS:
-            raise InputError(f"{path}: its card must say slot=..., one of {', '.join(SLOTS)}")
+        if slot not in slots.names():
+            raise InputError(f"{path}: its card must say slot=..., one of {', '.join(slots.names())}")
         found[_kebab(path.stem)] = Place(_kebab(path.stem), slot, path, point.value)
     return found
 

@@ -13,12 +13,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import Predictor, fit
+from probatum.arenas.predict.fit import Predictor, fit
 from probatum.recipe import Arm, Recipe, make_arm
+from probatum.rooms.arena import Terms, Work
+from probatum.rooms.task import task
 from probatum.spec import Data, Part, Spec
-from probatum.train.baselines import DEFAULTS
-from probatum.train.streams import stream
+from probatum.train.baselines import training_for
+from probatum.train.rng import stream
 
 
 class _ProbatumEstimator(BaseEstimator):
@@ -56,13 +57,17 @@ class _ProbatumEstimator(BaseEstimator):
         spec = Spec("table", self._task, (x.shape[1],), outputs, numeric=x.shape[1])
         parts = [Part(encoded[rows], y[rows], rows) for rows in (train, valid)]
         data = Data(spec, parts[0], parts[1], Part(encoded[:0], y[:0], train[:0]))
-        training = replace(DEFAULTS["table"], epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        base = Recipe(training=replace(training, select="accuracy" if self._task == "classes" else "rmse"))
+        training = replace(
+            training_for("table", self._task), epochs=self.epochs, batch_size=self.batch_size, lr=self.lr
+        )
+        base = Recipe(training=replace(training, select=task(self._task).SELECT))
         arm = Arm("baseline", base) if self.technique is None else make_arm(self.technique, base)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            self.predictor_: Predictor = fit(Work(arm, "" if self.technique else "baseline", base, data, seed))
+            self.predictor_: Predictor = fit(
+                Work(arm, "" if self.technique else "baseline", Terms(base=base), data, seed)
+            )
         finally:
             torch.set_num_threads(threads)
         if self.predictor_.model is not None:  # predictions in double precision do not hang on the size of the batch

@@ -8,26 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from probatum import catalogue
-from probatum.card import ARENAS
+from probatum import catalogue, slots
 from probatum.errors import InputError
 
-SINGLE = (
-    "model",
-    "loss",
-    "optimizer",
-    "learner",
-    "posthoc",
-    "compress",
-    "explain",
-    "attack",
-    "select",
-    "acquire",
-    "generate",
-    "probe",
-    "stream",
-)
+SINGLE = ("model", "loss", "optimizer", "learner", "posthoc", "compress")
 MANY = ("layer", "method")
+PLAYER = "player"
+"""Where a technique of an arena other than predict stands: it plays alone."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a predictor is made: one entry per slot, None or () where the arena's baseline stands."""
+    """How a predictor is made: one entry per slot of arena predict, None or () where the baseline stands.
+
+    Attributes:
+        training: how the loop trains.
+        player: the technique of another arena, which plays alone.
+    """
 
     training: Training = Training()
     model: Use | None = None
@@ -103,18 +95,12 @@ class Recipe:
     learner: Use | None = None
     posthoc: Use | None = None
     compress: Use | None = None
-    explain: Use | None = None
-    attack: Use | None = None
-    select: Use | None = None
-    acquire: Use | None = None
-    generate: Use | None = None
-    probe: Use | None = None
-    stream: Use | None = None
+    player: Use | None = None
 
     def filled(self, use: Use) -> Recipe:
         """This recipe with one technique more; InputError, naming both, where its slot is taken."""
         slot = catalogue.place(use.id).slot
-        present = getattr(self, slot)
+        present = getattr(self, field_of(slot))
         if slot in MANY and any(other.id == use.id for other in present):
             raise InputError(f"{use.id} stands twice in one arm")
         if slot not in MANY and present is not None:
@@ -129,17 +115,22 @@ class Recipe:
 
     def placed(self, use: Use, slot: str) -> Recipe:
         """This recipe with `use` in `slot`, without asking whether that is allowed."""
-        filled: dict[str, Any] = {slot: (*getattr(self, slot), use) if slot in MANY else use}
+        filled: dict[str, Any] = {field_of(slot): (*getattr(self, slot), use) if slot in MANY else use}
         return replace(self, **filled)
 
     def uses(self) -> tuple[Use, ...]:
         """All techniques in it, in slot order."""
-        single = [getattr(self, slot) for slot in SINGLE]
+        single = [getattr(self, slot) for slot in (*SINGLE, PLAYER)]
         return tuple(use for use in (*single, *self.layer, *self.method) if use is not None)
 
     def plan(self) -> dict[str, Any]:
         """Everything that identifies it, JSON-able."""
         return {"training": asdict(self.training), "techniques": [use.plan() for use in self.uses()]}
+
+
+def field_of(slot: str) -> str:
+    """The field of a recipe that holds a slot's technique."""
+    return slot if slot in (*SINGLE, *MANY) else PLAYER
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def make_arm(text: str, base: Recipe) -> Arm:
     """The arm that ``"selu-snn+gradient-noise(eta=0.3)"`` means, on top of the baseline's recipe."""
     recipe = base
     uses = parse_arm(text)
-    alone = sorted({slot for use in uses if ARENAS[slot := catalogue.place(use.id).slot] != "predict"})
+    alone = sorted({slot for use in uses if slots.arena_of(slot := catalogue.place(use.id).slot) != slots.PREDICT})
     if alone and len(uses) > 1:
         raise InputError(f"{text}: a technique of slot {alone[0]!r} plays alone; try its parts one by one")
     for use in uses:

@@ -20,6 +20,7 @@ padding; outputs is the vocabulary and predictors return logits (n, length, outp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MODALITIES = ("table", "image", "text", "series")
-TASKS = ("classes", "reals", "next-token")
+WORD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Spec:
     """Shape and meaning of one example.
 
     Attributes:
-        modality: table, image, text or series.
-        task: classes, reals or next-token.
+        modality: table, image, text, series, or another kind of data's.
+        task: classes, reals, next-token, or another task's name.
         shape: shape of one x, without the batch.
         outputs: number of classes, of real targets, or of tokens.
         numeric: tables: how many leading columns of x are numbers.
@@ -61,10 +61,9 @@ class Spec:
     features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.modality not in MODALITIES:
-            raise ValueError(f"modality is {self.modality!r}; use one of {', '.join(MODALITIES)}")
-        if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}; use one of {', '.join(TASKS)}")
+        for name in ("modality", "task"):  # which there are, the kinds of data say
+            if not WORD.fullmatch(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use a word such as table or classes")
 
 
 class Rows(Protocol):
@@ -117,7 +116,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a split in a world made by `probatum.data.worlds`; techniques never see it.
+    """What is known of a split in a world made by `probatum.rooms.world`; techniques never see it.
 
     Attributes:
         world: the world's name.

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from probatum import catalogue
-from probatum.arenas import language, ngrams, predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.bench.plan import key_of
 from probatum.data import corpus
 from probatum.errors import InputError
+from probatum.kinds.language import look as language
+from probatum.kinds.language import ngrams
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Work
 from probatum.ship.load import load
 from probatum.spec import Data, Part
 from probatum.study import Study

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probatum.arenas import select
-from probatum.arenas.base import Work
+from probatum.arenas.select import arena as select
 from probatum.data.open import open_dataset
-from probatum.data.worlds import in_world
 from probatum.recipe import Arm, Recipe, Training
+from probatum.rooms.arena import Work
+from probatum.rooms.world import in_world
 
 
 def _work(world: str | None, seed: int = 3) -> Work:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from probatum import Study
-from probatum.arenas import predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import Work
 from probatum.ship.load import load
 from probatum.train.assemble import offer_for_learner
 

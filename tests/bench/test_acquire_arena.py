@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from probatum import AcquireRules, StreamRules, Study, catalogue
-from probatum.arenas import acquire as arena
-from probatum.arenas.base import Work
+from probatum.arenas.acquire import arena
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.commands import repeat_command
 from probatum.report.write import render
+from probatum.rooms.arena import Work
 from probatum.spec import Data
 
 RULES = {"start": 12, "query": 6, "rounds": 3}

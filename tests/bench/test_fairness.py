@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from probatum import Study, catalogue
-from probatum.arenas import predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.bench.honesty import count, honesty, paired_noise, simulated_noise
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Work
 from probatum.spec import Data, Part
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.compute import equal_steps

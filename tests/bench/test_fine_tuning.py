@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from probatum import Study
-from probatum.bench import start
+from probatum.bench import pretrained_start as start
 from probatum.bench.parcel import pack, unpack
 from probatum.cli.ship_view import ship_from_store
 from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
 from probatum.report.write import render
 from probatum.ship.load import load
 from probatum.train.adapt import FROM_SCRATCH, HEAD_ONLY, REFERENCES, Adapted, state_of
@@ -317,7 +317,7 @@ def test_ships_with_its_origin(halves: Any, tmp_path: Path) -> None:
         assert "Pretrained on even digits" in (folder / "README.md").read_text()
         shipped = load(folder)
         work = study.bench().work(*_player(study, arm), 0)
-        from probatum.arenas import predict
+        from probatum.arenas.predict import arena as predict
 
         wanted = predict.fit(work).predict(work.data.test)
         torch.testing.assert_close(shipped.predict_part(work.data.test), wanted, atol=1e-6, rtol=0)

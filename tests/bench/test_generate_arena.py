@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from probatum import Study, catalogue
-from probatum.arenas import generate as arena
-from probatum.arenas.base import Work
+from probatum.arenas.generate import arena, denoiser
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.write import render
+from probatum.rooms.arena import Work
 from probatum.spec import Data, Part, Spec
-from probatum.train import denoiser
 
 BASE = Recipe(training=Training(steps=15, batch_size=32))
 BUILTIN = (arena.BASELINE, arena.DEGRADED, arena.VARIATION, arena.GAUSSIAN)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from probatum.arenas import together
-from probatum.arenas.together import Choice
+from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
+from probatum.bench.context import Job
 from probatum.bench.store import Store, Trial
-from probatum.bench.trials import Job
 from probatum.errors import InputError
 from probatum.study import Study
 

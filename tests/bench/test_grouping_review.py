@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.arenas import together
-from probatum.arenas.together import Choice
+from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
-from probatum.bench.trials import Setup
+from probatum.bench.context import Setup
 from probatum.study import Study
 from probatum.techniques.method import gradient_noise
-from probatum.train.engine import Engine
+from probatum.engine import Engine
 from probatum.train.loop import validate
 from probatum.train.run import Run
 

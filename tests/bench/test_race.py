@@ -17,8 +17,8 @@ from probatum import Study
 from probatum.bench.execute import Silent
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
 from probatum.bench.race import Race, half_widths, law, looks_to, moments, nominal_p
+from probatum.bench.race_run import race_through
 from probatum.bench.results import Results
-from probatum.bench.stages import race_through
 from probatum.bench.statistics import Interval, binomial_upper, paired
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, progress_of, results_of

@@ -8,12 +8,21 @@ import sys
 import numpy as np
 import pytest
 
-from probatum.bench import racing
+from probatum.bench import race_simulation as racing
 from probatum.bench.plan import DataPlan, StudyPlan
 from probatum.bench.race import Race, looks_to
-from probatum.bench.racing import HELPS, HURTS, SAME, UNDECIDED, draw_differences, draw_effects, screen, simulate
+from probatum.bench.race_run import race_through
+from probatum.bench.race_simulation import (
+    HELPS,
+    HURTS,
+    SAME,
+    UNDECIDED,
+    draw_differences,
+    draw_effects,
+    screen,
+    simulate,
+)
 from probatum.bench.results import Results
-from probatum.bench.stages import race_through
 from probatum.bench.statistics import adjust, binomial_upper
 from probatum.bench.store import Trial
 from probatum.recipe import Arm, Recipe

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from probatum import StreamRules, Study, catalogue
-from probatum.arenas import stream as arena
-from probatum.arenas.base import Work
+from probatum.arenas.stream import arena
 from probatum.bench.plan import plan_from
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
 from probatum.report.commands import repeat_command
 from probatum.report.write import render
+from probatum.rooms.arena import Work
 from probatum.spec import Data
 
 LEARNER = '''"""Remembers what it was shown, for tests.

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from probatum import Study, catalogue
-from probatum.arenas.base import Work
 from probatum.cli.main import main
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.recipe import Arm, Recipe, make_arm
 from probatum.report.write import render
+from probatum.rooms.arena import Work
 
 SHORT = {"seeds": 6, "steps": 20, "timing": False, "references": False, "confirm": False}
 

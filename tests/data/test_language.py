@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from probatum.data import corpus, corpus_names, load_pipeline, open_dataset, save_pipeline
-from probatum.data import language as module
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
+from probatum.kinds.language import corpus as module
+from probatum.kinds.language.tokens import TokenEncoder
 
 WORDS = [
     "the",

@@ -16,7 +16,7 @@ from PIL import Image
 
 from probatum.data import open_dataset
 from probatum.data.dataset import Dataset
-from probatum.data.stream_rows import TooLarge
+from probatum.data.lazy.rows import TooLarge
 from probatum.errors import InputError
 
 CLASSES = ("cat", "dog")

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from probatum.arenas import references
-from probatum.arenas.base import Work
-from probatum.arenas.predict import trial
-from probatum.arenas.streamed import drawn_rows, first_rows
+from probatum.data.lazy.few import drawn_rows, first_rows
+from probatum.arenas.predict.arena import trial
 from probatum.data import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, make_arm
+from probatum.rooms.arena import Work
 from probatum.study import Study
+from probatum.tasks import classical as references
 from probatum.train.baselines import DEFAULTS
 
 

@@ -18,10 +18,10 @@ import torch
 
 from probatum.data import open_dataset
 from probatum.data.dataset import Dataset
+from probatum.data.lazy.memory import Sizes, memory_limit
+from probatum.data.lazy.rows import TooLarge
+from probatum.data.lazy.scan import units_of
 from probatum.data.split import unit_numbers
-from probatum.data.stream_memory import Sizes, memory_limit
-from probatum.data.stream_rows import TooLarge
-from probatum.data.stream_scan import units_of
 from probatum.errors import InputError
 from probatum.spec import Data
 

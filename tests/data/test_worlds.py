@@ -15,10 +15,10 @@ from probatum.data import library
 from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.data.split import TEST, TRAIN
-from probatum.data.world_evidence import places
-from probatum.data.worlds import kinds, parse_world, world_stream
 from probatum.errors import InputError
 from probatum.spec import Data, Part, Truth
+from probatum.worlds.evidence import places
+from probatum.rooms.world import kinds, parse_world, world_stream
 
 CASES = [
     ("digits", "label-noise:0.4"),
@@ -174,8 +174,8 @@ def evidence(part: Part, data: Data, plain: Data) -> torch.Tensor:
 
 
 def test_series_marks_follow_the_observed_length() -> None:
-    from probatum.data.world_evidence import marked
     from probatum.spec import Spec
+    from probatum.worlds.evidence import marked
 
     spec = Spec("series", "classes", (2, 12), 2, masked=True)
     mask = torch.zeros(2, 12)

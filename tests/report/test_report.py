@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from probatum import Study
-from probatum.report import charts
+from probatum.drawing import charts
 from probatum.report.commands import repeat_command
 from probatum.report.write import render, write_report
 

@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_wine
 
 from probatum import Study
-from probatum.arenas import predict
+from probatum.arenas.predict import arena as predict
 from probatum.errors import InputError
 from probatum.ship.load import load
 

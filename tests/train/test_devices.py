@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probatum.arenas import predict
-from probatum.arenas.base import Work
+from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, Use, make_arm
+from probatum.rooms.arena import Work
 from probatum.spec import Batch, Spec
 from probatum.study import Study
 from probatum.train import devices
 from probatum.train.devices import Shard, check_shared, train_on_devices
-from probatum.train.engine import Engine
-from probatum.train.run import TrainingFailed
+from probatum.engine import Engine
+from probatum.rooms.arena import TrainingFailed
 
 BASE = Recipe(training=Training(steps=20, batch_size=25, lr=1e-2, clip=0.5))
 

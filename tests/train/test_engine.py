@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.arenas import predict
-from probatum.arenas.base import Outcome, Work
+from probatum.arenas.predict import arena as predict
 from probatum.bench.plan import StudyPlan, key_of, plan_from
+from probatum.data.lazy.rows import HeldRows, TooLarge
 from probatum.data.open import open_dataset
-from probatum.data.stream_rows import HeldRows, TooLarge
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Outcome, Work
 from probatum.study import Study
 from probatum.train.assemble import assemble
-from probatum.train.engine import Engine, Moved, checked_engine
+from probatum.engine import Engine, Moved, checked_engine
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 BASE = Recipe(training=Training(steps=12, batch_size=16, lr=4e-3))
@@ -101,7 +101,7 @@ def test_everything_runs_elsewhere_with_the_same_bits() -> None:
 import faraway
 faraway.join()
 import torch
-from probatum.train.engine import Engine
+from probatum.engine import Engine
 from test_engine import outcome
 torch.set_num_threads(1)
 cases = [("digits", ""), ("toy-topics", "early-learning-regularization"), ("cbf", ""), ("diabetes", "gradient-noise")]

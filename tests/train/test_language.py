@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from probatum.checks.subject import toy
+from probatum.kinds.language.network import Decoder
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.recipe import Recipe, Training
 from probatum.spec import Batch, Spec
 from probatum.train import baselines
 from probatum.train.assemble import assemble
-from probatum.train.baselines_language import Decoder
 from probatum.train.loop import errors, outputs, token_errors, train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import last_layer
-from probatum.train.streams import seeded, stream
 
 
 def spec_of(vocabulary: int = 11, length: int = 9) -> Spec:

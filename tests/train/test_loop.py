@@ -16,8 +16,9 @@ from probatum.recipe import Recipe, Training, make_arm
 from probatum.spec import Budget
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.loop import outputs, rate_factor, train
-from probatum.train.run import Run, TrainingFailed
-from probatum.train.streams import derive, seeded, stream
+from probatum.train.rng import derive, seeded, stream
+from probatum.train.run import Run
+from probatum.rooms.arena import TrainingFailed
 from probatum.train.tune import tuned
 
 TRAINING = Training(steps=25, batch_size=16, lr=1e-2)

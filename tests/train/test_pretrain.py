@@ -31,7 +31,7 @@ from probatum.train.baselines import SmallResNet, build
 from probatum.train.loop import outputs, train
 from probatum.train.pretrain import MOST_STEPS, pretrain, source_training
 from probatum.train.replicas import Replica, train_replicas
-from probatum.train.streams import derive, seeded, stream
+from probatum.train.rng import derive, seeded, stream
 
 SHORT = Recipe(training=Training(steps=12, batch_size=32, lr=4e-3))
 GREY, COLOUR = (Spec("image", "classes", (channels, 8, 8), 10) for channels in (1, 3))

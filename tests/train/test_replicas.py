@@ -17,9 +17,9 @@ from probatum.spec import Data, Part
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replicas import Replica, train_replicas
+from probatum.train.rng import derive, seeded, stream
 from probatum.train.run import Run
 from probatum.train.stack import CannotStackError
-from probatum.train.streams import derive, seeded, stream
 
 SEEDS = (1, 2, 3)
 RECIPE = Recipe(training=Training(steps=22, batch_size=16, lr=1e-2))  # epochs of 4 steps: 22 ends in the middle of one

@@ -19,7 +19,7 @@ from probatum.report.commands import repeat_command
 from probatum.report.write import render
 from probatum.study import Study
 from probatum.train import speed
-from probatum.train.engine import Engine
+from probatum.engine import Engine
 from probatum.train.speed import Probed, as_json, interval, judged, lines, probe
 
 RECIPE = Recipe(training=Training(steps=100, batch_size=16))

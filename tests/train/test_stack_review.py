@@ -17,13 +17,13 @@ from torch.nn.utils import parametrize
 from probatum.checks.subject import toy
 from probatum.recipe import Recipe, Training
 from probatum.spec import Data, Part, Spec
-from probatum.train.agreement import _without_draws, same_step
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replicas import Replica, Session, train_replicas
+from probatum.train.rng import derive, seeded, stream
 from probatum.train.run import Run
+from probatum.train.same_step import _without_draws, same_step
 from probatum.train.stack import CannotStackError, Stack
-from probatum.train.streams import derive, seeded, stream
 
 SEEDS = (1, 2, 3)
 RECIPE = Recipe(training=Training(steps=22, batch_size=16, lr=1e-2))

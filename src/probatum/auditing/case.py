@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from probatum.auditing.finding import Limits
 from probatum.auditing.rows import Rows
 from probatum.auditing.subject import Subject, evaluating
+from probatum.rooms.kind import kind_of
 from probatum.spec import Part
 
 MOST = 4000
@@ -103,23 +104,8 @@ def input_features(*parts: Rows) -> list[np.ndarray]:
     Numbers are standardised, categories one-hot, texts weighed counts of their words; more than 32 columns are reduced
     to 32 principal components.
     """
-    from sklearn.decomposition import PCA
-
-    if parts[0].spec.modality == "text":
-        return _words(parts)
-    made = [_flat(rows) for rows in parts]
-    whole = np.concatenate(made)
-    centre, spread = whole.mean(axis=0), whole.std(axis=0)
-    keep = spread > 1e-9
-    scaled = [(values[:, keep] - centre[keep]) / spread[keep] for values in made]
-    if int(keep.sum()) > DIMENSIONS and len(whole) > DIMENSIONS:
-        if parts[0].spec.modality != "table":  # pixels and steps share a unit; constant borders must not be blown up
-            scaled = [values[:, keep] - centre[keep] for values in made]
-        fitted = PCA(DIMENSIONS, random_state=0, svd_solver="randomized").fit(np.concatenate(scaled))
-        scaled = [fitted.transform(values) for values in scaled]
-        unit = np.concatenate(scaled).std()
-        scaled = [values / unit for values in scaled]
-    return scaled
+    spec = parts[0].spec
+    return kind_of(spec.modality, spec.task).facet("features").input_features(list(parts), DIMENSIONS)
 
 
 def learned_features(subject: Subject, rows: Rows) -> np.ndarray | None:
@@ -157,33 +143,3 @@ def out_of_fold(rows: Rows, seed: int) -> np.ndarray:
                 model.fit(x[train], y[train])
                 found[np.ix_(out, model.classes_)] += model.predict_proba(x[out]) / len(models)
     return found
-
-
-def _flat(rows: Rows) -> np.ndarray:
-    x, spec = rows.part.x, rows.spec
-    if spec.modality == "table" and spec.cardinalities:
-        columns = [x[:, : spec.numeric]]
-        for i, size in enumerate(spec.cardinalities):
-            codes = x[:, spec.numeric + i].long()
-            columns.append(nn.functional.one_hot(codes, size).float() if size <= 64 else codes[:, None].float())
-        x = torch.cat(columns, dim=1)
-    return x.flatten(1).double().numpy()
-
-
-def _words(parts: tuple[Rows, ...]) -> list[np.ndarray]:
-    from scipy.sparse import csr_matrix, vstack
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    size = parts[0].spec.vocabulary
-    counts = []
-    for rows in parts:
-        x = rows.part.x.numpy()
-        at, place = np.nonzero(x > 1)
-        counts.append(csr_matrix((np.ones(len(at)), (at, x[at, place])), shape=(len(x), size)))
-    weighed = TfidfTransformer(sublinear_tf=True).fit_transform(vstack(counts))
-    reduced = TruncatedSVD(min(DIMENSIONS, size - 1), random_state=0).fit_transform(weighed)
-    norm = np.linalg.norm(reduced, axis=1, keepdims=True)
-    reduced = reduced / np.maximum(norm, 1e-12) * np.sqrt(DIMENSIONS)
-    ends = np.cumsum([len(rows) for rows in parts])[:-1]
-    return np.split(reduced, ends)

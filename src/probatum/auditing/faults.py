@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from probatum import catalogue
-from probatum.card import ARENAS
-from probatum.contracts import inject
+from probatum import catalogue, inject, slots
+from probatum.rooms.kind import takes
 from probatum.spec import Spec
 
 MOST = 6
@@ -56,7 +55,7 @@ def try_commands(ids: Sequence[str], data: str, target: str) -> list[str]:
     """`probatum try` of these techniques on the data: one command for each arena they play in."""
     found = []
     for arena in PLAYED:
-        mine = [name for name in ids if ARENAS[catalogue.place(name).slot] == arena]
+        mine = [name for name in ids if slots.arena_of(catalogue.place(name).slot) == arena]
         words = ["probatum", "try", *mine, "--data", data, *(["--target", target] if target else [])]
         found += [shlex.join(words)] if mine else []
     return found
@@ -66,12 +65,12 @@ def _fits(name: str, spec: Spec) -> bool:
     card = catalogue.card(name)
     if _arena(name) == len(PLAYED) or "pretrained" in card.needs or ("binary" in card.tags and spec.outputs != 2):
         return False
-    return spec.modality in card.modalities and spec.task in card.tasks and not _asks_for_a_setting(name)
+    return not takes(card, spec.modality, spec.task) and not _asks_for_a_setting(name)
 
 
 def _asks_for_a_setting(name: str) -> bool:
     """Whether it cannot be tried by its bare name."""
-    fixed = inject.FIXED.get(catalogue.place(name).slot, ())
+    fixed = slots.fixed(catalogue.place(name).slot)
     entry = catalogue.entry(name)
     settings = inject.settings_of(getattr(entry, "for_model", entry), fixed)
     return any(default is inspect.Parameter.empty for default in settings.values())
@@ -79,5 +78,5 @@ def _asks_for_a_setting(name: str) -> bool:
 
 def _arena(name: str) -> int:
     """Place of its arena in `PLAYED`; behind the last where it is none of them."""
-    arena = ARENAS[catalogue.place(name).slot]
+    arena = slots.arena_of(catalogue.place(name).slot)
     return PLAYED.index(arena) if arena in PLAYED else len(PLAYED)

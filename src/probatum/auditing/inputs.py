@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from probatum.auditing.case import Case
 from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable, percent
+from probatum.auditing.rows import how
 from probatum.data.corrupt import corruptions
-from probatum.spec import Spec
 
 SEVERITIES = (1, 3, 5)
 FEW = 50
 GRID = 4
 """Images are cut into GRID x GRID patches, series into 2 GRID stretches."""
 ROUNDS = 3
-COARSE = ("shift", "pixelate")
-SMALL = 20
-"""Pixels of an image's side below which a shift by one of them is more than 5 % of it, and blocks of two 10 %."""
 
 
 def corruption(case: Case) -> Finding:
@@ -38,8 +32,10 @@ def corruption(case: Case) -> Finding:
     some = case.some(name, 2000)
     rows, spec = some.rows, some.rows.spec
     x = rows.part.x
-    if spec.modality == "image" and not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        return not_measurable(name, "pixels lie outside [0, 1]; give images, or (X, y), before they are normalised")
+    reason = how(spec).not_corruptible(x, spec)
+    if reason:
+        return not_measurable(name, reason)
+    coarse = how(spec).too_coarse(spec)
     before, table = _loss(some, some.output), []
     worst: tuple[float, float, float, str] | None = None
     for kind, corrupt in sorted(corruptions(spec).items()):
@@ -51,11 +47,7 @@ def corruption(case: Case) -> Finding:
             change = _loss(some, some.answers(hit)) - before
             mean, half = float(change.mean()), 1.96 * float(change.std()) / math.sqrt(len(change))
             row[f"severity {severity}"] = f"{mean:+.3f}"
-            if (
-                severity == SEVERITIES[0]
-                and not (kind in COARSE and _small(spec))
-                and (worst is None or mean > worst[0])
-            ):
+            if severity == SEVERITIES[0] and kind not in coarse and (worst is None or mean > worst[0]):
                 worst = (mean, mean - half, mean + half, kind)
         table.append(row)
     if worst is None:
@@ -69,11 +61,7 @@ def corruption(case: Case) -> Finding:
         f"mildest {kind} costs {mean:.3f} [{low:.3f}, {high:.3f}]",
         f"lower end > {case.limits.corruption:g} of {unit}",
         f"Loss of {unit} by severity is in the table."
-        + (
-            " A shift by a pixel or blocks of two are not mild for so small images, and not judged."
-            if _small(spec)
-            else ""
-        ),
+        + (" A shift by a pixel or blocks of two are not mild for so small images, and not judged." if coarse else ""),
         ("fragile",) if bad else (),
         {"worst": kind, "loss": mean, "interval": [low, high]},
         tuple(table),
@@ -86,8 +74,10 @@ def reliance(case: Case) -> Finding:
     No label is read. Shares are of the change when whole rows are permuted, so that 1 says: the answer is that part.
     """
     name = "reliance"
-    if case.rows.spec.modality == "text":
-        return not_measurable(name, "words have no fixed place whose content could be permuted")
+    spec = case.rows.spec
+    parts = list(how(spec).parts(spec, GRID))
+    if not parts:
+        return not_measurable(name, how(spec).NO_PARTS)
     if len(case.rows) < FEW:
         return not_measurable(name, f"{len(case.rows)} rows are too few; {FEW} or more are needed")
     some = case.some(name, 1000)
@@ -97,7 +87,7 @@ def reliance(case: Case) -> Finding:
     if whole < 0.02:
         return not_measurable(name, "the model answers nearly the same for all rows")
     found = []
-    for part, where in _parts(some):
+    for part, where in parts:
         changes = []
         for order in orders:
             mixed = x.clone()
@@ -124,10 +114,6 @@ def reliance(case: Case) -> Finding:
     )
 
 
-def _small(spec: Spec) -> bool:
-    return spec.modality == "image" and min(spec.shape[1:]) < SMALL
-
-
 def _loss(case: Case, output: np.ndarray) -> np.ndarray:
     """(n,) 1 where wrong; for reals the absolute error over the targets' mean absolute deviation."""
     if case.task == "classes":
@@ -140,27 +126,3 @@ def _moved(case: Case, output: np.ndarray) -> float:
     if case.task == "classes":
         return float((output.argmax(axis=1) != case.guess).mean())
     return float(np.abs(output - case.output).mean())
-
-
-def _parts(case: Case) -> Iterator[tuple[str, tuple[slice | int | Tensor, ...]]]:
-    """Names and places of the parts of x."""
-    spec, every = case.rows.spec, slice(None)
-    if spec.modality == "table":
-        for i in range(spec.shape[0]):
-            yield (spec.features[i] if i < len(spec.features) else f"column {i}"), (every, i)
-        return
-    if spec.modality == "series":
-        for i in range(spec.shape[0] if spec.shape[0] > 1 else 0):
-            yield (spec.features[i] if i < len(spec.features) else f"channel {i}"), (every, i)
-        for low, high in _cuts(spec.shape[1], 2 * GRID):
-            yield f"steps {low} to {high - 1}", (every, every, slice(low, high))
-        return
-    for top, bottom in _cuts(spec.shape[1], GRID):
-        for left, right in _cuts(spec.shape[2], GRID):
-            place = (every, every, slice(top, bottom), slice(left, right))
-            yield f"patch rows {top}-{bottom - 1}, columns {left}-{right - 1}", place
-
-
-def _cuts(length: int, pieces: int) -> list[tuple[int, int]]:
-    edges = np.unique(np.linspace(0, length, min(pieces, length) + 1).round().astype(int))
-    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]

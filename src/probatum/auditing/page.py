@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from probatum.auditing.finding import FAULT, NOT_MEASURABLE, PASS, Finding
-from probatum.report import charts
-
-if TYPE_CHECKING:
-    from probatum.auditing.audit import AuditReport
+from probatum.drawing import charts
 
 KINDS = {PASS: "good", FAULT: "bad", NOT_MEASURABLE: "faint"}
 STYLE = Path(charts.__file__).parent
 
 
-def render(report: AuditReport) -> str:
-    """The page as text."""
+def render(report: Any) -> str:
+    """The page of a `probatum.auditing.audit.AuditReport` as text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,7 +36,7 @@ def render(report: AuditReport) -> str:
     )
 
 
-def quality_line(report: AuditReport) -> str:
+def quality_line(report: Any) -> str:
     """How good the model is on the audited rows, in one line."""
     found = report.quality
     if "accuracy" in found:

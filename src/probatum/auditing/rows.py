@@ -15,14 +15,13 @@ from torch import Tensor
 from probatum.auditing.subject import Subject
 from probatum.data.columns import conform, infer_column
 from probatum.data.dataset import Dataset
-from probatum.data.image import ImageEncoder, RawImages
-from probatum.data.open import embedded_names, open_dataset
+from probatum.data.library import embedded_names
+from probatum.data.open import open_dataset
 from probatum.data.pipeline import Pipeline
 from probatum.data.read import TABLE_SUFFIXES, read_table, to_polars
-from probatum.data.series import RawSeries
-from probatum.data.table import RawTable
-from probatum.data.text import RawTexts, TextEncoder
 from probatum.errors import InputError
+from probatum.rooms.kind import kind_of, kinds
+from probatum.settings import Reading
 from probatum.spec import Part, Spec
 
 
@@ -66,7 +65,12 @@ class Rows:
 
     def _broadcast(self, value: Tensor | None) -> Tensor:
         assert value is not None
-        return value[None, :, None] if self.spec.modality == "series" else value[None]
+        return how(self.spec).spread(value, self.spec)
+
+
+def how(spec: Spec) -> Any:
+    """What the kind of data says of its part in an audit."""
+    return kind_of(spec.modality, spec.task).facet("audit")
 
 
 def read_rows(
@@ -97,7 +101,8 @@ def read_rows(
         return _from_tensors(*source, like=like, task=task)
     if subject.pipeline is not None:
         return _by_pipeline(source, subject.pipeline, target)
-    dataset = source if isinstance(source, Dataset) else _opened(source, target, task, modality, drop)
+    reading = Reading(target=target, task=task, modality=modality, drop=tuple(drop))
+    dataset = source if isinstance(source, Dataset) else _opened(source, reading)
     return _with_dropped(_as_they_are(dataset, like), source, drop)
 
 
@@ -119,10 +124,9 @@ def typed(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame([conform(series, infer_column(series)) for series in frame.get_columns()])
 
 
-def _opened(source: Any, target: str | None, task: str, modality: str, drop: Sequence[str]) -> Dataset:
+def _opened(source: Any, reading: Reading) -> Dataset:
     own = isinstance(source, str) and source in embedded_names()
-    options: dict[str, Any] = {} if own else {"target": target, "task": task, "modality": modality, "drop": tuple(drop)}
-    found = open_dataset(source, **options)
+    found = open_dataset(source, Reading() if own else reading)
     if not isinstance(found, Dataset):
         raise InputError(f"{source!r} is one long text; an audit takes rows with labels")
     if found.streamed:
@@ -132,19 +136,19 @@ def _opened(source: Any, target: str | None, task: str, modality: str, drop: Seq
 
 def _by_pipeline(source: Any, pipeline: Pipeline, target: str | None) -> Rows:
     spec, name = pipeline.spec, target or pipeline.target.names[0]
-    framed = spec.modality in ("table", "text") and not isinstance(source, Dataset | tuple)
+    framed = how(spec).FRAMED and not isinstance(source, Dataset | tuple)
     path = Path(source) if isinstance(source, str | Path) else None
     framed = framed and (path is None or (path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES)))
     if not framed:
-        dataset = source if isinstance(source, Dataset) else _opened(source, target, spec.task, spec.modality, ())
+        reading = Reading(target=target, task=spec.task, modality=spec.modality)
+        dataset = source if isinstance(source, Dataset) else _opened(source, reading)
         x = pipeline.encode(_fitting(dataset, pipeline))
         words: Sequence[Any] = (
             [dataset.classes[code] for code in dataset.values.values.tolist()]
             if spec.task == "classes"
             else dataset.values.values.tolist()
         )
-        text = dataset.raw.texts if isinstance(dataset.raw, RawTexts) else None
-        columns = dataset.raw.frame if isinstance(dataset.raw, RawTable) else None
+        text, columns = getattr(dataset.raw, "texts", None), getattr(dataset.raw, "frame", None)
         return _whole(pipeline, x, words, text, columns, dataset.fingerprint)
     frame = read_table(path) if path is not None else to_polars(source)
     if name not in frame.columns:
@@ -152,7 +156,8 @@ def _by_pipeline(source: Any, pipeline: Pipeline, target: str | None) -> Rows:
             f"the label column {name!r} is missing; the data have {', '.join(frame.columns[:10])}; use --target"
         )
     x, raw = pipeline.encode_source(frame)
-    text = tuple(raw[pipeline.features.column].to_list()) if isinstance(pipeline.features, TextEncoder) else None
+    column = getattr(pipeline.features, "column", None)  # of texts, whose strings learners may read
+    text = None if column is None else tuple(raw[column].to_list())
     return _whole(pipeline, x, frame[name].to_list(), text, typed(frame.drop(name)), "")
 
 
@@ -182,26 +187,8 @@ def _whole(
 
 
 def _as_they_are(dataset: Dataset, like: Rows | None) -> Rows:
-    raw, classes = dataset.raw, dataset.classes
-    if isinstance(raw, RawTexts):
-        raise InputError("how texts become tokens is not known; audit texts with a model from `probatum ship`")
-    columns = None
-    if isinstance(raw, RawTable):
-        words = [column.name for column in raw.columns if column.kind not in ("number", "boolean")]
-        if words:
-            raise InputError(
-                f"column {words[0]!r} holds no numbers; leave it out (--drop), or give the numbers the model was trained on"
-            )
-        columns = raw.frame
-        numbers = columns.select([pl.col(c.name).cast(pl.Float64, strict=False) for c in raw.columns])
-        values = numbers.fill_null(float("nan")).to_numpy()
-        names = tuple(column.name for column in raw.columns)
-    elif isinstance(raw, RawImages):
-        values, names = ImageEncoder.fit(raw).encode(raw).numpy(), ()
-    elif isinstance(raw, RawSeries):
-        values, names = raw.values, raw.channels
-    else:
-        raise InputError(f"{dataset.name} cannot be audited without a pipeline")
+    classes = dataset.classes
+    values, names, columns = dataset.kind.facet("audit").plain(dataset)
     x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x.flatten(1))).any(dim=1).sum())
@@ -264,8 +251,8 @@ def _from_tensors(x: Any, y: Any, like: Rows | None, task: str) -> Rows:
     if task == "auto":
         task = "reals" if target.is_floating_point() else "classes"
     target = (target.double().reshape(len(target), -1)) if task == "reals" else target.long().reshape(-1)
-    modality = {2: "table", 3: "series", 4: "image"}[inputs.ndim]
-    return _rows(inputs, target, task, modality, (), (), like)
+    found = [kind for kind in kinds() if task in kind.TASKS and inputs.ndim == kind.facet("audit").NDIM]
+    return _rows(inputs, target, task, found[0].modality, (), (), like)
 
 
 def _rows(
@@ -280,16 +267,17 @@ def _rows(
     outputs = y.shape[1] if task == "reals" else max(int(y.max()) + 1, len(classes), 2)
     if task == "classes" and int(y.min()) < 0:
         raise InputError(f"labels start at {int(y.min())}; use class codes 0, 1, ...")
-    names = names or (tuple(f"column {i}" for i in range(x.shape[1])) if modality == "table" else ())
+    asked = kind_of(modality, task).facet("audit")
+    names = names or (tuple(f"column {i}" for i in range(x.shape[1])) if asked.COLUMNS else ())
     if task == "classes" and like is not None:
         classes, outputs = like.spec.classes, max(like.spec.outputs, outputs)
     if task == "classes" and len(classes) != outputs:
         classes = tuple(str(i) for i in range(outputs))
-    numeric = x.shape[1] if modality == "table" else 0
+    numeric = x.shape[1] if asked.COLUMNS else 0
     spec = Spec(modality, task, tuple(x.shape[1:]), outputs, numeric=numeric, classes=classes, features=names)
     centre = spread = None
-    if modality != "image":
-        over = (0, 2) if modality == "series" else (0,)
+    over = asked.centred_over(spec)
+    if over:
         centre, spread = x.mean(dim=over), x.std(dim=over).clamp_min(1e-6)
     found = Rows(spec, Part(x, y, torch.arange(len(x))), centre=centre, spread=spread)
     return found if like is None else replace(found, centre=like.centre, spread=like.spread)

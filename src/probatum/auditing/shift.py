@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 from probatum.auditing.case import Case, input_features, learned_features
 from probatum.auditing.confidence import auroc_interval
 from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable, percent
-from probatum.auditing.rows import Rows
+from probatum.auditing.rows import Rows, how
 from probatum.measure.groups import wilson
 from probatum.measure.outside import auroc
 
@@ -170,7 +170,7 @@ def _sides(case: Case) -> tuple[Rows, Rows, str] | None:
 def _without(rows: Rows, name: str) -> Rows:
     """Rows of a table with one input held at 0: by the column that orders them, halves are told apart whatever they hold."""
     columns = [i for i, feature in enumerate(rows.spec.features) if feature == name]
-    if rows.spec.modality != "table" or not columns:
+    if not how(rows.spec).COLUMNS or not columns:
         return rows
     x = rows.part.x.clone()
     x[:, columns] = 0
@@ -179,7 +179,7 @@ def _without(rows: Rows, name: str) -> Rows:
 
 def _columns(old: Rows, new: Rows) -> tuple[dict[str, str], ...]:
     """The columns of a table that differ most, by the Kolmogorov-Smirnov distance."""
-    if old.spec.modality != "table":
+    if not how(old.spec).COLUMNS:
         return ()
     names = old.spec.features
     tests = [ks_2samp(old.part.x[:, i].numpy(), new.part.x[:, i].numpy()) for i in range(len(names))]

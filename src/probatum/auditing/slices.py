@@ -11,6 +11,7 @@ from scipy.stats import binom, hypergeom, ttest_ind
 
 from probatum.auditing.case import Case
 from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable
+from probatum.auditing.rows import how
 from probatum.errors import InputError
 from probatum.measure.groups import group_accuracy, wilson
 
@@ -224,19 +225,13 @@ def _columns(case: Case) -> list[np.ndarray]:
     """Arrays (n,) of level names: of the data's columns, or of simple facts of images, series and texts."""
     rows, spec = case.rows, case.rows.spec
     x = rows.part.x
-    if spec.modality == "table":
+    if how(spec).COLUMNS:
         frame = rows.columns
         if frame is None:
             frame = pl.DataFrame({spec.features[i]: x[:, i].numpy() for i in range(x.shape[1])})
         named = [_levels(frame[name], name) for name in frame.columns[:MOST_COLUMNS]]
     else:
-        flat = x.flatten(1).double()
-        if spec.modality == "text":
-            facts = {"length": (x != 0).sum(dim=1).double()}
-        else:
-            words = ("brightness", "contrast") if spec.modality == "image" else ("level", "spread")
-            facts = dict(zip(words, (flat.mean(dim=1), flat.std(dim=1)), strict=True))
-        named = [_levels(pl.Series(name, value.numpy()), name) for name, value in facts.items()]
+        named = [_levels(pl.Series(name, value.numpy()), name) for name, value in how(spec).facts(x, spec).items()]
     return [np.asarray(levels) for levels in named if levels and len(set(levels)) > 1]
 
 

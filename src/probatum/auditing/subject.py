@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from probatum.data.pipeline import Pipeline, load_pipeline
 from probatum.errors import InputError
+from probatum.rooms.kind import kind_of
 from probatum.ship.load import load
 from probatum.spec import Part
+
+TASKS = ("classes", "reals")
+"""Tasks whose models can be audited."""
 
 BATCH = 512
 
@@ -143,9 +147,10 @@ def _module(model: nn.Module, name: str, pipeline: Pipeline | None) -> Subject:
 
 def _shipped(folder: Path) -> Subject:
     shipped = load(folder)
-    if shipped.spec.task == "next-token":
-        raise InputError(f"{folder} is a language model; an audit takes models of classes or reals")
-    by_x = shipped.model is not None or shipped.spec.modality != "text"
+    if shipped.spec.task not in TASKS:
+        raise InputError(f"{folder} is of task {shipped.spec.task}; an audit takes models of {' or '.join(TASKS)}")
+    kind = kind_of(shipped.spec.modality, shipped.spec.task)
+    by_x = shipped.model is not None or kind.facet("audit").ALL_IN_X
     name = f"{folder.name} ({shipped.description['arm']})"
     return Subject(name, "shipped", shipped.predict_part, shipped.pipeline, shipped.model, folder, by_x)
 

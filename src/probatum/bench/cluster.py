@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from probatum.bench.context import Context, Job
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Trial
-from probatum.bench.trials import Job, Setup
 from probatum.bench.workers import Ended, Task, cores, given_up
 from probatum.errors import InputError
 
@@ -59,23 +59,23 @@ class Cluster:
         self._on = on
         self._mine = False
         self._flying: dict[Any, Task] = {}
-        self._parcel: tuple[Setup, bytes, str] | None = None
+        self._parcel: tuple[Context, bytes, str] | None = None
         self._sent: Any = None
 
-    def run(self, setup: Setup, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
+    def run(self, context: Context, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
         """Run every group; yield jobs with their trials as soon as they have ended.
 
         Raises:
             InputError: no connection, no node that is large enough, or nodes that lack what the study needs.
         """
         ray = self._connected()
-        threads = setup.plan.threads
+        threads = context.plan.threads
         if not _slots(ray, threads):
             raise InputError(
                 f"{self._on}: no node of the cluster has {threads} CPUs; add nodes, or ask for fewer threads"
             )
         remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
-        self._send(ray, setup)
+        self._send(ray, context)
         waiting = deque(Task(list(group)) for group in groups)
         try:
             while waiting or self._flying:
@@ -84,9 +84,9 @@ class Cluster:
                     for job in task.jobs:
                         listener.started(job)
                     self._flying[remote.remote(*self._sent, task.jobs)] = task
-                yield from self._landed(ray, setup, waiting, LOOK_SECONDS)
+                yield from self._landed(ray, context, waiting, LOOK_SECONDS)
         except KeyboardInterrupt:
-            yield from self._landed(ray, setup, waiting, 0)  # what has ended is kept
+            yield from self._landed(ray, context, waiting, 0)  # what has ended is kept
             raise
         except ConnectionError as problem:
             raise InputError(
@@ -132,15 +132,15 @@ class Cluster:
         self._mine = True
         return ray
 
-    def _send(self, ray: Any, setup: Setup, *, again: bool = False) -> None:
-        """Put the setup into the cluster's object store, once."""
-        if self._parcel is None or self._parcel[0] is not setup:
-            parcel = pack(setup)
-            self._parcel, again = (setup, parcel, hashlib.sha256(parcel).hexdigest()), True
+    def _send(self, ray: Any, context: Context, *, again: bool = False) -> None:
+        """Put the context into the cluster's object store, once."""
+        if self._parcel is None or self._parcel[0] is not context:
+            parcel = pack(context)
+            self._parcel, again = (context, parcel, hashlib.sha256(parcel).hexdigest()), True
         if again or self._sent is None:
             self._sent = (ray.put(self._parcel[1]), self._parcel[2])
 
-    def _landed(self, ray: Any, setup: Setup, waiting: deque[Task], seconds: float) -> Iterator[Ended]:
+    def _landed(self, ray: Any, context: Context, waiting: deque[Task], seconds: float) -> Iterator[Ended]:
         """What has ended within some seconds; what was lost goes back to `waiting`."""
         if not self._flying:
             return
@@ -153,17 +153,17 @@ class Cluster:
                 raise _told(self._on, problem) from problem
             except ray.exceptions.RayError as problem:  # the process, the node or an object on it is gone
                 if isinstance(problem, ray.exceptions.ObjectLostError):
-                    self._send(ray, setup, again=True)
+                    self._send(ray, context, again=True)
                 again = task.again()
                 waiting.extendleft(reversed(again or ()))
                 if again is None:
-                    yield given_up(setup, task, type(problem).__name__)
+                    yield given_up(context, task, type(problem).__name__)
             else:
                 yield task.jobs, trials
 
 
-_unpacked: dict[str, Setup] = {}
-"""The setup this process has taken in, by its parcel's digest; one at most."""
+_unpacked: dict[str, Context] = {}
+"""The context this process has taken in, by its parcel's digest; one at most."""
 
 
 def run_remotely(parcel: bytes, digest: str, jobs: list[Job]) -> list[Trial]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from probatum.arenas.base import arena
 from probatum.errors import InputError
-from probatum.rules import Rules
+from probatum.rooms.arena import arena
 from probatum.spec import Data
 
 
-def contest_of(where: str, rules: Rules | None, data: Data, *, tune: int = 0, budget: str = "steps") -> dict[str, Any]:
+def contest_of(where: str, rules: Any, data: Data, *, tune: int = 0, budget: str = "steps") -> dict[str, Any]:
     """The arena's rules with what was given, None meaning its own choice; empty where it has none.
+
+    `rules` is the frozen value of an arena (``arenas/NAME/rules.py``), or None.
 
     Raises:
         InputError: rules of another arena, a tuner or equal arithmetic in one with rules, or values out of range.

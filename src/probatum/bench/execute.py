@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from probatum.arenas.base import Work, arena
 from probatum.bench import grouping
+from probatum.bench.context import Context, Job
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.store import Store, Trial
-from probatum.bench.trials import Job, Progress, Setup, Splits
-from probatum.errors import InputError
 from probatum.recipe import Arm
-from probatum.spec import Data
-from probatum.train.assemble import ModelFactory
+from probatum.rooms.arena import arena
 
 
 class Listener(Protocol):
@@ -50,7 +47,7 @@ class Executor(Protocol):
     """Who runs groups of jobs: this process, several processes, or a cluster. It writes nothing to the store."""
 
     def run(
-        self, setup: Setup, groups: Sequence[list[Job]], listener: Listener
+        self, context: Context, groups: Sequence[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
         """Run every group; yield jobs with their trials as soon as they have ended, in any order."""
         ...
@@ -64,13 +61,13 @@ class Here:
     """Runs one group after another in this process."""
 
     def run(
-        self, setup: Setup, groups: Sequence[list[Job]], listener: Listener
+        self, context: Context, groups: Sequence[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
         """Run every group in turn."""
         for group in groups:
             for job in group:
                 listener.started(job)
-            yield group, grouping.run_group(setup, group, listener.stepped)
+            yield group, grouping.run_group(context, group, listener.stepped)
 
     def close(self) -> None:
         """Nothing is left running."""
@@ -78,24 +75,21 @@ class Here:
 
 @dataclass
 class Bench:
-    """A plan, the data, the store and whoever runs the trials."""
+    """A study's context, the store, and whoever runs the trials."""
 
-    plan: StudyPlan
-    dataset: Splits
+    context: Context
     store: Store
-    factory: ModelFactory | None = None
     listener: Listener = field(default_factory=Silent)
     executor: Executor = field(default_factory=Here)
-    stack: str = "auto"
-    setup: Setup = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.stack not in grouping.STACK:
-            raise InputError(f"stack is {self.stack!r}; use one of {', '.join(grouping.STACK)}")
         alone = isinstance(self.executor, Here)
-        self.setup = Setup(
-            self.plan, self.dataset, self.factory, stack=self.stack, most_threads=(os.cpu_count() or 1) if alone else 1
-        )
+        self.context.most_threads = (os.cpu_count() or 1) if alone else 1
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The study."""
+        return self.context.plan
 
     def jobs(self, seeds: tuple[int, ...], arms: tuple[Arm, ...], *, with_references: bool) -> list[Job]:
         """The fits of these arms beside the baseline, seed by seed so that a study cut short is still paired."""
@@ -120,25 +114,17 @@ class Bench:
             if job.key in known:
                 self.listener.ended(job, known[job.key])
         pending = list({job.key: job for job in jobs if job.key not in known}.values())
-        fits = grouping.groups(self.setup, [job for job in pending if job.kind != "timing"], self.store)
+        fits = grouping.groups(self.context, [job for job in pending if job.kind != "timing"], self.store)
         timings = [[job] for job in pending if job.kind == "timing"]
         for executor, groups in ((self.executor, fits), (Here(), timings)):
             if not groups:
                 continue
-            for group, trials in executor.run(self.setup, groups, self.listener):
+            for group, trials in executor.run(self.context, groups, self.listener):
                 self.store.put_all(trials)
                 for job, trial in zip(group, trials, strict=True):
                     known[job.key] = trial
                     self.listener.ended(job, trial)
         return [known[job.key] for job in jobs]
-
-    def data(self, seed: int) -> Data:
-        """The split of one seed; the last one is kept."""
-        return self.setup.data(seed)
-
-    def work(self, arm: Arm, builtin: str, seed: int, progress: Progress | None = None) -> Work:
-        """Everything one trial needs."""
-        return self.setup.work(arm, builtin, seed, progress)
 
     def _job(self, arm: Arm, builtin: str, seed: int, kind: str) -> Job:
         plan = self.plan.trial(arm, builtin, seed, kind)

@@ -7,20 +7,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from probatum.arenas import together
-from probatum.arenas.base import Outcome
-from probatum.arenas.together import Choice
+from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict.stacks import Choice
+from probatum.bench.context import Context, Job, Progress, ended, lost, quiet, run_job, told
 from probatum.bench.plan import key_of
 from probatum.bench.store import Store, Trial
-from probatum.bench.trials import Job, Progress, Setup, ended, lost, quiet, run_job, told
-from probatum.train.run import TrainingFailed
+from probatum.rooms.arena import Outcome, TrainingFailed
+from probatum.rooms.task import task
 from probatum.train.stack import CannotStackError
 
 STACK = ("auto", "always", "never")
 """Whether seeds of an arm are trained as one computation: where a probe says that it pays, wherever it can be done, never."""
 
 
-def groups(setup: Setup, jobs: Sequence[Job], store: Store) -> list[list[Job]]:
+def groups(context: Context, jobs: Sequence[Job], store: Store) -> list[list[Job]]:
     """Cut jobs into groups, in the order in which they are to be run; every job is in one group.
 
     The choice for an arm is made once in a study and kept in the store, so that a resumed study, which finds whole groups
@@ -35,7 +35,7 @@ def groups(setup: Setup, jobs: Sequence[Job], store: Store) -> list[list[Job]]:
     for arm, members in arms.items():
         for start in range(0, len(members), together.MOST):
             block = members[start : start + together.MOST]
-            choice = _choice(setup, arm, block, store)
+            choice = _choice(context, arm, block, store)
             if choice.stack:
                 found.append([replace(job, together=choice) for job in block])
             else:
@@ -43,64 +43,73 @@ def groups(setup: Setup, jobs: Sequence[Job], store: Store) -> list[list[Job]]:
     return _seed_by_seed(found)
 
 
-def run_group(setup: Setup, group: Sequence[Job], progress: Progress | None = None) -> list[Trial]:
+def run_group(context: Context, group: Sequence[Job], progress: Progress | None = None) -> list[Trial]:
     """Run one group and return its trials in the group's order; one after another where they cannot be stacked."""
     choice = group[0].together
-    if choice is not None and len(group) > 1:
-        start = time.perf_counter()
-        outcomes = _stacked(setup, group, choice, progress)
-        if outcomes:
-            seconds = (time.perf_counter() - start) / len(group)
-            return [_trial(setup, job, found, seconds, progress) for job, found in zip(group, outcomes, strict=True)]
-    return [run_job(setup, job, progress) for job in group]
+    if choice is None or len(group) < 2:
+        return [run_job(context, job, progress) for job in group]
+    start = time.perf_counter()
+    outcomes = _stacked(context, group, choice, progress)
+    if isinstance(outcomes, Exception):
+        alone = [run_job(context, job, progress) for job in group]
+        return [replace(trial, timing={**trial.timing, "remark": _why(outcomes)}) for trial in alone]
+    seconds = (time.perf_counter() - start) / len(group)
+    return [_trial(context, job, found, seconds, progress) for job, found in zip(group, outcomes, strict=True)]
+
+
+def _why(problem: Exception) -> str:
+    """What is told of seeds that were to be trained as one and were not."""
+    words = str(problem) if isinstance(problem, CannotStackError) else f"{type(problem).__name__}: {problem}"
+    return f"trained one by one: {words}"[:300]
 
 
 def _stacked(
-    setup: Setup, group: Sequence[Job], choice: Choice, progress: Progress | None
-) -> list[Outcome | Exception]:
-    """What came of a group as one computation, in its order; nothing where it cannot be one."""
-    with quiet(setup.plan.threads):
+    context: Context, group: Sequence[Job], choice: Choice, progress: Progress | None
+) -> list[Outcome | Exception] | Exception:
+    """What came of a group as one computation, in its order; or why it cannot be one."""
+    with quiet(context.plan.threads):
         try:
-            works = [setup.work(job.arm, job.builtin, job.seed, progress) for job in group]
-            return together.trials(works, choice, setup.plan.threads)
-        except Exception:  # what is wrong shows again, and is told of the right trial, when they are run alone
-            return []
+            works = [context.work(job.arm, job.builtin, job.seed, progress) for job in group]
+            return together.trials(works, choice, context.plan.threads)
+        except Exception as problem:  # told with every trial, and shown again where they are run alone
+            return problem
 
 
-def _trial(setup: Setup, job: Job, found: Outcome | Exception, seconds: float, progress: Progress | None) -> Trial:
+def _trial(context: Context, job: Job, found: Outcome | Exception, seconds: float, progress: Progress | None) -> Trial:
     """The trial of one seed of a stack; what went wrong in it other than in training is tried again alone."""
     if isinstance(found, TrainingFailed):
-        return lost(setup, job, *told(found), seconds=seconds)
+        return lost(context, job, *told(found), seconds=seconds)
     if isinstance(found, Exception):
-        return run_job(setup, job, progress)
-    return ended(setup, job, found, seconds=seconds)
+        return run_job(context, job, progress)
+    return ended(context, job, found, seconds=seconds)
 
 
-def _choice(setup: Setup, arm: str, block: Sequence[Job], store: Store) -> Choice:
+def _choice(context: Context, arm: str, block: Sequence[Job], store: Store) -> Choice:
     first = block[0]
-    plan = setup.plan
-    if setup.stack == "never" or plan.arena != "predict" or len(block) < 2 or first.kind == "timing":
+    plan = context.plan
+    if context.stack == "never" or plan.arena != "predict" or len(block) < 2 or first.kind == "timing":
         return Choice(False)
     if not plan.engine.stacks:
         return Choice(False, reason=f"the engine is {plan.engine.words()}")
-    reason = together.obstacle(first.arm.recipe, first.builtin, setup.plan.tune)
+    classical = task(plan.data.task).references(context.data(first.seed).spec)
+    reason = together.obstacle(first.arm.recipe, first.builtin, plan.tune, classical)
     if reason:
         return Choice(False, reason=reason)
-    if setup.stack == "always":
-        return Choice(True, setup.plan.threads)
-    key, name = setup.study_key(), f"stack {arm} {len(block)}"
+    if context.stack == "always":
+        return Choice(True, context.plan.threads)
+    key, name = context.study_key(), f"stack {arm} {len(block)}"
     kept = store.get_blob(key, name)
     if kept is None:
-        store.put_blob(key, name, json.dumps(asdict(_probed(setup, block))).encode())
+        store.put_blob(key, name, json.dumps(asdict(_probed(context, block))).encode())
         kept = store.get_blob(key, name)  # another process may have been first
     return Choice(**json.loads(kept)) if kept is not None else Choice(False)
 
 
-def _probed(setup: Setup, block: Sequence[Job]) -> Choice:
-    with quiet(setup.plan.threads):
+def _probed(context: Context, block: Sequence[Job]) -> Choice:
+    with quiet(context.plan.threads):
         try:
-            works = [setup.work(job.arm, job.builtin, job.seed) for job in block]
-            return together.probe(works, setup.plan.threads, setup.most_threads)
+            works = [context.work(job.arm, job.builtin, job.seed) for job in block]
+            return together.probe(works, context.plan.threads, context.most_threads)
         except CannotStackError as problem:
             return Choice(False, reason=str(problem))
         except Exception as problem:  # it will show again when the trials are run

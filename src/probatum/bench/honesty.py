@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import fit
-from probatum.bench.execute import Splits
+from probatum.arenas.predict.fit import fit
+from probatum.bench.splits import Splits
 from probatum.bench.statistics import binomial_upper, power
 from probatum.bench.verdict import verdicts
 from probatum.measure.base import Measure
 from probatum.recipe import Arm, Recipe, Training
+from probatum.rooms.arena import Terms, Work
 
 ACCURACY = Measure("accuracy", "quality", True, 0.0)
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -44,15 +44,15 @@ class Rate:
         return binomial_upper(self.hits, self.studies)
 
 
-def paired_noise(dataset: Splits, seeds: Sequence[int], training: Training) -> tuple[list[float], list[float]]:
+def paired_noise(splits: Splits, seeds: Sequence[int], training: Training) -> tuple[list[float], list[float]]:
     """Test accuracies of the baseline and of itself with other initial weights and batch order, seed by seed."""
     base = Recipe(training=training)
     first: list[float] = []
     second: list[float] = []
     for seed in seeds:
-        data = dataset.prepare(seed, fractions=FRACTIONS)
+        data = splits.data(seed)
         for arm, into in ((Arm("baseline", base), first), (Arm("again", base, salt="again"), second)):
-            predictor = fit(Work(arm, "baseline", base, data, seed))
+            predictor = fit(Work(arm, "baseline", Terms(base=base), data, seed))
             into.append(float((predictor.predict(data.test).argmax(dim=1) == data.test.y).float().mean()))
     return first, second
 
@@ -128,7 +128,7 @@ def main() -> None:
     print("\n".join(honesty(*simulated, arguments.seeds, "simulated")), flush=True)
     training = replace(Training(), steps=60, batch_size=32)
     wanted = range(arguments.studies * arguments.seeds)
-    real = paired_noise(open_dataset(arguments.data), wanted, training)
+    real = paired_noise(Splits(open_dataset(arguments.data), FRACTIONS), wanted, training)
     print("\n".join(honesty(*real, arguments.seeds, arguments.data)))
 
 

@@ -1,31 +1,31 @@
-"""A study's setup as bytes, for other processes and machines: plan, data, the user's own network and technique files."""
+"""A study's context as bytes, for other processes and machines: plan, data, the user's own network and technique files."""
 
 from __future__ import annotations
 
 import atexit
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
 
 from probatum import catalogue
+from probatum.bench.context import Context, Job
 from probatum.bench.plan import StudyPlan, versions
-from probatum.bench.trials import Job, Setup
 from probatum.errors import InputError
+from probatum.rooms import find
 
 TechniqueFile = tuple[str, str, str, dict[str, bytes]]
 """Id, slot, path and the files, by their paths beside it, of a technique that is not part of an installed package."""
 
 
-def pack(setup: Setup) -> bytes:
-    """Everything `unpack` needs to make the setup again elsewhere; InputError where something in it cannot travel."""
-    setup.study_key()  # worked out once, here, where the files are
+def pack(context: Context) -> bytes:
+    """Everything `unpack` needs to make the context again elsewhere; InputError where something in it cannot travel."""
+    context.study_key()  # worked out once, here, where the files are
     try:
-        return cloudpickle.dumps((_files(setup.plan), cloudpickle.dumps(replace(setup))))
+        return cloudpickle.dumps((_files(context.plan), _rooms(), cloudpickle.dumps(context)))
     except Exception as problem:  # what pickling raises depends on what is pickled
         raise InputError(
             f"the study cannot be sent to other processes ({type(problem).__name__}: {problem}); "
@@ -33,11 +33,13 @@ def pack(setup: Setup) -> bytes:
         ) from problem
 
 
-def unpack(parcel: bytes) -> Setup:
-    """The setup that `pack` was given; its technique files join the catalogue first."""
-    files, rest = cloudpickle.loads(parcel)
+def unpack(parcel: bytes) -> Context:
+    """The context that `pack` was given; its technique files and rooms join first."""
+    files, rooms, rest = cloudpickle.loads(parcel)
     for file in files:
         catalogue.add_file(_placed(file))
+    for sort, path, contents in rooms:
+        find.add(_at(Path(path), contents), sort)
     try:
         return cloudpickle.loads(rest)
     except (ImportError, AttributeError) as problem:
@@ -72,17 +74,32 @@ def _contents(place: catalogue.Place) -> dict[str, bytes]:
     return {str(file.relative_to(place.path.parent)): file.read_bytes() for file in place.files()}
 
 
+def _rooms() -> list[tuple[str, str, dict[str, bytes]]]:
+    """Sort, folder and files of kinds of data (and other rooms) that are no part of an installed package."""
+    found = {}
+    for room in find.added():
+        if room.sort != "task" or not (room.folder / "kind.py").is_file():
+            files = {str(f.relative_to(room.folder)): f.read_bytes() for f in sorted(room.folder.rglob("*.py"))}
+            found[room.folder] = (room.sort, str(room.folder), files)
+    return list(found.values())
+
+
 def _placed(file: TechniqueFile) -> Path:
     """The technique where it came from, or a copy where it is not there or is another one."""
     _, slot, path, contents = file
     original = Path(path)
+    return _at(original.parent, contents, Path(slot) / (original.stem if len(contents) > 1 else "")) / original.name
+
+
+def _at(folder: Path, contents: Mapping[str, bytes], beneath: Path | None = None) -> Path:
+    """The folder itself, where it holds these files as they are; else a new one with copies of them."""
     with suppress(OSError):
-        if all((original.parent / name).read_bytes() == content for name, content in contents.items()):
-            return original
-    folder = Path(tempfile.mkdtemp(prefix="probatum-"))  # nobody else's to write in
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    home = folder / slot / (original.stem if len(contents) > 1 else "")
+        if all((folder / name).read_bytes() == content for name, content in contents.items()):
+            return folder
+    made = Path(tempfile.mkdtemp(prefix="probatum-"))  # nobody else's to write in
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    home = made / (folder.name if beneath is None else beneath)
     for name, content in contents.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(content)
-    return home / original.name
+    return home

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from probatum import __version__
+from probatum.engine import Engine
 from probatum.recipe import Arm, Recipe, Training, Use
-from probatum.train.engine import PLAIN, Engine
+from probatum.rooms import find
+from probatum.rooms.arena import Terms
 
-SOURCES = ("train", "arenas", "measure", "numerics", "data", "contracts", "recipe.py", "spec.py")
+SOURCES = (
+    *("train", "arenas", "measure", "numerics", "data", "contracts", "kinds", "tasks", "worlds", "rooms"),
+    *("recipe.py", "spec.py", "engine.py", "inject.py"),
+)
 """What decides a trial's record besides its plan; an edit there makes old records count no more."""
 
 LIBRARIES = ("torch", "numpy", "scikit-learn")
@@ -42,53 +47,43 @@ class DataPlan:
         return None if self.fixed_split else self.fractions[2] / self.fractions[0]
 
 
-@dataclass(frozen=True)
-class StudyPlan:
-    """A frozen study.
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan(Terms):
+    """A frozen study: what its trials share (`probatum.rooms.arena.Terms`), and all that it says besides.
 
     Attributes:
         arena: which contest.
         data: which data.
-        base: the baseline's recipe.
         arms: techniques that take part, the baseline not among them.
         references: built-in arms shown beside the baseline.
         skipped: technique -> why it does not apply.
         seeds: paired seeds of the screen.
         confirm: seeds on which a winner is tried again, fresh ones; () = no confirmation.
-        equal_compute: equal arithmetic instead of equal steps.
-        tune: tuner trials for every arm.
-        primary: the measure that decides.
         margins: regions of practical equivalence that replace the measures' own.
         confidence: of every interval.
         model: identity of the user's own network, "" for the built-in one.
         threads: torch threads in every trial (another number may change the last digits).
         race: numbers of seeds at which arms may stop, the last being all of them; () = every arm runs every seed.
-        engine: where and how networks are trained.
         speed: speed setting -> what its probe found (`train.speed.probe`); empty = none was probed.
-        contest: the arena's own rules; empty = it has none.
         pretrained: where the weights come from that networks start from, and what was copied; empty = none.
+        versions: what it is run with.
     """
 
     arena: str
     data: DataPlan
-    base: Recipe
     arms: tuple[Arm, ...]
     references: tuple[str, ...]
     seeds: tuple[int, ...]
-    primary: str
     skipped: Mapping[str, str] = field(default_factory=dict)
     confirm: tuple[int, ...] = ()
-    equal_compute: bool = False
-    tune: int = 0
     margins: Mapping[str, float] = field(default_factory=dict)
     confidence: float = 0.95
     model: str = ""
     threads: int = 1
     race: tuple[int, ...] = ()
-    engine: Engine = PLAIN
     speed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pretrained: Mapping[str, Any] = field(default_factory=dict)
-    contest: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def trial(self, arm: Arm, builtin: str, seed: int, kind: str = "fit") -> dict[str, Any]:
         """The plan of one trial: everything its record depends on, and nothing else."""
@@ -107,7 +102,7 @@ class StudyPlan:
             "model": self.model,
             "tune": self.tune,
             "threads": self.threads,
-            "versions": versions(),
+            "versions": dict(self.versions),
         }
         if self.tune or self.equal_compute or kind == "timing":
             plan["base"] = self.base.plan()
@@ -142,7 +137,7 @@ class StudyPlan:
             "speed": {name: dict(found) for name, found in self.speed.items()},
             **({"pretrained": dict(self.pretrained)} if self.pretrained else {}),
             **({"contest": dict(self.contest)} if self.contest else {}),
-            "versions": versions(),
+            "versions": dict(self.versions),
         }
 
 
@@ -172,6 +167,7 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         speed=described.get("speed", {}),
         pretrained=described.get("pretrained", {}),
         contest=described.get("contest", {}),
+        versions=described.get("versions", {}),
         **{name: described[name] for name in same},
     )
 
@@ -181,9 +177,15 @@ def key_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Versions that a record depends on, the digest of Probatum's own training and measuring code among them."""
+    """Versions that a record depends on, the digest of Probatum's own training and measuring code among them, and of the
+    kinds of data and the like that joined from outside."""
+    outside = find.digest()
+    return {**_versions(), **({"rooms": outside} if outside else {})}
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "probatum": __version__, "code": _code_digest()}
     for library in LIBRARIES:
         try:

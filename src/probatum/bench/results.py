@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from probatum.arenas.base import arena
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import Trial
-from probatum.bench.verdict import Verdict, verdicts
+from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
 from probatum.measure.base import Measure, all_measures
+from probatum.rooms.arena import arena, competes
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Results:
                 confidence=self.plan.confidence,
                 looks=stages,
             )
-        return [v for v in found if v.n or v.word != "undecided"]  # an arm without the measure gets no verdict on it
+        return [v for v in found if v.note != NOT_MEASURED]
 
     def confirmed(self) -> Verdict | None:
         """The winner's verdict on the fresh seeds alone, by the primary measure."""
@@ -158,7 +158,7 @@ class Results:
 
     def answer(self) -> str:
         """The study's question answered in a sentence or two."""
-        if self.plan.arena == "probe":
+        if not competes(self.plan.arena):
             return f"{len(self.plan.arms)} probe(s) measured over {len(self.plan.seeds)} seeds; see the measurements."
         primary = self.plan.primary
         words = [v for v in self.primary_verdicts() if v.word != "not applicable"]
@@ -188,7 +188,7 @@ class Results:
 
     def reference_note(self) -> str:
         """Whether a classical reference beats the baseline: the sentence a user should see first; "" for upper bounds."""
-        if self.plan.arena == "stream":
+        if not getattr(arena(self.plan.arena), "RIVALS", True):
             return ""
         best = [
             v
@@ -201,6 +201,16 @@ class Results:
         return (
             f"{top.arm} beats the baseline here ({change_text(top, self.measure(self.plan.primary))} on {top.measure})."
         )
+
+    def untimed(self) -> dict[str, str]:
+        """Arms whose speed could not be measured, each with how often and why."""
+        found: dict[str, str] = {}
+        for arm in dict.fromkeys(trial.arm for trial in self.timings):
+            mine = [trial for trial in self.timings if trial.arm == arm]
+            lost = [trial for trial in mine if trial.status != "ok"]
+            if lost:
+                found[arm] = f"not timed on {len(lost)} of {len(mine)} seeds ({lost[0].record.get('reason', '')})"
+        return found
 
     def measure(self, name: str) -> Measure:
         """A measure by name."""

@@ -5,44 +5,38 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
-from probatum.arenas.streamed import small
+from probatum.bench.context import Context, quiet
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.store import Store
-from probatum.bench.trials import quiet
+from probatum.data.lazy.few import small
+from probatum.engine import Engine
 from probatum.recipe import Arm
-from probatum.spec import Data
-from probatum.train.assemble import ModelFactory, budget_for
-from probatum.train.engine import Engine
+from probatum.train.assemble import budget_for
 from probatum.train.speed import as_json, probe
 
 BLOB = "speed settings"
 
 
-def chosen_speed(plan: StudyPlan, data: Data, factory: ModelFactory | None, store: Store, *, bf16: bool) -> StudyPlan:
+def chosen_speed(context: Context, store: Store, *, bf16: bool) -> StudyPlan:
     """The plan with the settings that pay on its baseline and the table of what was measured.
 
     Args:
-        plan: as it is without settings.
-        data: the split that steps are timed on.
-        factory: builds the user's own network; None = the built-in one.
+        context: the study as it is without settings; steps are timed on its first split.
         store: where the choice is kept, under what the baseline's trials depend on.
         bf16: whether bfloat16 passes may be chosen.
     """
+    plan = context.plan
     first = replace(plan, tune=0, equal_compute=False).trial(Arm("baseline", plan.base), "baseline", 0)
     # seeds and arms are not part of the key, so that a study with more of them goes on with the same choice
     key = key_of({**first, "kind": BLOB, "bf16": bf16})
     kept = store.get_blob(key, BLOB)
     if kept is None:
-        arms = len(plan.arms) + 1
+        arms, work = len(plan.arms) + 1, context.baseline()
         rows = max(1024, 4 * plan.base.training.batch_size)
         with quiet(plan.threads):
             engine, found = probe(
-                plan.base,
-                small(data, rows),
-                0,
-                factory,
-                plan.engine,
-                steps=budget_for(plan.base.training, len(data.train)).steps,
+                replace(work, data=small(work.data, rows)),
+                steps=budget_for(plan.base.training, len(work.data.train)).steps,
                 trials=arms * len(plan.seeds) * max(1, plan.tune),
                 arms=arms,
                 bf16=bf16,

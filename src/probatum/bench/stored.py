@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from probatum.arenas.base import arena
 from probatum.bench.plan import plan_from
+from probatum.bench.race_run import race_through
 from probatum.bench.results import Results
-from probatum.bench.stages import race_through
 from probatum.bench.store import Store, Study, Trial
 from probatum.errors import InputError
 from probatum.recipe import Arm
+from probatum.rooms.arena import arena
 
 
 class _Lacking(Exception):

@@ -14,6 +14,7 @@ from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, decidable,
 from probatum.measure.base import Measure
 
 WORDS = ("helps", "hurts", "no material difference", "undecided", "not applicable", "failed")
+NOT_MEASURED = "no seed has this measure for both arms"
 NO_EFFECT = "no effect: the arm is bit-identical to the baseline"
 FLOOR = "more seeds cannot decide; hold out less or bring more rows"
 CAP = 200
@@ -64,6 +65,7 @@ class _Pairs(NamedTuple):
     values: list[float]
     identical: bool
     lost: list[str]
+    own: list[str]
 
 
 def decide(
@@ -193,8 +195,9 @@ def _judge(
         if absent and len(absent) == len(arms[arm]):
             judged[arm] = _untested(arm, measure, margin, "not applicable", absent[0])
         elif pairs.lost and len(pairs.values) < FEWEST_SEEDS:
-            note = _join(_stopped(race, len(arms[arm])), pairs.lost[0])
-            judged[arm] = _untested(arm, measure, margin, "failed", note, len(pairs.values))
+            note = _join(_stopped(race, len(arms[arm])), *_why_lost(pairs, len(arms[arm])))
+            word = "failed" if pairs.own else "undecided"  # an arm has not failed where the baseline has
+            judged[arm] = _untested(arm, measure, margin, word, note, len(pairs.values))
         elif pairs.values:
             delta = differences(pairs.baseline, pairs.values, measure)
             level = confidence
@@ -203,7 +206,7 @@ def _judge(
                 interval, level = _raced(race, dict(zip(pairs.seeds, delta, strict=True)), order[: len(arms[arm])])
             tested[arm] = pairs, interval, level
         else:
-            judged[arm] = _untested(arm, measure, margin, "undecided", "no seed has this measure for both arms")
+            judged[arm] = _untested(arm, measure, margin, "undecided", NOT_MEASURED)
     # an arm with too few seeds gets no verdict, so it does not take part in the correction either
     family = [arm for arm, (_, interval, _) in tested.items() if interval.n >= FEWEST_SEEDS]
     adjusted = dict(zip(family, adjust([tested[arm][1].p for arm in family]), strict=True))
@@ -278,18 +281,20 @@ def _by_arm(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping
 
 
 def _pair(arm: str, base: Mapping[int, Mapping[str, Any]], mine: Mapping[int, Mapping[str, Any]], name: str) -> _Pairs:
-    seeds, left, right, same, lost = [], [], [], [], []
+    seeds, left, right, same, lost, own = [], [], [], [], [], []
     for seed in sorted(set(base) & set(mine)):
-        problem = _problem(base[seed], name, "the baseline: ") or _problem(mine[seed], name, "")
-        if problem:
-            lost.append(f"seed {seed}: {problem}")
+        theirs, its = _problem(base[seed], name, "the baseline: "), _problem(mine[seed], name, "")
+        if its:
+            own.append(f"seed {seed}: {its}")
+        if theirs or its:
+            lost.append(f"seed {seed}: {theirs or its}")
         elif name in base[seed]["measures"] and name in mine[seed]["measures"]:
             seeds.append(seed)
             left.append(float(base[seed]["measures"][name]))
             right.append(float(mine[seed]["measures"][name]))
             digests = base[seed].get("digest"), mine[seed].get("digest")
             same.append(bool(digests[0]) and digests[0] == digests[1])
-    return _Pairs(arm, seeds, left, right, bool(same) and all(same), lost)
+    return _Pairs(arm, seeds, left, right, bool(same) and all(same), lost, own)
 
 
 def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:
@@ -297,6 +302,14 @@ def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:
         return f"{whose}{record.get('reason') or record['status']}"
     value = record["measures"].get(name, 0.0)
     return "" if math.isfinite(value) else f"{whose}{name} is {value}"
+
+
+def _why_lost(pairs: _Pairs, ran: int) -> tuple[str, ...]:
+    """What is said of an arm that is left with too few pairs: its own failures first, then the baseline's."""
+    if pairs.own:
+        return (pairs.own[0],)
+    count = len(pairs.lost)
+    return (f"the baseline failed on {count} of {ran} seeds, so that {len(pairs.values)} pairs are left", pairs.lost[0])
 
 
 def _lost(pairs: _Pairs) -> str:

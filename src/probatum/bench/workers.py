@@ -17,11 +17,11 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
+from probatum.bench.context import Context, Job, lost
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Trial
-from probatum.bench.trials import Job, Setup, lost
 from probatum.errors import InputError
 
 DEATHS = 3
@@ -48,10 +48,10 @@ class Task:
         return [self] if self.deaths < DEATHS else None
 
 
-def given_up(setup: Setup, task: Task, why: str) -> Ended:
+def given_up(context: Context, task: Task, why: str) -> Ended:
     """The failed trial of a task that is not tried again."""
     reason = f"the worker died ({why}) three times"
-    return task.jobs, [lost(setup, job, "failed", reason, seconds=0.0) for job in task.jobs]
+    return task.jobs, [lost(context, job, "failed", reason, seconds=0.0) for job in task.jobs]
 
 
 def cores() -> int:
@@ -87,16 +87,16 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._count = count
         self._workers: list[_Worker] = []
-        self._parcel: tuple[Setup, bytes] | None = None
+        self._parcel: tuple[Context, bytes] | None = None
         self._false_starts = 0
 
-    def run(self, setup: Setup, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
+    def run(self, context: Context, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
         """Run every group; yield jobs with their trials as soon as they have ended.
 
         Raises:
-            InputError: the setup cannot be sent, or workers cannot take it in.
+            InputError: the context cannot be sent, or workers cannot take it in.
         """
-        parcel = self._packed(setup)
+        parcel = self._packed(context)
         waiting = deque(Task(list(group)) for group in groups)
         try:
             while True:
@@ -108,10 +108,10 @@ class Workers:
                 if not waiting and not self._busy():
                     return
                 for worker in self._that_speak():
-                    yield from self._heard(worker, setup, parcel, waiting)
+                    yield from self._heard(worker, context, parcel, waiting)
         except KeyboardInterrupt:
             for worker in self._that_speak(0.0):  # what has ended is kept
-                yield from self._heard(worker, setup, parcel, waiting)
+                yield from self._heard(worker, context, parcel, waiting)
             raise
 
     def close(self) -> None:
@@ -120,9 +120,9 @@ class Workers:
             worker.kill()
         self._workers.clear()
 
-    def _packed(self, setup: Setup) -> bytes:
-        if self._parcel is None or self._parcel[0] is not setup:
-            self._parcel = (setup, pack(setup))
+    def _packed(self, context: Context) -> bytes:
+        if self._parcel is None or self._parcel[0] is not context:
+            self._parcel = (context, pack(context))
         return self._parcel[1]
 
     def _busy(self) -> int:
@@ -136,7 +136,7 @@ class Workers:
     def _feed(self, worker: _Worker, parcel: bytes, waiting: deque[Task], listener: Listener) -> None:
         if worker.loaded is not parcel:
             worker.loaded, worker.state = parcel, "loading"
-            worker.tell("setup", parcel)
+            worker.tell("context", parcel)
             return
         task = waiting.popleft()
         worker.task, worker.state = task, "busy"
@@ -144,10 +144,10 @@ class Workers:
             listener.started(job)
         worker.tell("group", task.jobs)
 
-    def _heard(self, worker: _Worker, setup: Setup, parcel: bytes, waiting: deque[Task]) -> Iterator[Ended]:
+    def _heard(self, worker: _Worker, context: Context, parcel: bytes, waiting: deque[Task]) -> Iterator[Ended]:
         message = worker.hear()
         if message is None:
-            yield from self._buried(worker, setup, waiting)
+            yield from self._buried(worker, context, waiting)
             return
         word, value = message
         if word == "refused":
@@ -160,14 +160,14 @@ class Workers:
             self._false_starts = 0
         worker.state = "free"
 
-    def _buried(self, worker: _Worker, setup: Setup, waiting: deque[Task]) -> Iterator[Ended]:
+    def _buried(self, worker: _Worker, context: Context, waiting: deque[Task]) -> Iterator[Ended]:
         why = worker.last_words()
         self._workers.remove(worker)
         if worker.task is not None:
             again = worker.task.again()
             waiting.extendleft(reversed(again or ()))
             if again is None:
-                yield given_up(setup, worker.task, why)
+                yield given_up(context, worker.task, why)
         elif worker.state != "free":
             self._false_starts += 1
             if self._false_starts == DEATHS:
@@ -228,21 +228,21 @@ def _how(code: int) -> str:
 
 
 def serve(descriptor: int) -> None:
-    """What a worker process does: take in the setup, then run groups until the pipe closes."""
+    """What a worker process does: take in the context, then run groups until the pipe closes."""
     connection: Connection = Connection(descriptor)
     inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-    setup: Setup | None = None
+    context: Context | None = None
     _say(connection, "up", None)
     while True:
         word, value = inbox.get()
         try:
-            if word == "setup":
-                setup = unpack(value)
+            if word == "context":
+                context = unpack(value)
                 _say(connection, "ready", None)
-            elif setup is not None:
+            elif context is not None:
                 check_versions(value)
-                _say(connection, "done", run_group(setup, value))
+                _say(connection, "done", run_group(context, value))
         except InputError as problem:
             _say(connection, "refused", str(problem))
 

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 
-from probatum.checks.exercise import asked_for, toy_pool
+from probatum.checks.networks import fitted
 from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.spec import Data, Part, Pool, Query
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What it answers once."""
+    data = subject.data()
+    return asked_for(subject, toy_pool(data), data, 6, settings)._asdict()
+
+
+def toy_pool(data: Data, labelled: int = 15) -> Pool:
+    """Toy data with some labels given, and the baseline network after a little training on them."""
+    few = Part(data.train.x[:labelled], data.train.y[:labelled], data.train.rows[:labelled])
+    none = torch.zeros(0, dtype=torch.int64)
+    model = fitted(replace(data, train=few))
+    return Pool(data.train.x, torch.arange(labelled), few.y, model, none, none, 0, 12)
+
+
+def asked_for(subject: Subject, pool: Pool, data: Data, count: int, settings: Mapping[str, Any] | None = None) -> Query:
+    """What a strategy answers."""
+    answer = subject.call(data, settings, pool=pool, count=count)
+    return answer if isinstance(answer, Query) else Query(answer, pool.machine, pool.guesses)
 
 
 def check_asks_for_open_rows(subject: Subject) -> None:
     """In every modality: at most `count` different rows without a label; rows, labels and the network are untouched."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         data = subject.data(modality=modality, task="classes")
-        pool = toy_pool(subject, data)
+        pool = toy_pool(data)
         before = fingerprint([pool.x, pool.y, pool.labelled, *pool.model.state_dict().values()])
         answer = asked_for(subject, pool, data, 5)
         after = fingerprint([pool.x, pool.y, pool.labelled, *pool.model.state_dict().values()])
@@ -32,6 +57,6 @@ def check_asks_for_open_rows(subject: Subject) -> None:
 def check_the_last_rows_can_be_asked_for(subject: Subject) -> None:
     """With as many rows open as asked for, it neither fails nor asks for others."""
     data = subject.data(task="classes")
-    pool = toy_pool(subject, data, labelled=len(data.train) - 3)
+    pool = toy_pool(data, labelled=len(data.train) - 3)
     answer = asked_for(subject, pool, data, 3)
     demand(bool(torch.isin(answer.ask, pool.open()).all()), "it asks for rows that are not open")

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
 
-from probatum.checks.exercise import fitted
-from probatum.checks.explain import untouched
-from probatum.checks.method import anatomy
-from probatum.checks.subject import Subject, demand, fingerprint
+import torch
+from torch import Tensor, nn
+
+from probatum.checks.networks import fitted, state_of, untouched
+from probatum.checks.subject import Subject, demand
 from probatum.train.loop import outputs
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """Changed inputs of a few rows."""
+    data = subject.data()
+    model, x = fitted(data), data.test.x[:6]
+    return subject.call(data, settings, model=model, inputs=x, target=outputs(model, x).argmax(dim=1))
+
+
+def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The inputs, and what it makes of them."""
+    return subject.data().test.x[:6], exercise(subject, settings)
 
 
 def check_changes_answers(subject: Subject) -> None:
     """Most rows get another answer, at finite inputs of the same shape, for every modality it takes."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         data = subject.data(modality=modality)
-        model = fitted(subject, data)
+        model = fitted(data)
         x = data.test.x[:16]
         y = outputs(model, x).argmax(dim=1)
         changed = subject.call(data, {}, model=model, inputs=x, target=y)
@@ -53,8 +66,8 @@ def check_exact_on_a_linear_model(subject: Subject) -> None:
 def check_leaves_the_model_alone(subject: Subject) -> None:
     """No hooks, gradients or changed modes, weights or inputs."""
     data = subject.data()
-    model = fitted(subject, data)
+    model = fitted(data)
     x = data.test.x[:4].clone()
-    before = (anatomy(model), fingerprint(model.state_dict()), fingerprint(x))
+    before = state_of(model, x)
     subject.call(data, model=model, inputs=x, target=outputs(model, x).argmax(dim=1))
     untouched(model, x, before, "")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.exercise import fitted
-from probatum.checks.method import anatomy
-from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.checks.networks import fitted, state_of, untouched
+from probatum.checks.subject import Subject, demand
 from probatum.spec import Explanation
 from probatum.train.loop import outputs
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """Values for a few rows."""
+    return explained(subject, None, settings)[0].values
 
 
 class _BrokenModel(nn.Module):
@@ -28,7 +35,7 @@ class _BrokenModel(nn.Module):
 
 def check_values_have_the_inputs_shape(subject: Subject) -> None:
     """One finite number for every input number, for every modality it takes."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         found, x = explained(subject, modality)
         demand(
             found.values.shape == x.shape, f"{modality}: values {tuple(found.values.shape)} for inputs {tuple(x.shape)}"
@@ -39,7 +46,7 @@ def check_values_have_the_inputs_shape(subject: Subject) -> None:
 
 def check_completeness_if_claimed(subject: Subject) -> None:
     """A returned gap is small against the values."""
-    found, _ = explained(subject, subject.card.modalities[0], settings={})
+    found, _ = explained(subject, None, settings={})
     if found.gap is None:
         return
     size = found.values.flatten(1).abs().sum(dim=1)
@@ -49,7 +56,7 @@ def check_completeness_if_claimed(subject: Subject) -> None:
 
 def check_linear_model_is_explained_exactly(subject: Subject) -> None:
     """A one-unit change of a linear model's inputs is ranked by weight times input."""
-    data = subject.data(modality="image") if "image" in subject.card.modalities else subject.data()
+    data = subject.data(modality="image" if "image" in subject.modalities() else None)
     generator = torch.Generator().manual_seed(2)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(data.test.x[0].numel(), 3)).eval()
     with torch.no_grad():
@@ -64,9 +71,9 @@ def check_linear_model_is_explained_exactly(subject: Subject) -> None:
 def check_leaves_the_model_alone(subject: Subject) -> None:
     """No hooks, gradients or changed modes, weights or inputs; also when the model raises."""
     data = subject.data()
-    model = fitted(subject, data)
+    model = fitted(data)
     x, y = data.test.x[:4].clone(), torch.zeros(4, dtype=torch.int64)
-    before = (anatomy(model), fingerprint(model.state_dict()), fingerprint(x))
+    before = state_of(model, x)
     subject.call(data, model=model, inputs=x, target=y)
     untouched(model, x, before, "")
     broken = _BrokenModel(model).eval()
@@ -80,18 +87,11 @@ def check_leaves_the_model_alone(subject: Subject) -> None:
     untouched(model, x, before, " after the model raised")
 
 
-def explained(subject: Subject, modality: str, settings: dict[str, object] | None = None) -> tuple[Explanation, Tensor]:
+def explained(
+    subject: Subject, modality: str | None, settings: Mapping[str, Any] | None = None
+) -> tuple[Explanation, Tensor]:
     """An explanation of a few rows of a trained toy network."""
     data = subject.data(modality=modality)
-    model = fitted(subject, data)
+    model = fitted(data)
     x = data.test.x[:6]
     return subject.call(data, settings, model=model, inputs=x, target=outputs(model, x).argmax(dim=1)), x
-
-
-def untouched(model: nn.Module, x: Tensor, before: tuple[list[str], str, str], when: str) -> None:
-    """Demand that model and inputs are as `before` (anatomy, weights, inputs)."""
-    demand(anatomy(model) == before[0], f"hooks or modules were left on the model{when}")
-    demand(fingerprint(model.state_dict()) == before[1], f"weights changed{when}")
-    demand(fingerprint(x) == before[2], f"the inputs changed{when}")
-    demand(all(p.grad is None for p in model.parameters()), f"gradients were left on the parameters{when}")
-    demand(not model.training, f"the model's mode changed{when}")

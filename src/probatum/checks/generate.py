@@ -8,23 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probatum.arenas.generate import NOISE, damage, kinds, rows_of
+from probatum.arenas.generate.arena import damage, how, kinds, rows_of
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.measure.restoration import psnr
 from probatum.numerics.images.restoration import Identity
 from probatum.spec import Budget, Data
+from probatum.train.rng import stream
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A few rows with noise taken away, and with lost places filled."""
+    data = subject.data()
+    rows = rows_of(data)
+    prior = learned(subject, data, Budget(12, 16, 4), settings)
+    operator, b = damage(rows.test[:6], "inpaint", how(data.spec).NOISE, stream(0, "check", "damage"))
+    return {"denoised": prior.denoise(b), "restored": prior.restore(b, operator)}
 
 
 def check_restores_rows_of_every_modality(subject: Subject) -> None:
     """Finite rows of the shape given, for every kind of damage, and for one row; what it is given stays as it was."""
-    for modality in subject.card.modalities:
-        data = subject.data(modality=modality, task=subject.card.tasks[0])
+    for modality in subject.modalities():
+        data = subject.data(modality=modality)
         rows = rows_of(data)
         before = fingerprint(rows.train)
         prior = learned(subject, data, Budget(4, 16, 4))
         demand(before == fingerprint(rows.train), f"{modality}: training rows were changed")
         for kind in kinds(rows.spec):
-            operator, b = damage(rows.test[:5], kind, NOISE[modality], torch.Generator().manual_seed(1))
+            operator, b = damage(rows.test[:5], kind, how(data.spec).NOISE, torch.Generator().manual_seed(1))
             before = fingerprint(b)
             _good(prior.restore(b, operator), b, f"{modality}, {kind}")
             demand(before == fingerprint(b), f"{modality}, {kind}: what it was given was changed")
@@ -36,7 +46,7 @@ def check_restores_rows_of_every_modality(subject: Subject) -> None:
 def check_takes_noise_away(subject: Subject) -> None:
     """After 200 steps at settings for use, what it denoises of very noisy rows is nearer to the truth than before."""
     data = subject.data()
-    rows, noise = rows_of(data), 3 * NOISE[data.spec.modality]
+    rows, noise = rows_of(data), 3 * how(data.spec).NOISE
     prior = learned(subject, data, Budget(200, 16, 4), {}, noise=noise)
     _, b = damage(rows.test, "denoise", noise, torch.Generator().manual_seed(1))
     before, after = psnr(b, rows.test), psnr(prior.denoise(b).detach(), rows.test)
@@ -66,7 +76,7 @@ def learned(
     """The technique's prior for the toy data's rows, at its tiny settings or these, for the arena's noise or this."""
     rows = rows_of(data)
     inside = Data(rows.spec, data.train, data.valid, data.test)
-    fixed = {"x": rows.train, "noise": noise or NOISE[data.spec.modality], "budget": budget}
+    fixed = {"x": rows.train, "noise": noise or how(data.spec).NOISE, "budget": budget}
     return subject.call(inside, settings, **fixed)
 
 

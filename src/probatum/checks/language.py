@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from probatum.checks.exercise import TRAINED
 from probatum.checks.subject import NotThisOneError, Subject, demand
+from probatum.rooms.arena import alone
+from probatum.slots import contract
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 def check_language_model_trains(subject: Subject) -> None:
@@ -42,6 +43,6 @@ def check_language_model_looks_back_only(subject: Subject) -> None:
 def _assembled(subject: Subject) -> Assembly:
     if "next-token" not in subject.card.tasks:
         raise NotThisOneError("it is not for language models")
-    if subject.slot not in TRAINED:
+    if not contract(subject.slot).TRAINED:
         raise NotThisOneError("it is not trained by the loop")
-    return assemble(subject.recipe(), subject.data(modality="text", task="next-token"), 2)
+    return assemble(alone(subject.recipe(), subject.data(task="next-token"), 2))

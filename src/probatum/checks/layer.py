@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from probatum import inject
 from probatum.checks.subject import Subject, demand
-from probatum.contracts import inject
-from probatum.train.streams import stream
+from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (a layer is tried in a training)
+from probatum.rooms.task import task
+from probatum.train.rng import stream
 
 
 def check_swaps_somewhere(subject: Subject) -> None:
     """On the built-in network of at least one of its modalities it changes something, and it says how many places."""
-    counts = {modality: swap(subject, modality)[1] for modality in subject.card.modalities}
+    counts = {modality: swap(subject, modality)[1] for modality in subject.modalities()}
     demand(
         all(isinstance(count, int) and count >= 0 for count in counts.values()), f"apply must return a count: {counts}"
     )
@@ -21,12 +23,12 @@ def check_swaps_somewhere(subject: Subject) -> None:
 
 def check_outputs_keep_their_shape(subject: Subject) -> None:
     """After the swap the network gives finite outputs of the same shape and trains."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         net, _ = swap(subject, modality)
         data = subject.data(modality=modality)
         output = net(data.train.x[:8])
-        tokens = data.spec.shape if data.spec.task == "next-token" else ()
-        demand(output.shape == (8, *tokens, data.spec.outputs), f"{modality}: outputs of shape {tuple(output.shape)}")
+        right = (8, *task(data.spec.task).shape(data.spec))
+        demand(output.shape == right, f"{modality}: outputs of shape {tuple(output.shape)}")
         demand(bool(torch.isfinite(output).all()), f"{modality}: outputs are not finite")
         output.square().sum().backward()
         missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]

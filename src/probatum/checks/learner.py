@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from probatum.arenas.predict.fit import no_rows
 from probatum.checks.subject import NotThisOneError, Subject, demand
-from probatum.spec import Budget, Data, Part
+from probatum.rooms.task import task as task_of
+from probatum.spec import Budget, Data
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """Predictions for the validation rows."""
+    data = subject.data()
+    return fitted(subject, data, settings).predict(data.valid)
 
 
 def check_predicts(subject: Subject) -> None:
     """Finite predictions of the right shape for every task, better than knowing nothing; the test rows are not read."""
-    for modality, task in subject.kinds():
+    for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
         output = predictions(subject, data)
         where = f"{modality}, {task}"
-        tokens = data.spec.shape if task == "next-token" else ()
-        demand(output.shape == (len(data.valid), *tokens, data.spec.outputs), f"{where}: shape {tuple(output.shape)}")
+        demand(
+            output.shape == (len(data.valid), *task_of(task).shape(data.spec)), f"{where}: shape {tuple(output.shape)}"
+        )
         demand(bool(torch.isfinite(output).all()), f"{where}: predictions are not finite")
         if task == "reals":
             error = (output - data.valid.y).square().mean().item()
@@ -37,7 +47,7 @@ def check_samples_are_what_is_predicted(subject: Subject) -> None:
     """Predictors with `samples`: finite draws (S, n, outputs) whose mean is the prediction; probabilities sum to 1; real
     targets come with a positive noise."""
     seen = False
-    for modality, task in subject.kinds():
+    for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
         predictor = fitted(subject, data)
         if not callable(getattr(predictor, "samples", None)) or task == "next-token":
@@ -69,7 +79,7 @@ def predictions(subject: Subject, data: Data) -> Tensor:
     return fitted(subject, data).predict(data.valid)
 
 
-def fitted(subject: Subject, data: Data) -> Any:
+def fitted(subject: Subject, data: Data, settings: Mapping[str, Any] | None = None) -> Any:
     """The predictor of the learner at its tiny settings; it is given no test rows."""
-    empty = Part(data.test.x[:0], data.test.y[:0], data.test.rows[:0], () if data.test.text is not None else None)
-    return subject.call(data, data=replace(data, test=empty), budget=Budget(12, 16, 4))
+    hidden = replace(data, test=no_rows(data.test))
+    return subject.call(data, settings, data=hidden, budget=Budget(12, 16, 4))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprint
+from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (a loss is tried in a training)
 from probatum.train.run import apply_loss
 
 SHIFTS = {"large": (1e3, 0.0), "shifted": (1.0, 1e4), "tiny": (1e-6, 0.0), "confident": (50.0, 0.0)}

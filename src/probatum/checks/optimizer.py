@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum import inject
 from probatum.checks.subject import Subject, demand, fingerprint
-from probatum.contracts import inject
-from probatum.train.streams import seeded
+from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (tried in a training)
+from probatum.train.rng import seeded
 
 
 def check_fits_a_line(subject: Subject) -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from probatum.checks.exercise import logits_and_target
+from probatum.checks.logits import logits_and_target
 from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprint
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """Calibrated probabilities."""
+    logits, target = logits_and_target()
+    return subject.call(subject.data(), settings).fit(logits, target)(logits).detach()
+
+
+def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The logits' own probabilities, and what it makes of them."""
+    return logits_and_target()[0].softmax(dim=1), exercise(subject, settings)
 
 
 def check_gives_probabilities(subject: Subject) -> None:

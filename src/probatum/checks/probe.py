@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from probatum.checks.subject import Subject, demand, fingerprint
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What it measures."""
+    data = subject.data()
+    return dict(subject.call(data, settings, data=data))
 
 
 def check_measures_named_numbers(subject: Subject) -> None:

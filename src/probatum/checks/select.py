@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.measure.detection import detection
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Tensor:
+    """Scores of the training rows."""
+    data = subject.data()
+    return subject.call(data, settings, x=data.train.x, y=data.train.y)
 
 
 def check_scores_every_row(subject: Subject) -> None:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from probatum.checks.subject import NotThisOneError, Subject, demand
+from probatum.rooms.arena import alone
+from probatum.rooms.task import task
+from probatum.slots import contract
 from probatum.spec import Data, Part
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
-from probatum.train.replicas import Replica, train_replicas
+from probatum.train.replica import Replica
+from probatum.train.replicas import train_replicas
+from probatum.train.rng import derive, seeded, stream
 from probatum.train.stack import CannotStackError
-from probatum.train.streams import derive, seeded, stream
 
-SLOTS = ("loss", "optimizer", "layer", "model", "method", "compress")
 SEEDS = (3, 4, 5)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 
 
 def check_seeds_stack(subject: Subject) -> None:
     """Three seeds trained as one end where each ends alone; a card that says `alone` is held to that too."""
-    if subject.slot not in SLOTS:
+    if not contract(subject.slot).TRAINED:
         raise NotThisOneError("it is not trained by the loop")
-    if subject.data().spec.task == "next-token":
-        raise NotThisOneError("seeds of a language model are trained one by one")
+    if not task(subject.data().spec.task).STACKS:
+        raise NotThisOneError("seeds of such a task are trained one by one")
     reason = subject.card.alone
-    modalities = [name for name in subject.card.modalities if name in ("table", "image")] or subject.card.modalities[:1]
+    modalities = [name for name in subject.modalities() if name in ("table", "image")] or subject.modalities()[:1]
     problems = []
     for modality in modalities:
         gap = stacked_gap(subject, modality)
@@ -50,7 +55,7 @@ def stacked_gap(subject: Subject, modality: str) -> str | None:
         for parts, seed in zip(together, SEEDS, strict=True)
     ]
     try:
-        failed = train_replicas(replicas, schedule="cosine", clip=1.0)
+        failed = train_replicas(replicas, schedule="cosine")
     except CannotStackError as problem:
         return str(problem)
     except Exception as problem:  # whatever a stacked batch makes of it
@@ -73,7 +78,7 @@ def _trained_alone(subject: Subject, modality: str, dtype: torch.dtype) -> list[
     found = [_assembled(subject, modality, seed, dtype) for seed in SEEDS]
     for parts, seed in zip(found, SEEDS, strict=True):
         with seeded(seed, "training"):
-            train(parts.run, parts.methods, stream(seed, "order"), schedule="cosine", clip=1.0)
+            train(parts.run, parts.methods, stream(seed, "order"), schedule="cosine")
     return found
 
 
@@ -81,7 +86,9 @@ def _assembled(subject: Subject, modality: str, seed: int, dtype: torch.dtype) -
     """A short run on rows of the seed's own."""
     data = subject.data(modality=modality)
     parts = (_turned(part, seed, dtype) for part in (data.train, data.valid, data.test))
-    made = assemble(subject.recipe(steps=8), Data(data.spec, *parts), seed)
+    recipe = subject.recipe(steps=8)
+    recipe = replace(recipe, training=replace(recipe.training, clip=1.0))
+    made = assemble(alone(recipe, Data(data.spec, *parts), seed))
     made.run.model.to(dtype)
     made.run.loss.to(dtype)
     return made

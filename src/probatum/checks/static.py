@@ -6,11 +6,9 @@ import ast
 import importlib
 import importlib.util
 
-from probatum import catalogue
-from probatum.card import SLOTS
+from probatum import catalogue, inject, slots
 from probatum.checks.subject import NotThisOneError, Subject, demand
-from probatum.contracts import inject
-from probatum.spec import MODALITIES, TASKS
+from probatum.rooms.kind import kinds, modalities
 
 ALLOWED = ("probatum.card", "probatum.spec", "probatum.errors", "probatum.numerics")
 MOST_LINES = 500
@@ -33,11 +31,13 @@ def check_card_is_complete(subject: Subject) -> None:
     """Title, paper, tags; modalities and tasks from the known ones; settings that exist."""
     card = subject.card
     demand(bool(card.title and card.paper and card.tags), "give title, paper and at least one tag")
-    demand(set(card.modalities) <= set(MODALITIES) and bool(card.modalities), f"modalities are {', '.join(MODALITIES)}")
-    demand(set(card.tasks) <= set(TASKS) and bool(card.tasks), f"tasks are {', '.join(TASKS)}")
-    fits = card.modalities == ("text",) or card.tasks != ("next-token",)
-    demand(fits, 'next-token is a task of texts: say modalities=("text",)')
-    demand(subject.slot in SLOTS, f"slots are {', '.join(SLOTS)}")
+    tasks = tuple(dict.fromkeys(task for kind in kinds() for task in kind.TASKS))
+    demand(set(card.modalities) <= set(modalities()), f"modalities are {', '.join(modalities())}, () = any")
+    demand(set(card.tasks) <= set(tasks) and bool(card.tasks), f"tasks are {', '.join(tasks)}")
+    demand(subject.slot in slots.names(), f"slots are {', '.join(slots.names())}")
+    for modality in card.modalities:
+        fits = any(modality == pair[0] for pair in subject.pairs())
+        demand(fits, f"{modality} data have none of its tasks; take {modality} out of the card's modalities")
     entry = getattr(subject.entry, "for_model", subject.entry)
     known = inject.settings_of(entry)
     for field in ("neutral", "tiny", "tune"):

@@ -4,22 +4,55 @@ from __future__ import annotations
 
 import gc
 import types
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.exercise import stages_of, streamed
 from probatum.checks.subject import MEMORY, NotThisOneError, Subject, demand, fingerprint
-from probatum.spec import Budget, Data, Stage
+from probatum.numerics.continual.learners import FineTune, Settings
+from probatum.spec import Budget, Data, Optimisation, Stage
+from probatum.train.rng import stream
 
 BUDGET = Budget(6, 16, 4)
 
 
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Its logits after two stages, and what it keeps."""
+    data = subject.data()
+    return streamed(subject.call(data, settings), data)
+
+
+def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Logits of plain fine-tuning, and its own at these settings."""
+    data = subject.data()
+    offer = {"model_factory": subject.factory(data), "order": stream(0, "check", "order"), "batch_size": 16}
+    own = Settings(data.spec.outputs, generator=stream(0, "check"), optimisation=Optimisation(lr=1e-2), **offer)
+    return streamed(FineTune(own), data)["logits"], exercise(subject, settings)["logits"]
+
+
+def stages_of(data: Data) -> list[Stage]:
+    """Two stages of toy data: all classes but the last, then the last."""
+    last = data.spec.outputs - 1
+    found = []
+    for number, classes in enumerate((tuple(range(last)), (last,))):
+        rows = torch.isin(data.train.y, torch.tensor(classes))
+        found.append(Stage(number, classes, data.train.x[rows], data.train.y[rows]))
+    return found
+
+
+def streamed(learner: Any, data: Data) -> dict[str, Any]:
+    """What a continual learner gives after two stages, and what it keeps."""
+    for stage in stages_of(data):
+        learner.observe(stage, BUDGET)
+    return {"logits": learner.predict(data.valid.x), "bytes": int(learner.stored_bytes())}
+
+
 def check_predicts_the_classes_seen(subject: Subject) -> None:
     """After every stage, in every modality: logits of the right shape, -inf just for classes not seen; inputs untouched."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         data = subject.data(modality=modality, task="classes")
         stages = stages_of(data)
         before = fingerprint([data.valid.x, *(value for stage in stages for value in (stage.x, stage.y))])
@@ -47,7 +80,7 @@ def check_tells_tasks_apart(subject: Subject) -> None:
 
 def check_bytes_are_counted(subject: Subject) -> None:
     """`stored_bytes` is a whole number within the memory, and covers all rows of past stages that can be reached."""
-    for modality in subject.card.modalities:
+    for modality in subject.modalities():
         data = subject.data(modality=modality, task="classes")
         learner = _after_two(subject, data)
         stored = learner.stored_bytes()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probatum.arenas import acquire
-from probatum.arenas.base import Outcome, Work
+from probatum.arenas.acquire import arena as acquire
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import ModelFactory, Outcome, Terms, Work
 from probatum.spec import Data
-from probatum.train.assemble import ModelFactory
 
 
 def curve(
@@ -24,4 +23,4 @@ def curve(
     base = Recipe(training=training)
     builtin = who if who in (acquire.BASELINE, acquire.CERTAIN, acquire.EVERYTHING) else ""
     arm = Arm(who, base) if builtin else make_arm(who, base)
-    return acquire.trial(Work(arm, builtin, base, data, seed, factory=factory, contest=dict(rules)))
+    return acquire.trial(Work(arm, builtin, Terms(base=base, contest=dict(rules)), data, seed, factory))

@@ -13,7 +13,7 @@ from probatum.data.library import library, subset
 from probatum.recipe import Training
 from probatum.spec import Budget, Part, Spec, Stage
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 CLASSES, STAGES = 10, 5
 FEATURES, WIDTH = 32 * 7 * 7, 128

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probatum.data.library import root
 from probatum.errors import InputError
 from probatum.train.loop import rate_factor
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 CONTEXT = 64
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]

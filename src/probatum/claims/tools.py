@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import ModelFactory, alone
 from probatum.spec import Data, Part
-from probatum.train.assemble import ModelFactory, assemble
+from probatum.train.assemble import assemble
 from probatum.train.baselines import training_for
 from probatum.train.loop import outputs, train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import Run
-from probatum.train.streams import seeded, stream
 
 
 def fit(
@@ -25,14 +26,13 @@ def fit(
     recipe = base if arm is None else make_arm(arm, base).recipe
     if data.spec.task == "reals" and recipe.training.select == "accuracy":
         recipe = replace(recipe, training=replace(recipe.training, select="rmse"))
-    parts = assemble(recipe, data, seed, factory=factory)
+    parts = assemble(alone(recipe, data, seed, factory=factory))
     with seeded(seed, "training"):
         train(
             parts.run,
             parts.methods,
             stream(seed, "order"),
             schedule=recipe.training.schedule,
-            clip=recipe.training.clip,
             select=recipe.training.select,
         )
     return parts.run

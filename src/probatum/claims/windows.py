@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from probatum.claims.language import shakespeare
+from probatum.kinds.language.network import Decoder
 from probatum.spec import Data, Part, Spec
-from probatum.train.baselines_language import Decoder
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 four_layers = partial(Decoder, width=64, depth=4, heads=8)
 """spec -> the bench's language model with four layers of width 64 and eight heads."""

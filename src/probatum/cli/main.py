@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from probatum.cli.options import with_options
 from probatum.errors import InputError
 
 app = typer.Typer(
@@ -24,6 +25,10 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+Kinds = Annotated[
+    list[Path] | None,
+    typer.Option("--kind", help="A folder of a kind of data of your own; may be given several times."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Technique = Annotated[
     list[Path] | None, typer.Option("--technique", help="A technique file of your own; may be given several times.")
@@ -102,48 +107,24 @@ def show(
 
 
 @app.command("try")
+@with_options
 def try_command(
     ids: Annotated[
         list[str] | None,
         typer.Argument(help="Techniques: ID, ID(setting=value), ID+ID. None: all that apply.", show_default=False),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="A file or folder, or the name of an embedded dataset.", show_default=False)
+        str | None, typer.Option(help="A file or folder, or the name of a set, e.g. digits.", show_default=False)
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    task: Annotated[str, typer.Option(help="classes, reals, next-token (language modelling) or auto.")] = "auto",
-    modality: Annotated[str, typer.Option(help="table, image, text, series or auto.")] = "auto",
-    group: Annotated[str | None, typer.Option(help="Column whose values stay on one side of the split.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by time: the latest rows are the test.")] = None,
-    split: Annotated[str | None, typer.Option(help="Column that says train, valid or test.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; may be given several times.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What the data may take, e.g. 2GB; larger Parquet or images are streamed.")
-    ] = None,
     model: Annotated[str | None, typer.Option(help="A model of the catalogue as the baseline's network.")] = None,
-    pretrain: Annotated[
-        str | None, typer.Option(help="Fine-tuning: other data to train the baseline's network on first, once.")
-    ] = None,
-    pretrain_steps: Annotated[
-        int | None, typer.Option(help="Gradient steps of that training; default: the usual, at most 3000.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="Fine-tuning from a state dict: a file by torch.save, or .safetensors.")
-    ] = None,
     seeds: Annotated[int, typer.Option(help="Paired seeds; verdicts need 6 or more.")] = 8,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows, for every arm.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps, for every arm.")] = None,
-    world: Annotated[
-        str | None,
-        typer.Option(
-            help="Put the data into a world of known truth: label-noise:RATE, human-labels, spurious:RATE, long-tail:RATIO, "
-            "covariate-shift, label-shift, ood or probabilities."
-        ),
-    ] = None,
-    budget: Annotated[str, typer.Option(help="steps, or compute: equal arithmetic.")] = "steps",
-    tune: Annotated[int, typer.Option(help="Tuner trials for every arm, the baseline too.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a gradient step, for every arm.")] = None,
     primary: Annotated[str | None, typer.Option(help="The measure that decides.")] = None,
     margin: Annotated[float | None, typer.Option(help="The smallest difference that matters to you.")] = None,
+    tune: Annotated[int, typer.Option(help="Tuner trials for every arm, the baseline too.")] = 0,
     store: Annotated[
         str | None,
         typer.Option(help="Where trials are kept: a file, or postgresql://USER@HOST/DB. The same command resumes."),
@@ -151,41 +132,8 @@ def try_command(
     report: Annotated[Path | None, typer.Option(help="Where the HTML report goes.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
     technique: Technique = None,
-    confirm: Annotated[bool, typer.Option(help="Try the winner again on fresh seeds.")] = True,
-    timing: Annotated[bool, typer.Option(help="Measure speed, interleaved.")] = True,
-    references: Annotated[bool, typer.Option(help="Show classical predictors beside the baseline.")] = True,
-    threads: Annotated[int, typer.Option(help="Torch threads in every trial.")] = 1,
-    race: Annotated[
-        bool, typer.Option("--race", help="Stop arms once they are decided or hopeless; --seeds is the most.")
-    ] = False,
-    workers: Annotated[int, typer.Option(help="Processes that run trials; 0: as many as the cores hold.")] = 1,
-    stack: Annotated[
-        str, typer.Option(help="Train an arm's seeds as one: auto (where it pays), always, never.")
-    ] = "auto",
-    on: Annotated[str | None, typer.Option(help="ray://HOST:PORT, or ray: run the trials on a Ray cluster.")] = None,
-    device: Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
-    speed: Annotated[
-        str, typer.Option(help="plain, or auto: time speed settings on the baseline, use what pays everywhere.")
-    ] = "plain",
-    precision: Annotated[
-        str, typer.Option(help="float32, bf16 (changes results), or auto: bf16 if the probe says it pays.")
-    ] = "float32",
-    devices: Annotated[int, typer.Option(help="Devices that train one network together.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Over several devices: ddp (copies) or fsdp (pieces).")] = "ddp",
-    tokens: Annotated[str | None, typer.Option(help="Language modelling: char (default) or bpe (byte pairs).")] = None,
-    vocabulary: Annotated[int | None, typer.Option(help="Language modelling: number of byte pairs' ids.")] = None,
-    length: Annotated[int | None, typer.Option(help="Language modelling: tokens of a window.")] = None,
-    stages: Annotated[int | None, typer.Option(help="Continual learning: stages; default: 5, or what divides.")] = None,
-    base_classes: Annotated[int | None, typer.Option(help="Continual learning: classes of the first stage.")] = None,
-    stream_memory: Annotated[
-        str | None, typer.Option(help="Continual learning: what may be kept between stages, e.g. 50KB; default: 5 %.")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="Continual learning: class, task (told at prediction) or free (no boundaries).")
-    ] = None,
-    start_labels: Annotated[int | None, typer.Option(help="Active learning: labels at the beginning.")] = None,
-    query_labels: Annotated[int | None, typer.Option(help="Active learning: labels asked for in a round.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Active learning: rounds of asking.")] = None,
+    kind: Kinds = None,
+    said: Any = None,
 ) -> None:
     """Try techniques against the baseline on your data and print verdicts.
 
@@ -197,57 +145,27 @@ def try_command(
     [dim]probatum try "gradient-noise(eta=0.3)" selu-snn+gradient-noise --data wine --seeds 12[/dim]
     """
     if data is None:
-        raise InputError("say which data: --data FILE, FOLDER or the name of an embedded dataset, e.g. --data digits")
+        raise InputError("say which data: --data FILE, FOLDER or the name of a set, e.g. --data digits")
     if epochs is not None and steps is not None:
         raise InputError("give --epochs or --steps, not both")
     for path, option in ((report, "--report"), (json_file, "--json")):
         _check_writable(path, option)
-    _add(technique)
-    from probatum.cli.try_view import rules_of, run_try
-    from probatum.rules import AcquireRules, StreamRules
+    _add(technique, kind)
+    from probatum.cli.try_view import Outputs, run_try
+    from probatum.options import values_of
 
-    settings: dict[str, Any] = {
+    basic = {
         "target": target,
-        "task": task,
-        "modality": modality,
-        "group": group,
-        "time": time,
-        "split": split,
-        "drop": tuple(drop or ()),
-        "memory": memory,
         "model": model,
-        "pretrain": pretrain,
-        "pretrain_steps": pretrain_steps,
-        "pretrained": pretrained,
         "seeds": seeds,
         "epochs": epochs,
         "steps": steps,
-        "budget": budget,
-        "tune": tune,
+        "batch_size": batch_size,
         "primary": primary,
         "margin": margin,
-        "confirm": confirm,
-        "timing": timing,
-        "references": references,
-        "threads": threads,
-        "race": race,
-        "workers": workers,
-        "on": on,
-        "stack": stack,
-        "device": device,
-        "speed": speed,
-        "precision": precision,
-        "devices": devices,
-        "strategy": strategy,
-        "tokens": tokens,
-        "vocabulary": vocabulary,
-        "length": length,
-        "world": world,
-        "rules": rules_of(
-            StreamRules(stages, base_classes, stream_memory, protocol), AcquireRules(start_labels, query_labels, rounds)
-        ),
+        "tune": tune,
     }
-    run_try(ids or None, data, settings, store=store, report=report, json_file=json_file)
+    run_try(ids or None, data, {**basic, **values_of(said)}, Outputs(store, report, json_file))
 
 
 @app.command("report")
@@ -431,10 +349,14 @@ def audit(
         raise typer.Exit(1)
 
 
-def _add(files: list[Path] | None) -> None:
+def _add(techniques: list[Path] | None, kinds: list[Path] | None = None) -> None:
+    """Let techniques and kinds of data from outside the package take part."""
     from probatum import catalogue
+    from probatum.rooms import find
 
-    for file in files or ():
+    for folder in kinds or ():
+        find.add(folder)
+    for file in techniques or ():
         catalogue.add_file(file)
 
 

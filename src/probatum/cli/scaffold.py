@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from probatum import catalogue
-from probatum.card import SLOTS
+from probatum import catalogue, slots
 from probatum.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -18,8 +17,8 @@ def scaffold(what: str, to: Path) -> list[Path]:
     Nothing is overwritten.
     """
     slot, _, name = what.partition("/")
-    if slot not in SLOTS or not catalogue.ID_PATTERN.fullmatch(name):
-        raise InputError(f"{what!r}: give SLOT/NAME, e.g. loss/my-loss; slots are {', '.join(SLOTS)}")
+    if slot not in slots.names() or not catalogue.ID_PATTERN.fullmatch(name):
+        raise InputError(f"{what!r}: give SLOT/NAME, e.g. loss/my-loss; slots are {', '.join(slots.names())}")
     if name in catalogue.names():
         raise InputError(f"{name} is taken by {catalogue.place(name).path}; choose another name")
     stem = name.replace("-", "_")

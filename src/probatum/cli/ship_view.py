@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from probatum import catalogue
-from probatum.bench.execute import Bench
-from probatum.bench.start import start_again
+from probatum import catalogue, inject
+from probatum.bench.context import Context
+from probatum.bench.making import read_again
+from probatum.bench.pretrained_start import start_again
+from probatum.bench.splits import Splits
 from probatum.bench.stored import find_study, results_of
 from probatum.cli.store_view import open_existing
-from probatum.contracts import inject
-from probatum.data.open import open_dataset
 from probatum.errors import InputError
+from probatum.rooms.kind import kind_of, takes
 from probatum.ship.load import Shipped, load
 from probatum.ship.write import ship
 from probatum.train.adapt import own_part
@@ -36,8 +37,7 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
             raise InputError("this study's data were handed over in Python; ship it there: study.ship(arm, folder)")
         if own_part(results.plan.model):
             raise InputError("this study's network was handed over in Python; ship it there: study.ship(arm, folder)")
-        source = {**source, "drop": tuple(source["drop"])}
-        dataset = open_dataset(source.pop("data"), **source)
+        dataset = read_again(source)
         if dataset.fingerprint != results.plan.data.fingerprint:
             raise InputError(f"{dataset.name} has changed since the study; run `probatum try` on it again")
         with console.status(f"training {arm} once more ..."):
@@ -46,7 +46,9 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
                 plan = results.plan
                 start = start_again(plan.model, plan.pretrained, dataset, plan.base, store)
                 dataset, factory = start.dataset, start.factory
-            folder = ship(Bench(results.plan, dataset, store, factory), results, arm, to)
+            plan = results.plan
+            context = Context(plan, Splits(dataset, plan.data.fractions), factory)
+            folder = ship(context, results, arm, to)
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     same = description["digest"] == description["digest_in_study"]
     console.print(
@@ -86,10 +88,9 @@ def explain_row(folder: Path, data: str, row: int, by: str, *, as_json: bool) ->
     if shipped.model is None:
         raise InputError(f"{shipped.description['arm']} is a learner without gradients; explainers need a network")
     card = catalogue.card(by)
-    if shipped.spec.modality not in card.modalities or shipped.spec.task not in card.tasks:
-        raise InputError(
-            f"{by} takes {', '.join(card.modalities)} and {', '.join(card.tasks)}; this model is {shipped.spec.modality}, {shipped.spec.task}"
-        )
+    why = takes(card, shipped.spec.modality, shipped.spec.task)
+    if why:
+        raise InputError(f"{by} {why}")
     x = part.x[row : row + 1]
     with torch.no_grad():
         output = shipped.model(x)
@@ -118,19 +119,7 @@ def explain_row(folder: Path, data: str, row: int, by: str, *, as_json: bool) ->
 def _named(shipped: Shipped, x: torch.Tensor, values: torch.Tensor) -> list[dict[str, Any]]:
     """Features by size of contribution: columns of tables, pixels and steps by position."""
     spec = shipped.spec
-    if spec.modality == "table":
-        names = list(spec.features)
-    else:
-        grid = (
-            torch.cartesian_prod(*(torch.arange(size) for size in values.shape))
-            if values.ndim > 1
-            else torch.arange(len(values))[:, None]
-        )
-        names = (
-            [", ".join(str(int(i)) for i in place) for place in grid.tolist()]
-            if values.ndim > 1
-            else [str(i) for i in range(len(values))]
-        )
+    names = kind_of(spec.modality, spec.task).facet("pictures").place_names(spec)
     flat, raw = values.flatten(), x.flatten()
     order = flat.abs().argsort(descending=True)
     return [{"feature": names[i], "value": float(raw[i]), "contribution": float(flat[i])} for i in order.tolist()]

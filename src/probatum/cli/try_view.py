@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from probatum.bench.execute import Job
 from probatum.bench.results import Results
 from probatum.bench.store import Trial
 from probatum.bench.workers import too_many
+from probatum.drawing.blocks import terminal_table
 from probatum.errors import InputError
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
 from probatum.report.table import remarks, verdict_table
-from probatum.report.world import world_table
-from probatum.rules import Rules
+from probatum.report.world import world_blocks
+from probatum.rooms.arena import blocks_of, competes
 from probatum.train.speed import lines
 
 RUNS = Path("probatum-runs")
@@ -32,89 +33,68 @@ NAMED = 4
 """Running trials that the live table names."""
 
 
-def run_try(
-    ids: list[str] | None,
-    data: str,
-    settings: dict[str, Any],
-    *,
-    store: str | None,
-    report: Path | None,
-    json_file: Path | None,
-) -> None:
-    """Run the study and show it."""
+@dataclass(frozen=True)
+class Outputs:
+    """Where what is found goes: the store, the report, a JSON file; None = the usual place, or nowhere."""
+
+    store: str | None = None
+    report: Path | None = None
+    json_file: Path | None = None
+
+
+def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> None:
+    """Run the study of these arguments of `Study` and show it."""
     console = Console()
     with console.status("reading the data and rehearsing every arm ...") as status:
         from probatum.bench.plan import key_of
         from probatum.report.write import write_report
         from probatum.study import Study
 
-        where = store or str(_runs_folder() / "store.sqlite")
+        where = outputs.store or str(_runs_folder() / "store.sqlite")
+        tuning = arguments["fine_tuning"]
 
         def pretraining(step: int, steps: int) -> None:
-            status.update(f"pretraining on {settings.get('pretrain')}: step {step} of {steps} ...")
+            status.update(f"pretraining on {tuning.source}: step {step} of {steps} ...")
             if not console.is_terminal and (step == steps or step // TOLD > (step - 1) // TOLD):
                 console.print(f"pretraining: step {step} of {steps}", highlight=False)
 
-        study = Study(data, ids, store=where, progress=pretraining, **settings)
-    _print_data(console, study.dataset.summary())
+        study = Study(data, ids, store=where, progress=pretraining, **arguments)
+    _print_data(console, study.summary())
     _print_plan(console, study)
     listener = LiveTable(console, study.plan.primary, study.plan.race)
     with listener:
         results = study.run(listener)
     key = key_of(study.plan.describe())
-    path = report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
+    path = outputs.report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
     write_report(results, path)
-    if json_file is not None:
-        json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+    if outputs.json_file is not None:
+        outputs.json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
     print_results(console, results)
     console.print(Text(f"\nreport: {path.resolve()}", no_wrap=False, overflow="fold"), soft_wrap=True)
     console.print(Text(f"store:  {study.store.name} (study {key[:8]})", style="dim"), soft_wrap=True)
 
 
-def rules_of(*possible: Rules) -> Rules | None:
-    """The one of these rules in which anything was set; InputError where it is more than one."""
-    told = [rules for rules in possible if any(value is not None for value in asdict(rules).values())]
-    if len(told) > 1:
-        raise InputError(f"options of the arenas {' and '.join(rules.arena for rules in told)} together; give one's")
-    return told[0] if told else None
-
-
 def print_results(console: Console, results: Results) -> None:
     """The verdict table and the answer."""
     console.print()
-    console.print(measurement_table(results) if results.plan.arena == "probe" else verdict_table(results))
+    if competes(results.plan.arena):
+        console.print(verdict_table(results))
     for line in remarks(results):
         console.print(line)
-    in_world = world_table(results)
-    if in_world is not None:
-        console.print()
-        console.print(in_world)
+    for block in (*world_blocks(results), *blocks_of(results.plan.arena, results)):
+        for grid in block.grids if block.printed else ():
+            console.print()
+            console.print(terminal_table(grid))
+    for trial in results.trials if not competes(results.plan.arena) else ():
+        if trial.status != "ok":
+            told = f"{trial.arm}, seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}"
+            console.print(Text(told, style="red"))
     if results.race_note():
         console.print(Text(results.race_note(), style="dim"))
     console.print()
     console.print(Text(results.answer(), style="bold"))
     if results.reference_note():
         console.print(Text(results.reference_note(), style="yellow"))
-
-
-def measurement_table(results: Results) -> Table:
-    """Means and ranges over seeds, for probes, which measure and do not compete."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("probe", "measurement", "mean", "lowest", "highest"):
-        table.add_column(column, justify="left" if column in ("probe", "measurement") else "right", overflow="fold")
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for trial in results.trials:
-        for name, value in trial.record.get("measures", {}).items():
-            if trial.arm != results.baseline:
-                values[trial.arm, name].append(value)
-    for (arm, name), found in values.items():
-        table.add_row(arm, name, f"{sum(found) / len(found):.4g}", f"{min(found):.4g}", f"{max(found):.4g}")
-    for trial in results.trials:
-        if trial.status != "ok":
-            table.add_row(
-                trial.arm, Text(f"seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}", style="red")
-            )
-    return table
 
 
 class LiveTable:
@@ -234,7 +214,13 @@ def _print_plan(console: Console, study: Any) -> None:
         + (f"raced over at most {len(plan.seeds)} paired seeds, " if plan.race else f"{len(plan.seeds)} paired seeds, ")
         + ("equal arithmetic" if plan.equal_compute else "equal steps")
         + (f", {plan.tune} tuner trials each" if plan.tune else "")
-        + (f", on {study.on}" if study.on else f", {study.workers} workers" if study.workers > 1 else "")
+        + (
+            f", on {study.running.on}"
+            if study.running.on
+            else f", {study.running.workers} workers"
+            if study.running.workers > 1
+            else ""
+        )
         + f"; {plan.primary} decides",
         highlight=False,
     )
@@ -244,8 +230,8 @@ def _print_plan(console: Console, study: Any) -> None:
         console.print(f"computed on {plan.engine.words()}", highlight=False)
     for line in lines(plan.speed):
         console.print(Text(f"  {line}", style="dim"))
-    crowded = too_many(study.workers, plan.threads)
-    if crowded is not None and study.workers > 1:
+    crowded = too_many(study.running.workers, plan.threads)
+    if crowded is not None and study.running.workers > 1:
         console.print(Text(f"  warning: {crowded}", style="yellow"))
     for name, reason in plan.skipped.items():
         console.print(Text(f"  not tried: {name}: {reason.removeprefix(name + ': ')}", style="dim"))

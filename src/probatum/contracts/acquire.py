@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Pool, Query
 
+ARENA = "acquire"
+TRAINED = False
+FIXED: tuple[str, ...] = ("pool", "count")
+OFFERED: tuple[str, ...] = ()
+
 
 class Strategy(Protocol):
     """(pool, how many) -> which rows."""

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+ARENA = "attack"
+TRAINED = False
+FIXED: tuple[str, ...] = ("inputs", "target")
+OFFERED: tuple[str, ...] = ()
+
 
 class Attack(Protocol):
     """model in evaluation mode returning logits; inputs (n, ...), target (n,) int64 -> adversarial inputs (n, ...)."""

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ()
+
 
 class Compressor(Protocol):
     """Any of the hooks of a method, plus a report."""

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Explanation
 
+ARENA = "explain"
+TRAINED = False
+FIXED: tuple[str, ...] = ("inputs", "target")
+OFFERED: tuple[str, ...] = ()
+
 
 class Explainer(Protocol):
     """(model, inputs, target) -> attributions."""

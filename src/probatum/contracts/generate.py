@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from probatum.numerics.images.restoration import Operator
     from probatum.spec import Budget
 
+ARENA = "generate"
+TRAINED = False
+FIXED: tuple[str, ...] = ("x", "noise", "budget")
+OFFERED: tuple[str, ...] = ("parameters",)
+
 
 class Prior(Protocol):
     """Rows (n, ...) in, restored rows of the same shape out; both leave what they are given as it was."""

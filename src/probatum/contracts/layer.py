@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ("net",)
+OFFERED: tuple[str, ...] = ()
+
 
 class Surgeon(Protocol):
     """net -> number of swaps."""

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Budget, Data, Part
 
+ARENA = "predict"
+TRAINED = False
+FIXED: tuple[str, ...] = ("data", "budget")
+OFFERED: tuple[str, ...] = ("optimisation",)
+
 
 class Predictor(Protocol):
     """part -> probabilities (n, classes), or values (n, outputs) on the standardised scale of part.y."""

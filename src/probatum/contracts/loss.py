@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ()
+
 
 @runtime_checkable
 class Loss(Protocol):

@@ -23,6 +23,11 @@ from typing import Any
 
 from probatum.errors import InputError
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ()
+
 HOOKS = ("prepare", "order", "batch", "loss", "gradients", "step_end", "epoch_end", "finish")
 TOUCHES = ("batch", "target", "output", "loss", "gradients", "weights", "model", "optimizer", "order")
 EXCLUSIVE = ("target", "weights", "model", "optimizer", "order")

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Spec
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ()
+
 
 class Build(Protocol):
     """spec -> network; layer initialisation may draw from the global torch stream, which the bench seeds."""

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
+ARENA = "predict"
+TRAINED = True
+FIXED: tuple[str, ...] = ("params",)
+OFFERED: tuple[str, ...] = ()
+
 
 @runtime_checkable
 class Optimizer(Protocol):

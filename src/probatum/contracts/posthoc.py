@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+ARENA = "predict"
+TRAINED = False
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ()
+
 
 class Calibrator(Protocol):
     """logits (n, c), target (n,) -> map from logits (m, c) to probabilities (m, c)."""

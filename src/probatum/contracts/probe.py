@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Data
 
+ARENA = "probe"
+TRAINED = False
+FIXED: tuple[str, ...] = ("data",)
+OFFERED: tuple[str, ...] = ()
+
 
 class Probe(Protocol):
     """(fresh networks, data) -> measurements."""

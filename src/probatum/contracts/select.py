@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+ARENA = "select"
+TRAINED = False
+FIXED: tuple[str, ...] = ("x", "y")
+OFFERED: tuple[str, ...] = ("trusted",)
+
 
 class Score(Protocol):
     """model_factory() gives a fresh untrained network for x; x (n, ...), y (n,) int64 -> one score a row."""

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     from probatum.spec import Budget, Stage
 
+ARENA = "stream"
+TRAINED = False
+FIXED: tuple[str, ...] = ()
+OFFERED: tuple[str, ...] = ("memory", "order", "optimisation")
+
 
 class Learner(Protocol):
     """Learns from stages one after another."""

@@ -5,28 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probatum.data.image import ImageEncoder
-from probatum.data.pipeline import Encoder, Pipeline, Raw, fit_pipeline, pipeline_from
+from probatum.data.pipeline import Pipeline, fit_pipeline, pipeline_from
 from probatum.data.split import PART_NAMES, TEST, SplitPlan, draw_split, merge_units, unit_numbers
-from probatum.data.stream_images import StreamedImages
-from probatum.data.stream_table import StreamedTable
-from probatum.data.table import TableEncoder
 from probatum.data.target import Target
-from probatum.data.text import RawTexts
-from probatum.data.worlds import World, in_world, world_stream
 from probatum.errors import InputError
-from probatum.spec import MODALITIES, Data, Part
+from probatum.rooms.kind import Encoder, Held, Kind, Raw, Streamed, kind_of
+from probatum.rooms.world import World, in_world, world_stream
+from probatum.spec import Data, Part
 
 FRACTIONS = (0.6, 0.2, 0.2)
 MIN_CLASS_ROWS = 3
-IMBALANCE = 0.1
+IMBALANCE = 0.2
 """A class with a smaller share than this part of an even share is worth a notice."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -37,18 +33,19 @@ class Dataset:
 
     Attributes:
         name: what it is called in reports.
-        modality: table, image, text or series.
-        task: classes or reals.
+        modality: what examples are, see `probatum.spec`.
+        task: what is asked of them.
         target: name of the target.
         n: number of rows.
         fingerprint: sha256 over values, schema, task, target and given split; equal in every process.
         classes: names of the classes in the order of their codes; () for reals.
         notices: one-line warnings found on reading, each with what was done or the remedy.
         fixed_split: whether all seeds share the same test rows (given by the user or the source, or by time).
-        last: streamed data: the split prepared last.
-        about: streamed data: what the summary says of the split.
+        raw: the rows (`probatum.rooms.kind.Raw`).
+        values: their targets.
+        plan: what restricts the split.
         encoder: what encodes the rows, instead of one fitted on the training rows: that of a pretrained network.
-        world: what every split is put into, see `probatum.data.worlds`; None = the data as they are.
+        world: what every split is put into, see `probatum.rooms.world`; None = the data as they are.
     """
 
     name: str
@@ -63,28 +60,23 @@ class Dataset:
     raw: Raw = field(repr=False)
     values: Target = field(repr=False)
     plan: SplitPlan = field(repr=False)
-    last: dict[tuple[int, tuple[float, ...]], Data] = field(repr=False, default_factory=dict)
-    about: dict[str, tuple[list[int], dict[str, int]]] = field(repr=False, default_factory=dict)
     encoder: Encoder | None = field(repr=False, default=None)
     world: World | None = None
 
     @property
+    def kind(self) -> Kind:
+        """What kind of data these are."""
+        return kind_of(self.modality, self.task)
+
+    @property
     def streamed(self) -> bool:
         """Whether the rows stay on disk and are read as they are used."""
-        return isinstance(self.raw, StreamedTable | StreamedImages)
+        return bool(getattr(self.raw, "streamed", False))
 
     @property
     def memory(self) -> int | None:
-        """Streamed data: a limit in bytes with which they are opened as they are now; None for data in memory."""
-        return (
-            min(self.raw.sizes.grain, int(self.raw.whole / 2))
-            if isinstance(self.raw, StreamedTable | StreamedImages)
-            else None
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to other processes: all but the split prepared last, which is found again."""
-        return {**self.__dict__, "last": {}}
+        """Data on disk: a limit in bytes with which they are opened as they are now; None for data in memory."""
+        return cast(Streamed, self.raw).opened_with if self.streamed else None
 
     def split(self, seed: int, fractions: Sequence[float] = FRACTIONS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row numbers of train, valid and test; raises InputError where a part or a class would be empty."""
@@ -93,55 +85,30 @@ class Dataset:
     def prepare(self, seed: int, *, fractions: Sequence[float] = FRACTIONS) -> Data:
         """Split by seed, fit the pipeline on the training rows, encode; a pure function of its arguments.
 
-        Streamed data: x of a part is a `probatum.spec.Rows`; the pipeline is fitted on at most `Sizes.fit_rows` training
-        rows drawn by the seed, and of a table at most `Sizes.valid_rows` validation rows, drawn likewise, are used and
-        kept as a tensor; targets are standardised on all training rows. In a world the encoded split is put into it last,
-        and the data know the `truth`.
+        Data on disk say themselves what they fit the pipeline on and what of them is held (their `prepared`). In a world
+        the encoded split is put into it last, and the data know the `truth`.
         """
-        if isinstance(self.raw, StreamedTable | StreamedImages):
-            return self._streamed(self.raw, seed, fractions)
         parts = self.split(seed, fractions)
+        if self.streamed:
+            return cast(Streamed, self.raw).prepared(self, parts, seed)
         if self.encoder is None:
-            pipeline = fit_pipeline(self.raw, self.values, parts[0], self.modality)
+            pipeline = fit_pipeline(self.kind, self.raw, self.values, parts[0])
         else:
-            pipeline = pipeline_from(self.encoder, self.values, parts[0], self.modality)
+            pipeline = pipeline_from(self.kind, self.encoder, self.values, parts[0])
         train, valid, test = (self._part(pipeline, rows) for rows in parts)
         data = Data(pipeline.spec, train, valid, test, pipeline)
         return data if self.world is None else self.world.apply(data, world_stream(self.world.name, seed), self)
 
     def _part(self, pipeline: Pipeline, rows: np.ndarray) -> Part:
         raw = self.raw.take(rows)
-        text = raw.texts if isinstance(raw, RawTexts) else None
-        return self._with_targets(pipeline, rows, pipeline.encode(raw), text)
+        return self.with_targets(pipeline, rows, pipeline.encode(raw), getattr(raw, "texts", None))
 
-    def _with_targets(self, pipeline: Pipeline, rows: np.ndarray, x: Tensor, text: tuple[str, ...] | None) -> Part:
+    def with_targets(
+        self, pipeline: Pipeline, rows: np.ndarray, x: Tensor, text: tuple[str, ...] | None = None
+    ) -> Part:
+        """Encoded rows with their targets as a part."""
         y = pipeline.target.encode(self.values.values[rows])
         return Part(x, y, torch.from_numpy(rows.astype(np.int64, copy=False)), text)
-
-    def _streamed(self, raw: StreamedTable | StreamedImages, seed: int, fractions: Sequence[float]) -> Data:
-        """As `prepare`; the last split is kept, since finding one takes a pass over the files."""
-        key = (seed, tuple(fractions))
-        if key in self.last:
-            return self.last[key]
-        self.last.clear()
-        train, valid, test = self.split(seed, fractions)
-        sample = raw.sample(train, seed)
-        held: Tensor | None = None
-        if isinstance(raw, StreamedTable):
-            valid = raw.held_out(valid, seed)
-            fitted, other = raw.select((sample, valid))
-            pipeline = pipeline_from(TableEncoder.fit(fitted), self.values, train, self.modality)
-            del fitted
-            held = pipeline.encode(other)
-        else:
-            pipeline = pipeline_from(ImageEncoder.fit(raw.take(sample)), self.values, train, self.modality)
-        encoder: Any = pipeline.features
-
-        def part(rows: np.ndarray, x: Tensor | None = None) -> Part:
-            return self._with_targets(pipeline, rows, raw.rows(encoder, rows) if x is None else x, None)
-
-        self.last[key] = Data(pipeline.spec, part(train), part(valid, held), part(test), pipeline)
-        return self.last[key]
 
     def take(self, rows: np.ndarray, name: str | None = None) -> Dataset:
         """These rows as a dataset of their own; raises InputError where classes become too small."""
@@ -159,11 +126,16 @@ class Dataset:
             notices=self.notices,
             repeat_notices=False,
         )
+        found = replace(found, encoder=self.encoder)
         return found if self.world is None else in_world(found, self.world)
 
-    def summary(self) -> dict[str, Any]:
-        """What the command line and reports show, as JSON values."""
-        shape, sizes = self._measured()
+    def summary(self, data: Data | None = None) -> dict[str, Any]:
+        """What the command line and reports show, as JSON values.
+
+        Args:
+            data: the split of seed 0, where it has been prepared already.
+        """
+        first = data or self.prepare(0)
         out: dict[str, Any] = {
             "name": self.name,
             "n": self.n,
@@ -172,14 +144,13 @@ class Dataset:
             "target": self.target,
             "fingerprint": self.fingerprint,
             "columns": self.raw.describe(),
-            "shape": shape,
-            "split": sizes,
+            "shape": list(first.spec.shape),
+            "split": {part: len(getattr(first, part)) for part in PART_NAMES},
             "fixed_split": self.fixed_split,
             "notices": list(self.notices),
         }
         if self.world is not None:
-            truth = self.prepare(0).truth
-            told = {} if truth is None else dict(truth.counts)
+            told = {} if first.truth is None else dict(first.truth.counts)
             out["world"] = {"name": self.world.name, "about": self.world.ABOUT, "counts": told}
         values = self.values.values
         if self.task == "classes":
@@ -192,16 +163,6 @@ class Dataset:
                 for j, name in enumerate(self.values.names)
             }
         return out
-
-    def _measured(self) -> tuple[list[int], dict[str, int]]:
-        """Shape of an example and rows of each part, of seed 0; kept for streamed data."""
-        if "measured" not in self.about:
-            data = self.prepare(0)
-            found = list(data.spec.shape), {part: len(getattr(data, part)) for part in PART_NAMES}
-            if not self.streamed:
-                return found
-            self.about["measured"] = found
-        return self.about["measured"]
 
 
 def make_dataset(
@@ -223,8 +184,7 @@ def make_dataset(
     `groups` (n,) numbers, `moment` (n,) times and `given` (n,) parts restrict the split. `repeat_notices` adds the
     notices on duplicates and imbalance. `units` (n,) numbers equal rows alike where this is known. Raises InputError for lengths that differ and for classes too small.
     """
-    if modality not in MODALITIES:
-        raise InputError(f"modality is {modality!r}; use auto, {', '.join(MODALITIES)}")
+    kind_of(modality, values.task)
     if len(raw) != len(values.values):
         raise InputError(f"X has {len(raw)} rows, but y has {len(values.values)}; give one target a row")
     if len(raw) == 0:
@@ -234,10 +194,10 @@ def make_dataset(
     if labels is not None:
         found += _check_classes(labels, values, fixed=moment is not None or given is not None)
     if units is None:
-        if isinstance(raw, StreamedTable | StreamedImages):
+        if getattr(raw, "streamed", False):
             raise TypeError("streamed rows come with the units that equal rows make")
         targets = np.ascontiguousarray(values.values.reshape(len(raw), -1))
-        units = unit_numbers(key + row.tobytes() for key, row in zip(raw.keys(), targets, strict=True))
+        units = unit_numbers(key + row.tobytes() for key, row in zip(cast(Held, raw).row_keys(), targets, strict=True))
     units, repeated = _units(units, values, labels, groups, given, moment)
     plan = SplitPlan(labels, units, groups is not None, moment, given)
     found += repeated
@@ -269,7 +229,7 @@ def _check_classes(labels: np.ndarray, values: Target, fixed: bool) -> list[str]
             f"need {MIN_CLASS_ROWS}; bring more, merge it with another class, or leave it out"
         )
     share = counts[least] / len(labels)
-    if share < IMBALANCE / len(counts) * 2:
+    if share < IMBALANCE / len(counts):
         return [
             f"class {values.classes[least]!r} has {counts[least]} of {len(labels)} rows ({share:.1%}): accuracy will "
             "flatter; look at balanced accuracy or the log loss"

@@ -1,82 +1,86 @@
-"""Data frames: which column is the target, what the others are, and what is wrong with them."""
+"""Data frames: which column is the target, what restricts the split, and what is left as features."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
 
-from probatum.data.columns import Column, conform, infer_column
-from probatum.data.dataset import Dataset, make_dataset
-from probatum.data.facts import HIGH_CARDINALITY, Facts, missing, remarks, unusable
-from probatum.data.pipeline import Raw
-from probatum.data.series import RawSeries, raw_series
+from probatum.data.columns import conform, infer_column
 from probatum.data.split import SPLIT_WORDS, given_parts, unit_numbers
-from probatum.data.table import RawTable
-from probatum.data.target import Target, read_target
-from probatum.data.text import raw_texts
 from probatum.errors import InputError
+from probatum.settings import Reading
 
 TARGET_NAMES = ("target", "label", "class", "y")
-TIME_NAME = re.compile(r"^t?_?\d+$", re.IGNORECASE)
-MIN_WIDE_STEPS = 16
-TEXT_WORDS = 3
 
 
-def from_frame(
-    frame: pl.DataFrame,
-    *,
-    name: str,
-    target: str | None,
-    task: str,
-    modality: str,
-    group: str | None,
-    time: str | None,
-    split: str | Sequence[object] | None,
-    text: str | None,
-    drop: Sequence[str],
-    id_check: bool = True,
-) -> Dataset:
-    """A dataset from a data frame; see `open_dataset` for the arguments; `id_check` drops running numbers."""
+@dataclass(frozen=True)
+class Framed:
+    """A data frame of which it is known what each column is for.
+
+    Attributes:
+        name: of the data.
+        frame: all columns but the dropped ones.
+        target: name of the target column.
+        features: the columns that are left; of data split by group without the group's.
+        given: (n,) parts that the user or the source gives, or None.
+        notices: one-line warnings found so far; what reads further adds to them.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    target: str
+    features: pl.DataFrame
+    given: np.ndarray | None
+    notices: list[str] = field(default_factory=list)
+
+
+def framed(frame: pl.DataFrame, name: str, reading: Reading) -> Framed:
+    """Find the target and the split; InputError for columns that are not there, and where nothing is left."""
     notices: list[str] = []
     if frame.height == 0:
         raise InputError(f"{name!r} has no rows")
-    for column in (*drop, *(c for c in (group, time, text) if c), *([split] if isinstance(split, str) else [])):
+    split, text = reading.split, reading.options.get("text")
+    named = [c for c in (reading.group, reading.time, text) if c]
+    for column in (*reading.drop, *named, *([split] if isinstance(split, str) else [])):
         need_column(frame, column, "column")
-    frame = frame.drop(list(drop))
+    frame = frame.drop(list(reading.drop))
     if split is None:
-        split = _find_split(frame, target, notices)
-    reserved = {c for c in (group, text, time, split if isinstance(split, str) else None) if c}
-    target = pick_target(frame, target, reserved, notices)
-    given = _given(frame, split)
+        split = _find_split(frame, reading.target, notices)
+    reserved = {c for c in (reading.group, text, reading.time, split if isinstance(split, str) else None) if c}
+    target = pick_target(frame, reading.target, reserved, notices)
     features = frame.drop({target} | ({split} if isinstance(split, str) else set()))
-    if modality == "series" and group is not None and time is not None:
-        return _long_series(frame, name, target, task, group, time, notices)
-    if group is not None and time is not None:
-        raise InputError("give group or time, not both, unless modality is series")
-    groups = None
-    if group is not None:
-        groups = unit_numbers(str(cell).encode() for cell in features[group].to_list())
-        features = features.drop(group)
-    moment = None if time is None else _moment(frame[time])
+    return Framed(name, frame, target, features, _given(frame, split), notices)
+
+
+class Apart(TypedDict):
+    """What restricts the split, as `make_dataset` takes it."""
+
+    groups: np.ndarray | None
+    moment: np.ndarray | None
+    given: np.ndarray | None
+
+
+def restricted(found: Framed, reading: Reading) -> tuple[pl.DataFrame, Apart]:
+    """The features without the group's column, and what restricts the split, as `make_dataset` takes it.
+
+    Raises:
+        InputError: both a group and a time, a time that is none, or no feature left.
+    """
+    features, groups = found.features, None
+    if reading.group is not None:
+        if reading.time is not None:
+            raise InputError("give group or time, not both, unless modality is series")
+        groups = unit_numbers(str(cell).encode() for cell in features[reading.group].to_list())
+        features = features.drop(reading.group)
+    moment = None if reading.time is None else moment_of(found.frame[reading.time])
     if features.width == 0:
-        raise InputError(f"{name!r} has no column besides the target {target!r}; bring features")
-    kind = _modality(features, modality, text)
-    values = read_target(frame[target], target, task, small_integers=kind == "text")
-    if kind == "text":
-        column = text or features.columns[0]
-        unused = [c for c in features.columns if c != column]
-        if unused:
-            notices.append(f"only the text {column!r} is used; left out: {', '.join(map(repr, unused))}")
-        raw: Raw = raw_texts(features[column].to_list(), column)
-    elif kind == "series":
-        raw = _wide_series(features)
-    else:
-        raw = table_from(features, values, notices, id_check, name)
-    return make_dataset(name, kind, raw, values, target, groups=groups, moment=moment, given=given, notices=notices)
+        raise InputError(f"{found.name!r} has no column besides the target {found.target!r}; bring features")
+    return features, {"groups": groups, "moment": moment, "given": found.given}
 
 
 def need_column(frame: pl.DataFrame, column: str, what: str) -> None:
@@ -122,7 +126,8 @@ def _given(frame: pl.DataFrame, split: str | Sequence[object] | None) -> np.ndar
     return given_parts(list(split), "split")
 
 
-def _moment(series: pl.Series) -> np.ndarray:
+def moment_of(series: pl.Series) -> np.ndarray:
+    """(n,) a time column as numbers; InputError where it holds neither dates nor numbers, or a cell is empty."""
     column = infer_column(series)
     if column.kind not in ("number", "date"):
         raise InputError(f"time column {series.name!r} holds {series[0]!r}; give dates like 2024-01-31 or numbers")
@@ -131,129 +136,3 @@ def _moment(series: pl.Series) -> np.ndarray:
         row = int(cells.is_null().arg_true()[0])
         raise InputError(f"time column {series.name!r} is empty in row {row}; fill it or leave the row out")
     return (cells.to_physical() if column.kind == "date" else cells).cast(pl.Float64).to_numpy()
-
-
-def _modality(features: pl.DataFrame, modality: str, text: str | None) -> str:
-    if modality == "image":
-        raise InputError("images come as arrays, .npz files or folders, not as data frames")
-    if modality != "auto":
-        return modality
-    if text is not None or (features.width == 1 and is_text(features.to_series(0))):
-        return "text"
-    names = features.columns
-    wide = len(names) >= MIN_WIDE_STEPS and all(TIME_NAME.match(c) for c in names)
-    if wide and all(infer_column(features[c]).kind == "number" for c in names):
-        return "series"
-    return "table"
-
-
-def is_text(series: pl.Series) -> bool:
-    """Whether cells are free text: over three words on average, and mostly distinct."""
-    if series.dtype != pl.String:
-        return False
-    cells = series.drop_nulls()
-    if len(cells) == 0 or cells.n_unique() <= HIGH_CARDINALITY * len(cells):
-        return False
-    words = cells.str.count_matches(r"\S+").to_numpy()
-    return float(words.mean()) > TEXT_WORDS
-
-
-def _wide_series(features: pl.DataFrame) -> RawSeries:
-    columns = []
-    for name in features.columns:
-        if infer_column(features[name]).kind != "number":
-            raise InputError(f"column {name!r} is no number; a series needs one numeric column a time step; drop it")
-        columns.append(conform(features[name], Column(name, "number")).fill_null(float("nan")).to_numpy())
-    return raw_series(np.stack(columns, axis=1))
-
-
-def _long_series(
-    frame: pl.DataFrame, name: str, target: str, task: str, group: str, time: str, notices: list[str]
-) -> Dataset:
-    """One series a value of `group`, its steps in the order of `time`, channels = the other numeric columns."""
-    channels = [c for c in frame.columns if c not in (group, time, target)]
-    if not channels:
-        raise InputError(f"{name!r} has no value column besides {group!r}, {time!r} and {target!r}")
-    moment = _moment(frame[time])
-    for channel in channels:
-        if infer_column(frame[channel]).kind != "number":
-            raise InputError(f"column {channel!r} is no number; a series needs numeric channels; drop it")
-    values = np.stack(
-        [conform(frame[c], Column(c, "number")).fill_null(float("nan")).to_numpy() for c in channels], axis=1
-    )
-    labels = frame[target].to_list()
-    members: dict[object, list[int]] = {}
-    for row, key in enumerate(frame[group].to_list()):
-        members.setdefault(key, []).append(row)
-    longest = max(map(len, members.values()))
-    x = np.full((len(members), len(channels), longest), np.nan, dtype=np.float32)
-    firsts = []
-    for i, (key, rows) in enumerate(members.items()):
-        if len({labels[row] for row in rows}) > 1:
-            raise InputError(f"target {target!r} varies within {group} {key!r}; a series has one target")
-        ordered = np.array(rows)[np.argsort(moment[rows], kind="stable")]
-        x[i, :, : len(ordered)] = values[ordered].T
-        firsts.append(rows[0])
-    read = read_target(frame[target][firsts], target, task)
-    return make_dataset(name, "series", raw_series(x, tuple(channels)), read, target, notices=notices)
-
-
-def table_from(features: pl.DataFrame, values: Target, notices: list[str], id_check: bool, name: str) -> RawTable:
-    kept: list[pl.Series] = []
-    found: list[Facts] = []
-    for series in features.get_columns():
-        column = infer_column(series)
-        cells = conform(series, column)
-        told = facts_of(cells, column, values)
-        reason = unusable(told, id_check and features.width > 1)
-        if reason:
-            notices.append(reason)
-            continue
-        notices += remarks(told, values)
-        kept.append(cells)
-        found.append(told)
-    notices += missing(found)
-    if not kept:
-        raise InputError(f"{name!r} has no usable feature: {'; '.join(notices)}")
-    return RawTable(pl.DataFrame(kept), tuple(told.column for told in found))
-
-
-def facts_of(cells: pl.Series, column: Column, values: Target) -> Facts:
-    """What decides whether a column of cells in memory is used, and what is said of it."""
-    n, distinct, gaps = len(cells), cells.n_unique(), cells.null_count()
-    return Facts(
-        column=column,
-        rows=n,
-        missing=gaps,
-        distinct=distinct,
-        first=cells[0],
-        scattered=column.kind == "category" and distinct - (gaps > 0) > HIGH_CARDINALITY * n,
-        running=column.kind == "number" and distinct == n and gaps == 0 and _running(cells),
-        tells=_tells_target(cells, values),
-    )
-
-
-def _running(cells: pl.Series) -> bool:
-    """Whether these distinct numbers are whole and run up or down."""
-    numbers = cells.to_numpy()
-    steps = np.diff(numbers)
-    return bool((numbers == np.round(numbers)).all() and ((steps > 0).all() or (steps < 0).all()))
-
-
-def _tells_target(cells: pl.Series, values: Target) -> bool:
-    """Whether values of the column and of the target correspond one to one."""
-    if values.values.ndim > 1 and values.values.shape[1] > 1:
-        return False
-    target = values.values.reshape(-1)
-    if cells.null_count():
-        return False
-    levels = cells.n_unique()
-    if levels != len(np.unique(target)):
-        return False
-    if values.task == "reals":
-        if cells.dtype != pl.Float64:
-            return False
-        # Distinct continuous columns pair off by chance: only a straight line counts as giving the target away.
-        numbers = cells.to_numpy()
-        return bool(abs(np.corrcoef(numbers, target)[0, 1]) > 1 - 1e-9)
-    return pl.DataFrame({"a": cells, "b": target}).n_unique() == levels

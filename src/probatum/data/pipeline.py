@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +12,31 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from probatum.data.columns import conform, infer_column
-from probatum.data.image import ImageEncoder, RawImages, channel_names
-from probatum.data.read import read_any, to_polars
-from probatum.data.series import RawSeries, SeriesEncoder, raw_series
-from probatum.data.stream_images import StreamedImages
-from probatum.data.stream_table import StreamedTable
-from probatum.data.table import RawTable, TableEncoder, read_rows
 from probatum.data.target import Target, TargetCoder
-from probatum.data.text import RawTexts, TextEncoder, raw_texts
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
+from probatum.rooms.kind import Encoder, Kind, Raw, kind_of
 from probatum.spec import Spec
 
-Raw = RawTable | RawImages | RawTexts | RawSeries | StreamedTable | StreamedImages
-Encoder = TableEncoder | ImageEncoder | TextEncoder | SeriesEncoder
-ENCODERS: dict[str, Any] = {
-    "table": TableEncoder,
-    "image": ImageEncoder,
-    "text": TextEncoder,
-    "series": SeriesEncoder,
-}
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Raw rows -> x and back from outputs to predictions; `spec` describes one encoded example."""
+    """Raw rows -> x and back from outputs to predictions.
+
+    Attributes:
+        spec: describes one encoded example.
+        features: the kind's `Encoder`.
+        target: how targets become tensors and come back.
+    """
 
     spec: Spec
-    features: Encoder | TokenEncoder
+    features: Any
     target: TargetCoder
 
     def encode(self, raw: Raw) -> Tensor:
         """x of these raw rows, as probatum.spec describes it."""
-        encoder: Any = self.features
-        return encoder.encode(raw)
+        return self.features.encode(raw)
 
     def encode_target(self, values: Sequence[Any]) -> Tensor:
         """y of raw labels: (n,) int64 class codes, or (n, outputs) float32 standardised reals."""
@@ -62,93 +51,28 @@ class Pipeline:
 
         The target column may be absent. Raises InputError that names missing columns, or sizes that do not fit.
         """
-        if isinstance(self.features, TokenEncoder):
-            raise InputError("a language model reads whole texts, not rows; give it texts to predict")
+        kind = kind_of(self.spec.modality, self.spec.task)
         if isinstance(source, (str, Path)):
-            source = read_any(Path(source), self.spec.modality)
-        raw, frame = new_rows(self.features, source, self.target.names)
+            if not Path(source).exists():
+                raise InputError(f"{str(source)!r} does not exist; check the path")
+            source = kind.read_new(Path(source))
+        raw, frame = kind.new_rows(self.features, source, self.target.names)
         if len(raw) == 0:
             raise InputError("the new data has no rows")
         return self.encode(raw), frame
 
 
-def fit_pipeline(raw: Raw, target: Target, rows: np.ndarray, modality: str) -> Pipeline:
+def fit_pipeline(kind: Kind, raw: Raw, target: Target, rows: np.ndarray) -> Pipeline:
     """Fit encoder and target coder on these training rows alone."""
-    return pipeline_from(ENCODERS[modality].fit(raw.take(rows)), target, rows, modality)
+    return pipeline_from(kind, kind.fit(raw.take(rows)), target, rows)
 
 
-def pipeline_from(features: Encoder, target: Target, rows: np.ndarray, modality: str) -> Pipeline:
+def pipeline_from(kind: Kind, features: Encoder, target: Target, rows: np.ndarray) -> Pipeline:
     """The pipeline of a fitted encoder, its target coder fitted on these training rows."""
     coder = TargetCoder.fit(target.task, target.names, target.classes, target.values[rows])
     outputs = len(target.classes) if target.task == "classes" else target.values.shape[1]
-    return Pipeline(describe(features, coder, modality, outputs), features, coder)
-
-
-def describe(features: Encoder, coder: TargetCoder, modality: str, outputs: int) -> Spec:
-    """The Spec of what this encoder makes."""
-    base = Spec(modality=modality, task=coder.task, shape=(), outputs=outputs, classes=coder.classes)
-    if isinstance(features, TableEncoder):
-        numbers, sizes = features.numeric_names, features.cardinalities
-        return replace(
-            base,
-            shape=(len(numbers) + len(sizes),),
-            numeric=len(numbers),
-            cardinalities=sizes,
-            features=numbers + tuple(features.levels),
-        )
-    if isinstance(features, ImageEncoder):
-        return replace(base, shape=features.shape, features=channel_names(features.shape[0]))
-    if isinstance(features, TextEncoder):
-        return replace(base, shape=(features.length,), vocabulary=features.vocabulary, features=(features.column,))
-    names = features.features
-    return replace(base, shape=(len(names), features.steps), masked=features.masked, features=names)
-
-
-def new_rows(features: Encoder, source: Any, exclude: Sequence[str] = ()) -> tuple[Raw, pl.DataFrame]:
-    """Raw rows of new data for this encoder, and the same rows as a frame to show beside predictions.
-
-    `exclude` names target columns, which are no steps of a wide series.
-    """
-    if isinstance(features, TableEncoder):
-        frame = _table_frame(features, source)
-        return read_rows(frame, features.columns), frame
-    if isinstance(features, TextEncoder):
-        if isinstance(source, (list, tuple)):
-            texts = list(source)
-            return raw_texts(texts, features.column), pl.DataFrame({features.column: texts})
-        frame = to_polars(source)
-        if features.column not in frame.columns:
-            raise InputError(f"text column {features.column!r} is missing; the data has {', '.join(frame.columns)}")
-        return raw_texts(frame[features.column].to_list(), features.column), frame
-    if isinstance(features, ImageEncoder):
-        if not isinstance(source, np.ndarray):
-            raise InputError(f"new images come as {type(source).__name__}; give an array, an .npz file or a folder")
-        raw = features.read(source)
-        return raw, pl.DataFrame({"row": np.arange(len(raw))})
-    values = source if isinstance(source, np.ndarray) else _wide_values(features, to_polars(source), exclude)
-    fits = features.channels if (values.shape[1] if values.ndim == 3 else 1) == len(features.channels) else ()
-    series = raw_series(values, fits)
-    return series, pl.DataFrame({"row": np.arange(len(series))})
-
-
-def _table_frame(features: TableEncoder, source: Any) -> pl.DataFrame:
-    if not isinstance(source, np.ndarray):
-        return to_polars(source)
-    if source.ndim != 2 or source.shape[1] != len(features.columns):
-        raise InputError(f"the array is {source.shape}; the model takes {len(features.columns)} columns")
-    return pl.DataFrame({c.name: source[:, j] for j, c in enumerate(features.columns)})
-
-
-def _wide_values(features: SeriesEncoder, frame: pl.DataFrame, exclude: Sequence[str]) -> np.ndarray:
-    """(n, steps) from the numeric columns of a frame, one a step."""
-    columns = [infer_column(frame[name]) for name in frame.columns if name not in exclude]
-    steps = [column for column in columns if column.kind == "number"]
-    if len(features.channels) != 1 or len(steps) != features.steps:
-        raise InputError(
-            f"the data has {len(steps)} numeric columns; the model takes {len(features.channels)} channel(s) of "
-            f"{features.steps} steps; give one numeric column a step, or an array (n, channels, time)"
-        )
-    return np.stack([conform(frame[c.name], c).fill_null(float("nan")).to_numpy() for c in steps], axis=1)
+    spec = Spec(kind.modality, coder.task, outputs=outputs, classes=coder.classes, **kind.describe(features))
+    return Pipeline(spec, features, coder)
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path) -> None:
@@ -179,8 +103,7 @@ def load_pipeline(folder: Path) -> Pipeline:
     arrays = load_file(folder / "pipeline.safetensors")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()}
     spec = Spec(**values)
-    encoder = TokenEncoder if spec.task == "next-token" else ENCODERS[spec.modality]
-    features = encoder.from_state(meta["features"], _under(arrays, "features."))
+    features = kind_of(spec.modality, spec.task).restore(meta["features"], _under(arrays, "features."))
     return Pipeline(spec, features, TargetCoder.from_state(meta["target"], _under(arrays, "target.")))
 
 

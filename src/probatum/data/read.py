@@ -15,15 +15,10 @@ SUFFIXES = (*TABLE_SUFFIXES, ".npz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read_any(path: Path, modality: str) -> pl.DataFrame | np.ndarray:
-    """New data of a known modality: a table or text file as a frame, an .npz or a folder of images as an array."""
-    if not path.exists():
-        raise InputError(f"{str(path)!r} does not exist; check the path")
+def read_rows(path: Path) -> pl.DataFrame | np.ndarray:
+    """New rows: a table or text file as a frame, an .npz as its array of examples."""
     if path.is_dir():
-        if modality != "image":
-            raise InputError(f"{str(path)!r} is a folder; give a file ({', '.join(SUFFIXES)})")
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        return read_images(files, path, None)
+        raise InputError(f"{str(path)!r} is a folder; give a file ({', '.join(SUFFIXES)})")
     if path.suffix == ".npz":
         arrays = read_npz(path)
         for key in ("x", "X", "x_test", "data", "images"):

@@ -56,7 +56,7 @@ def verdict_table(results: Results) -> Table:
 def remarks(results: Results) -> list[Text]:
     """One line for each arm about which there is more to say: other axes, no effect, failures, what would decide."""
     lines = []
-    others = other_axes(results)
+    others, untimed = other_axes(results), results.untimed()
     for verdict in results.primary_verdicts():
         line = others.get(verdict.arm, Text())
         note = verdict.note
@@ -64,6 +64,8 @@ def remarks(results: Results) -> list[Text]:
             note = f"about {verdict.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
         if note:
             line = Text.assemble(line, "; " if line.plain else "", (note, "dim"))
+        if verdict.arm in untimed:
+            line = Text.assemble(line, "; " if line.plain else "", (untimed[verdict.arm], "red"))
         if line.plain:
             lines.append(Text.assemble((f"  {verdict.arm}: ", "bold"), line))
     return lines

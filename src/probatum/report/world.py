@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from probatum.bench.results import Results, change_text
+from probatum.drawing.blocks import Block, Grid
 from probatum.measure import truth
 
 if TYPE_CHECKING:
@@ -45,22 +43,15 @@ def world_rows(results: Results) -> list[Row]:
     return rows
 
 
-def world_table(results: Results) -> Table | None:
-    """The rows for the terminal, or None where there are none."""
+def world_blocks(results: Results) -> list[Block]:
+    """The rows as a section, for page and terminal; [] where there are none."""
     rows = world_rows(results)
     if not rows:
-        return None
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column(f"in {results.plan.data.world}", overflow="fold")
-    table.add_column("mean", justify="right", no_wrap=True)
-    table.add_column("difference [interval]", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    last = ""
-    for row in rows:
-        if row.measure != last:
-            table.add_row(Text(row.measure, style="bold"), "", "", "")
-            last = row.measure
-        style = "dim" if row.word == "reference" else ""
-        word = {"no material difference": "no difference"}.get(row.word, row.word)
-        table.add_row(*(Text(cell, style=style) for cell in (f"  {row.arm}", f"{row.value:.4f}", row.change, word)))
-    return table
+        return []
+    short = {"no material difference": "no difference"}
+    cells = tuple((row.measure, row.arm, f"{row.value:.4f}", row.change, short.get(row.word, row.word)) for row in rows)
+    about = (
+        f"The data were put into the world {results.plan.data.world}, where the truth is known; these measures need it."
+    )
+    grid = Grid(("measure", "arm", "mean", "difference [interval]", "verdict"), cells, words=2)
+    return [Block("world", "World", about, grids=(grid,), printed=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,19 +17,27 @@ from markupsafe import Markup
 from probatum import catalogue
 from probatum.bench.results import Results, change_text
 from probatum.bench.verdict import Verdict
+from probatum.drawing import charts
 from probatum.measure.base import Measure
-from probatum.report import charts
 from probatum.report.commands import repeat_command
-from probatum.report.labels import label_curves, label_rows
-from probatum.report.stages import contest_rows, stage_curves, stage_matrices
-from probatum.report.started import started_from
-from probatum.report.world import world_rows
+from probatum.report.pretrained_start import started_from
+from probatum.report.world import world_blocks
+from probatum.rooms.arena import blocks_of, competes, rule_words
 from probatum.train.speed import lines
 
+DRAWING = Path(charts.__file__).parent
 AXES = (
     *("quality", "calibration", "selection", "robustness", "faithfulness", "attack", "detection", "retention"),
     *("size", "speed"),
 )
+
+
+LINKS = (
+    (re.compile(r"arXiv:\s*([\w./-]+\d)"), "https://arxiv.org/abs/"),
+    (re.compile(r"OpenReview[: ]+(?:forum\?id=)?([\w-]{8,})"), "https://openreview.net/forum?id="),
+    (re.compile(r"(?:doi[: ]+|doi\.org/)(10\.\d{4,}/[^\s,;]+)", re.IGNORECASE), "https://doi.org/"),
+)
+"""How cards name papers, and where these are."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +78,10 @@ def render(results: Results) -> str:
         reliability=_reliability(results),
         curves=_curves(results),
         per_class=_per_class(results),
-        measurements=_measurements(results),
         effects=_effects(results),
-        stages=stage_curves(results),
-        matrices=stage_matrices(results),
-        world=[{**vars(row), "value": _number(row.value)} for row in world_rows(results)],
-        label_curves=label_curves(results),
-        label_rows=label_rows(results),
-        contest=contest_rows(results),
+        blocks=[*world_blocks(results), *blocks_of(plan.arena, results)],
+        competes=competes(plan.arena),
+        contest=_contest(results),
         data=[
             *_data_rows(results.summary),
             *(("start", line.strip()) for line in started_from(plan.pretrained)),
@@ -84,16 +89,16 @@ def render(results: Results) -> str:
         classes=results.summary.get("classes") or {},
         notices=results.summary.get("notices", ()),
         columns=results.summary.get("columns", ()),
-        failures=[t for t in results.trials if t.status != "ok"],
+        failures=[t for t in (*results.trials, *results.timings) if t.status != "ok"],
         command=repeat_command(results),
-        versions=plan.describe()["versions"],
+        versions=plan.versions,
         speed=lines(plan.speed),
         race=[{"seeds": seeds, "level": f"{100 * level:.2f}"} for seeds, level in results.race_looks()],
         seeds_run=results.seeds_run(),
         papers=_papers(results),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
-        script=Markup((Path(__file__).parent / "page.js").read_text(encoding="utf-8")),
+        style=Markup((DRAWING / "page.css").read_text(encoding="utf-8")),
+        script=Markup((DRAWING / "page.js").read_text(encoding="utf-8")),
     )
 
 
@@ -148,7 +153,7 @@ def _forest(found: list[Verdict], measure: Measure, results: Results) -> str:
     references = set(results.plan.references)
     rows = [
         charts.Interval(
-            v.arm, v.mean, v.low, v.high, "not applicable" if v.arm in references else v.word, change_text(v, measure)
+            v.arm, v.mean, v.low, v.high, charts.REFERENCE if v.arm in references else v.word, change_text(v, measure)
         )
         for v in found
     ]
@@ -277,16 +282,13 @@ def _per_class(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _measurements(results: Results) -> list[dict[str, str]]:
-    if results.plan.arena != "probe":
-        return []
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for trial in results.trials:
-        for name, value in trial.record.get("measures", {}).items():
-            values[trial.arm, name].append(value)
+def _contest(results: Results) -> list[tuple[str, str]]:
+    """The contest's own rules in words."""
+    words = rule_words(results.plan.arena)
     return [
-        {"arm": arm, "name": name, "mean": _number(_mean(v)), "low": _number(min(v)), "high": _number(max(v))}
-        for (arm, name), v in values.items()
+        (words.get(name, name.replace("_", " ")), f"{value:,}" if isinstance(value, int) else str(value))
+        for name, value in results.plan.contest.items()
+        if not (name == "base_classes" and not value)
     ]
 
 
@@ -317,18 +319,24 @@ def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _papers(results: Results) -> list[dict[str, str]]:
+    """The papers of all techniques, tried or not, with links."""
+    arms = [use.id for arm in results.plan.arms for use in arm.recipe.uses()]
+    skipped = [part.split("(")[0].strip() for name in results.plan.skipped for part in name.split("+")]
     found = {}
-    names = [use.id for arm in results.plan.arms for use in arm.recipe.uses()] + [
-        s.split(" ")[0] for s in results.plan.skipped
-    ]
-    for name in names:
-        plain = name.split("(")[0]
-        if plain in found or plain not in catalogue.names():
-            continue
-        card = catalogue.card(plain)
-        link = f"https://arxiv.org/abs/{card.paper.removeprefix('arXiv:')}" if card.paper.startswith("arXiv:") else ""
-        found[plain] = {"id": plain, "title": card.title, "paper": card.paper, "link": link}
+    for name in (*arms, *skipped):
+        if name not in found and name in catalogue.names():
+            card = catalogue.card(name)
+            found[name] = {"id": name, "title": card.title, "paper": card.paper, "link": link_of(card.paper)}
     return list(found.values())
+
+
+def link_of(paper: str) -> str:
+    """Where a paper can be read, from how a card names it; "" where that is not known."""
+    for form, place in LINKS:
+        match = form.search(paper)
+        if match is not None:
+            return place + match.group(1)
+    return ""
 
 
 def _mean(values: Any) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 
 from probatum import catalogue
 from probatum.bench.results import Results, change_text
-from probatum.report.started import started_from
+from probatum.report.pretrained_start import started_from
+from probatum.rooms.kind import kind_of
 
 
 def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
@@ -54,7 +55,7 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
     if any(use["slot"] == "learner" for use in description["recipe"]["techniques"]):
         lines += ["- The folder holds training rows, because the learner is fitted from them when it is loaded."]
     onnx = description["onnx"]
-    new = "new.txt" if data.task == "next-token" else "new.csv"
+    new = kind_of(data.modality, data.task).NEW
     lines += ["", "## Use", "", "```", f"probatum predict . --data {new}", "```", ""]
     if onnx["written"]:
         lines += [f"`model.onnx` gives the same outputs (largest difference {onnx['largest_difference']:.1e})."]

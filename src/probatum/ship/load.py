@@ -13,21 +13,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from probatum import catalogue
-from probatum.contracts import inject
+from probatum import catalogue, inject
 from probatum.data.pipeline import Pipeline, load_pipeline
-from probatum.data.text import TextEncoder
-from probatum.data.tokens import TokenEncoder
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, Use
-from probatum.ship.language import scored
+from probatum.rooms.arena import alone
+from probatum.rooms.kind import kind_of
+from probatum.rooms.task import task
 from probatum.ship.write import FORMAT
 from probatum.spec import Data, Part, Spec
 from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for_learner
 from probatum.train.loop import outputs
 from probatum.train.own_model import own_model
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,19 @@ class Shipped:
     def encode(self, source: Any) -> tuple[Part, pl.DataFrame]:
         """New rows (path, frame, array or texts) as a part without targets, and the raw rows."""
         x, frame = self.pipeline.encode_source(source)
-        text = None
-        if isinstance(self.pipeline.features, TextEncoder):
-            text = tuple(frame[self.pipeline.features.column].to_list())
+        column = getattr(self.pipeline.features, "column", None)  # of texts, whose strings learners may read
+        text = None if column is None else tuple(frame[column].to_list())
         return Part(x, torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)), text), frame
 
     def predict(self, source: Any) -> pl.DataFrame:
         """Predictions for new rows: the class and its probabilities, or the values; of a language model the bits that
         each text takes."""
-        if isinstance(self.pipeline.features, TokenEncoder):
-            return scored(self.predict_part, self.pipeline.features, source)
+        own = kind_of(self.spec.modality, self.spec.task).predicted(self.pipeline, self.predict_part, source)
+        if own is not None:
+            return own
         part, _ = self.encode(source)
-        output = self.predict_part(part)
-        if self.spec.task == "classes":
-            output = output.clamp_min(1e-30).log()  # the coder takes logits
-        return pl.DataFrame(self.pipeline.decode_output(output))
+        decoded = task(self.spec.task).decoded(self.predict_part(part))
+        return pl.DataFrame(self.pipeline.decode_output(decoded))
 
 
 def load(folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Shipped:
@@ -101,12 +98,8 @@ def load(folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None 
 
     def predict_part(part: Part) -> Tensor:
         output = outputs(network, part.x)
-        if spec.task == "reals":
-            return output
-        if spec.task == "next-token":
-            return output.log_softmax(dim=2)
         if calibrator is None:
-            return (output / temperature).softmax(dim=1)
+            return task(spec.task).predicted(output, temperature)
         with torch.no_grad():
             return calibrator(output)
 
@@ -181,7 +174,7 @@ def _load_learner(
     empty = Part(train.x[:0], train.y[:0], train.rows[:0], () if train.text is not None else None)
     data = Data(pipeline.spec, train, valid, empty, pipeline)
     factory = None if model is None or not description["own_model"] else own_model(model)[0]
-    offer = offer_for_learner(recipe, data, description["seed"], factory=factory)
+    offer = offer_for_learner(alone(recipe, data, description["seed"], factory=factory))
     predictor = inject.call(
         use.id,
         entry,

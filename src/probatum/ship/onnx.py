@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum.arenas.base import Work
-from probatum.arenas.predict import Predictor
+from probatum.arenas.predict.fit import Predictor
+from probatum.rooms.arena import Work
+from probatum.rooms.task import task
 
 TOLERANCE = 1e-4
 
 
 class _Served(nn.Module):
-    """x -> probabilities for classes (the temperature applied) and tokens, values for reals."""
+    """x -> what the task serves: probabilities (the temperature applied), or values."""
 
     def __init__(self, model: nn.Module, task: str, temperature: float) -> None:
         super().__init__()
         self.model, self.task, self.temperature = model, task, temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        output = self.model(x)
-        return output if self.task == "reals" else (output / self.temperature).softmax(dim=-1)
+        return task(self.task).served(self.model(x), self.temperature)
 
 
 def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:

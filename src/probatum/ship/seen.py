@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from probatum.rooms.kind import kind_of
 from probatum.spec import Data, Part
 
 FILE = "seen.safetensors"
@@ -27,7 +28,8 @@ def row_hashes(x: Tensor, text: Sequence[str] | None = None) -> Tensor:
 def save_seen(data: Data, folder: Path) -> bool:
     """Write the hashes of training and validation rows; False where they stay on disk (streamed) or are tokens."""
     parts = {"train": data.train, "valid": data.valid}
-    if data.spec.task == "next-token" or not all(isinstance(part.x, Tensor) for part in parts.values()):
+    windows = not kind_of(data.spec.modality, data.spec.task).ROWS
+    if windows or not all(isinstance(part.x, Tensor) for part in parts.values()):
         return False
     save_file({name: row_hashes(part.x, part.text) for name, part in parts.items()}, folder / FILE)
     return True

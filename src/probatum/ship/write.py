@@ -23,14 +23,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from probatum.arenas import predict
-from probatum.arenas.base import Work
-from probatum.bench.execute import Bench
+from probatum.arenas.predict.arena import digest, looked_at
+from probatum.arenas.predict.fit import fit
+from probatum.bench.context import Context
 from probatum.bench.plan import key_of
 from probatum.bench.results import Results
 from probatum.data.pipeline import save_pipeline
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
+from probatum.rooms.arena import Work
 from probatum.ship.card import model_card
 from probatum.ship.onnx import export_onnx
 from probatum.ship.seen import save_seen
@@ -42,8 +43,8 @@ from probatum.train.loop import outputs
 FORMAT = 1
 
 
-def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
-    """Train one arm on the study's first seed once more and write it to `folder`.
+def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Path:
+    """Train one arm on the study's first seed once more and write it to `folder`; `context` is the study's.
 
     The trial is a pure function of its plan, so the shipped weights are those whose evidence is in the store; where the
     digest differs (another machine or thread count), the model card says so.
@@ -61,7 +62,7 @@ def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
     arm, builtin = _arm(results, arm_name)
     _check_folder(folder)
     seed = plan.seeds[0]
-    work = bench.work(arm, builtin, seed)
+    work = context.work(arm, builtin, seed)
     if arm.recipe.learner is not None and is_pretrained(work.factory):
         raise InputError(
             f"{arm.name} starts from pretrained weights and is fitted again on loading; it cannot be shipped"
@@ -69,11 +70,11 @@ def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
-        fitted = predict.fit(work)
-        test = predict.looked_at(fitted, work)
+        fitted = fit(work)
+        test = looked_at(fitted, work)
     finally:
         torch.set_num_threads(threads)
-    digest = predict.digest(fitted.model, test)
+    found_digest = digest(fitted.model, test)
     stored = next((t.record.get("digest") for t in results.trials if t.arm == arm.name and t.seed == seed), None)
     folder.mkdir(parents=True, exist_ok=True)
     save_pipeline(work.data.pipeline, folder)
@@ -90,10 +91,10 @@ def ship(bench: Bench, results: Results, arm_name: str, folder: Path) -> Path:
         "own_model": bool(own_part(plan.model)) and arm.recipe.model is None,
         "temperature": fitted.temperature,
         "study": key_of(plan.describe()),
-        "digest": digest,
+        "digest": found_digest,
         "digest_in_study": stored,
         "onnx": onnx,
-        "versions": plan.describe()["versions"],
+        "versions": dict(plan.versions),
     }
     evidence = results.as_json()
     evidence.pop("trials")

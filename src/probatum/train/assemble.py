@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from probatum import catalogue
-from probatum.contracts import inject
+from probatum import catalogue, inject
 from probatum.contracts.method import ordered
+from probatum.engine import PLAIN, Engine
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, Use
+from probatum.rooms.arena import ModelFactory, Work
+from probatum.rooms.task import task
 from probatum.spec import Budget, Data, Optimisation, Spec
 from probatum.train import baselines
 from probatum.train.adapt import FROM_SCRATCH, Adapted
-from probatum.train.engine import PLAIN, Engine
 from probatum.train.loop import rate_factor
+from probatum.train.rng import derive, seeded, stream
 from probatum.train.run import Run, last_layer
-from probatum.train.streams import seeded, stream
-
-ModelFactory = Callable[[Spec], nn.Module]
 
 
 @dataclass
@@ -45,32 +44,48 @@ def budget_for(training: Training, rows: int) -> Budget:
     return Budget(steps, batch_size, per_epoch)
 
 
-def assemble(
-    recipe: Recipe,
-    data: Data,
-    seed: int,
-    *,
-    salt: str = "",
-    factory: ModelFactory | None = None,
-    steps: int | None = None,
-    engine: Engine = PLAIN,
-) -> Assembly:
+def assemble(work: Work, recipe: Recipe | None = None, steps: int | None = None) -> Assembly:
     """Build everything one trial trains.
 
     Args:
-        recipe: what fills which slot.
-        data: one split.
-        seed: the trial's seed; `salt` re-draws the training streams without touching the split.
-        factory: builds the baseline network, e.g. around a user's own module; None = the built-in one.
+        work: data, seed, factory and engine. Weights are drawn on the CPU, then moved.
+        recipe: what fills which slot; None = the arm's own.
         steps: overrides the number of updates (compute-equal budgets).
-        engine: where and how it is to be trained. Weights are drawn on the CPU, then moved.
     """
+    recipe, data, seed, salt = recipe or work.recipe, work.data, work.seed, work.arm.salt
+    factory, engine = work.factory, work.engine
     budget = budget_for(recipe.training, len(data.train))
     if steps is not None:
         budget = Budget(steps, budget.batch_size, budget.steps_per_epoch)
     offer = {**offer_for(data, budget), "pretrained": is_pretrained(factory)}
     with seeded(seed, "initial weights", salt):
         model = _model(recipe, data.spec, factory, offer)
+    swaps = _swap_layers(recipe, model, offer, seed, salt)
+    engine.network(model)
+    offer = {**offer, "model": model, "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt, engine)}
+    loss = task(data.spec.task).loss() if recipe.loss is None else _built(recipe.loss, offer, seed, salt)
+    engine.network(loss)
+    methods = [(use.id, _built(use, offer, seed, salt)) for use in recipe.method]
+    if recipe.compress is not None:
+        methods.append((recipe.compress.id, _built(recipe.compress, offer, seed, salt)))
+    run = Run(
+        model,
+        loss,
+        _optimizer(recipe, model, loss, offer, seed, salt),
+        data.spec,
+        engine.part(data.train),
+        engine.part(data.valid),
+        budget,
+        engine=engine,
+        forward=engine.forward(model),
+        clip=recipe.training.clip,
+        draws=derive(seed, "second pass", salt),
+    )
+    return Assembly(run, [method for _, method in ordered(methods)], swaps)
+
+
+def _swap_layers(recipe: Recipe, model: nn.Module, offer: Mapping[str, Any], seed: int, salt: str) -> dict[str, int]:
+    """How many places each technique of slot layer changed."""
     swaps = {}
     for use in recipe.layer:
         with seeded(seed, "technique", use.id, salt):
@@ -78,21 +93,11 @@ def assemble(
             if _wants_last(use):
                 own["last_layer"] = last_layer(model)
             swaps[use.id] = int(inject.call(use.id, catalogue.entry(use.id), use.settings, own, net=model))
-    engine.network(model)
-    offer = {**offer, "model": model, "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt, engine)}
-    loss = default_loss(data.spec) if recipe.loss is None else _built(recipe.loss, offer, seed, salt)
-    engine.network(loss)
-    methods = [(use.id, _built(use, offer, seed, salt)) for use in recipe.method]
-    if recipe.compress is not None:
-        methods.append((recipe.compress.id, _built(recipe.compress, offer, seed, salt)))
-    optimizer = _optimizer(recipe, model, offer, seed, salt)
-    train, valid = engine.part(data.train), engine.part(data.valid)
-    run = Run(model, loss, optimizer, data.spec, train, valid, budget, engine=engine, forward=engine.forward(model))
-    return Assembly(run, [method for _, method in ordered(methods)], swaps)
+    return swaps
 
 
 def offer_for(data: Data, budget: Budget) -> dict[str, Any]:
-    """The part of the vocabulary (`contracts.inject`) that is known before there is a model."""
+    """The part of the vocabulary (`inject`) that is known before there is a model."""
     return {
         "spec": data.spec,
         "num_classes": data.spec.outputs,
@@ -103,15 +108,14 @@ def offer_for(data: Data, budget: Budget) -> dict[str, Any]:
     }
 
 
-def offer_for_learner(
-    recipe: Recipe, data: Data, seed: int, *, salt: str = "", factory: ModelFactory | None = None
-) -> dict[str, Any]:
+def offer_for_learner(work: Work, recipe: Recipe | None = None) -> dict[str, Any]:
     """The vocabulary for a learner: what the data say, fresh networks of the baseline's kind, and how it is trained."""
+    recipe, data = recipe or work.recipe, work.data
     training = recipe.training
     offer = offer_for(data, budget_for(training, len(data.train)))
     return {
         **offer,
-        "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt, PLAIN),
+        "model_factory": _fresh(recipe, data.spec, work.factory, offer, work.seed, work.arm.salt, PLAIN),
         "optimisation": Optimisation(
             training.lr,
             training.weight_decay,
@@ -119,11 +123,6 @@ def offer_for_learner(
             training.clip,
         ),
     }
-
-
-def default_loss(spec: Spec) -> nn.Module:
-    """Cross-entropy for classes and tokens, mean squared error for reals."""
-    return nn.MSELoss() if spec.task == "reals" else nn.CrossEntropyLoss()
 
 
 def _built(use: Use, offer: Mapping[str, Any], seed: int, salt: str) -> Any:
@@ -177,17 +176,26 @@ def _fresh(
 
 
 def _optimizer(
-    recipe: Recipe, model: nn.Module, offer: Mapping[str, Any], seed: int, salt: str
+    recipe: Recipe, model: nn.Module, loss: nn.Module, offer: Mapping[str, Any], seed: int, salt: str
 ) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the network and, where the loss has parameters of its own, over those."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError(f"{type(model).__name__} has no trainable parameters")
+    own_loss = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     if recipe.optimizer is None:
         training = recipe.training
-        return torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            [*parameters, *own_loss], lr=training.lr, weight_decay=training.weight_decay, fused=True
+        )
     use = recipe.optimizer
     entry = catalogue.entry(use.id)
     own = {**offer, "generator": stream(seed, "technique", use.id, salt)}
-    if hasattr(entry, "for_model"):
-        return inject.call(use.id, entry.for_model, use.settings, own)
-    return inject.call(use.id, entry, use.settings, own, params=parameters)
+    if not hasattr(entry, "for_model"):
+        return inject.call(use.id, entry, use.settings, own, params=[*parameters, *own_loss])
+    if own_loss:
+        raise InputError(
+            f"{recipe.loss and recipe.loss.id} has parameters of its own, and {use.id} treats a network's by their role; "
+            "try them in separate arms"
+        )
+    return inject.call(use.id, entry.for_model, use.settings, own)

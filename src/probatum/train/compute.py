@@ -2,39 +2,138 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from probatum.numerics.cost.operations import counted
 from probatum.recipe import Recipe
-from probatum.spec import Data
-from probatum.train.assemble import ModelFactory, assemble, budget_for
-from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.rooms.arena import Work
+from probatum.train.assemble import Assembly, assemble, budget_for
+from probatum.train.loop import Single, detach, train_session
+from probatum.train.rng import seeded, stream
+
+CHANGING = ("optimizer", "method", "compress")
+"""Slots whose techniques may cost more at one step than at another."""
+
+LOOKS = 64
+"""Steps of a training that are counted, spread evenly; a row of the others costs what one of the last counted cost."""
 
 
-def equal_steps(base: Recipe, recipe: Recipe, data: Data, seed: int, factory: ModelFactory | None) -> int:
+@dataclass(frozen=True)
+class Costs:
+    """Floating-point operations of a training of `steps` updates: those of the steps, and the `fixed` ones besides."""
+
+    fixed: float
+    stepwise: float
+    steps: int
+
+    def fitting(self, total: float) -> int:
+        """Updates of this training, drawn out or shortened as a whole, that use so many operations; at least 1."""
+        if self.stepwise <= 0:
+            return self.steps
+        return max(1, int((total - self.fixed) * self.steps / self.stepwise + 1e-6))
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.fixed + self.stepwise
+
+
+def equal_steps(work: Work, recipe: Recipe) -> int:
     """Updates after which `recipe` has used the floating-point operations of the whole baseline run, at least 1.
 
-    Operations are counted, not timed, so that the answer is the same on every machine; work done before the first
-    update (`prepare`) is charged.
+    Operations are counted, not timed, so that the answer is the same on every machine. Both sides are charged for all that
+    comes before, between and after the steps (`prepare`, the ends of epochs, `finish`).
     """
-    base_total = budget_for(base.training, len(data.train)).steps * _per_step(base, data, seed, factory)[1]
-    fixed, per_step = _per_step(recipe, data, seed, factory)
-    return max(1, int((base_total - fixed) // max(per_step, 1)))
+    rows = len(work.data.train)
+    allowed = costs(work, work.base, budget_for(work.base.training, rows).steps)
+    return costs(work, recipe, budget_for(recipe.training, rows).steps).fitting(allowed.total)
 
 
-def _per_step(recipe: Recipe, data: Data, seed: int, factory: ModelFactory | None) -> tuple[float, float]:
-    one, three = (_operations(recipe, data, seed, factory, steps) for steps in (1, 3))
-    per_step = (three - one) / 2
-    return one - per_step, per_step
+def costs(work: Work, recipe: Recipe, steps: int) -> Costs:
+    """What a training of so many updates costs.
+
+    Where something in the recipe may change its cost on the way, the training is run through, with its own draws, and
+    counted; elsewhere a whole and a last batch tell all.
+    """
+    parts = assemble(replace(work, progress=None), recipe, steps)
+    order = stream(work.seed, "order", work.arm.salt)
+    try:
+        with seeded(work.seed, "training", work.arm.salt):
+            session = _Counting(parts, order, steps)
+            if any(getattr(recipe, slot) for slot in CHANGING):
+                train_session(session, recipe.training.schedule, "last")
+            else:
+                session.one_epoch(steps)
+    finally:
+        detach(parts.methods)
+    return Costs(session.fixed, session.stepwise, steps)
 
 
-def _operations(recipe: Recipe, data: Data, seed: int, factory: ModelFactory | None, steps: int) -> float:
-    parts = assemble(recipe, data, seed, factory=factory)
-    parts.run.budget = replace(parts.run.budget, steps=steps, steps_per_epoch=10**9)
-    few = replace(parts.run, valid=replace(parts.run.valid, x=parts.run.valid.x[:1], y=parts.run.valid.y[:1]))
-    counter = FlopCounterMode(display=False)
-    with seeded(seed, "training"), counter:
-        train(few, parts.methods, stream(seed, "order"), select="last")
-    return float(counter.get_total_flops())
+class _Counting:
+    """A session of one run that counts what it does; validation rows are not looked at."""
+
+    def __init__(self, parts: Assembly, order: Any, steps: int) -> None:
+        with counted() as operations:
+            self.inner = Single(parts.run, parts.methods, order)
+        self.runs, self.every, self.taken = self.inner.runs, max(1, steps // LOOKS), 0
+        self.fixed, self.stepwise, self.per_row = float(operations.total), 0.0, 0.0
+
+    def one_epoch(self, steps: int) -> None:
+        """Steps that cost the same but for the size of the last batch: what so many of them cost."""
+        batches = self.epoch()
+        self.every, ahead = 1, self.stepwise
+        self.step(batches[0], 1.0)
+        whole = self.stepwise - ahead
+        last = whole
+        if len(batches) > 1 and len(batches[-1]) != len(batches[0]):
+            self.step(batches[-1], 1.0)
+            last = self.stepwise - ahead - whole
+        epochs, rest = divmod(steps, len(batches))
+        self.stepwise = epochs * ((len(batches) - 1) * whole + last) + rest * whole
+
+    def epoch(self) -> Sequence[Tensor]:
+        """Begin an epoch."""
+        with counted() as operations:
+            batches = self.inner.epoch()
+        self.fixed += operations.total
+        return batches
+
+    def step(self, index: Tensor, factor: float, *, each: bool = True) -> Tensor:
+        """One update, counted now and then."""
+        self.taken += 1
+        if (self.taken - 1) % self.every:
+            loss = self.inner.step(index, factor, each=each)
+        else:
+            with counted() as operations:
+                loss = self.inner.step(index, factor, each=each)
+            self.per_row = operations.total / len(index)
+        self.stepwise += self.per_row * len(index)
+        return loss
+
+    def epoch_end(self) -> None:
+        """The ends of epochs."""
+        with counted() as operations:
+            self.inner.epoch_end()
+        self.fixed += operations.total
+
+    def values(self, losses: Tensor) -> list[float]:
+        """The loss."""
+        return self.inner.values(losses)
+
+    def looks(self) -> list[dict[str, float]]:
+        """Nothing: what chooses the best weights is no part of the training."""
+        return [{}]
+
+    def close(self) -> None:
+        """The optimizer's own rates again."""
+        self.inner.close()
+
+    def finish(self, k: int, best: dict[str, Any] | None) -> None:
+        """What comes after the last step."""
+        with counted() as operations:
+            self.inner.finish(k, best)
+        self.fixed += operations.total

@@ -31,14 +31,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from probatum import catalogue
+from probatum.engine import Engine
 from probatum.errors import InputError
 from probatum.recipe import Recipe
-from probatum.spec import Batch, Data
-from probatum.train.assemble import Assembly, ModelFactory, assemble
-from probatum.train.engine import Engine
+from probatum.rooms import find
+from probatum.rooms.arena import TrainingFailed, Work
+from probatum.spec import Batch
+from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.run import TrainingFailed
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 LOOK_SECONDS = 0.05
 LARGE = 2**20
@@ -139,31 +140,16 @@ def check_shared(name: str, recipe: Recipe, engine: Engine) -> None:
             )
 
 
-def train_on_devices(
-    recipe: Recipe,
-    data: Data,
-    seed: int,
-    *,
-    engine: Engine,
-    salt: str = "",
-    factory: ModelFactory | None = None,
-    steps: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Assembly:
-    """What `assemble` and then `train` give, with the training done by `engine.devices` processes.
+def train_on_devices(work: Work, recipe: Recipe, steps: int | None = None) -> Assembly:
+    """What `assemble` and then `train` give, with the training done by `work.engine.devices` processes.
 
     Equal to training on one device to float tolerance for networks without batch statistics and dropout. Batch statistics
     are taken over all devices on CUDA, else over each process's share; dropout draws differ from those on one device.
 
     Args:
+        work: data, seed, factory and engine.
         recipe: what fills which slot.
-        data: one split.
-        seed: the trial's seed.
-        engine: device, how many of them, and strategy.
-        salt: as in `assemble`.
-        factory: as in `assemble`.
         steps: as in `assemble`.
-        progress: called as (step, steps) now and then.
 
     Raises:
         InputError: the arm cannot be trained so, or something in it cannot be sent to other processes.
@@ -171,26 +157,29 @@ def train_on_devices(
         RuntimeError: a process failed or died; the message says why.
     """
     check_fabric()
-    check_shared("the arm", recipe, engine)
+    check_shared("the arm", recipe, work.engine)
     files = [str(catalogue.place(use.id).path) for use in recipe.uses()]
+    rooms = [str(room.folder) for room in find.added()]
     with tempfile.TemporaryDirectory(prefix="probatum-devices-") as name:
         folder = Path(name)
         try:
-            job = cloudpickle.dumps((recipe, data, seed, engine, salt, factory, steps))
+            job = cloudpickle.dumps((replace(work, progress=None, truth=None), recipe, steps))
         except Exception as problem:  # what pickling raises depends on what is pickled
             raise InputError(
                 f"the trial cannot be sent to other processes ({type(problem).__name__}: {problem}); use --devices 1, "
                 "or give as model a function that builds the network from nothing"
             ) from problem
-        (folder / "job").write_bytes(pickle.dumps((files, torch.get_num_threads(), job)))
-        _run_processes(folder, engine.devices, progress)
+        (folder / "job").write_bytes(pickle.dumps((files, rooms, torch.get_num_threads(), job)))
+        _run_processes(folder, work.engine.devices, work.progress)
         found = torch.load(folder / "result", weights_only=True)
-    parts = assemble(recipe, data, seed, salt=salt, factory=factory, steps=steps, engine=engine)
+    parts = assemble(work, recipe, steps)
     run = parts.run
     run.model.load_state_dict(found["model"])
     run.loss.load_state_dict(found["loss"])
     run.model.eval()
-    run.step, run.epoch, run.extra_passes = found["step"], found["epoch"], found["extra_passes"]
+    run.step, run.epoch, run.passes, run.extra_passes = (
+        found[name] for name in ("step", "epoch", "passes", "extra_passes")
+    )
     run.curve, run.notes = found["curve"], found["notes"]
     return Assembly(run, [_Reported(report) for report in found["reports"]], parts.swaps)
 
@@ -284,27 +273,14 @@ def _end_with_parent() -> None:
 
 
 def _serve(folder: Path, rank: int) -> None:
-    files, threads, job = pickle.loads((folder / "job").read_bytes())
-    torch.set_num_threads(threads)
-    known = {str(catalogue.place(name).path) for name in catalogue.names()}
-    for file in files:
-        if file not in known:
-            catalogue.add_file(Path(file))
-    try:
-        recipe, data, seed, engine, salt, factory, steps = pickle.loads(job)
-    except (ImportError, AttributeError) as problem:
-        raise InputError(
-            f"the processes of the devices cannot import what the network is made of ({problem}); define it in the script "
-            "itself, or put its module on PYTHONPATH"
-        ) from problem
-    count = engine.devices
-    kind = torch.device(engine.device).type
+    work, recipe, steps = _job(folder)
+    kind, engine = torch.device(work.engine.device).type, work.engine
     fabric = _fabric(engine, kind)
     own = replace(engine, device=f"cuda:{rank}" if kind == "cuda" else kind, devices=1)
-    parts = assemble(recipe, data, seed, salt=salt, factory=factory, steps=steps, engine=own)
+    parts = assemble(work.on(engine=own), recipe, steps)
     _share(parts, fabric, engine.strategy, kind)
-    run, training = parts.run, recipe.training
-    run.shard = Shard(rank, count)
+    run, training, salt = parts.run, recipe.training, work.arm.salt
+    run.shard = Shard(rank, engine.devices)
 
     def progress(step: int, steps: int) -> None:
         if rank == 0:
@@ -312,17 +288,35 @@ def _serve(folder: Path, rank: int) -> None:
             (folder / "progress.part").rename(folder / "progress")
 
     draws = (salt,) if rank == 0 else (salt, f"device {rank}")  # dropout must not repeat itself on every share
-    with seeded(seed, "training", *draws):
-        order = stream(seed, "order", salt)
-        train(
-            run,
-            parts.methods,
-            order,
-            schedule=training.schedule,
-            clip=training.clip,
-            select=training.select,
-            progress=progress,
-        )
+    with seeded(work.seed, "training", *draws):
+        order = stream(work.seed, "order", salt)
+        train(run, parts.methods, order, schedule=training.schedule, select=training.select, progress=progress)
+    _hand_back(folder, rank, parts)
+    dist.barrier()
+
+
+def _job(folder: Path) -> tuple[Work, Recipe, int | None]:
+    """The job of this folder, once what it is made of has joined the catalogue."""
+    files, rooms, threads, job = pickle.loads((folder / "job").read_bytes())
+    torch.set_num_threads(threads)
+    known = {str(catalogue.place(name).path) for name in catalogue.names()}
+    for file in files:
+        if file not in known:
+            catalogue.add_file(Path(file))
+    for room in rooms:
+        find.add(room)
+    try:
+        return pickle.loads(job)
+    except (ImportError, AttributeError) as problem:
+        raise InputError(
+            f"the processes of the devices cannot import what the network is made of ({problem}); define it in the script "
+            "itself, or put its module on PYTHONPATH"
+        ) from problem
+
+
+def _hand_back(folder: Path, rank: int, parts: Assembly) -> None:
+    """Write what came of the training; every process takes part in gathering the network, one writes."""
+    run = parts.run
     model = {name: _full(value) for name, value in run.model.state_dict().items()}  # a collective call under fsdp
     if rank == 0:
         found = {
@@ -330,13 +324,13 @@ def _serve(folder: Path, rank: int) -> None:
             "loss": {name: value.cpu() for name, value in run.loss.state_dict().items()},
             "step": run.step,
             "epoch": run.epoch,
+            "passes": run.passes,
             "extra_passes": run.extra_passes,
             "curve": run.curve,
             "notes": run.notes,
             "reports": [_plain(getattr(method, "report", dict)()) for method in parts.methods],
         }
         torch.save(found, folder / "result")
-    dist.barrier()
 
 
 def _fabric(engine: Engine, kind: str) -> Any:

@@ -1,22 +1,64 @@
-"""The training loop: one plain readable function, with hooks that cost nothing where nobody fills them."""
+"""The training loop: one plain readable function over sessions, with hooks that cost nothing where nobody fills them.
+
+A session is what takes the steps: `Single` trains one run, `train.replicas.Stacked` many as one computation. The loop knows
+neither; it counts steps, looks at validation rows, keeps the best weights and stops what is no longer finite.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from probatum.contracts.method import HOOKS
+from probatum.rooms.arena import TrainingFailed
+from probatum.rooms.task import task
 from probatum.spec import Batch, Part
-from probatum.train.run import Run, TrainingFailed
+from probatum.train.run import Run
 
-WINDOWS = 64
-"""Windows of text whose predictions are held at once."""
+Progress = Callable[[int, int], None]
+
+
+class Session(Protocol):
+    """Runs of one budget that take their steps together."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """What is trained."""
+        ...
+
+    def epoch(self) -> Sequence[Tensor]:
+        """Begin an epoch: the positions of its batches."""
+        ...
+
+    def step(self, index: Tensor, factor: float, *, each: bool) -> Tensor:
+        """One update at `factor` times the optimizers' rates; the losses of the runs, exact ones if `each`."""
+        ...
+
+    def epoch_end(self) -> None:
+        """What comes after the last batch of an epoch."""
+        ...
+
+    def values(self, losses: Tensor) -> list[float]:
+        """The losses of all runs as numbers."""
+        ...
+
+    def looks(self) -> list[dict[str, float]]:
+        """What the validation rows say of every run, as `Task.errors` has it."""
+        ...
+
+    def close(self) -> None:
+        """Give the runs back their networks and rates."""
+        ...
+
+    def finish(self, k: int, best: dict[str, Any] | None) -> None:
+        """The `finish` hooks of one run, and its best weights put back."""
+        ...
 
 
 def train(
@@ -25,9 +67,8 @@ def train(
     order: torch.Generator,
     *,
     schedule: str = "cosine",
-    clip: float | None = None,
     select: str = "accuracy",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Train `run.model` in place for `run.budget.steps` updates.
 
@@ -36,95 +77,212 @@ def train(
         methods: objects with hooks, already ordered (`contracts.method.ordered`).
         order: stream the batch order is drawn from.
         schedule: ``"cosine"`` or ``"constant"``, multiplying every group's own rate.
-        clip: global gradient norm, applied before the gradient hooks.
         select: validation measure for keeping the best weights, or ``"last"``.
         progress: called as (step, steps) after every epoch's worth of steps.
 
     Raises:
         TrainingFailed: the loss is not finite.
     """
+    with detached_on_failure(methods):
+        failed = train_session(Single(run, methods, order), schedule, select, progress)[0]
+        if failed is not None:
+            raise failed
+
+
+def train_session(
+    session: Session, schedule: str, select: str, progress: Progress | None = None, looked: Progress | None = None
+) -> list[TrainingFailed | None]:
+    """Take all steps of a session; arguments as `train`.
+
+    Args:
+        looked: called as (step, steps) after every look at the validation rows.
+
+    Returns:
+        For every run None, or why its training failed; the others are not touched by that.
+    """
+    runs, budget = session.runs, session.runs[0].budget
+    best: list[tuple[float, ...] | None] = [None] * len(runs)
+    states: list[dict[str, Any] | None] = [None] * len(runs)
+    failed: list[TrainingFailed | None] = [None] * len(runs)
+    step = 0
+    while step < budget.steps:
+        for index in session.epoch():
+            ends = (step + 1) % budget.steps_per_epoch == 0 or step + 1 == budget.steps
+            losses = session.step(index, rate_factor(step, budget.steps, schedule), each=ends)
+            step += 1
+            if ends:
+                values = session.values(losses)
+                for k, value in enumerate(values):
+                    if failed[k] is None and not math.isfinite(value):
+                        failed[k] = not_finite(value, step)
+                if all(failed):
+                    return failed
+                _keep_best(session, values, failed, best, states, select)
+                for tell in (progress, looked):
+                    if tell is not None:
+                        tell(step, budget.steps)
+            if step == budget.steps:
+                break
+        session.epoch_end()
+    session.close()
+    for k, state in enumerate(states):
+        if failed[k] is None:
+            session.finish(k, state)
+    return failed
+
+
+def _keep_best(
+    session: Session,
+    values: Sequence[float],
+    failed: Sequence[TrainingFailed | None],
+    best: list[tuple[float, ...] | None],
+    states: list[dict[str, Any] | None],
+    select: str,
+) -> None:
+    """A point more on every learning curve, and a copy of the weights that are better than any before."""
+    for k, (run, found) in enumerate(zip(session.runs, session.looks(), strict=True)):
+        if failed[k] is not None:
+            continue
+        run.curve.append(curve_point(run, values[k], found))
+        if not run.keep_best or select == "last":
+            continue
+        score, kept = task(run.spec.task).score(found, select), best[k]
+        if kept is None or score < kept:
+            best[k], states[k] = score, snapshot(run.model)
+
+
+class Single:
+    """One run, step by step; its methods are attached from here to `finish`.
+
+    Args:
+        run: what is trained.
+        methods: its methods in order.
+        order: stream of the batch order.
+    """
+
+    def __init__(self, run: Run, methods: Sequence[Any], order: torch.Generator) -> None:
+        self.run, self.runs, self.order = run, [run], order
+        self.model, self.rows, self.shard = run.model, run.train, run.shard
+        self.hooks = {name: [getattr(one, name) for one in methods if hasattr(one, name)] for name in HOOKS}
+        self.batch_size = run.budget.batch_size
+        run.loss_hooks = self.hooks["loss"]
+        for hook in self.hooks["prepare"]:
+            hook(run)
+        self.rates = [group["lr"] for group in run.optimizer.param_groups]
+        self.closure = run.second_pass if wants_closure(run.optimizer) else None
+        self.model.train()
+
+    def epoch(self) -> list[Tensor]:
+        """Begin an epoch: positions of its batches."""
+        run = self.run
+        run.epoch += 1
+        lazy: Any = None if isinstance(self.rows.x, Tensor) else self.rows.x  # rows that stay on disk
+        visit = batch_order(self.rows, self.order)
+        for hook in self.hooks["order"]:
+            visit = hook(run, visit)
+        batches = batches_of(visit if lazy is not None else visit.to(self.rows.x.device), self.batch_size)
+        if lazy is not None:
+            lazy.ahead(batches)
+        return batches
+
+    def step(self, index: Tensor, factor: float, *, each: bool = True) -> Tensor:
+        """One update at `factor` times the optimizer's rates; its loss."""
+        run, rows = self.run, self.rows
+        batch = Batch(rows.x[index], rows.y[index], index)
+        for hook in self.hooks["batch"]:
+            batch = hook(run, batch)
+        run.passes += len(batch.y)
+        if self.shard is not None:
+            batch = self.shard.part(batch)
+        run.batch = batch
+        loss = run.loss_of(batch)
+        run.optimizer.zero_grad(set_to_none=True)
+        if self.shard is not None:
+            loss = self.shard.weighted(loss)
+        loss.backward()
+        if run.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), run.clip)
+        for hook in self.hooks["gradients"]:
+            hook(run)
+        for group, rate in zip(run.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        if self.closure is None:
+            run.optimizer.step()
+        else:
+            run.optimizer.step(cast(Any, self.closure))
+        run.step += 1
+        for hook in self.hooks["step_end"]:
+            hook(run)
+        return loss
+
+    def epoch_end(self) -> None:
+        """The hooks after the last batch of an epoch."""
+        for hook in self.hooks["epoch_end"]:
+            hook(self.run)
+
+    def values(self, losses: Tensor) -> list[float]:
+        """The loss, over all devices' shares."""
+        return [losses.item() if self.shard is None else self.shard.total(losses)]
+
+    def looks(self) -> list[dict[str, float]]:
+        """What the validation rows say."""
+        run, predict = self.run, outputs if self.shard is None else self.shard.outputs
+        return [task(run.spec.task).look(lambda part: predict(run.model, part.x), run.valid)]
+
+    def close(self) -> None:
+        """The optimizer's own rates again."""
+        for group, rate in zip(self.run.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+
+    def finish(self, k: int, best: dict[str, Any] | None) -> None:
+        """The `finish` hooks, and the best weights."""
+        for hook in self.hooks["finish"]:
+            hook(self.run)
+        if best is not None and self.run.keep_best:
+            self.model.load_state_dict(best)
+        self.model.eval()
+        self.run.batch = None
+
+
+@contextmanager
+def detached_on_failure(methods: Sequence[Any]) -> Iterator[None]:
+    """The user's model is left as it came, also after a failure or Ctrl-C."""
     try:
-        _train(run, methods, order, schedule, clip, select, progress)
+        yield
     except BaseException:
-        for method in methods:
-            if hasattr(method, "detach"):
-                method.detach()  # the user's model is left as it came, also after a failure or Ctrl-C
+        detach(methods)
         raise
 
 
-def _train(
-    run: Run,
-    methods: Sequence[Any],
-    order: torch.Generator,
-    schedule: str,
-    clip: float | None,
-    select: str,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    hooks = {name: [getattr(method, name) for method in methods if hasattr(method, name)] for name in HOOKS}
-    model, budget, train_part, shard = run.model, run.budget, run.train, run.shard
-    forward = model if run.forward is None else run.forward
-    for hook in hooks["prepare"]:
-        hook(run)
-    base_rates = [group["lr"] for group in run.optimizer.param_groups]
-    best: tuple[float, ...] | None = None
-    best_state: dict[str, Tensor] | None = None
-    model.train()
-    while run.step < budget.steps:
-        run.epoch += 1
-        lazy: Any = None if isinstance(train_part.x, Tensor) else train_part.x  # rows streamed from disk
-        visit = batch_order(train_part, order)
-        for hook in hooks["order"]:
-            visit = hook(run, visit)
-        batches = batches_of(visit if lazy is not None else visit.to(train_part.x.device), budget.batch_size)
-        if lazy is not None:
-            lazy.ahead(batches)
-        for index in batches:
-            batch = Batch(train_part.x[index], train_part.y[index], index)
-            for hook in hooks["batch"]:
-                batch = hook(run, batch)
-            if shard is not None:
-                batch = shard.part(batch)
-            with run.engine.autocast():
-                output = forward(batch.x)
-                loss = run.objective(batch, output)
-                for hook in hooks["loss"]:
-                    loss = hook(run, batch, output, loss)
-            run.optimizer.zero_grad(set_to_none=True)
-            if shard is not None:
-                loss = shard.weighted(loss)
-            loss.backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            for hook in hooks["gradients"]:
-                hook(run)
-            factor = rate_factor(run.step, budget.steps, schedule)
-            for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            run.optimizer.step()
-            run.step += 1
-            for hook in hooks["step_end"]:
-                hook(run)
-            if run.step % budget.steps_per_epoch == 0 or run.step == budget.steps:
-                value = loss.item() if shard is None else shard.total(loss)
-                if not math.isfinite(value):
-                    raise not_finite(value, run.step)
-                score = validate(run, value, select)
-                if run.keep_best and select != "last" and (best is None or score < best):
-                    best, best_state = score, copy.deepcopy(model.state_dict())
-                if progress is not None:
-                    progress(run.step, budget.steps)
-            if run.step == budget.steps:
-                break
-        for hook in hooks["epoch_end"]:
-            hook(run)
-    for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-        group["lr"] = rate
-    for hook in hooks["finish"]:
-        hook(run)
-    if best_state is not None and run.keep_best:
-        model.load_state_dict(best_state)
-    model.eval()
+def detach(methods: Sequence[Any]) -> None:
+    """Take the hooks of methods off, where training is broken off."""
+    for method in methods:
+        if hasattr(method, "detach"):
+            method.detach()
+
+
+def wants_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer looks at the loss again in its step: it says ``closure = True``, or cannot step without one."""
+    if getattr(type(optimizer), "closure", False) is True:
+        return True
+    step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
+    code, defaults = getattr(step, "__code__", None), getattr(step, "__defaults__", None) or ()
+    if code is None or "closure" not in code.co_varnames[: code.co_argcount]:
+        return False
+    return code.co_varnames.index("closure") < code.co_argcount - len(defaults)
+
+
+def curve_point(run: Run, loss: float, found: dict[str, float]) -> dict[str, float]:
+    """A point of the learning curve: the loss of the last batch, and what the validation rows say."""
+    return {"step": float(run.step), "train_loss": loss, **{f"valid_{name}": value for name, value in found.items()}}
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """A copy of the state; tensors that are views of larger ones do not take those along."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
 
 
 def not_finite(value: float, step: int) -> TrainingFailed:
@@ -160,55 +318,6 @@ def batch_order(part: Part, generator: torch.Generator) -> Tensor:
     if isinstance(part.x, Tensor):
         return torch.randperm(len(part), generator=generator)
     return part.x.order(generator)
-
-
-def validate(run: Run, training_loss: float, select: str) -> tuple[float, ...]:
-    """Add a point to the learning curve and return the selection score, lower = better."""
-    predict = outputs if run.shard is None else run.shard.outputs
-    if run.spec.task == "next-token":
-        found = token_errors(lambda x: predict(run.model, x), run.valid)
-        run.curve.append({"step": float(run.step), "train_loss": training_loss, **found})
-    else:
-        record(run, training_loss, predict(run.model, run.valid.x))
-    return score_of(run, select)
-
-
-def record(run: Run, training_loss: float, output: Tensor) -> None:
-    """Add a point to the learning curve: the loss of the last batch, and what the validation outputs are worth."""
-    point = {"step": float(run.step), "train_loss": training_loss, **errors(output, run.valid, run.spec.task)}
-    run.curve.append(point)
-
-
-def score_of(run: Run, select: str) -> tuple[float, ...]:
-    """The selection score of the curve's last point, lower = better."""
-    point = run.curve[-1]
-    if run.spec.task == "reals":
-        return (point["valid_rmse"],)
-    if select == "log-loss":
-        return (point["valid_log_loss"],)
-    return (point["valid_error"], point["valid_log_loss"])
-
-
-def errors(output: Tensor, part: Part, task: str) -> dict[str, float]:
-    """Validation error and log-loss for classes and tokens, root mean squared error (standardised scale) for reals."""
-    if task == "reals":
-        return {"valid_rmse": F.mse_loss(output, part.y).sqrt().item()}
-    y = part.y
-    if task == "next-token":
-        output, y = output.flatten(0, 1), y.flatten()
-    wrong = (output.argmax(dim=1) != y).float().mean().item()
-    return {"valid_error": wrong, "valid_log_loss": F.cross_entropy(output, y).item()}
-
-
-def token_errors(predict: Callable[[Tensor], Tensor], part: Part) -> dict[str, float]:
-    """Error and log-loss (nats a token) of logits (n, length, outputs), which are never held for all windows at once."""
-    wrong, loss = 0.0, 0.0
-    for start in range(0, len(part), WINDOWS):
-        y = part.y[start : start + WINDOWS].flatten()
-        output = predict(part.x[start : start + WINDOWS]).flatten(0, 1)
-        wrong += float((output.argmax(dim=1) != y).sum())
-        loss += float(F.cross_entropy(output, y, reduction="sum"))
-    return {"valid_error": wrong / part.y.numel(), "valid_log_loss": loss / part.y.numel()}
 
 
 def batches_of(visit: Tensor, size: int) -> list[Tensor]:

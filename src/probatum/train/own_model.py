@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from probatum.errors import InputError
+from probatum.rooms.arena import ModelFactory
 from probatum.spec import Spec
-from probatum.train.assemble import ModelFactory
 
 
 def own_model(model: nn.Module | Callable[..., nn.Module]) -> tuple[ModelFactory, str]:

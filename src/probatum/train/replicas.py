@@ -7,22 +7,29 @@ separable see one replica at a time, through a network whose weights are views o
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.rooms.arena import TrainingFailed
+from probatum.rooms.task import task
 from probatum.spec import Batch
-from probatum.train.agreement import global_state, same_step, set_mode
-from probatum.train.loop import batch_order, batches_of, not_finite, rate_factor, record, score_of
-from probatum.train.run import Run, TrainingFailed, apply_loss, wants_index
+from probatum.train.loop import (
+    Progress,
+    batch_order,
+    batches_of,
+    detach,
+    detached_on_failure,
+    train_session,
+    wants_closure,
+)
+from probatum.train.replica import Replica
+from probatum.train.run import Run, apply_loss, wants_index
+from probatum.train.same_step import global_state, same_step, set_mode
 from probatum.train.stack import CannotStackError, Stack, described
 
 RESIDENT = 256 * 2**20
@@ -34,32 +41,12 @@ IGNORED = -100
 ELEMENTWISE = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
 
 
-@dataclass
-class Replica:
-    """One run and what belongs to it.
-
-    Attributes:
-        run: model, loss, optimizer, data, budget.
-        methods: objects with hooks, in order.
-        order: stream of the batch order.
-        draws: seed of the global stream that the run would be trained on alone (dropout).
-        separable: whether the loss is a mean of terms of one row each.
-    """
-
-    run: Run
-    methods: Sequence[Any]
-    order: torch.Generator
-    draws: int
-    separable: bool = False
-
-
 def train_replicas(
     replicas: Sequence[Replica],
     *,
     schedule: str = "cosine",
-    clip: float | None = None,
     select: str = "accuracy",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     threads: int | None = None,
     pace: float | None = None,
 ) -> list[TrainingFailed | None]:
@@ -76,86 +63,46 @@ def train_replicas(
     Raises:
         CannotStackError: they cannot be trained as one; the replicas are spoilt and must be assembled again.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), ExitStack() as cleaning:
-        for replica in replicas:
-            for method in replica.methods:
-                if hasattr(method, "detach"):
-                    cleaning.callback(method.detach)
-        failed = _train(Session(replicas, clip), schedule, select, progress, threads, pace)
-        cleaning.pop_all()
+    methods = [method for replica in replicas for method in replica.methods]
+    watch = None if pace is None or threads is None else _Watch(pace, threads)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), detached_on_failure(methods):
+        session = Stacked(replicas)
+        failed = train_session(session, schedule, select, progress, watch)
+        if not all(failed):
+            session.check_draws()
+    for replica, problem in zip(replicas, failed, strict=True):
+        if problem is not None:
+            detach(replica.methods)
     return failed
 
 
-def _train(
-    session: Session,
-    schedule: str,
-    select: str,
-    progress: Callable[[int, int], None] | None,
-    threads: int | None,
-    pace: float | None,
-) -> list[TrainingFailed | None]:
-    replicas, runs, budget = session.replicas, session.runs, session.runs[0].budget
-    best: list[tuple[float, ...] | None] = [None] * len(runs)
-    best_state: list[dict[str, Tensor] | None] = [None] * len(runs)
-    failed: list[TrainingFailed | None] = [None] * len(runs)
-    began, step = time.perf_counter(), 0
-    while step < budget.steps:
-        for index in session.epoch():
-            ends = (step + 1) % budget.steps_per_epoch == 0 or step + 1 == budget.steps
-            losses = session.step(index, rate_factor(step, budget.steps, schedule), each=ends)
-            step += 1
-            if ends:
-                session.check()
-                outputs = session.valid_outputs()
-                for k, (run, value) in enumerate(zip(runs, losses.tolist(), strict=True)):
-                    if failed[k] is not None:
-                        continue
-                    if not math.isfinite(value):
-                        failed[k] = not_finite(value, step)
-                        continue
-                    record(run, value, outputs[k])
-                    score = score_of(run, select)
-                    kept = best[k]
-                    if run.keep_best and select != "last" and (kept is None or score < kept):
-                        best[k], best_state[k] = score, _snapshot(run.model)
-                if progress is not None:
-                    progress(step, budget.steps)
-                if all(failed):
-                    return failed
-                if pace is not None and threads is not None and time.perf_counter() - began > 2 * pace * step + 1:
-                    torch.set_num_threads(threads)
-                    pace = None
-            if step == budget.steps:
-                break
-        session.epoch_end()
-    session.close()
-    for k, replica in enumerate(replicas):
-        if failed[k] is not None:
-            continue
-        for hook in _hooks(replica, "finish"):
-            hook(replica.run)
-        state = best_state[k]
-        if state is not None and replica.run.keep_best:
-            replica.run.model.load_state_dict(state)
-        replica.run.model.eval()
-    session.check_draws()
-    return failed
+class _Watch:
+    """Falls back to fewer threads once steps take more than twice as long as they should."""
+
+    def __init__(self, pace: float, threads: int) -> None:
+        self.pace, self.threads, self.began, self.told = pace, threads, time.perf_counter(), False
+
+    def __call__(self, step: int, steps: int) -> None:
+        if not self.told and time.perf_counter() - self.began > 2 * self.pace * step + 1:
+            torch.set_num_threads(self.threads)
+            self.told = True
 
 
-class Session:
-    """Replicas made ready, step by step; `train_replicas` is the loop around it.
+class Stacked:
+    """Replicas made ready, step by step: the session of many runs that `train_session` is the loop around.
 
     Raises:
         CannotStackError: they cannot be trained as one.
     """
 
-    def __init__(self, replicas: Sequence[Replica], clip: float | None = None) -> None:
-        self.replicas, self.clip = list(replicas), clip
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.replicas, self.clip = list(replicas), replicas[0].run.clip
         self.runs = runs = [replica.run for replica in replicas]
         device = runs[0].train.y.device
         self._drawn = global_state(device)
         for replica in replicas:
             run = replica.run
+            run.loss_hooks = _hooks(replica, "loss")
             before = (run.model, run.train, run.budget)
             for hook in _hooks(replica, "prepare"):
                 hook(run)
@@ -195,6 +142,8 @@ class Session:
         """One update of every replica at `factor` times its rates; the losses, each replica's own if `each`."""
         stack, hooks, update = self.stack, self.hooks, self.update
         batch = self.rows.batch(index.T)
+        for run in self.runs:
+            run.passes += index.shape[0]
         losses = self.loss_of(batch, stack.net(batch.x), each=each)
         update.zero_grad()
         losses.sum().backward()
@@ -202,6 +151,8 @@ class Session:
             stack.absorb_gradients()
         if self.clip is not None:
             _clip(stack, self.clip)
+        if hooks.gradients or update.looks_again:
+            self._hand_out(batch)
         if hooks.gradients or hooks.step_end or not update.shared:
             stack.share_gradients()
         for run, hook in hooks.gradients:
@@ -218,6 +169,12 @@ class Session:
         if hooks.step_end or not update.shared:
             stack.collect_weights()
         return losses.detach()
+
+    def _hand_out(self, batch: Batch) -> None:
+        """Each run's own part of a folded batch, for those who look at it a second time."""
+        x, y = self.stack.fold.split(batch.x), self.stack.fold.split(batch.y)
+        for k, run in enumerate(self.runs):
+            run.batch = Batch(x[k], y[k], batch.index[k])
 
     def epoch_end(self) -> None:
         """What comes after the last batch of an epoch."""
@@ -240,6 +197,16 @@ class Session:
         if global_state(self.runs[0].train.y.device) != self._drawn:
             raise CannotStackError("a method or a loss draws from the global random stream")
 
+    def values(self, losses: Tensor) -> list[float]:
+        """The losses of all replicas as numbers."""
+        return losses.tolist()
+
+    def looks(self) -> list[dict[str, float]]:
+        """What the validation rows say of every replica."""
+        self.check()
+        found, asked = self.valid_outputs(), task(self.runs[0].spec.task)
+        return [asked.errors(output, run.valid.y) for run, output in zip(self.runs, found, strict=True)]
+
     @torch.no_grad()
     def valid_outputs(self, batch_size: int = 1024) -> Tensor:
         """Outputs (replicas, n, outputs) on the validation rows, in evaluation mode."""
@@ -258,6 +225,16 @@ class Session:
         self.update.restore_rates()
         self.stack.release()
 
+    def finish(self, k: int, best: dict[str, Any] | None) -> None:
+        """The `finish` hooks of one replica, and its best weights put back."""
+        run = self.runs[k]
+        for hook in _hooks(self.replicas[k], "finish"):
+            hook(run)
+        if best is not None and run.keep_best:
+            run.model.load_state_dict(best)
+        run.model.eval()
+        run.batch = None
+
 
 def check_alike(runs: Sequence[Run]) -> None:
     """CannotStackError unless budgets, shapes of the data and kinds of the losses agree."""
@@ -272,8 +249,8 @@ def check_alike(runs: Sequence[Run]) -> None:
                 raise CannotStackError("the replicas' data differ in shape")
     if not isinstance(first.train.x, Tensor):
         raise CannotStackError("the rows are streamed")
-    if first.spec.task == "next-token":
-        raise CannotStackError("seeds of a language model are trained one by one")
+    if not task(first.spec.task).STACKS:
+        raise CannotStackError(f"seeds of task {first.spec.task} are trained one by one")
     if hasattr(first.model, "objective"):
         raise CannotStackError(f"{type(first.model).__name__} has an objective of its own")
 
@@ -399,6 +376,8 @@ class _Update:
         else:
             self.optimizers = [run.optimizer for run in runs]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.looks_again = wants_closure(first)
+        self.closures = [run.second_pass for run in runs] if self.looks_again else [None] * len(self.optimizers)
 
     def zero_grad(self) -> None:
         for stacked, peers in self.stack.parameters:
@@ -407,10 +386,13 @@ class _Update:
                 peer.grad = None
 
     def step(self, factor: float) -> None:
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+        for optimizer, rates, closure in zip(self.optimizers, self.rates, self.closures, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            optimizer.step()
+            if closure is None:
+                optimizer.step()
+            else:
+                optimizer.step(closure)
 
     def restore_rates(self) -> None:
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
@@ -450,14 +432,6 @@ def _clip(stack: Stack, most: float) -> None:
     factor = (most / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *(1,) * (gradient.ndim - 1)))
-
-
-def _snapshot(model: nn.Module) -> dict[str, Any]:
-    """A copy of the state; a deep copy would take along, for every replica, the memory that all of them share."""
-    return {
-        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in model.state_dict().items()
-    }
 
 
 def _versions(run: Run) -> list[int]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from probatum.engine import PLAIN, Engine
 from probatum.errors import InputError
+from probatum.rooms.task import task
 from probatum.spec import Batch, Budget, Part, Spec
-from probatum.train.engine import PLAIN, Engine
+from probatum.train.rng import derive
 
-if TYPE_CHECKING:
-    from probatum.train.devices import Shard
+LossHook = Callable[["Run", Batch, Any, Tensor], Tensor]
 
 
-class TrainingFailed(RuntimeError):
-    """The loss or the outputs stopped being finite; the trial is recorded as failed with this reason."""
+class Share(Protocol):
+    """One process's share of every batch, where several devices train one network (`train.devices.Shard`)."""
+
+    def part(self, batch: Batch) -> Batch: ...
+
+    def weighted(self, loss: Tensor) -> Tensor: ...
+
+    def total(self, loss: Tensor) -> float: ...
+
+    def outputs(self, model: nn.Module, x: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -37,12 +47,18 @@ class Run:
         epoch: epochs begun so far, less one.
         keep_best: whether the weights with the best validation score are kept at the end; a method whose last weights
             are the result (pruning, averaging) sets it to False in `prepare`.
-        extra_passes: examples passed forward and backward beyond the loop's own; a method that takes extra passes adds
+        passes: examples passed forward and backward by the loop itself.
+        extra_passes: examples passed beyond that; `second_pass` counts its own, and a method that takes other passes adds
             to it, so that they are charged.
         notes: named numbers a method wants in the trial's record.
+        curve: the learning curve.
         engine: where and how it is computed; `train`, `valid` and the network are there already.
         forward: what training passes call instead of the network, None = the network.
         shard: this process's share, where several devices train one network.
+        clip: global gradient norm to clip at, or None.
+        draws: seed of what second passes draw.
+        batch: the batch of the present step.
+        loss_hooks: the methods' `loss` hooks, in order.
     """
 
     model: nn.Module
@@ -55,26 +71,80 @@ class Run:
     step: int = 0
     epoch: int = -1
     keep_best: bool = True
+    passes: float = 0.0
     extra_passes: float = 0.0
     notes: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     engine: Engine = PLAIN
     forward: Callable[[Tensor], Any] | None = None
-    shard: Shard | None = None
+    shard: Share | None = None
+    clip: float | None = None
+    draws: int = 0
+    batch: Batch | None = None
+    loss_hooks: Sequence[LossHook] = ()
+    _seconds: int = 0
 
     def objective(self, batch: Batch, output: Any) -> Tensor:
         """The training loss of one batch, through the model's own `objective` where it has one.
 
-        Task next-token: losses see every position as a row, outputs (n * length, outputs) and targets (n * length,).
+        Losses see one row for everything that is foretold: next-token outputs (n * length, outputs), targets (n * length,).
         """
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
-            if self.spec.task == "next-token":
-                output, target = output.flatten(0, -2), target.flatten()
-            return apply_loss(self.loss, output, target, batch.index)
+            return apply_loss(self.loss, *task(self.spec.task).as_rows(output, target), batch.index)
 
         own = getattr(self.model, "objective", None)
         return loss(output, batch.y) if own is None else own(batch.x, output, batch.y, loss)
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """What is differentiated for a batch: forward pass, objective and every method's `loss` hook, under autocast."""
+        forward = self.model if self.forward is None else self.forward
+        with self.engine.autocast():
+            output = forward(batch.x)
+            loss = self.objective(batch, output)
+            for hook in self.loss_hooks:
+                loss = hook(self, batch, output, loss)
+        return loss
+
+    def second_pass(self, batch: Batch | None = None) -> Tensor:
+        """Gradients at the weights as they are now, in place of those of the first pass; the loss, detached.
+
+        For methods that move the weights and look again (SAM and its kin), in their `gradients` hook or in an optimizer's
+        closure. It is the same pass as the loop's: objective, `loss` hooks, autocast, clipping. It draws (dropout) from a
+        stream of its own, so that seeds can be stacked, moves no running statistics of batch norms, and is charged.
+
+        Args:
+            batch: rows to look at; None = the present step's.
+        """
+        rows = batch or self.batch
+        if rows is None:
+            raise RuntimeError("there is no batch before the first step; a second pass belongs into a step's hooks")
+        self._seconds += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        devices = range(torch.cuda.device_count())
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices), still_statistics(self.model):
+            torch.manual_seed(derive(self.draws, "second pass", str(self._seconds)))
+            loss = self.loss_of(rows)
+            (loss if self.shard is None else self.shard.weighted(loss)).backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.extra_passes += len(rows.y)
+        return loss.detach()
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms go on by the statistics of the batch, and their running ones stay as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None  # the count is not moved either
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def apply_loss(loss: nn.Module, output: Tensor, target: Tensor, index: Tensor) -> Tensor:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from probatum.engine import Engine
 from probatum.measure.cost import Interleaved, interleave
-from probatum.recipe import Recipe
-from probatum.spec import Data
-from probatum.train.assemble import ModelFactory, assemble, budget_for
-from probatum.train.engine import Engine
-from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.rooms.arena import Work
+from probatum.train.assemble import budget_for
+from probatum.train.stepper import BLOCK, Stepper, stepping
 
 SPEEDS = ("plain", "auto")
 TAKEN_BELOW = 0.95
 """A setting is taken where the interval of its ratio to plain lies below this."""
 
-PAIRS, BLOCK, WARMUP = 12, 4, 2
-"""Timed calls of each side, training steps of one call, and calls before."""
+PAIRS, WARMUP = 12, 2
+"""Timed calls of each side, and calls before."""
 
 RANK = 2
 """The interval of the median leaves out this many of the 12 ratios at each end: 96 % by the binomial distribution."""
@@ -52,47 +50,32 @@ class Probed:
 
 
 def probe(
-    recipe: Recipe,
-    data: Data,
-    seed: int,
-    factory: ModelFactory | None,
-    engine: Engine,
-    *,
-    steps: int | None = None,
-    trials: int = 1,
-    arms: int = 1,
-    bf16: bool = False,
+    work: Work, *, steps: int | None = None, trials: int = 1, arms: int = 1, bf16: bool = False
 ) -> tuple[Engine, dict[str, Probed]]:
     """Time a few training steps with and without each setting, in turns, and take those that pay, one upon another.
 
     Args:
-        recipe: the baseline's.
-        data: one split, its rows in memory.
-        seed: of the weights that are timed.
-        factory: builds the baseline network, None = the built-in one.
-        engine: what the settings are added to.
-        steps: updates of one training, over which compilation must pay; None = by the rows of `data`.
+        work: the baseline on one split whose rows are in memory; settings are added to its engine.
+        steps: updates of one training, over which compilation must pay; None = by the rows of the split.
         trials: trainings that the study will take.
         arms: different networks among them, each compiled once more.
         bf16: whether bfloat16 passes, which change results, may be taken.
     """
-    found: dict[str, Probed] = {}
+    engine, found = work.engine, {}
 
-    def try_setting(name: str, changed: Engine) -> None:
-        nonlocal engine
-        found[name] = _compared(lambda e: _stepper(recipe, data, seed, factory, e), changed, engine)
-        if found[name].taken:
-            engine = changed
+    def try_setting(name: str, changed: Engine) -> Engine:
+        found[name] = _compared(work, changed, engine)
+        return changed if found[name].taken else engine
 
-    if data.spec.modality == "image":
-        try_setting("channels-last", replace(engine, channels_last=True))
+    if len(work.data.spec.shape) == 3:  # what has channels, height and width
+        engine = try_setting("channels-last", replace(engine, channels_last=True))
     if bf16 and engine.precision == "float32":
         if native_bf16(engine.device):
-            try_setting("bf16", replace(engine, precision="bf16"))
+            engine = try_setting("bf16", replace(engine, precision="bf16"))
         else:
             found["bf16"] = Probed(False, reason=f"{engine.device} has no bfloat16 arithmetic of its own")
-    steps = steps or budget_for(recipe.training, len(data.train)).steps
-    found["compile"] = _compile(lambda e: _stepper(recipe, data, seed, factory, e), engine, steps, trials, arms)
+    steps = steps or budget_for(work.recipe.training, len(work.data.train)).steps
+    found["compile"] = _compile(work, engine, steps, trials, arms)
     return replace(engine, compile=found["compile"].taken), found
 
 
@@ -136,62 +119,43 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return told
 
 
-@dataclass
-class _Stepper:
-    step: Callable[[], None]
-    seconds: list[float]
+def _stepping(work: Work, engine: Engine) -> AbstractContextManager[Stepper]:
+    """Steps of the work's recipe on this engine."""
+    return stepping(work.on(engine=engine), work.recipe)
 
 
-def _stepper(recipe: Recipe, data: Data, seed: int, factory: ModelFactory | None, engine: Engine) -> _Stepper:
-    """Something that trains a few steps each time it is called, and keeps the seconds each call took."""
-    parts = assemble(recipe, data, seed, factory=factory, engine=engine)
-    run, seconds = parts.run, []  # type: ignore[var-annotated]
-    run.budget = replace(run.budget, steps=BLOCK, steps_per_epoch=BLOCK + 1)
-    run.valid = replace(run.valid, x=run.valid.x[:2], y=run.valid.y[:2])
-
-    def step() -> None:
-        begun = time.perf_counter()
-        run.step = 0
-        with seeded(seed, "timing"):
-            train(run, parts.methods, stream(seed, "timing order"), schedule="constant", select="last")
-        run.curve.clear()
-        seconds.append(time.perf_counter() - begun)
-
-    return _Stepper(step, seconds)
-
-
-def _compared(stepper: Callable[[Engine], _Stepper], changed: Engine, plain: Engine) -> Probed:
+def _compared(work: Work, changed: Engine, plain: Engine) -> Probed:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stepping(work, changed) as with_it, _stepping(work, plain) as without:
             warnings.simplefilter("ignore")
-            return judged(interleave(stepper(changed).step, stepper(plain).step, PAIRS, WARMUP))
+            return judged(interleave(with_it.step, without.step, PAIRS, WARMUP))
     except Exception as problem:  # a setting that this network cannot take is not taken
         return Probed(False, reason=_failed(problem))
 
 
-def _compile(stepper: Callable[[Engine], _Stepper], engine: Engine, steps: int, trials: int, arms: int) -> Probed:
+def _compile(work: Work, engine: Engine, steps: int, trials: int, arms: int) -> Probed:
     """Compilation pays where what it saves over all trainings exceeds what it costs."""
-    plain = stepper(engine)
-    for _ in range(WARMUP + 1):
-        plain.step()
-    whole = plain.seconds[-1] / BLOCK * steps * trials
-    if engine.devices > 1:
-        return Probed(False, reason="it is not used over several devices")
-    if whole < COMPILE_WORTH:
-        return Probed(False, reason=f"the study trains for about {whole:.0f} s, too little for a compiler")
-    compiled = replace(engine, compile=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            first, again = (stepper(compiled) for _ in range(2))
-            for _ in range(WARMUP):
-                first.step()
-                again.step()
-            timed = interleave(first.step, plain.step, PAIRS, 1)
-    except Exception as problem:  # no compiler here, or not for this network
-        return Probed(False, reason=_failed(problem))
-    found = judged(timed)
-    cost = max(0.0, first.seconds[0] - timed.a_seconds) * arms + max(0.0, again.seconds[0] - timed.a_seconds) * trials
+    with _stepping(work, engine) as plain:
+        for _ in range(WARMUP + 1):
+            plain.step()
+        whole = plain.seconds[-1] / BLOCK * steps * trials
+        if engine.devices > 1:
+            return Probed(False, reason="it is not used over several devices")
+        if whole < COMPILE_WORTH:
+            return Probed(False, reason=f"the study trains for about {whole:.0f} s, too little for a compiler")
+        compiled = replace(engine, compile=True)
+        try:
+            with warnings.catch_warnings(), _stepping(work, compiled) as first, _stepping(work, compiled) as again:
+                warnings.simplefilter("ignore")
+                for _ in range(WARMUP):
+                    first.step()
+                    again.step()
+                timed = interleave(first.step, plain.step, PAIRS, 1)
+        except Exception as problem:  # no compiler here, or not for this network
+            return Probed(False, reason=_failed(problem))
+        found = judged(timed)
+        cost = max(0.0, first.seconds[0] - timed.a_seconds) * arms
+        cost += max(0.0, again.seconds[0] - timed.a_seconds) * trials
     saved = (timed.b_seconds - timed.a_seconds) / BLOCK * steps * trials
     told = f"saves about {max(saved, 0):.0f} s of the study and costs {cost:.0f} s"
     return replace(found, taken=found.taken and saved > cost, reason=told)

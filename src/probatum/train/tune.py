@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 
 from probatum import catalogue
-from probatum.recipe import MANY, Recipe, Use
-from probatum.train.streams import derive
+from probatum.recipe import MANY, Recipe, Use, field_of
+from probatum.train.rng import derive
 
 
 def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], float]) -> Recipe:
@@ -22,7 +22,10 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     the result is a pure function of its arguments.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=derive(seed, "tuner") % 2**31, n_startup_trials=max(4, trials // 3))
+    # by groups, so that the first candidate, which suggests nothing, does not switch joint sampling off for the others
+    sampler = optuna.samplers.TPESampler(
+        seed=derive(seed, "tuner") % 2**31, n_startup_trials=max(4, trials // 3), multivariate=True, group=True
+    )
     study = optuna.create_study(direction="minimize", sampler=sampler)
     candidates: dict[int, Recipe] = {}
 
@@ -59,8 +62,8 @@ def _suggest(trial: optuna.Trial, name: str, values: Any) -> Any:
 def _with_settings(recipe: Recipe, use: Use, chosen: Mapping[str, Any]) -> Recipe:
     slot = catalogue.place(use.id).slot
     new = Use(use.id, {**use.settings, **chosen})
-    others = getattr(recipe, slot)
-    filled: dict[str, Any] = {slot: new}
+    others = getattr(recipe, field_of(slot))
+    filled: dict[str, Any] = {field_of(slot): new}
     if slot in MANY:
         filled = {slot: tuple(new if other.id == use.id else other for other in others)}
     return replace(recipe, **filled)

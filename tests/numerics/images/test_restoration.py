@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from probatum.arenas.classical_restoration import (
+from probatum.arenas.generate.classical_restoration import (
     GaussianLaw,
     differences,
     gathered,

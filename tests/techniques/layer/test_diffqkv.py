@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from probatum.kinds.language.network import Decoder
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.spec import Spec
 from probatum.techniques.layer.diffqkv import (
@@ -20,7 +21,6 @@ from probatum.techniques.layer.diffqkv import (
     selective_values,
     spread_heads,
 )
-from probatum.train.baselines_language import Decoder
 
 
 def layer(*heads: int, key_size: int = 4, value_size: int | None = None) -> DiffQKVAttention:

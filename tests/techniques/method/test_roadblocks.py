@@ -25,7 +25,7 @@ from probatum.techniques.method.roadblocks import (
 )
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SHORT = Training(steps=40, batch_size=32)
 TABLE = Spec("table", "classes", (12,), 3, numeric=12)

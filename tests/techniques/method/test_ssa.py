@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from probatum.kinds.language.network import Decoder
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
 from probatum.spec import Spec
 from probatum.techniques.method.ssa import (
@@ -21,7 +22,6 @@ from probatum.techniques.method.ssa import (
     score_cost,
     self_ensemble,
 )
-from probatum.train.baselines_language import Decoder
 
 SPEC = Spec("text", "next-token", (12,), 20, vocabulary=20)
 

@@ -20,7 +20,7 @@ from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.techniques.acquire.amplified_labeling.amplified_labeling import amplify, audit
 from probatum.techniques.acquire.amplified_labeling.crowd import Crowd
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 SETTINGS = {"sample": 400, "rounds": 4, "exhaustive": 300, "held_out": 0.6, "confidence": 0.8, "lost": 0.02}
 ERROR = 0.03

@@ -19,9 +19,9 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library
 from probatum.recipe import Training
+from probatum.rooms.arena import ModelFactory
 from probatum.spec import Data, Spec
 from probatum.techniques.compress.gradual_magnitude_pruning import matching_width, stored_bytes
-from probatum.train.assemble import ModelFactory
 
 WIDE = 300
 SPARSITY = 0.9

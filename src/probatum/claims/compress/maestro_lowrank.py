@@ -16,11 +16,12 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Spec
 from probatum.techniques.compress.maestro_lowrank import factorise, finish_plain
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 EPOCHS = 25
 DENSE_RATE = 3e-3
@@ -37,7 +38,8 @@ def network(spec: Spec) -> nn.Module:
 def trained(arm: str | None, data: Data, seed: int, rate: float) -> Assembly:
     """An arm trained to its last step."""
     base = Recipe(Training(epochs=EPOCHS, batch_size=64, lr=rate, select="last"))
-    parts = assemble(base if arm is None else make_arm(arm, base).recipe, data, seed, factory=network)
+    recipe = base if arm is None else make_arm(arm, base).recipe
+    parts = assemble(alone(recipe, data, seed, factory=network))
     with seeded(seed, "training"):
         train(parts.run, parts.methods, stream(seed, "order"), select="last")
     return parts

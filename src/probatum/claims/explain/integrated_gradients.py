@@ -17,7 +17,7 @@ from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.explain.integrated_gradients import integrated_gradients
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 REMOVED = 12
 

@@ -12,7 +12,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 LAG, LENGTH, CHANNELS = 11, 64, 16
 OTHER_LAGS = (3, 4, 5, 6, 7, 8, 14, 15, 16, 17, 18, 19)

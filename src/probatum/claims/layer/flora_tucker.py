@@ -12,9 +12,10 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, first_rows, fit, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part
 from probatum.train.adapt import HEAD_ONLY, Adapted
-from probatum.train.pretrain import pretrain
+from probatum.train.pretrain import SEED, pretrain
 
 SOURCE = Recipe(training=Training(steps=1500, batch_size=64, lr=4e-3))
 STEPS, BATCH = 400, 32
@@ -44,7 +45,7 @@ def _halved(data: Data) -> Data:
 def _start() -> Adapted:
     """The network pretrained on 9,600 digits, the same for all seeds."""
     data = _halved(subset(library("mnist"), 12_000, 0).prepare(0, fractions=(0.8, 0.1, 0.1)))
-    return Adapted(pretrain(data, SOURCE)[0])
+    return Adapted(pretrain(alone(SOURCE, data, SEED))[0])
 
 
 def _target(seed: int) -> Data:

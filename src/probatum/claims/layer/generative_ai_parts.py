@@ -19,12 +19,12 @@ from probatum.claims.language import shakespeare
 from probatum.claims.tools import mean
 from probatum.data.library import root
 from probatum.errors import InputError
+from probatum.kinds.language.network import Decoder
 from probatum.spec import Spec
 from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import StairCache, apply
 from probatum.techniques.layer.generative_ai_parts.subwords import Vocabulary, learn, log_likelihood
-from probatum.train.baselines_language import Decoder
 from probatum.train.loop import rate_factor
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 LENGTH, STEPS, BATCH, RATE = 128, 400, 16, 1e-2
 STAIR, GROUP = ((0, 4), (64, 2)), 16

@@ -15,7 +15,7 @@ from probatum.measure.calibration import calibration
 from probatum.numerics.hypernetworks.hypernet import Layout
 from probatum.spec import Data
 from probatum.techniques.layer.hypernet_kit import Hypernetwork, WeightGenerator
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ANGLES = (0.0, 30.0, 60.0, 90.0, 120.0)
 STEPS, FEW_STEPS, BATCH, RATE = 1000, 500, 64, 3e-3

@@ -15,11 +15,12 @@ from probatum.data.library import library, subset
 from probatum.recipe import Training
 from probatum.spec import Data, Part
 from probatum.techniques.layer.ibn_net import layer_divergences
-from probatum.train.baselines import DEFAULTS
-from probatum.train.streams import stream
+from probatum.train.baselines import training_for
+from probatum.train.rng import stream
 
 ROWS = 10_000
-TRAINING = Training(epochs=3, batch_size=64, lr=DEFAULTS["image"].lr, weight_decay=DEFAULTS["image"].weight_decay)
+USUAL = training_for("image", "classes")
+TRAINING = Training(epochs=3, batch_size=64, lr=USUAL.lr, weight_decay=USUAL.weight_decay)
 ARMS = (("bn", None), ("ibn_a", "ibn-net"), ("ibn_b", "ibn-net(variant='b')"))
 
 

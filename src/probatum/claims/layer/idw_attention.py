@@ -19,7 +19,7 @@ from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.techniques.layer.idw_attention import InverseDistanceHead, patch_all
-from probatum.train.streams import derive, seeded, stream
+from probatum.train.rng import derive, seeded, stream
 
 KEYS = 40
 STEPS = {"moons": 1500, "digits": 1500, "mnist": 5000}

@@ -13,7 +13,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
 from probatum.techniques.layer.mip_hypernet import MipHypernet, run, weight_scales
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 STEPS, BATCH, LOOK, MOST_DEGREES = 600, 64, 20, 90.0
 HIDDEN, ROWS = (16, 64), 400

@@ -15,11 +15,12 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, first_rows, fit, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part
 from probatum.techniques.layer.residual_adapters import decathlon_score
 from probatum.train.adapt import HEAD_ONLY, Adapted
-from probatum.train.pretrain import pretrain
-from probatum.train.streams import stream
+from probatum.train.pretrain import SEED, pretrain
+from probatum.train.rng import stream
 
 SOURCE = Recipe(training=Training(steps=800, batch_size=64, lr=4e-3))
 STEPS, BATCH = 250, 32
@@ -83,7 +84,7 @@ def at_half_resolution(data: Data, change: Callable[[Tensor], Tensor] = lambda x
 def start() -> Adapted:
     """The network pretrained on 9,600 plain digits."""
     data = at_half_resolution(subset(library("mnist"), 12_000, 0).prepare(0, fractions=(0.8, 0.1, 0.1)))
-    return Adapted(pretrain(data, SOURCE)[0])
+    return Adapted(pretrain(alone(SOURCE, data, SEED))[0])
 
 
 def domain(name: str, seed: int) -> Data:

@@ -12,12 +12,13 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.rooms.arena import TrainingFailed
 from probatum.spec import Data, Part
 from probatum.techniques.layer.selu_snn import apply, layer_moments, outside_domain
 from probatum.train.assemble import budget_for
 from probatum.train.loop import outputs, train
-from probatum.train.run import Run, TrainingFailed
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
+from probatum.train.run import Run
 
 DEPTH, WIDTH = 32, 64
 EPOCHS = {"digits": 60, "wine": 100, "breast-cancer": 60}

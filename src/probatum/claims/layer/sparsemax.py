@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library
+from probatum.kinds.text.network import AttentionText
 from probatum.spec import Part
 from probatum.techniques.layer.sparsemax.sparsemax import sparsemax, sparsemax_loss
-from probatum.train.baselines import AttentionText
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 TOPICS, WORDS, LENGTH, ROWS = 10, 300, 200, 600
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

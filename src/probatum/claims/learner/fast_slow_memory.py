@@ -18,7 +18,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ITEMS, TIMES, BATCH, STEPS = 3, 4, 32, 300
 WIDTH, SLOTS = 32, 8

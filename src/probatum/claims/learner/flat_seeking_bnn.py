@@ -24,7 +24,7 @@ from probatum.numerics.posterior.predictors import Drawn
 from probatum.spec import Budget, Data, Optimisation
 from probatum.techniques.learner.flat_seeking_bnn import fit, worst_nearby
 from probatum.train.loop import rate_factor
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 WIDTH, BATCH, GRADIENTS, NOISE = 100, 64, 3000, 0.2
 RHO, RATES, SWAG_RATE = 0.1, {"plain": 1e-3, "flat": 3e-3}, 0.2

@@ -26,7 +26,7 @@ from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     tune_prior,
     wasserstein,
 )
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 WIDTH, STEPS, BATCH, ROWS = 50, 2000, 32, 600
 TUNING = {"steps": 100, "critic_steps": 40, "functions": 100, "points": 40, "width": 100}

@@ -19,13 +19,13 @@ from probatum.claims.tools import fit, mean
 from probatum.data.dataset import Dataset
 from probatum.data.library import library
 from probatum.data.open import open_dataset
+from probatum.kinds.table.network import TableMLP
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner import gbnn
 from probatum.train.assemble import budget_for
-from probatum.train.baselines import TableMLP
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 WIDTH = 60
 TABLES = ("breast-cancer", "wine", "diabetes", "sonar", "ionosphere", "wheat_seeds")

@@ -19,6 +19,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.library import library
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.settings import Reading
 from probatum.spec import Data
 from probatum.techniques.learner.gzip_knn import GzipKNN, accuracies
 
@@ -39,7 +40,7 @@ def few_shot(whole: Data, shots: int, seed: int) -> Data:
     texts = [part.text[i] for i in (*train, *valid)] + [whole.test.text[i] for i in test]
     labels = [f"{y[i]}" for i in (*train, *valid)] + [f"{whole.test.y[i]}" for i in test]
     split = ["train"] * len(train) + ["valid"] * len(valid) + ["test"] * len(test)
-    return open_dataset((texts, labels), modality="text", split=split).prepare(seed)
+    return open_dataset((texts, labels), Reading(modality="text", split=split)).prepare(seed)
 
 
 def network_accuracy(data: Data, seed: int) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
-from probatum.data.world_evidence import marked
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner.intermediate_layer_classifiers import (
@@ -23,7 +22,8 @@ from probatum.techniques.learner.intermediate_layer_classifiers import (
     probe_layers,
     sensitivity,
 )
-from probatum.train.streams import stream
+from probatum.train.rng import stream
+from probatum.worlds.evidence import marked
 
 ALIGNED, SHOTS = 0.95, 100
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)

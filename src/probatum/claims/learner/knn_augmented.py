@@ -19,7 +19,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Data
 from probatum.techniques.learner.knn_augmented import augment
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 LABELS = (5, 10, 20, 10_000)
 """Labels a class; the last stands for all there are."""

@@ -26,7 +26,7 @@ from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     spread,
 )
 from probatum.techniques.learner.pfn.prior import gp_prior
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 POINTS, LEAST, MOST = 50, 3, 47
 WIDTH, STEPS, TASKS, DRAWS, RATE = 64, 3000, 4, 5, 1e-3

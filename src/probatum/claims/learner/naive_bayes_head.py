@@ -14,7 +14,7 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.techniques.learner.naive_bayes_head import PENALTIES, logistic, naive_bayes
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 CLASSES, WIDTH, SCALE = 5, 200, 0.18
 LABELS = (4, 40, 200, 2000)

@@ -20,7 +20,7 @@ from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part
 from probatum.techniques.learner.noprop import NoProp, chain_coefficients, fit
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 BLOCKS, BATCH = 10, 128
 EPOCHS = {"digits": 60, "mnist": 20}

@@ -18,7 +18,7 @@ from probatum.data.library import library, subset
 from probatum.numerics.networks.backbone import Backbone
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.learner.off_the_shelf_features import Machines, extract, off_the_shelf, unit
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 LABELS = (3, 10)
 LAYERS = {"conv1": "1", "conv2": "4", "dense": "8", "last": "9"}

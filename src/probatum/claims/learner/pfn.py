@@ -26,7 +26,7 @@ from probatum.techniques.learner.pfn.network import Limits, PriorFitted, fit_pri
 from probatum.techniques.learner.pfn.pfn import fit as answer
 from probatum.techniques.learner.pfn.prior import gp_prior
 from probatum.train.loop import outputs
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 LENGTH, NOISE, MOST = 0.3, 0.1, 30
 STEPS, BATCH = 2500, 32

@@ -18,7 +18,7 @@ from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit.bayes_opt import maximise
 from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import fit
 from probatum.train.loop import rate_factor
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 TEN = tuple(range(101, 111))
 EVALUATIONS, SIDE = 25, 41

@@ -34,7 +34,7 @@ from probatum.techniques.learner.sgmcmc_multichain.sgmcmc_multichain import (
     observe,
     sample_chains,
 )
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 TEN = tuple(range(101, 111))
 SCALE, NOISE, ROWS, WIDTH = 0.03, 1.0, 60, 24

@@ -30,7 +30,7 @@ from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
     choose_penalty,
     scorer,
 )
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 STROKES = (
     ((2, 2), (2, 13)), ((13, 2), (13, 13)), ((2, 2), (13, 2)), ((2, 13), (13, 13)),

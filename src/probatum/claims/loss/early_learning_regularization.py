@@ -14,7 +14,7 @@ from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 NOISE = 0.4
 TRAINING = Training(epochs=150, batch_size=64, lr=3e-4, weight_decay=0.0, schedule="constant", select="last")

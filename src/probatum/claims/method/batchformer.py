@@ -13,11 +13,12 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.batchformer import group_accuracy
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ROWS, LARGEST, IMBALANCE = 20_000, 1000, 100
 TRAINING = Training(epochs=20, batch_size=128, weight_decay=1e-4, select="last")
@@ -73,7 +74,7 @@ def scores(arm: str | None, data: Data, counts: Tensor, seed: int, loss: str) ->
     """Test accuracies of one training: all, and by group of classes."""
     base = Recipe(training=replace(TRAINING, lr=RATES[loss]))
     recipe = base if arm is None else make_arm(arm, base).recipe
-    parts = assemble(recipe, data, seed, factory=network)
+    parts = assemble(alone(recipe, data, seed, factory=network))
     if loss == "balanced":
         parts.run.loss = BalancedSoftmax(counts)
     with seeded(seed, "training"):

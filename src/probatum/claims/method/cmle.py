@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.techniques.method.cmle.cmle import balanced_nll
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ROWS, STEPS, BATCH, RATE, LOOK = 1000, 600, 128, 1e-3, 20
 WEIGHT, METRIC, DECAYS = 0.1, "transport", {"light": 0.01, "strong": 3.0}

@@ -21,11 +21,12 @@ from probatum.claims.tools import accuracy, mean
 from probatum.data.library import library, subset
 from probatum.numerics.networks.layer_outputs import gradient_norms, hidden_layers, probe_accuracy
 from probatum.recipe import Recipe, Training, make_arm
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 EPOCHS = 15
 PLAIN_RATE = 0.02
@@ -53,7 +54,8 @@ def _cut(part: Part, n: int) -> Part:
 
 def _fit(arm: str | None, data: Data, seed: int, rate: float) -> nn.Module:
     base = Recipe(Training(epochs=EPOCHS, batch_size=64))
-    parts = assemble(base if arm is None else make_arm(arm, base).recipe, data, seed, factory=_network)
+    recipe = base if arm is None else make_arm(arm, base).recipe
+    parts = assemble(alone(recipe, data, seed, factory=_network))
     run = parts.run
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
     with seeded(seed, "training"):

@@ -19,6 +19,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.energy_guidance import (
     EnergyGuidance,
@@ -29,7 +30,7 @@ from probatum.techniques.method.energy_guidance import (
 )
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SIDE, ALIGNED = 16, 0.95
 TRAINING = Training(steps=600, batch_size=64, lr=3e-3, weight_decay=1e-3, select="last")
@@ -95,7 +96,7 @@ def _row(seed: int) -> dict[str, float]:
         row[f"{name}_iou"] = float(box_iou(found, mask).mean())
 
     for loss in ("plain", *LOSSES):
-        parts = assemble(Recipe(training=TRAINING), data, seed, factory=_network)
+        parts = assemble(alone(Recipe(training=TRAINING), data, seed, factory=_network))
         parts.run.loss = _OneAgainstRest()
         guide = EnergyGuidance(
             stream(seed, "guide"),
@@ -105,7 +106,7 @@ def _row(seed: int) -> dict[str, float]:
             annotated=0.1,
         )
         with seeded(seed, "training"):
-            train(parts.run, [guide], stream(seed, "order"), schedule="cosine", clip=None, select="last")
+            train(parts.run, [guide], stream(seed, "order"), schedule="cosine", select="last")
         look(loss, parts.run.model)
     return row
 

@@ -15,7 +15,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
 from probatum.techniques.method.ghn2.ghn2 import GraphHypernet, put, random_net, run_with, train_hypernet
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 POOL, STEPS, META_BATCH, BATCH, RATE = 100, 600, 4, 48, 3e-3
 CHANNELS, NODES = (8, 16), (3, 5)

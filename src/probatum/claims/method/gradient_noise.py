@@ -11,12 +11,13 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.rooms.arena import TrainingFailed
 from probatum.spec import Data
 from probatum.techniques.method.gradient_noise import GradientNoise
 from probatum.train.assemble import budget_for
 from probatum.train.loop import train
-from probatum.train.run import Run, TrainingFailed
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
+from probatum.train.run import Run
 
 DEPTH, WIDTH = 5, 50
 TRAINING = Training(epochs=80, batch_size=64, lr=0.1, schedule="constant", select="accuracy")

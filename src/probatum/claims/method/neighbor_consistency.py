@@ -18,7 +18,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 NOISE = 0.4
 TRAINING = Training(steps=2000, batch_size=64, lr=2e-3, weight_decay=1e-2, select="last")

@@ -21,7 +21,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.neural_collapse_longtail import geometry
 from probatum.train.loop import outputs
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 HEAD, RATIO = 100, 50
 TRAINING = Training(steps=1500, batch_size=64, lr=2e-3, weight_decay=1e-2, select="last")

@@ -11,10 +11,10 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
-from probatum.data.world_evidence import marked
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
-from probatum.train.streams import stream
+from probatum.train.rng import stream
+from probatum.worlds.evidence import marked
 
 TRAINING = Training(steps=1200, batch_size=64, lr=2e-3, weight_decay=1e-4, select="last")
 ARMS = {

@@ -18,7 +18,7 @@ from probatum.claims.windows import four_layers, loss_of, windows
 from probatum.recipe import Training
 from probatum.spec import Part
 from probatum.techniques.method.ssa import score_cost, self_ensemble
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 STEPS, LENGTH, RATIO, PASSES = 200, 128, 4.0, 16
 ROWS = 128

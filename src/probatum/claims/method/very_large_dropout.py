@@ -15,12 +15,13 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, first_rows, fit, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.very_large_dropout import energy_rank, soup
 from probatum.train.adapt import Adapted, state_of
 from probatum.train.loop import outputs
-from probatum.train.pretrain import pretrain
-from probatum.train.streams import stream
+from probatum.train.pretrain import SEED, pretrain
+from probatum.train.rng import stream
 
 SOURCE = Recipe(training=Training(steps=1500, batch_size=64, lr=4e-3))
 ROWS, TRAINED, TUNED = 7000, 200, 400
@@ -91,7 +92,9 @@ def start() -> Adapted:
     data = _halved(subset(library("mnist"), 12_000, 0).prepare(0, fractions=(0.8, 0.1, 0.1)))
     generator = stream(0, "styles")
     train, valid, test = (replace(p, x=styled(p.x, generator)) for p in (data.train, data.valid, data.test))
-    return Adapted(pretrain(replace(data, train=train, valid=valid, test=test), SOURCE, WideNet)[0], WideNet)
+    return Adapted(
+        pretrain(alone(SOURCE, replace(data, train=train, valid=valid, test=test), SEED, factory=WideNet))[0], WideNet
+    )
 
 
 def target(seed: int) -> tuple[Data, Part]:

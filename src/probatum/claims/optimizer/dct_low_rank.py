@@ -15,7 +15,7 @@ from probatum.claims.language import CharTransformer, next_character_loss, shake
 from probatum.claims.tools import mean
 from probatum.numerics.optimisation.adamw import adamw_update
 from probatum.techniques.optimizer.dct_low_rank import DctLowRank, basis_matrix, best_columns
-from probatum.train.streams import seeded
+from probatum.train.rng import seeded
 
 STEPS, SHARE = 300, 0.25
 DCT_RATE, SVD_RATE, SVD_GAP, ADAMW_RATE = 8e-3, 8e-3, 20, 4e-3

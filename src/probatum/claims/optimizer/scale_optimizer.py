@@ -13,7 +13,7 @@ from probatum.claims.language import MakeOptimizer, next_character_loss, shakesp
 from probatum.claims.tools import mean
 from probatum.numerics.optimisation.adamw import state_bytes
 from probatum.techniques.optimizer.scale_optimizer import ScaleOptimizer, gradient_variances
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 STEPS = 400
 RATES = {"adamw": 4e-3, "scale": 2e-3, "no_momentum": 2e-3, "sgd": 0.3}

@@ -22,7 +22,7 @@ from probatum.techniques.posthoc.utility_probability import (
     gather_candidates,
     sample,
 )
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 LETTERS, LENGTH, CORRUPTED, SAMPLES = 8, 5, 0.15, 20
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
-from probatum.data.arrays import from_arrays
 from probatum.data.open import open_dataset
+from probatum.settings import Reading
 from probatum.spec import Data
 from probatum.techniques.probe.calibration_benchmark import Row, column, summarise, survey, tau
 
@@ -37,7 +37,7 @@ def data_set(name: str) -> Data:
     """The split of one of `SETS`."""
     if name == "waveform":
         x, y = waveform()
-        return from_arrays(x, y, name=name, task="classes").prepare(SPLIT, fractions=FRACTIONS)
+        return open_dataset((x, y), Reading(name=name, task="classes")).prepare(SPLIT, fractions=FRACTIONS)
     found = open_dataset(name)
     return found.prepare(SPLIT, fractions=FRACTIONS)  # type: ignore[union-attr, call-arg]
 

@@ -14,7 +14,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part
 from probatum.techniques.probe.focus_protocol.focus_protocol import focus_protocol
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SIDE = 24
 VALUES = {

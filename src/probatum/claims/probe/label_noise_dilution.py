@@ -10,7 +10,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library
 from probatum.techniques.probe.label_noise_dilution import label_noise_dilution
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 ROWS, ALPHA, DELTA = 10_000, 10, 0.2
 BATCH, EPOCHS, RATE = 256, 3, 1e-3

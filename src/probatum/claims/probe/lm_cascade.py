@@ -31,7 +31,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     tokens,
 )
 from probatum.techniques.probe.lm_cascade.lm_cascade import DeferralRule
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 BETWEEN, DIGITS, LETTERS = 1, 3, 13
 """A separator; first ids of the digits 0-9 and of the letters a-l."""

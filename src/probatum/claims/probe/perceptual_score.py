@@ -19,7 +19,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Part
 from probatum.techniques.probe.perceptual_score import Draws, perceptual_scores
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 RELIABLE = (0.1, 0.3, 0.5, 0.7, 0.9)
 GROUPS = {"image": range(64), "hint": range(64, 74)}

@@ -15,7 +15,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.probe.randomization_tests.interpolation import memorise
 from probatum.techniques.probe.randomization_tests.randomization_tests import randomization_tests
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 CORRUPTION = (0.25, 0.5, 0.75)
 

@@ -18,7 +18,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs
 from probatum.techniques.select.data_filtering_network.data_filtering_network import check_apart, keep_top
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 MISMATCHED = 0.6
 SHARE = 0.4

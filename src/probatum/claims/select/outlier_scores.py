@@ -17,7 +17,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.select.outlier_scores.outlier_scores import NAMES, combine, scores, spearman
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 FLIPPED = 0.03
 

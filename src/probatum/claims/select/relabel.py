@@ -16,7 +16,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.labels.annotators import SimulatedAnnotator
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.select.relabel import clean, find_suspects, predict
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 NOISE = 0.3
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from probatum.arenas import stream
-from probatum.arenas.base import Work
+from probatum.arenas.stream import arena as stream
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.measure.continual import memory_area
 from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import Terms, Work
 from probatum.spec import Data, Spec
 
 SETS = ("mnist", "fashion_mnist")
@@ -47,7 +47,7 @@ def _run_one(method: str, data: Data, seed: int, memory: int) -> dict[str, float
     rules = stream.contest(data.spec, data.train, stages=5, memory=memory)
     arm = Arm(method, base) if method == stream.BASELINE else make_arm(f"class-incremental(method='{method}')", base)
     builtin = method if method == stream.BASELINE else ""
-    return stream.trial(Work(arm, builtin, base, data, seed, factory=_network, contest=rules)).measures
+    return stream.trial(Work(arm, builtin, Terms(base=base, contest=rules), data, seed, _network)).measures
 
 
 def _row(name: str, seed: int) -> dict[str, float | str]:

@@ -22,7 +22,7 @@ from probatum.measure.continual import continual
 from probatum.spec import Budget, Optimisation, Part, Stage
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.dependency_hypernet.dependency_hypernet import DependencyHypernet
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 BENCHMARKS = ("split", "permuted")
 TASKS, CLASSES, PIXELS, WIDTH = 5, 10, 14 * 14, 64

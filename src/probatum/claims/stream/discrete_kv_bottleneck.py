@@ -18,7 +18,7 @@ from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import overlap, touched
 from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import KeyValueLearner
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 BUDGET = Budget(500, 64, 25)
 CODEBOOKS, PAIRS, KEY_SIZE, RATE = 32, 1024, 16, 1.0

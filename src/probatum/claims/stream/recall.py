@@ -17,7 +17,7 @@ from probatum.claims.tools import mean
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.recall import Recall
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 BUDGET = Budget(300, 64, 25)
 HIDDEN, OMEGA, RATE = 128, 10.0, 1e-3

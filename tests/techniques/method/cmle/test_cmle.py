@@ -30,7 +30,7 @@ from probatum.techniques.method.cmle.cmle import (
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.streams import seeded, stream
+from probatum.train.rng import seeded, stream
 
 SPEC = Spec("table", "classes", (5,), 2, numeric=4, cardinalities=(4,), features=("a", "b", "c", "d", "drug"))
 SHORT = Training(steps=30, batch_size=32)

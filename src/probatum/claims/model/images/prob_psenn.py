@@ -16,7 +16,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.techniques.model.images.prob_psenn import ProbPSENN, rejected
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 EPOCHS = 60
 RATE, POINT_RATE = 1e-2, 3e-2

@@ -19,8 +19,8 @@ from probatum.spec import Batch, Data
 from probatum.techniques.model.images.resnet import build, response_std
 from probatum.train.assemble import budget_for
 from probatum.train.loop import train
+from probatum.train.rng import seeded, stream
 from probatum.train.run import Run
-from probatum.train.streams import seeded, stream
 
 ARMS = {"plain_20": (20, True), "plain_56": (56, True), "residual_56": (56, False)}
 EPOCHS, BATCH, WIDTH = 8, 64, 8

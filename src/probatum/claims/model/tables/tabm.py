@@ -18,9 +18,9 @@ from probatum.claims.tools import fit, mean
 from probatum.data.dataset import Dataset
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
+from probatum.kinds.table.network import TableMLP
 from probatum.recipe import Training
 from probatum.spec import Part, Spec
-from probatum.train.baselines import TableMLP
 
 WIDTH = 64
 RATES = {"mlp": 1e-2, "tabm": 1e-2}

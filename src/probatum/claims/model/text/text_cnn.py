@@ -19,7 +19,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.model.text.text_cnn.text_cnn import build
 from probatum.techniques.model.text.text_cnn.word_vectors import ppmi_vectors
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 WIDTH, FILTERS = 100, 64
 ARM = f"text-cnn(width={WIDTH}, filters={FILTERS})"

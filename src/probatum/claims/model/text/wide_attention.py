@@ -18,7 +18,7 @@ from probatum.data.library import library
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.model.text.wide_attention import latency
-from probatum.train.streams import stream
+from probatum.train.rng import stream
 
 DEEP, WIDE = "wide-attention(layers=6)", "wide-attention"
 STEPS = {"questions": 300, "lists": 300}

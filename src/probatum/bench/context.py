@@ -1,0 +1,139 @@
+"""One context a study: the plan, the data, the network that is tried on, and every trial that comes of them.
+
+It goes to other processes and machines as it is; nothing here knows of stores or processes.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from probatum.arenas.predict.stacks import Choice
+from probatum.bench.plan import StudyPlan, key_of
+from probatum.bench.splits import Splits
+from probatum.bench.store import Trial
+from probatum.errors import InputError
+from probatum.recipe import Arm
+from probatum.rooms.arena import ModelFactory, Outcome, TrainingFailed, Work, arena
+from probatum.spec import Data
+from probatum.train.adapt import Adapted
+
+Progress = Callable[[int, int], None]
+"""Called as (step, steps) now and then."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to be run: its key, its plan, who plays, on which seed, and how it is stacked with its group's others."""
+
+    key: str
+    plan: dict[str, Any]
+    arm: Arm
+    builtin: str
+    seed: int
+    kind: str
+    together: Choice | None = None
+
+
+@dataclass
+class Context:
+    """What all trials of a study need.
+
+    Attributes:
+        plan: the study.
+        splits: its data, encoded once a seed.
+        factory: builds the user's own network; None = the built-in one.
+        stack: whether seeds of an arm are trained as one computation (`grouping.STACK`).
+        most_threads: torch threads that a stack may have where it is the only thing that runs.
+        key: the study's key; "" = worked out when it is first asked for.
+    """
+
+    plan: StudyPlan
+    splits: Splits
+    factory: ModelFactory | None = None
+    stack: str = "auto"
+    most_threads: int = 1
+    key: str = ""
+
+    def data(self, seed: int) -> Data:
+        """The split of one seed."""
+        return self.splits.data(seed)
+
+    def work(self, arm: Arm, builtin: str, seed: int, progress: Progress | None = None) -> Work:
+        """Everything the arena needs for one trial."""
+        factory = self.factory.playing(builtin) if isinstance(self.factory, Adapted) else self.factory
+        return Work(arm, builtin, self.plan, self.data(seed), seed, factory, progress)
+
+    def baseline(self, seed: int = 0) -> Work:
+        """The baseline's trial of one seed."""
+        name = arena(self.plan.arena).BASELINE
+        return self.work(Arm(name, self.plan.base), name, seed)
+
+    def study_key(self) -> str:
+        """The study's key."""
+        if not self.key:
+            self.key = key_of(self.plan.describe())
+        return self.key
+
+
+def run_job(context: Context, job: Job, progress: Progress | None = None) -> Trial:
+    """Run one trial; what goes wrong in it is part of what comes back."""
+    start = time.perf_counter()
+    with quiet(context.plan.threads):
+        try:
+            work = context.work(job.arm, job.builtin, job.seed, progress)
+            if job.kind == "timing":
+                outcome = Outcome({}, arena(context.plan.arena).timings(work))
+            else:
+                outcome = arena(context.plan.arena).trial(work)
+        except Exception as problem:  # one broken arm must not take the study with it; the reason is kept
+            return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
+    return ended(context, job, outcome, seconds=time.perf_counter() - start)
+
+
+def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Trial:
+    """The trial that a job became by going well."""
+    record: dict[str, Any] = {}
+    if job.kind != "timing":
+        record = {"measures": outcome.measures, "digest": outcome.digest, "details": outcome.details}
+    return _trial(context, job, "ok", record, {"measures": outcome.timing, "seconds": seconds})
+
+
+def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:
+    """The trial that a job became by not going well: `status` is failed or not applicable."""
+    return _trial(context, job, status, {"reason": reason}, {"seconds": seconds})
+
+
+def told(problem: Exception) -> tuple[str, str]:
+    """The status and the reason that an exception raised in a trial stands for."""
+    if isinstance(problem, TrainingFailed):
+        return "failed", str(problem)
+    if isinstance(problem, InputError):
+        return "not applicable", str(problem)
+    where = traceback.extract_tb(problem.__traceback__)[-1]
+    return "failed", f"{type(problem).__name__}: {problem} ({where.name}, line {where.lineno})"
+
+
+@contextmanager
+def quiet(threads: int) -> Iterator[None]:
+    """A fixed number of threads (torch's and those of BLAS) and no library warnings on the terminal; all put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with warnings.catch_warnings(), threadpool_limits(threads):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trial(context: Context, job: Job, status: str, record: dict[str, Any], timing: dict[str, Any]) -> Trial:
+    return Trial(job.key, context.study_key(), job.arm.name, job.seed, job.kind, status, job.plan, record, timing)

@@ -1,0 +1,359 @@
+"""Making a study: read the data, choose the baseline, make the arms, rehearse them, freeze the plan; in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from probatum import catalogue, slots
+from probatum.bench.cluster import check_cluster
+from probatum.bench.contest import contest_of
+from probatum.bench.context import Context
+from probatum.bench.grouping import STACK
+from probatum.bench.lazy_rehearsal import check_reads
+from probatum.bench.plan import DataPlan, StudyPlan
+from probatum.bench.pretrained_start import find_start
+from probatum.bench.race import looks_to
+from probatum.bench.rehearse import rehearse
+from probatum.bench.speed import chosen_speed
+from probatum.bench.splits import Splits
+from probatum.bench.statistics import FEWEST_SEEDS
+from probatum.bench.store import Store
+from probatum.bench.workers import checked_workers
+from probatum.data.dataset import FRACTIONS
+from probatum.data.open import open_dataset
+from probatum.engine import Engine, checked_engine
+from probatum.errors import InputError
+from probatum.measure.base import all_measures
+from probatum.measure.truth import measures_of
+from probatum.recipe import Arm, Recipe, make_arm, parse_arm
+from probatum.rooms.arena import ModelFactory, arena
+from probatum.rooms.kind import takes
+from probatum.rooms.task import task
+from probatum.settings import FineTuning, Judging, Reading, Running
+from probatum.spec import Spec, Truth
+from probatum.train.adapt import MEASURES, REFERENCES
+from probatum.train.devices import check_fabric, check_shared
+from probatum.train.own_model import own_model
+from probatum.train.speed import SPEEDS
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks of a study, beside the data.
+
+    Attributes:
+        techniques: as `probatum.study.Study` takes them, likewise all others.
+    """
+
+    techniques: Sequence[str] | None
+    model: Any
+    seeds: int
+    epochs: int | None
+    steps: int | None
+    batch_size: int | None
+    primary: str | None
+    margin: float | None
+    tune: int
+    judging: Judging
+    running: Running
+    fine_tuning: FineTuning | None
+    rules: Any
+
+    def check(self) -> None:
+        """InputError for what cannot be used whatever the data are."""
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise InputError(f"seeds is {self.seeds!r}; give a whole number, 6 or more for verdicts")
+        if self.tune < 0:
+            raise InputError(f"tune is {self.tune}; give 0 or more tuner trials")
+        if self.judging.budget not in ("steps", "compute"):
+            raise InputError(f"budget is {self.judging.budget!r}; use 'steps' or 'compute'")
+        if not 0.5 < self.judging.confidence < 1:
+            raise InputError(f"confidence is {self.judging.confidence}; it must lie between 0.5 and 1, e.g. 0.95")
+        if self.judging.race:
+            _check_race(self.seeds, self.arena)
+
+    @property
+    def arena(self) -> str:
+        """The arena that the techniques play in; InputError where they play in several."""
+        if self.techniques is None:
+            return slots.PREDICT
+        if not self.techniques:
+            raise InputError("no techniques given; name some, or give None for all that apply")
+        uses = (use for text in self.techniques for use in parse_arm(text))
+        found = {slots.arena_of(catalogue.place(use.id).slot): use.id for use in uses}
+        if len(found) > 1:
+            told = ", ".join(f"{name} plays in {where}" for where, name in found.items())
+            raise InputError(f"one study holds one arena: {told}; try them in separate commands")
+        return next(iter(found))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the arms are compared with.
+
+    Attributes:
+        recipe: its recipe.
+        factory: builds its network; None = the built-in one.
+        identity: of the user's own network, "" for the built-in one.
+        pretrained: where its weights come from; empty = drawn.
+    """
+
+    recipe: Recipe
+    factory: ModelFactory | None = None
+    identity: str = ""
+    pretrained: dict[str, Any] | None = None
+
+
+def checked_running(running: Running) -> tuple[Running, Engine]:
+    """Where it runs, with numbers instead of words such as "all cores", and the engine; InputError where that cannot be."""
+    workers = checked_workers(running.workers, running.threads)
+    if running.on is not None:
+        if running.workers != 1:
+            raise InputError("give workers or on, not both: a cluster runs as many trials at once as it has room for")
+        check_cluster(running.on)
+    for name, value, known in (("stack", running.stack, STACK), ("speed", running.speed, SPEEDS)):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}; use one of {', '.join(known)}")
+    if running.precision == "auto" and running.speed != "auto":
+        raise InputError("precision auto is chosen by the speed probe; add --speed auto, or give float32 or bf16")
+    plain = "float32" if running.precision == "auto" else running.precision
+    side_by_side = workers if running.on is None else 0
+    engine = checked_engine(running.device, plain, running.devices, running.strategy, workers=side_by_side)
+    if running.devices > 1:
+        check_fabric()
+    return replace(running, workers=workers), engine
+
+
+def read(data: Any, reading: Reading) -> tuple[Any, dict[str, Any] | None]:
+    """The data, and how to open them again, where a name or path says it all."""
+    dataset = open_dataset(data, reading)
+    if not isinstance(data, str | Path) or not isinstance(reading.split, str | None):
+        return dataset, None
+    memory = dataset.memory if dataset.streamed else reading.memory
+    place = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    said = {name: getattr(reading, name) for name in reading.__dataclass_fields__}
+    world = None if reading.world is None else str(getattr(reading.world, "name", reading.world))
+    return dataset, {"data": place, **said, "drop": list(reading.drop), "memory": memory, "world": world}
+
+
+def read_again(source: dict[str, Any]) -> Any:
+    """The data of which `read` gave this."""
+    said = {**source, "drop": tuple(source["drop"])}
+    return open_dataset(said.pop("data"), Reading(**said))
+
+
+def baseline(dataset: Any, wishes: Wishes) -> Baseline:
+    """How the baseline is trained, and its network."""
+    training = dataset.kind.training(dataset.task)
+    given = {"epochs": wishes.epochs, "steps": wishes.steps, "batch_size": wishes.batch_size}
+    training = replace(training, **{name: value for name, value in given.items() if value is not None})
+    if wishes.epochs is not None:
+        training = replace(training, steps=wishes.steps, least_steps=0)  # the user's word counts
+    recipe, model = Recipe(training=training), wishes.model
+    if model is None:
+        return Baseline(recipe)
+    if not isinstance(model, str):
+        factory, identity = own_model(model)
+        return Baseline(recipe, factory, identity)
+    arm = make_arm(model, recipe)
+    if arm.recipe.model is None or len(arm.recipe.uses()) != 1:
+        raise InputError(f"--model {model}: give one technique of slot 'model' ({', '.join(catalogue.names('model'))})")
+    reason = not_applicable(arm.recipe.model.id, dataset, pretrained=False)
+    if reason:
+        raise InputError(f"--model {model}: {reason}")
+    return Baseline(arm.recipe)
+
+
+def pretrained(
+    dataset: Any,
+    found: Baseline,
+    wishes: Wishes,
+    store: Store,
+    engine: Engine,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Any, Baseline]:
+    """Data and baseline as they are, or made to start from pretrained weights."""
+    if wishes.fine_tuning is None:
+        return dataset, found
+    start = find_start(
+        dataset,
+        found.recipe,
+        store,
+        wishes.fine_tuning,
+        factory=found.factory,
+        own=found.identity,
+        engine=engine,
+        threads=wishes.running.threads,
+        progress=progress,
+    )
+    return start.dataset, Baseline(found.recipe, start.factory, start.identity, start.about)
+
+
+def arms(dataset: Any, base: Baseline, wishes: Wishes) -> tuple[tuple[Arm, ...], dict[str, str]]:
+    """The arms that can be tried on these data, and why the others cannot; InputError where none can."""
+    chosen, where, skipped = wishes.techniques, wishes.arena, {}
+    if chosen is None:
+        chosen = [name for name in catalogue.names() if slots.arena_of(catalogue.place(name).slot) == where]
+    found: list[Arm] = []
+    for text in chosen:
+        arm = make_arm(text, base.recipe)
+        if arm.name in (known.name for known in found):
+            raise InputError(f"{arm.name} is given twice")
+        reasons = _reasons(arm, dataset, base)
+        if reasons:
+            skipped[arm.name] = "; ".join(reasons)
+        elif arm.recipe.uses() == base.recipe.uses():
+            skipped[arm.name] = "it is the baseline here"
+        else:
+            found.append(arm)
+    if not found:
+        detail = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise InputError(f"no technique applies to {dataset.name}: {detail}")
+    return tuple(found), skipped
+
+
+def _reasons(arm: Arm, dataset: Any, base: Baseline) -> list[str]:
+    """Why an arm cannot be tried on these data, by the cards of its techniques."""
+    tuned = bool(base.pretrained)
+    found = (not_applicable(use.id, dataset, pretrained=tuned) for use in arm.recipe.uses())
+    reasons = [reason for reason in found if reason]
+    if tuned and arm.recipe.model is not None and arm.recipe.model != base.recipe.model:
+        reasons.append(f"{arm.recipe.model.id} is not the network that was pretrained; try it with --model")
+    return reasons
+
+
+def not_applicable(name: str, dataset: Any, *, pretrained: bool) -> str | None:
+    """Why a technique cannot be tried on these data, by its card; None where it can."""
+    card = catalogue.card(name)
+    why = takes(card, dataset.modality, dataset.task)
+    if why:
+        return f"{name} {why}"
+    if "pretrained" in card.needs and not pretrained:
+        return f"{name} adapts a pretrained network; give data to pretrain on by --pretrain, or weights by --pretrained"
+    return None
+
+
+def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine: Engine) -> StudyPlan:
+    """The plan, before any arm was rehearsed."""
+    where, first = wishes.arena, splits.data(0)
+    contest = contest_of(where, wishes.rules, first, tune=wishes.tune, budget=wishes.judging.budget)
+    primary = _primary(wishes.primary, _measures(where, first.spec, first.truth, base))
+    margins = {} if wishes.margin is None else {primary: _checked_margin(wishes.margin, primary)}
+    select = task(dataset.task).selection(primary, all_measures()[primary].axis)
+    base = replace(base, recipe=replace(base.recipe, training=replace(base.recipe.training, select=select)))
+    found, skipped = arms(dataset, base, wishes)
+    seeds, judging = wishes.seeds, wishes.judging
+    return StudyPlan(
+        arena=where,
+        data=_data_plan(dataset, first.truth),
+        base=base.recipe,
+        arms=found,
+        references=_references(where, first.spec, base) if judging.references else (),
+        seeds=tuple(range(seeds)),
+        primary=primary,
+        skipped=skipped,
+        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and where != "probe" else (),
+        equal_compute=judging.budget == "compute",
+        tune=wishes.tune,
+        margins=margins,
+        confidence=judging.confidence,
+        model=base.identity,
+        threads=wishes.running.threads,
+        race=looks_to(seeds) if judging.race else (),
+        engine=engine,
+        pretrained=base.pretrained or {},
+        contest=contest,
+    )
+
+
+def rehearsed(context: Context, *, auto: bool) -> StudyPlan:
+    """The plan with the arms that can be trained here, each tried on a few rows, before the long work starts.
+
+    Raises:
+        InputError: the baseline cannot; or an arm that the user named (`auto` says that none was).
+    """
+    plan = context.plan
+    quick = replace(plan.engine, devices=1, compile=False)  # processes and compilers take longer than a step
+    trying = replace(context, plan=replace(plan, engine=quick))
+    work = trying.baseline()
+    rehearse(work, plan.arena)
+    check_reads(work, plan.arena)
+    check_shared("the baseline", plan.base, plan.engine)
+    kept, skipped = [], dict(plan.skipped)
+    for arm in plan.arms:
+        work = trying.work(arm, "", 0)
+        try:
+            rehearse(work, plan.arena)
+            check_reads(work, plan.arena)
+            check_shared(arm.name, arm.recipe, plan.engine)
+        except InputError as problem:
+            if not auto:
+                raise
+            skipped[arm.name] = str(problem)
+        else:
+            kept.append(arm)
+    return replace(plan, arms=tuple(kept), skipped=skipped)
+
+
+def at_speed(context: Context, running: Running, store: Store, *, auto: bool) -> Context:
+    """The context with the speed settings that pay, where they are to be probed; arms that cannot take them are told of."""
+    if running.speed != "auto":
+        return context
+    plan = chosen_speed(context, store, bf16=running.precision == "auto")
+    changed = plan.engine != context.plan.engine
+    context = replace(context, plan=plan)
+    if not changed:
+        return context
+    stack = running.stack if plan.engine.stacks else "never"
+    return replace(context, plan=rehearsed(context, auto=auto), stack=stack)
+
+
+def _measures(where: str, spec: Spec, truth: Truth | None, base: Baseline) -> tuple[str, ...]:
+    """Names of all measures that can decide."""
+    found = arena(where).measures(spec)
+    if where != slots.PREDICT:
+        return found
+    return (*found, *(MEASURES if base.pretrained else ()), *measures_of(truth, spec.task))
+
+
+def _references(where: str, spec: Spec, base: Baseline) -> tuple[str, ...]:
+    tuned = REFERENCES if base.pretrained and where == slots.PREDICT else ()
+    return (*tuned, *arena(where).references(spec))
+
+
+def _data_plan(dataset: Any, truth: Truth | None) -> DataPlan:
+    return DataPlan(
+        dataset.name,
+        dataset.fingerprint,
+        dataset.modality,
+        dataset.task,
+        dataset.target,
+        dataset.n,
+        FRACTIONS,
+        dataset.fixed_split,
+        "" if truth is None else truth.world,
+    )
+
+
+def _check_race(seeds: int, where: str) -> None:
+    if where == "probe":
+        raise InputError("probes measure and do not compete, so that there is no race; leave race out")
+    if seeds <= FEWEST_SEEDS:
+        raise InputError(f"a race needs more than {FEWEST_SEEDS} seeds, seeds is {seeds}; give the most you would run")
+
+
+def _primary(primary: str | None, names: Sequence[str]) -> str:
+    if primary is None:
+        return names[0]
+    if primary not in names:
+        raise InputError(f"primary is {primary!r}; the measures here are {', '.join(names)}")
+    return primary
+
+
+def _checked_margin(margin: float, primary: str) -> float:
+    if not margin >= 0:
+        raise InputError(f"margin is {margin}; give the smallest difference in {primary} that matters, 0 or more")
+    return float(margin)

@@ -1,0 +1,62 @@
+"""The splits of a study: every seed's is encoded once, and kept for the next arm as long as there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from probatum.spec import Data, Part, Truth
+
+KEPT_BYTES = 2**29
+"""Bytes of encoded splits that are kept."""
+
+
+class Preparing(Protocol):
+    """What the bench needs of a dataset."""
+
+    def prepare(self, seed: int, *, fractions: tuple[float, float, float]) -> Data: ...
+
+
+@dataclass
+class Splits:
+    """The encoded splits of a dataset, by seed."""
+
+    dataset: Preparing
+    fractions: tuple[float, float, float]
+    _kept: dict[int, Data] = field(default_factory=dict, init=False, repr=False)
+
+    def data(self, seed: int) -> Data:
+        """The split of one seed; the last ones are kept, as many as fit."""
+        found = self._kept.pop(seed, None)
+        if found is None:
+            found = self.dataset.prepare(seed, fractions=self.fractions)
+            while self._kept and sum(map(size, self._kept.values())) + size(found) > KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+        self._kept[seed] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to other processes: splits are encoded there."""
+        return {**self.__dict__, "_kept": {}}
+
+
+def size(data: Data) -> int:
+    """Bytes that a split holds: rows, targets, strings, and what is known of a made world; on disk: more than is kept."""
+    parts = [data.train, data.valid, data.test]
+    total = 0
+    if data.truth is not None:
+        parts += [part for part in (data.truth.shifted, data.truth.outside) if part is not None]
+        total += sum(v.nbytes for v in _tensors(data.truth))
+    for part in parts:
+        if not isinstance(part.x, Tensor):
+            return KEPT_BYTES + 1
+        total += part.x.nbytes + part.y.nbytes + part.rows.nbytes + sum(map(len, part.text or ()))
+    return total
+
+
+def _tensors(value: Part | Truth) -> Iterator[Tensor]:
+    found = (getattr(value, one.name) for one in fields(value))
+    return (one for one in found if isinstance(one, Tensor))

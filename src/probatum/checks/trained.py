@@ -1,0 +1,94 @@
+"""What every technique that takes part in training shares: short trainings on toy data, run once for all checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probatum.checks.networks import anatomy
+from probatum.checks.subject import Subject, fingerprint
+from probatum.recipe import Recipe, Training
+from probatum.rooms.arena import alone
+from probatum.spec import Data
+from probatum.train.assemble import Assembly, assemble
+from probatum.train.loop import train
+from probatum.train.rng import seeded, stream
+
+
+def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """Final weights of a short training with the technique."""
+    return final_weights(subject.recipe(settings), subject.data())
+
+
+def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Final weights without the technique, and with it at these settings."""
+    base = Recipe(training=Training(steps=12, batch_size=16, lr=1e-2))
+    return final_weights(base, subject.data()), exercise(subject, settings)
+
+
+def draws(subject: Subject) -> bool:
+    """Whether training with the technique moves torch's global random state, dropout aside: that, the bench seeds."""
+    preferred = [name for name in ("image", "table", "series") if name in subject.modalities()]
+    data = subject.data(modality=preferred[0] if preferred else None)
+    parts = assemble(alone(subject.recipe(), data, 3))
+    for module in parts.run.model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    with seeded(3, "training"):
+        before = torch.get_rng_state()
+        train(parts.run, parts.methods, stream(3, "order"), schedule="constant")
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def final_weights(recipe: Recipe, data: Data) -> dict[str, Tensor]:
+    """Final weights of a short training of this recipe."""
+    parts = assemble(alone(recipe, data, 3))
+    with seeded(3, "training"):
+        train(parts.run, parts.methods, stream(3, "order"), schedule=recipe.training.schedule)
+    return dict(parts.run.model.state_dict())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A short training that has ended, and how things were before it; shared, so that nobody may change it.
+
+    Attributes:
+        parts: run and methods.
+        anatomy: of the network before, see `networks.anatomy`.
+        types: of its modules before.
+        rows: fingerprint of the training rows before.
+        parameters: how many numbers the network had before.
+    """
+
+    parts: Assembly
+    anatomy: list[str]
+    types: frozenset[type]
+    rows: str
+    parameters: int
+
+
+@cache
+def trained(name: str, modality: str) -> Trained:
+    """A short training of a technique on toy data of a modality."""
+    parts = prepared(Subject(name), modality)
+    model, rows = parts.run.model, parts.run.train
+    types = frozenset(type(module) for module in model.modules())
+    before = (anatomy(model), types, fingerprint([rows.x, rows.y]), sum(p.numel() for p in model.parameters()))
+    run_it(parts)
+    return Trained(parts, *before)
+
+
+def prepared(subject: Subject, modality: str | None = None) -> Assembly:
+    """A short run with the technique in it."""
+    return assemble(alone(subject.recipe(), subject.data(modality=modality), 2))
+
+
+def run_it(parts: Assembly) -> None:
+    """Train the assembly."""
+    with seeded(2, "training"):
+        train(parts.run, parts.methods, stream(2, "order"), schedule="constant")

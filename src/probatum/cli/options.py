@@ -1,0 +1,55 @@
+"""The options of `probatum try`, made from the fields of what a user may set (`probatum.options`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from probatum.options import Option, options
+
+PANELS = {
+    "reading": "How data are read",
+    "own": "Data of one kind",
+    "judging": "What is compared, and when it counts",
+    "running": "Where and how it runs",
+    "fine_tuning": "Fine-tuning",
+    "rules": "Rules of one arena",
+}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose last parameter, ``said``, takes all those options by name, so that Typer sees one option each."""
+    own = inspect.signature(command, eval_str=True)
+    parameters = [one for one in own.parameters.values() if one.name != "said"]
+
+    def run(**given: Any) -> None:
+        explicit = {one.name: given.pop(one.name) for one in parameters}
+        command(**explicit, said=given)
+
+    made = [_parameter(option) for option in options()]
+    run.__signature__ = inspect.Signature([*parameters, *made])  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in (*parameters, *made)}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    flags = [option.flag]
+    if option.kind is bool:
+        flags = [f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"]
+    about = option.about[:1].upper() + option.about[1:]
+    info = typer.Option(*flags, help=about, rich_help_panel=PANELS[option.group], show_default=_shown(option))
+    kind: Any = list[option.kind] if option.many else option.kind  # type: ignore[name-defined]
+    if option.default is None or option.many:
+        kind = kind | None
+    default = None if option.many else option.default
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _shown(option: Option) -> bool:
+    return option.default is not None and not option.many

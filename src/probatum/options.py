@@ -1,0 +1,133 @@
+"""Options: the fields of what a user may set, as the command line calls them. One table for `probatum try`, its help, and
+the command that repeats a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from typing import Any
+
+from probatum.errors import InputError
+from probatum.rooms import find
+from probatum.rooms.arena import rules_of
+from probatum.rooms.kind import kinds
+from probatum.settings import FineTuning, Judging, Reading, Running, documented
+
+VALUES: dict[str, type] = {"reading": Reading, "judging": Judging, "running": Running, "fine_tuning": FineTuning}
+"""Values of `Study`, by the argument that takes them."""
+
+OWN, RULES = "own", "rules"
+"""Options of one kind of data, and rules of one arena: both are found by name."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line.
+
+    Attributes:
+        group: the argument of `Study` it belongs to, "own" (into `Reading.options`) or "rules".
+        holder: the value's class.
+        field: the field's name in it.
+        flag: as it is written, e.g. ``--pretrain``.
+        kind: bool, int, float or str.
+        many: whether it may be given several times.
+        default: what stands where it is not given.
+        about: what it means.
+    """
+
+    group: str
+    holder: type
+    field: str
+    flag: str
+    kind: type
+    many: bool
+    default: Any
+    about: str
+
+    @property
+    def name(self) -> str:
+        """The option as a Python name."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+@cache
+def options() -> tuple[Option, ...]:
+    """All options, those of the kinds of data and of the arenas among them."""
+    found = [option for group, value in VALUES.items() for option in _of(group, value)]
+    own = (kind.options() for kind in kinds())
+    found += [option for value in own if value is not None for option in _of(OWN, value)]
+    rules = (rules_of(name) for name in find.names("arena"))
+    found += [option for value in rules if value is not None for option in _of(RULES, value)]
+    return tuple(found)
+
+
+def _of(group: str, value: type) -> list[Option]:
+    about = documented(value)
+    found = []
+    for one in fields(value):
+        flag = one.metadata.get("flag", "--" + one.name.replace("_", "-"))
+        if flag:
+            kind, many = _kind(one)
+            found.append(Option(group, value, one.name, flag, kind, many, _default(one), about.get(one.name, "")))
+    return found
+
+
+def _kind(one: Field[Any]) -> tuple[type, bool]:
+    words = str(one.type)
+    if words.startswith("tuple"):
+        return str, True
+    if words == "bool":
+        return bool, False
+    if "str" in words or "Any" in words:
+        return str, False
+    return (float if "float" in words else int), False
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default is not MISSING else None
+
+
+def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Study` that these options, by their Python names, stand for.
+
+    Raises:
+        InputError: rules of more than one arena.
+    """
+    by_holder: dict[type, dict[str, Any]] = {}
+    for option in options():
+        got = given.get(option.name, option.default)
+        if got != option.default and got is not None:
+            by_holder.setdefault(option.holder, {})[option.field] = tuple(got) if option.many else got
+    found: dict[str, Any] = {}
+    for group, holder in VALUES.items():
+        said = by_holder.pop(holder, {})
+        if group == "reading":
+            own = {option.holder for option in options() if option.group == OWN}
+            said["options"] = {k: v for one in own & set(by_holder) for k, v in by_holder.pop(one).items()}
+        found[group] = holder(**said) if said or group != "fine_tuning" else None
+    if len(by_holder) > 1:
+        names = " and ".join(sorted(getattr(holder, "arena", holder.__name__) for holder in by_holder))
+        raise InputError(f"options of the arenas {names} together; give one's")
+    found["rules"] = next((holder(**said) for holder, said in by_holder.items()), None)
+    return found
+
+
+def words_for(holder: type, said: Mapping[str, Any]) -> list[str]:
+    """The words of the command line that say these fields of a value; what is as usual is not said."""
+    words: list[str] = []
+    for option in options():
+        got = said.get(option.field)
+        if option.holder is not holder or got is None or got in (option.default, ()):
+            continue
+        if option.kind is bool:
+            words.append(option.flag if got else option.flag.replace("--", "--no-", 1))
+            continue
+        for one in got if option.many else (got,):
+            words += [option.flag, f"{one:g}" if isinstance(one, float) else str(one)]
+    return words
+
+
+def own_holders() -> Iterable[type]:
+    """The classes of options that only one kind of data asks."""
+    return dict.fromkeys(option.holder for option in options() if option.group == OWN)

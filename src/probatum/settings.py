@@ -1,0 +1,141 @@
+"""What a user may set beyond the dozen arguments of `Study`: frozen values, one a question.
+
+The docstrings are the one place that says what a field means: the command line makes its options and their help from
+them (`probatum.cli.options`). Values are checked where they are used; nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from probatum.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read.
+
+    Attributes:
+        target: column to predict; without it the last of target, label, class, y, or the last column.
+        task: auto, classes, reals, next-token (language modelling), or another task's name.
+        modality: auto, table, image, text, series, or another kind of data's name.
+        group: column whose values stay on one side of the split.
+        time: column to split by: the latest rows are the test.
+        split: column, or one word a row, that says train, valid (dev, val) or test.
+        drop: columns to leave out; may be given several times.
+        name: what to call the data.
+        memory: what the decoded data may take, bytes or words such as 2GB; larger Parquet files and image folders are
+            streamed from disk. Without it PROBATUM_MEMORY, or a quarter of what is free.
+        world: put every split into a world of known truth: label-noise:RATE, human-labels, spurious:RATE, long-tail:RATIO,
+            covariate-shift, label-shift, ood or probabilities.
+        options: what only one kind of data asks, by name, e.g. ``{"tokens": "bpe"}`` for long texts, ``{"size": 32}`` for
+            folders of images, ``{"text": "review"}`` for a column of texts; see the `OPTIONS` of the kinds.
+    """
+
+    target: str | None = field(default=None, metadata={"flag": ""})
+    task: str = "auto"
+    modality: str = "auto"
+    group: str | None = None
+    time: str | None = None
+    split: str | Sequence[object] | None = None
+    drop: tuple[str, ...] = ()
+    name: str | None = field(default=None, metadata={"flag": ""})
+    memory: float | str | None = None
+    world: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={"flag": ""})
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What is compared, and when it counts.
+
+    Attributes:
+        budget: steps, or compute: equal arithmetic instead of equal gradient steps.
+        references: show classical predictors beside the baseline.
+        confirm: try the winner again on as many fresh seeds.
+        confidence: of every interval.
+        race: stop arms once they are decided or hopeless; the number of seeds is the most that an arm can run.
+    """
+
+    budget: str = "steps"
+    references: bool = True
+    confirm: bool = True
+    confidence: float = 0.95
+    race: bool = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where and how it runs.
+
+    Attributes:
+        timing: measure speed, interleaved, after the fits.
+        threads: torch threads in every trial.
+        workers: processes that run trials side by side; 0: as many as the cores hold. Timings are taken alone.
+        on: ray://HOST:PORT, or ray: run the trials on a Ray cluster, or on this machine's.
+        stack: train an arm's seeds as one computation: auto (where a probe says that it pays), always, never. Answers are
+            the same to float tolerance.
+        device: where networks are trained: cpu, cuda, cuda:1, mps, or auto for what is there.
+        speed: plain, or auto: time channels-last images and torch.compile on the baseline, use what pays in every trial.
+        precision: float32; bf16: training passes in bfloat16, which changes results; or auto, with speed auto.
+        devices: how many devices train one network together; above 1 it needs pip install probatum[cluster].
+        strategy: over several devices: ddp (copies of the network) or fsdp (its pieces).
+    """
+
+    timing: bool = True
+    threads: int = 1
+    workers: int = 1
+    on: str | None = None
+    stack: str = "auto"
+    device: str = "cpu"
+    speed: str = "plain"
+    precision: str = "float32"
+    devices: int = 1
+    strategy: str = "ddp"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Every arm starts from one pretrained network, with a new last layer.
+
+    Attributes:
+        source: other data, as for the study, on which the baseline's network is trained first, once for all seeds.
+        steps: updates of that training; None = the usual number, at most 3,000.
+        weights: or weights: a state dict, a module, or a file by torch.save or of safetensors.
+    """
+
+    source: Any = field(default=None, metadata={"flag": "--pretrain"})
+    steps: int | None = field(default=None, metadata={"flag": "--pretrain-steps"})
+    weights: Any = field(default=None, metadata={"flag": "--pretrained"})
+
+
+def with_target(reading: Reading, target: str | None) -> Reading:
+    """A reading in which the target, given in short beside it, is said; InputError where it is said twice."""
+    if target is None or target == reading.target:
+        return reading
+    if reading.target is not None:
+        raise InputError(f"target is {target!r} and the reading's {reading.target!r}; say it once")
+    return replace(reading, target=target)
+
+
+def told(value: Any) -> dict[str, Any]:
+    """The fields of a value that say other than its class does by default."""
+    usual = type(value)()
+    return {name: got for name in value.__dataclass_fields__ if (got := getattr(value, name)) != getattr(usual, name)}
+
+
+def documented(kind: type) -> dict[str, str]:
+    """What a value's docstring says of each of its fields, by name, each on one line."""
+    found: dict[str, str] = {}
+    lines = (kind.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    for line in lines:
+        words = line.strip()
+        if words and len(line) - len(line.lstrip()) == margin:
+            name, _, about = words.partition(": ")
+            found[name] = about
+        elif words and found:
+            found[next(reversed(found))] += f" {words}"
+    return found
