@@ -115,7 +115,9 @@ def test_claims_on_data_say_which_kind() -> None:
 
 
 def test_a_claim_on_images_rests_on_no_other_kind_of_data() -> None:
-    rooms = {tuple(module.split(".")[1:3]) for module, _ in counted(sources(), "gradient-noise") if module.count(".") > 1}
+    rooms = {
+        tuple(module.split(".")[1:3]) for module, _ in counted(sources(), "gradient-noise") if module.count(".") > 1
+    }
     assert {kind for room, kind in rooms if room == "kinds"} == {"image", "usual"}
     assert ("tasks", "classes") in rooms
     assert not [room for room, _ in rooms if room in ("worlds", "arenas")]
