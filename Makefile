@@ -46,7 +46,7 @@ bench: $(READY)  ## speed, side by side, as ratios
 claims: $(READY) ## run every paper's claim and record the evidence
 	$(BIN)/python -m probatum.claims.record
 
-stale-claims: $(READY) ## only those whose files changed since
+stale-claims: $(READY) ## only those whose evidence rests on code that changed since
 	$(BIN)/python -m probatum.claims.record --stale
 
 honesty: $(READY) ## how often the bench is wrong: A/A studies and planted effects

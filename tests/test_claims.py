@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from probatum import catalogue
-from probatum.claims.record import claims_of, evidence, is_stale, run_claim
+from probatum.claims.chosen import claims_of
+from probatum.claims.record import evidence, is_stale, recorded, run_claim
 
 RECORDED = evidence()
 CLAIMS = [(name, claim.id) for name in catalogue.names() for claim in claims_of(name)]
@@ -17,10 +18,11 @@ QUICK_SECONDS = 25
 
 @pytest.mark.parametrize(("name", "claim"), CLAIMS)
 def test_claim_is_recorded_and_fresh(name: str, claim: str) -> None:
-    key = f"{name}/{claim}"
-    assert key in RECORDED, f"run `python -m probatum.claims.record {name}`"
-    entry = RECORDED[key]
-    assert not is_stale(name, entry), f"{key}: its files changed since; run `python -m probatum.claims.record {name}`"
+    entry = recorded(name, claim, RECORDED)
+    assert not is_stale(name, entry), (
+        f"{name}/{claim}: what its evidence rests on changed since (`python -m probatum.claims.fingerprint {name}` lists "
+        f"it); run `python -m probatum.claims.record {name}`"
+    )
     assert entry["verdict"] in ("reproduced", "not reproduced here")
     assert entry["measured"]
     assert all(math.isfinite(value) for value in entry["measured"].values())
@@ -28,7 +30,8 @@ def test_claim_is_recorded_and_fresh(name: str, claim: str) -> None:
 
 
 def test_nothing_is_recorded_that_no_longer_exists() -> None:
-    assert set(RECORDED) == {f"{name}/{claim}" for name, claim in CLAIMS}
+    gone = set(RECORDED) - {f"{name}/{claim}" for name, claim in CLAIMS}
+    assert not gone, f"evidence.json holds claims that are no more: {', '.join(sorted(gone))}; take them out"
 
 
 def test_a_rotating_claim_comes_out_as_recorded() -> None:
@@ -36,8 +39,8 @@ def test_a_rotating_claim_comes_out_as_recorded() -> None:
         (name, claim)
         for name in catalogue.names()
         for claim in claims_of(name)
-        if not claim.needs_library and RECORDED[f"{name}/{claim.id}"]["seconds"] <= QUICK_SECONDS
+        if not claim.needs_library and recorded(name, claim.id, RECORDED)["seconds"] <= QUICK_SECONDS
     ]
     assert quick, "no claim is quick enough to be run here"
     name, claim = quick[datetime.now(UTC).toordinal() % len(quick)]
-    assert run_claim(name, claim)["verdict"] == RECORDED[f"{name}/{claim.id}"]["verdict"], name
+    assert run_claim(name, claim)["verdict"] == recorded(name, claim.id, RECORDED)["verdict"], name

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import fcntl
-import hashlib
-import importlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,29 +15,18 @@ from typing import Any
 
 from probatum import catalogue
 from probatum.claims.base import Claim, Evidence
+from probatum.claims.chosen import choose, in_turn, read_seeds, seeds_in_words
+from probatum.claims.fingerprint import fingerprint
 from probatum.errors import InputError
 
 EVIDENCE = Path(__file__).with_name("evidence.json")
-
-
-def claims_of(name: str) -> tuple[Claim, ...]:
-    """The claims of a technique, from ``claims/<slot>/<name>.py`` (or the file beside an outside technique)."""
-    where = catalogue.place(name)
-    if where.inside is None:
-        raise InputError(f"{name} comes from outside the package ({where.path}) and brings no recorded claim")
-    module = ".".join(("probatum", "claims", *where.inside.parts))
-    try:
-        return tuple(importlib.import_module(module).CLAIMS)
-    except ModuleNotFoundError as problem:
-        if problem.name != module:
-            raise
-        raise InputError(f"{name} has no claim file; expected {module.replace('.', '/')}.py") from problem
 
 
 def run_claim(name: str, claim: Claim, seeds: Sequence[int] | None = None) -> dict[str, Any]:
     """Run one claim and return its record; torch runs on one thread, so that results do not depend on the machine's cores."""
     import torch
 
+    basis = fingerprint(name)  # of the files as they are before, whatever is edited meanwhile
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -47,7 +34,7 @@ def run_claim(name: str, claim: Claim, seeds: Sequence[int] | None = None) -> di
         evidence = claim.run(tuple(seeds or claim.seeds))
     finally:
         torch.set_num_threads(threads)
-    return _entry(name, claim, evidence, tuple(seeds or claim.seeds), time.perf_counter() - start)
+    return _entry(name, claim, evidence, tuple(seeds or claim.seeds), time.perf_counter() - start, basis)
 
 
 def record(name: str, entry: dict[str, Any], path: Path = EVIDENCE) -> None:
@@ -67,11 +54,21 @@ def evidence(path: Path = EVIDENCE) -> dict[str, Any]:
 
 
 def is_stale(name: str, entry: dict[str, Any]) -> bool:
-    """Whether the technique's or the claim's file changed since the evidence was recorded."""
-    return entry["source"] != _sources(name)
+    """Whether anything that the evidence rests on (see `probatum.claims.fingerprint`) changed since it was recorded."""
+    return entry.get("fingerprint") != fingerprint(name)
 
 
-def _entry(name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], seconds: float) -> dict[str, Any]:
+def recorded(name: str, claim: str, known: dict[str, Any]) -> dict[str, Any]:
+    """The evidence of one claim among what is known; InputError, with the command to run, where there is none."""
+    key = f"{name}/{claim}"
+    if key not in known:
+        raise InputError(f"{key} has no recorded evidence; run `python -m probatum.claims.record {name}`")
+    return known[key]
+
+
+def _entry(
+    name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], seconds: float, basis: str
+) -> dict[str, Any]:
     import numpy
     import torch
 
@@ -87,7 +84,7 @@ def _entry(name: str, claim: Claim, found: Evidence, seeds: tuple[int, ...], sec
         "note": found.note,
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
-        "source": _sources(name),
+        "fingerprint": basis,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
     }
 
@@ -96,45 +93,66 @@ def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def digest_of(*sources: str) -> str:
-    """Hash of what Python sources do: their syntax trees without the card, so that comments and metadata do not count."""
-    found = hashlib.sha256()
-    for source in sources:
-        tree = ast.parse(source)
-        tree.body = [node for node in tree.body if not (isinstance(node, ast.Assign) and _is_card(node))]
-        found.update(ast.dump(tree).encode())
-    return found.hexdigest()[:16]
+def check_recordable(chosen: Sequence[tuple[str, Claim]], seeds: tuple[int, ...]) -> None:
+    """InputError unless these are the seeds on which each of the claims is recorded."""
+    for name, claim in chosen:
+        if seeds != claim.seeds:
+            raise InputError(
+                f"seeds {seeds_in_words(seeds)} are not those of the record: {name}/{claim.id} is recorded on "
+                f"{seeds_in_words(claim.seeds)}, for seeds 101 on are for the record; add --dry to run on others"
+            )
 
 
-def _is_card(node: ast.Assign) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == "CARD" for target in node.targets)
+def run_and_record(names: Sequence[str], claim: str | None, seeds: str | None, *, dry: bool, stale: bool) -> None:
+    """Run claims and record them, telling what is done.
+
+    Args:
+        names: techniques; none = all.
+        claim: id of one claim of one technique; None = all.
+        seeds: e.g. ``"1-5"``; None = those of each claim.
+        dry: print, do not record.
+        stale: only claims whose evidence is missing or stale.
+
+    Raises:
+        InputError: for what is not there, and for seeds that are not for the record unless `dry`.
+    """
+    chosen = choose(names or catalogue.names(), claim)
+    wanted = None if seeds is None else read_seeds(seeds)
+    if wanted is not None and not dry:
+        check_recordable(chosen, wanted)
+    if stale:
+        known = evidence()
+        chosen = [
+            (name, its) for name, its in chosen if (k := f"{name}/{its.id}") not in known or is_stale(name, known[k])
+        ]
+    if not chosen:
+        print("nothing is stale: every claim's evidence is of the code as it stands")
+    if dry and chosen:
+        spent = sorted({seed for _, its in chosen for seed in wanted or its.seeds})
+        print(f"dry: nothing is recorded; spends seeds {seeds_in_words(spent)}", flush=True)
+    for name, its, its_seeds, line in in_turn(chosen, wanted):
+        print(line, file=sys.stderr, flush=True)
+        entry = run_claim(name, its, its_seeds)
+        if not dry:
+            record(name, entry)
+        told = f"{entry['verdict']} in {entry['seconds']} s  {json.dumps(entry['measured'])}"
+        print(f"{name}/{its.id}: {told}", flush=True)
 
 
-def _sources(name: str) -> str:
-    where = catalogue.place(name)
-    files = [where.path]
-    if where.inside is not None:
-        files.append(Path(__file__).parent / where.inside.with_suffix(".py"))
-    return digest_of(*(file.read_text(encoding="utf-8") for file in files if file.exists()))
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the claims of the named techniques (all without a name) and record them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m probatum.claims.record", description=main.__doc__)
     parser.add_argument("technique", nargs="*")
+    parser.add_argument("--claim", help="id of one claim of one technique")
+    parser.add_argument("--seeds", help="e.g. 1-5 or 1,2,7; other seeds than a claim's own need --dry")
     parser.add_argument("--dry", action="store_true", help="print, do not record")
-    parser.add_argument("--stale", action="store_true", help="only claims whose files changed since they were recorded")
-    arguments = parser.parse_args()
-    asdicts = evidence()
-    for name in arguments.technique or catalogue.names():
-        for claim in claims_of(name):
-            key = f"{name}/{claim.id}"
-            if arguments.stale and key in asdicts and not is_stale(name, asdicts[key]):
-                continue
-            entry = run_claim(name, claim)
-            if not arguments.dry:
-                record(name, entry)
-            print(f"{key}: {entry['verdict']} in {entry['seconds']} s  {json.dumps(entry['measured'])}", flush=True)
+    parser.add_argument("--stale", action="store_true", help="only claims whose evidence is missing or stale")
+    asked = parser.parse_args(arguments)
+    try:
+        run_and_record(asked.technique, asked.claim, asked.seeds, dry=asked.dry, stale=asked.stale)
+    except InputError as problem:
+        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

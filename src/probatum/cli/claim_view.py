@@ -8,23 +8,30 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from probatum.claims.record import claims_of, run_claim
+from probatum.claims.chosen import choose, in_turn, read_seeds
+from probatum.claims.record import run_claim
 
 
-def print_claims(name: str, *, as_json: bool) -> None:
-    """Run all claims of a technique; nothing is recorded (`make claims` does that)."""
+def print_claims(name: str, *, as_json: bool, claim: str | None = None, seeds: str | None = None) -> None:
+    """Run the claims of a technique, or one of them; nothing is recorded (`make claims` does that).
+
+    Args:
+        name: the technique's id.
+        as_json: print the entries as JSON, and all else to standard error.
+        claim: id of one claim.
+        seeds: e.g. ``"1-5"`` or ``"1,2,7"``; None = those that the claim is recorded on.
+
+    Raises:
+        InputError: an unknown technique or claim, or seeds that cannot be read.
+    """
     console = Console(stderr=as_json)
     entries: list[dict[str, Any]] = []
-    for claim in claims_of(name):
-        console.print(Text(f"{name}/{claim.id}: {claim.says}"))
-        console.print(
-            Text(
-                f"  threshold: {claim.threshold}\n  on {claim.data}, seeds {list(claim.seeds)}, about {claim.minutes:g} min",
-                style="dim",
-            )
-        )
+    chosen, wanted = choose([name], claim), None if seeds is None else read_seeds(seeds)
+    for _, its, its_seeds, line in in_turn(chosen, wanted):
+        console.print(Text(line))
+        console.print(Text(f"  {its.says}\n  threshold: {its.threshold}\n  on {its.data}", style="dim"))
         with console.status("running ..."):
-            entry = run_claim(name, claim)
+            entry = run_claim(name, its, its_seeds)
         entries.append(entry)
         style = "bold green" if entry["verdict"] == "reproduced" else "bold yellow"
         console.print(Text(f"  {entry['verdict']} ({entry['seconds']} s)", style=style))

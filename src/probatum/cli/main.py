@@ -201,15 +201,19 @@ def runs(
 @app.command()
 def claim(
     id: Annotated[str, typer.Argument(help="A technique's id.")],
+    claim: Annotated[str | None, typer.Option(help="Id of one of its claims; default: all.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="E.g. 1-5 or 1,2,7; default: those of the record, from 101.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a paper's claim and say whether it was reproduced here.
 
-    Example: [dim]probatum claim gradient-noise[/dim]
+    Example: [dim]probatum claim gradient-noise --seeds 1-5[/dim]
     """
     from probatum.cli.claim_view import print_claims
 
-    print_claims(id, as_json=as_json)
+    print_claims(id, as_json=as_json, claim=claim, seeds=seeds)
 
 
 @app.command()

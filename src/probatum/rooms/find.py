@@ -29,7 +29,9 @@ from types import ModuleType
 from probatum.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
-SORTS = ("kind", "task", "arena")
+HOMES = {"kind": ("probatum.kinds",), "task": ("probatum.kinds", "probatum.tasks"), "arena": ("probatum.arenas",)}
+"""The packages whose folders are rooms of a sort. By these names `claims.fingerprint` knows where members are found."""
+SORTS = tuple(HOMES)
 ADDED = "probatum_room_"
 """How packages of rooms that joined by `add` are named."""
 NAME = re.compile(r'^ *NAME(?:: [^=\n]+)? = "([^"]+)"', flags=re.MULTILINE)
@@ -127,11 +129,10 @@ def _rooms(sort: str) -> dict[str, Room]:
 @cache
 def _packaged(sort: str) -> dict[str, Room]:
     found: dict[str, Room] = {}
-    homes = ("kinds", "tasks") if sort == "task" else (f"{sort}s",)
-    for home in homes:
-        for file in sorted((PACKAGE / home).glob(f"*/{sort}.py")):
+    for home in HOMES[sort]:
+        for file in sorted((PACKAGE / home.rpartition(".")[2]).glob(f"*/{sort}.py")):
             name = _name(sort, file.parent)
-            found[name] = Room(sort, name, file.parent, f"probatum.{home}.{file.parent.name}")
+            found[name] = Room(sort, name, file.parent, f"{home}.{file.parent.name}")
     for name, one in _from_entry_points(sort).items():
         if name in found:
             raise InputError(f"{one.folder}: there is a {sort} called {name} already, in {found[name].folder}")
