@@ -64,7 +64,7 @@ def table(path: Path, n: int = 120) -> Path:
 
 def test_rows_seen_in_training_are_left_out(shipped: Path, small_study: Study) -> None:
     report = probatum.audit(shipped, FRAME, target="cultivar")
-    data = small_study.bench().data(0)
+    data = small_study.context.data(0)
     assert report.rows == len(data.test)
     assert any("seen in training and are left out" in note for note in report.notes)
     assert report["shift"].verdict != "fault"
@@ -84,7 +84,7 @@ def test_a_folder_that_does_not_say_is_told_of(shipped: Path, tmp_path: Path) ->
 
 
 def test_hashes_know_rows_by_their_values(shipped: Path, small_study: Study) -> None:
-    data = small_study.bench().data(0)
+    data = small_study.context.data(0)
     assert seen_rows(shipped, data.train).all()
     assert seen_rows(shipped, data.valid).all()
     assert not seen_rows(shipped, data.test).any()

@@ -81,7 +81,7 @@ def test_rule_1_arms_share_weights_and_order_and_cannot_disturb_each_other(greed
     for loss in ("", "encouraging-loss+"):
         w = work(loss + greedy)
         parts = assemble(alone(w.arm.recipe, w.data, 0))
-        predict.train(parts.run, parts.methods, torch.Generator().manual_seed(5))
+        train(parts.run, parts.methods, torch.Generator().manual_seed(5))
         seen.append(next(m for m in parts.methods if hasattr(m, "seen")).seen)
     assert seen[0] == seen[1]
 

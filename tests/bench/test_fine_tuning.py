@@ -106,7 +106,7 @@ def test_workers_come_to_the_same_records(halves: Any, records: Records) -> None
 def test_the_setup_travels(halves: Any) -> None:
     source, target = halves
     study = Study(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
-    factory = unpack(pack(study.bench().setup)).factory
+    factory = unpack(pack(study.context)).factory
     assert isinstance(factory, Adapted)
     assert isinstance(study._factory, Adapted)
     assert all(torch.equal(value, study._factory.state[name]) for name, value in factory.state.items())
@@ -120,7 +120,7 @@ def test_measures_and_references(halves: Any) -> None:
     assert study.plan.references[:3] == (*REFERENCES, "logistic regression")
     study.plan = replace(study.plan, references=REFERENCES)
     study.run()
-    spec = study.bench().data(0).spec
+    spec = study.context.data(0).spec
     numbers = sum(p.numel() for p in build(spec).parameters())
     head = 65 * spec.outputs
     full, few, scratch = (measures(study, arm) for arm in ("baseline", HEAD_ONLY, FROM_SCRATCH))
@@ -196,7 +196,7 @@ def test_a_model_of_the_catalogue(halves: Any) -> None:
 def _resnet(study: Study) -> nn.Module:
     from probatum.train.assemble import network_of
 
-    return network_of(study.plan.base, study.bench().data(0).spec, None)
+    return network_of(study.plan.base, study.context.data(0).spec, None)
 
 
 class Own(nn.Module):
@@ -229,7 +229,7 @@ def test_own_networks_and_weights(halves: Any, kind: str, tmp_path: Path) -> Non
         study = Study(target, ["gradient-noise"], model=Own, **SHORT, fine_tuning=FineTuning(source=source))
     else:
         study = Study(target, ["gradient-noise"], model=Own, **options, fine_tuning=FineTuning(weights=given))
-        made = study._factory(study.bench().data(0).spec)
+        made = study.context.factory(study.context.data(0).spec)
         assert torch.equal(made.body[1].weight, state["body.1.weight"])
         assert not torch.equal(made.out.weight, state["out.weight"])
     assert "+" in study.plan.model
@@ -306,7 +306,7 @@ def test_tables_are_encoded_as_the_source_was() -> None:
 
     source, target = frame(200, 0.0, ["a", "b", "c"]), frame(120, 2.0, ["c", "b"])
     study = Study(target.select("c", "x", "y"), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
-    data = study.bench().data(1)
+    data = study.context.data(1)
     assert data.spec.cardinalities == (4,)
     words = data.pipeline.features.levels["c"]
     assert words == ("a", "b", "c")
@@ -324,7 +324,7 @@ def test_texts_are_encoded_with_the_sources_words() -> None:
     rows = np.arange(texts.n)
     source, target = texts.take(rows[::2], "a"), texts.take(rows[1::2], "b")
     study = Study(target, ["very-large-dropout"], **SHORT, fine_tuning=FineTuning(source=source))
-    words = {seed: study.bench().data(seed).pipeline.features.words for seed in (0, 1)}
+    words = {seed: study.context.data(seed).pipeline.features.words for seed in (0, 1)}
     assert words[0] == words[1] == source.prepare(0, fractions=(0.8, 0.1, 0.1)).pipeline.features.words
     assert study.plan.pretrained["copied"] == 1
     assert all(t.status == "ok" for t in study.run().trials)
@@ -341,7 +341,7 @@ def test_ships_with_its_origin(halves: Any, tmp_path: Path) -> None:
         assert not description["own_model"]
         assert "Pretrained on even digits" in (folder / "README.md").read_text()
         shipped = load(folder)
-        work = study.bench().work(*_player(study, arm), 0)
+        work = study.context.work(*_player(study, arm), 0)
         from probatum.arenas.predict import arena as predict
 
         wanted = predict.fit(work).predict(work.data.test)

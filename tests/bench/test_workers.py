@@ -263,7 +263,7 @@ def test_what_cannot_travel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     import far_away
 
-    parcel = pack(Study("iris", ["gradient-noise"], model=far_away.far, **SHORT).bench().setup)
+    parcel = pack(Study("iris", ["gradient-noise"], model=far_away.far, **SHORT).context)
     assert unpack(parcel).plan.model
     monkeypatch.delitem(sys.modules, "far_away")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
@@ -276,14 +276,14 @@ def test_a_technique_file_travels_with_the_study(deadly: Callable[..., str], tmp
 
     study = Study("iris", [deadly()], **SHORT)
     digest = catalogue.digest("deadly")
-    parcel = pack(study.bench().setup)
+    parcel = pack(study.context)
     (tmp_path / "method" / "deadly.py").unlink()
     catalogue._added.clear()
     setup = unpack(parcel)
     assert catalogue.digest("deadly") == digest
     assert catalogue.place("deadly").slot == "method"
     assert catalogue.place("deadly").path != tmp_path / "method" / "deadly.py"
-    assert setup.study == study.bench().setup.study_key()
+    assert setup.study == study.context.study_key()
 
 
 def test_other_versions_are_refused() -> None:

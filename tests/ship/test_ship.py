@@ -27,13 +27,13 @@ def from_the_bench(study: Study, arm: str) -> torch.Tensor:
     chosen = next((a for a in study.plan.arms if a.name == arm), None)
     from probatum.recipe import Arm
 
-    work = study.bench().work(chosen or Arm(arm, study.plan.base), "" if chosen else arm, 0)
+    work = study.context.work(chosen or Arm(arm, study.plan.base), "" if chosen else arm, 0)
     return predict.fit(work).predict(work.data.test)
 
 
 def raw_rows(study: Study) -> pl.DataFrame:
     """The first seed's test rows as a user would have them, target left out."""
-    rows = study.bench().data(0).test.rows.numpy()
+    rows = study.context.data(0).test.rows.numpy()
     return (
         pl.from_pandas(FRAME.drop(columns="target"))
         .with_row_index()
