@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch.utils.flop_counter import FlopCounterMode
-
+from probatum.numerics.cost.operations import counted
 from probatum.recipe import Recipe
 from probatum.spec import Data
 from probatum.train.assemble import ModelFactory, assemble, budget_for
@@ -34,7 +33,6 @@ def _operations(recipe: Recipe, data: Data, seed: int, factory: ModelFactory | N
     parts = assemble(recipe, data, seed, factory=factory)
     parts.run.budget = replace(parts.run.budget, steps=steps, steps_per_epoch=10**9)
     few = replace(parts.run, valid=replace(parts.run.valid, x=parts.run.valid.x[:1], y=parts.run.valid.y[:1]))
-    counter = FlopCounterMode(display=False)
-    with seeded(seed, "training"), counter:
+    with seeded(seed, "training"), counted() as operations:
         train(few, parts.methods, stream(seed, "order"), select="last")
-    return float(counter.get_total_flops())
+    return float(operations.total)
