@@ -319,7 +319,8 @@ def _formulas() -> dict[str, Formula]:
     for name in ATTENTION:
         first = name in POSITIONS_FIRST
         found[name if name.startswith("_scaled") else name + "_forward"] = attention(first)
-        found[name + "_backward"] = attention_backward(name + "_backward", first)
+        if "math" not in name:
+            found[name + "_backward"] = attention_backward(name + "_backward", first)
     found |= {"_native_multi_head_attention": native_attention, "_transformer_encoder_layer_fwd": encoder_layer}
     found |= {"mkldnn_rnn_layer": onednn_rnn, "mkldnn_rnn_layer_backward": onednn_rnn_backward}
     found |= {"_cudnn_rnn": fused_rnn, "_cudnn_rnn_backward": fused_rnn_backward}

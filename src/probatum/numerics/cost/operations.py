@@ -47,12 +47,16 @@ def counted() -> Operations:
     nested strided tensors beyond linear and encoder layers, hand-written kernels, quantised layers.
 
     Attention counts all pairs, also those that a mask hides, and padding counts as data do, so that the count hangs on
-    sizes alone and is the same for every kernel that torch may choose. Three things cannot be so: a network that
-    decides itself how much it runs; packed sequences, which have the steps they have; the LSTM of CPUs under
-    `create_graph`, which runs its forward pass again.
+    sizes alone and is the same for every kernel that torch may choose. What cannot be so: a network that decides itself
+    how much it runs; packed sequences, which have the steps they have; the LSTM of CPUs under `create_graph`, which runs
+    its forward pass again; forward-mode derivatives (`jvp`), where torch multiplies by tangents that are zero too.
 
-    Nothing is switched off or on meanwhile, and results are those of a usual run, to the bit; but compiled functions
-    run uncompiled. Blocks nest; each counts what is inside it. Raises nothing of its own.
+    Nothing is switched off or on meanwhile, and results are those of a usual run, to the bit, also under autocast, which
+    torch itself leaves off inside dispatch modes (`numerics.cost.autocast`). Two exceptions: compiled functions run
+    uncompiled, and eigenvalues or singular values alone are computed with their vectors (and count so), which may round
+    them otherwise. `flex_attention` refuses to run inside any dispatch mode.
+
+    Blocks nest; each counts what is inside it. Raises nothing of its own.
     """
     return Operations()
 
@@ -143,13 +147,13 @@ def _opened(func: Any, args: Any, kwargs: dict[str, Any]) -> Callable[..., Any] 
     Where autograd is off composite operations come whole, and so do operations of other libraries and of one's own.
     """
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    if any(x.layout != torch.strided or x.is_nested for x in tensors):
+    if any(x.is_nested for x in tensors):
         return None  # these have kernels of their own
     if registered(func, DispatchKey.CompositeImplicitAutograd):
         return partial(func._op_dk, DispatchKey.CompositeImplicitAutograd)
     if func.namespace in BUILT_IN or not all(isinstance(m, Operations) for m in _get_current_dispatch_mode_stack()):
         return None
-    places = {x.device.type.upper() for x in tensors}
+    places = {x.device.type.upper() if x.layout == torch.strided else "" for x in tensors}
     if places not in ({"CPU"}, {"CUDA"}):
         return None
     return partial(func.redispatch, torch._C.DispatchKeySet(getattr(DispatchKey, *places)))
