@@ -210,6 +210,28 @@ def test_checkpoints_run_twice(reentrant: bool) -> None:
     assert found == FIRST + SECOND + again + back
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_fused_kernels_in_checkpoints(reentrant: bool) -> None:
+    q, pairs = torch.randn(2, 3, 4, 8, requires_grad=True), 2 * 2 * 3 * 4 * 4 * 8
+    layer, x = nn.LSTM(3, 4), torch.randn(6, 2, 3, requires_grad=True)
+    forward, through, onto = 2 * 12 * 7 * 16, 2 * 12 * 4 * 16, 2 * 12 * 3 * 16
+
+    def run(part: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
+        return lambda: checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+
+    assert total(run(lambda q: 2 * F.scaled_dot_product_attention(q, q, q), q)) == (2 + 2 + 4) * pairs
+    assert total(run(lambda x: 2 * layer(x)[0], x)) == 3 * forward + through * 5 // 6 + onto
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradients_of_gradients_of_convolutions(groups: int) -> None:
+    layer, x = nn.Conv1d(4, 4, 3, groups=groups), torch.randn(2, 4, 9, requires_grad=True)
+    one = 2 * 2 * 7 * 4 * (4 // groups) * 3
+    (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    # the slope, a transposed convolution of 2 y, needs the gradients of y and of the weights; y those of x and of the weights
+    assert total(slope.square().sum().backward) == 4 * one
+
+
 def test_transforms() -> None:
     net, x = network()
     weights = {name: value.detach() for name, value in net.named_parameters()}
