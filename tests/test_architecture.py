@@ -132,3 +132,11 @@ def test_packages_hold_no_code_in_their_init() -> None:
         if path.parent in (SOURCE, SOURCE / "data"):
             continue  # the public names
         assert not path.read_text(encoding="utf-8").strip(), f"{path} should be empty"
+
+
+def test_one_counter_of_operations() -> None:
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "flop_counter" not in text, (
+            f"{path}: count with numerics.cost.operations, torch's own counter misses much"
+        )

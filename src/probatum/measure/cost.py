@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from probatum.measure.base import Measure
+from probatum.numerics.cost.operations import counted
 
 _TENTH = math.log(1.1)
 
@@ -60,15 +59,14 @@ def nonzero(model: nn.Module, *, frozen: bool = False) -> int:
 
 
 def flops(fn: Callable[[], Any]) -> int:
-    """Run `fn` once and return the floating-point operations of its matrix products, convolutions and attention.
+    """Run `fn` once and return its floating-point operations; see `numerics.cost.operations.counted` for what counts.
 
-    Forward and backward count, whatever `fn` runs; elementwise operations do not count, nor do recurrent networks'
-    gates. A multiply-add counts as two. Fused kernels, which hide their operations, are off meanwhile: rounding and
-    time may differ from a usual run, so count on a run of its own.
+    Forward and backward count, whatever `fn` runs, a multiply-add as two; elementwise operations do not. Results are
+    those of a usual run, time is not.
     """
-    with _countable(), FlopCounterMode(display=False) as counter:
+    with counted() as operations:
         fn()
-    return int(counter.get_total_flops())
+    return operations.total
 
 
 def macs(model: nn.Module, x: Tensor) -> int:
@@ -200,18 +198,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _countable() -> Iterator[None]:
-    """Turn off fused kernels, whose operations the counter cannot see."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = before
-        torch.backends.mha.set_fastpath_enabled(fast)

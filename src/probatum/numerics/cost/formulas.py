@@ -86,7 +86,7 @@ def product(a: Tensor, b: Tensor) -> int:
     if sparse(a) and sparse(b):
         left, right = a.to_sparse_coo().coalesce(), b.to_sparse_coo().coalesce()
         counts = [torch.bincount(i, minlength=a.shape[1]) for i in (left.indices()[1], right.indices()[0])]
-        return 2 * complexity(a) * int(counts[0] @ counts[1])
+        return 2 * complexity(a) * int((counts[0] * counts[1]).sum())
     if sparse(b):
         return 2 * complexity(a) * math.prod(a.shape[:-1]) * size(b)
     return 2 * complexity(a) * size(a) * (b.shape[-1] if b.dim() > 1 else 1)

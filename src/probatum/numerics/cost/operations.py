@@ -48,8 +48,9 @@ def counted() -> Operations:
 
     Attention counts all pairs, also those that a mask hides, and padding counts as data do, so that the count hangs on
     sizes alone and is the same for every kernel that torch may choose. What cannot be so: a network that decides itself
-    how much it runs; packed sequences, which have the steps they have; the LSTM of CPUs under `create_graph`, which runs
-    its forward pass again; forward-mode derivatives (`jvp`), where torch multiplies by tangents that are zero too.
+    how much it runs; packed sequences, which have the steps they have; the LSTM of CPUs under `create_graph` and in
+    `torch.func.grad`, which runs its forward pass again; forward-mode derivatives (`jvp`), where torch multiplies by
+    tangents that are zero too.
 
     Nothing is switched off or on meanwhile, and results are those of a usual run, to the bit, also under autocast, which
     torch itself leaves off inside dispatch modes (`numerics.cost.autocast`). Two exceptions: compiled functions run

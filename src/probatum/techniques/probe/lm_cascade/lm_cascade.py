@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +29,11 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
+from probatum.numerics.cost.operations import counted
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
@@ -218,9 +219,9 @@ class Middle(NamedTuple):
 
 def flops(model: nn.Module, x: Tensor) -> float:
     """Operations of one forward pass a row, or the network's parameters where none are counted."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counted() as operations, torch.no_grad():
         model(x)
-    return counter.get_total_flops() / len(x) or float(sum(p.numel() for p in model.parameters()))
+    return operations.total / len(x) or float(sum(p.numel() for p in model.parameters()))
 
 
 def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
@@ -230,18 +231,15 @@ def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
         ValueError: a network without any layer of a known kind.
     """
     found: list[tuple[nn.Module, float]] = []
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        hooks = [
-            module.register_forward_hook(lambda m, _, out: found.append((m, float(counter.get_total_flops()))))
-            for module in model.modules()
-            if isinstance(module, STATES)
-        ]
+    with counted() as operations, torch.no_grad(), ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, STATES):
+                hook = layer.register_forward_hook(lambda m, _, out: found.append((m, float(operations.total))))
+                hooks.callback(hook.remove)
         model(x)
-        for hook in hooks:
-            hook.remove()
     if not found:
         raise ValueError("the large network has no linear, convolutional, embedding or norm layer; leave embed-1+2 out")
-    total = float(counter.get_total_flops())
+    total = float(operations.total)
     if not total:  # in order of the layers instead
         found, total = [(m, k + 1.0) for k, (m, _) in enumerate(found)], float(len(found))
     module, spent = next(pair for pair in found if pair[1] >= share * total)
