@@ -10,8 +10,8 @@ from typing import Any
 
 from probatum.errors import InputError
 from probatum.rooms import find
-from probatum.rooms.arena import rules_of
 from probatum.rooms.kind import kinds
+from probatum.rooms.rules import rules_of
 from probatum.settings import FineTuning, Judging, Reading, Running, documented
 
 VALUES: dict[str, type] = {"reading": Reading, "judging": Judging, "running": Running, "fine_tuning": FineTuning}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from loosely import study_of
 from probatum import catalogue
 from probatum.arenas.predict import arena as predict
 from probatum.arenas.predict.fit import steps_for
@@ -161,7 +162,7 @@ def test_equal_compute_and_timings(data: Data) -> None:
 def test_a_study_resumes_ships_and_predicts(text: str, tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     options = {"seeds": 6, "steps": 6, "batch_size": 8, "running": Running(timing=False), "store": store}
-    study = Study(corpus(text, length=16, name="book"), ["gradient-noise"], **options)
+    study = study_of(corpus(text, length=16, name="book"), ["gradient-noise"], **options)
     assert study.plan.primary == "bits-per-character"
     assert study.plan.references == ("unigram", "n-gram")
     first = study.run()
@@ -179,7 +180,7 @@ def test_a_study_resumes_ships_and_predicts(text: str, tmp_path: Path) -> None:
 
         def ended(self, job: object, trial: object) -> None: ...
 
-    again = Study(corpus(text, length=16, name="book"), ["gradient-noise"], **options)
+    again = study_of(corpus(text, length=16, name="book"), ["gradient-noise"], **options)
     assert key_of(again.plan.describe()) == key_of(study.plan.describe())
     second = again.run(Listener())
     assert ran[0] == "24 of 24"

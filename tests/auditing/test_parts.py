@@ -15,6 +15,7 @@ from probatum.auditing.labels import confident_disagreement, contradictions
 from probatum.auditing.shift import two_sample
 from probatum.auditing.slices import _worse, holm
 from probatum.measure.outside import auroc
+from probatum.rooms.kind import takes
 from probatum.spec import Spec
 
 
@@ -85,7 +86,7 @@ def test_advice_names_what_fits_by_tags_alone() -> None:
         for technique in advised([name], spec):
             card = catalogue.card(technique)
             assert set(card.tags) & set(fault.tags)
-            assert "table" in card.modalities
+            assert not takes(card, "table", "classes")
     assert "cmle" not in advised(["shifted"], spec, most=99)  # it asks for the treatment's column
     assert "cape" in advised(["overconfident"], spec, most=99)
     assert "cape" not in advised(["overconfident"], replace(spec, outputs=3), most=99)

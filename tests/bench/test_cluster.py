@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from probatum import Study
+from loosely import study_of
 from probatum.bench.cluster import check_cluster
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, trials_of
@@ -66,7 +66,7 @@ class Starts:
 
 def test_ray_finds_what_one_process_finds(nodes: Any, records: Records) -> None:
     arms = ["gradient-noise", "selu-snn+h-calibration(window=10, steps=5)"]
-    one, many = (Study("wine", arms, **SHORT, running=Running(on=on)).run() for on in (None, "ray"))
+    one, many = (study_of("wine", arms, **SHORT, running=Running(on=on)).run() for on in (None, "ray"))
     assert records(one.trials) == records(many.trials)
     assert [t.key for t in one.trials] == [t.key for t in many.trials]
     assert [(v.arm, v.measure, v.word) for v in one.verdicts()] == [(v.arm, v.measure, v.word) for v in many.verdicts()]
@@ -74,16 +74,16 @@ def test_ray_finds_what_one_process_finds(nodes: Any, records: Records) -> None:
 
 
 def test_a_process_that_is_killed(nodes: Any, deadly: Callable[..., str], records: Records, tmp_path: Path) -> None:
-    calm = Study("iris", [deadly()], **SHORT).run()
+    calm = study_of("iris", [deadly()], **SHORT).run()
     starts = Starts()
-    wild = Study("iris", [deadly()], **SHORT, running=Running(on="ray")).run(starts)
+    wild = study_of("iris", [deadly()], **SHORT, running=Running(on="ray")).run(starts)
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     assert starts.count == 13
     assert records(calm.trials) == records(wild.trials)
 
 
 def test_a_trial_that_always_kills_is_given_up(nodes: Any, deadly: Callable[..., str], tmp_path: Path) -> None:
-    results = Study("iris", [deadly(deaths=99)], **SHORT, running=Running(on="ray")).run()
+    results = study_of("iris", [deadly(deaths=99)], **SHORT, running=Running(on="ray")).run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 3
     failed = [t for t in results.trials if t.status != "ok"]
     assert [t.record for t in failed] == [{"reason": "the worker died (WorkerCrashedError) three times"}]
@@ -106,12 +106,12 @@ def test_a_node_that_is_lost(nodes: Any, deadly: Callable[..., str], records: Re
     remover.start()
     starts = Starts()
     try:
-        wild = Study("iris", [arm], **SHORT, running=Running(on="ray")).run(starts)
+        wild = study_of("iris", [arm], **SHORT, running=Running(on="ray")).run(starts)
     finally:
         remover.join()
     assert (graves / f"node-{doomed.node_id}").exists(), "the lost node had work"
     assert starts.count > 12
-    calm = Study("iris", [arm], **SHORT).run()
+    calm = study_of("iris", [arm], **SHORT).run()
     assert records(calm.trials) == records(wild.trials)
 
 
@@ -144,18 +144,18 @@ def test_a_client_of_a_cluster_elsewhere(nodes: Any, records: Records, tmp_path:
     assert f"on ray://127.0.0.1:{port}" in " ".join(run.stdout.split())
     with Store(tmp_path / "s.db") as store:
         held = trials_of(store, find_study(store), "fit")
-    assert records(held) == records(Study("iris", ["gradient-noise"], **SHORT).run().trials)
+    assert records(held) == records(study_of("iris", ["gradient-noise"], **SHORT).run().trials)
 
 
 def test_no_node_is_large_enough(nodes: Any) -> None:
     with pytest.raises(InputError, match="no node of the cluster has 3 CPUs"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(on="ray", threads=3)).run()
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(on="ray", threads=3)).run()
 
 
 @pytest.mark.parametrize("on", ["nonsense", "ray://", "ray://here", "http://here:1"])
 def test_an_address_that_is_none(on: str) -> None:
     with pytest.raises(InputError, match="give ray://HOST:PORT"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(on=on))
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(on=on))
 
 
 def test_nothing_answers() -> None:
@@ -165,10 +165,10 @@ def test_nothing_answers() -> None:
 
 def test_workers_and_a_cluster_are_one_too_many() -> None:
     with pytest.raises(InputError, match="workers or on, not both"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(on="ray", workers=2))
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(on="ray", workers=2))
 
 
 def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"probatum\[cluster\]"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(on="ray"))
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(on="ray"))

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from probatum import Study, catalogue
+from loosely import study_of
+from probatum import catalogue
 from probatum.arenas.predict import arena as predict
-from probatum.bench.honesty import count, honesty, paired_noise, simulated_noise
+from probatum.arenas.predict import fit as fitting
+from probatum.arenas.predict import timing
+from probatum.bench.honesty import FRACTIONS, count, honesty, paired_noise, simulated_noise
+from probatum.bench.splits import Splits
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
@@ -20,6 +24,7 @@ from probatum.rooms.arena import Terms, Work, alone
 from probatum.spec import Data, Part
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.compute import equal_steps
+from probatum.train.loop import train
 
 SHORT = {"seeds": 6, "epochs": 2, "timing": False, "references": False, "confirm": False}
 
@@ -68,7 +73,7 @@ def work(arm: str | None = None, dataset: str = "iris", steps: int = 20, **more:
     base = Recipe(training=Training(steps=steps, batch_size=16))
     data = open_dataset(dataset).prepare(0)
     chosen = Arm("baseline", base) if arm is None else make_arm(arm, base)
-    return Work(chosen, "baseline" if arm is None else "", Terms(base=base), data, 0)
+    return Work(chosen, "baseline" if arm is None else "", Terms(base=base, **more), data, 0)
 
 
 def test_rule_1_arms_share_weights_and_order_and_cannot_disturb_each_other(greedy: str) -> None:
@@ -94,17 +99,15 @@ def test_rule_1_a_salted_arm_keeps_the_split_but_not_the_weights() -> None:
 
 
 def test_rule_2_equal_steps_by_default() -> None:
-    results = Study("iris", ["encouraging-loss", "gradient-noise"], **SHORT).run()
+    results = study_of("iris", ["encouraging-loss", "gradient-noise"], **SHORT).run()
     passes = {trial.arm: trial.record["measures"]["training-passes"] for trial in results.trials}
     assert len(set(passes.values())) == 1
 
 
 def test_rule_2_equal_compute_gives_a_dearer_arm_fewer_steps() -> None:
-    data = open_dataset("iris").prepare(0)
-    base = Recipe(training=Training(steps=200, batch_size=16))
-    steps = equal_steps(base, make_arm("tabm(k=4)", base).recipe, data, 0, None)
-    assert 1 <= steps < 200
-    assert equal_steps(base, make_arm("encouraging-loss", base).recipe, data, 0, None) == pytest.approx(200, abs=2)
+    dearer, as_dear = (work(arm, steps=200) for arm in ("tabm(k=4)", "encouraging-loss"))
+    assert 1 <= equal_steps(dearer, dearer.recipe) < 200
+    assert equal_steps(as_dear, as_dear.recipe) == 200
     equal = predict.trial(work("tabm(k=4)", equal_compute=True)).measures["training-passes"]
     plain = predict.trial(work("tabm(k=4)")).measures["training-passes"]
     assert equal < plain
@@ -112,9 +115,9 @@ def test_rule_2_equal_compute_gives_a_dearer_arm_fewer_steps() -> None:
 
 def test_rule_3_every_arm_gets_the_same_tuner_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     trainings: list[str] = []
-    original = predict.run_training
+    original = fitting.run_training
     monkeypatch.setattr(
-        predict, "run_training", lambda *a, **k: (trainings.append(a[1].arm.name), original(*a, **k))[1]
+        fitting, "run_training", lambda *a, **k: (trainings.append(a[0].arm.name), original(*a, **k))[1]
     )
     for arm in (None, "encouraging-loss"):
         predict.trial(work(arm, tune=4))
@@ -151,20 +154,20 @@ def test_rule_4_test_rows_are_read_after_all_choices(
     test = _Sealed(w.data.test.x, w.data.test.y, w.data.test.rows)
     sealed = replace(w, data=Data(w.data.spec, w.data.train, w.data.valid, test, w.data.pipeline))
     _Sealed.sealed = True
-    monkeypatch.setattr(predict, "_no_rows", lambda part: w.data.test)  # learners get no rows; the seal is not broken
+    monkeypatch.setattr(fitting, "no_rows", lambda part: w.data.test)  # learners get no rows; the seal is not broken
     with pytest.raises(AssertionError, match="before the training was over"):
         _ = sealed.data.test.x
     predict.fit(sealed)
 
 
 def test_rule_5_no_verdict_from_five_seeds() -> None:
-    results = Study("iris", ["encouraging-loss"], **{**SHORT, "seeds": 5}).run()
+    results = study_of("iris", ["encouraging-loss"], **{**SHORT, "seeds": 5}).run()
     assert {v.word for v in results.verdicts() if v.measure == "accuracy"} == {"undecided"}
 
 
 def test_rule_6_the_winner_is_confirmed_on_fresh_seeds() -> None:
     short = {"seeds": 6, "steps": 1, "timing": False, "references": False}
-    results = Study("wine", ["gbnn(total=20, units=10)"], primary="log-loss", **short).run()
+    results = study_of("wine", ["gbnn(total=20, units=10)"], primary="log-loss", **short).run()
     assert results.winner() == "gbnn(total=20, units=10)"  # after one step the baseline knows next to nothing
     assert not {t.seed for t in results.trials} & {t.seed for t in results.confirmation}
     confirmed = results.confirmed()
@@ -175,7 +178,7 @@ def test_rule_6_the_winner_is_confirmed_on_fresh_seeds() -> None:
 
 @pytest.mark.parametrize("arm", ["encouraging-loss(log_end=None)", "gradient-noise(eta=0.0)"])
 def test_rule_8_neutral_points_equal_the_baseline_bit_for_bit(arm: str) -> None:
-    results = Study("iris", [arm], **SHORT).run()
+    results = study_of("iris", [arm], **SHORT).run()
     digests = {(t.arm, t.seed): t.record["digest"] for t in results.trials}
     for (name, seed), digest in digests.items():
         assert digest == digests["baseline", seed], name
@@ -193,7 +196,9 @@ def test_rule_8_aa_on_simulated_records(capsys: pytest.CaptureFixture[str]) -> N
 def test_rule_8_aa_and_planted_effects_on_real_data(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     studies, seeds = 30, 6
-    first, second = paired_noise(open_dataset("wine"), range(studies * seeds), Training(steps=20, batch_size=32))
+    first, second = paired_noise(
+        Splits(open_dataset("wine"), FRACTIONS), range(studies * seeds), Training(steps=20, batch_size=32)
+    )
     false = count(first, second, seeds, lambda w: w in ("helps", "hurts"))
     lines = honesty(first, second, seeds, "wine")
     with capsys.disabled():
@@ -210,20 +215,20 @@ def test_rule_8_aa_and_planted_effects_on_real_data(capsys: pytest.CaptureFixtur
 
 
 def test_rule_9_no_effect_is_said() -> None:
-    results = Study("iris", ["sparsemax"], **SHORT).run()
+    results = study_of("iris", ["sparsemax"], **SHORT).run()
     verdict = next(v for v in results.verdicts() if v.measure == "accuracy")
     assert "no effect" in verdict.note
 
 
 def test_rule_10_speed_is_measured_against_the_baseline_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = predict.cost.interleave
+    original = timing.cost.interleave
 
     def spy(a: Any, b: Any, **settings: Any) -> Any:
         marked = (lambda: (calls.append("a"), a())[1], lambda: (calls.append("b"), b())[1])
         return original(*marked, **settings)
 
-    monkeypatch.setattr(predict.cost, "interleave", spy)
+    monkeypatch.setattr(timing.cost, "interleave", spy)
     found = predict.timings(work("tabm(k=4)"))
     assert set(found) == {"step-time-ratio", "latency-ratio"}
     assert all(calls[i : i + 2] == ["a", "b"] for i in range(0, len(calls), 2))
@@ -236,4 +241,4 @@ def test_budget_of_odd_rows_leaves_no_batch_of_one() -> None:
 
 def test_unequal_model_output_is_named_before_the_study() -> None:
     with pytest.raises(InputError, match=r"outputs of shape \(2, 7\).*3 classes"):
-        Study("iris", ["encouraging-loss"], model=lambda: torch.nn.Linear(4, 7), **SHORT)
+        study_of("iris", ["encouraging-loss"], model=lambda: torch.nn.Linear(4, 7), **SHORT)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from loosely import study_of
 from probatum import Study
 from probatum.bench import pretrained_start as start
 from probatum.bench.parcel import pack, unpack
@@ -67,10 +68,10 @@ def measures(study: Study, arm: str, seed: int = 0) -> dict[str, float]:
 def test_pretrained_once_and_never_again(halves: Any, counted: list[int], tmp_path: Path, records: Records) -> None:
     source, target = halves
     store = tmp_path / "store.sqlite"
-    first = Study(target, ["gradient-noise"], store=store, **SHORT, fine_tuning=FineTuning(source=source))
+    first = study_of(target, ["gradient-noise"], store=store, **SHORT, fine_tuning=FineTuning(source=source))
     trials = first.run().trials
     assert counted == [1]
-    again = Study(
+    again = study_of(
         target,
         ["gradient-noise", "flora-tucker"],
         store=store,
@@ -82,7 +83,7 @@ def test_pretrained_once_and_never_again(halves: Any, counted: list[int], tmp_pa
     assert again.plan.pretrained == first.plan.pretrained
     found = records(again.run().trials)
     assert {key: found[key] for key in records(trials)} == records(trials)
-    other = Study(
+    other = study_of(
         target, ["gradient-noise"], store=store, **{**SHORT, "pretrain_steps": 9}, fine_tuning=FineTuning(source=source)
     )
     assert counted == [1, 1]
@@ -94,8 +95,10 @@ def test_workers_come_to_the_same_records(halves: Any, records: Records) -> None
     arms = ["flora-tucker", "very-large-dropout"]
     found = []
     for workers in (1, 2):
-        study = Study(target, arms, **SHORT, running=Running(workers=workers), fine_tuning=FineTuning(source=source))
-        study.plan = replace(study.plan, references=REFERENCES)  # without the classical ones, which take longer
+        study = study_of(target, arms, **SHORT, running=Running(workers=workers), fine_tuning=FineTuning(source=source))
+        study.context = replace(
+            study.context, plan=replace(study.plan, references=REFERENCES)
+        )  # without the classical ones, which take longer
         found.append(study.run().trials)
     here, there = found
     assert {t.arm for t in here} == {"baseline", HEAD_ONLY, FROM_SCRATCH, *arms}
@@ -105,20 +108,20 @@ def test_workers_come_to_the_same_records(halves: Any, records: Records) -> None
 
 def test_the_setup_travels(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
+    study = study_of(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     factory = unpack(pack(study.context)).factory
     assert isinstance(factory, Adapted)
-    assert isinstance(study._factory, Adapted)
-    assert all(torch.equal(value, study._factory.state[name]) for name, value in factory.state.items())
+    assert isinstance(study.context.factory, Adapted)
+    assert all(torch.equal(value, study.context.factory.state[name]) for name, value in factory.state.items())
 
 
 def test_measures_and_references(halves: Any) -> None:
     source, target = halves
-    study = Study(
+    study = study_of(
         target, ["flora-tucker"], **{**SHORT, "references": True, "seeds": 1}, fine_tuning=FineTuning(source=source)
     )
     assert study.plan.references[:3] == (*REFERENCES, "logistic regression")
-    study.plan = replace(study.plan, references=REFERENCES)
+    study.context = replace(study.context, plan=replace(study.plan, references=REFERENCES))
     study.run()
     spec = study.context.data(0).spec
     numbers = sum(p.numel() for p in build(spec).parameters())
@@ -138,7 +141,7 @@ def test_measures_and_references(halves: Any) -> None:
 
 def test_a_primary_measure_of_fine_tuning(halves: Any) -> None:
     source, target = halves
-    study = Study(
+    study = study_of(
         target,
         ["flora-tucker"],
         primary="stored-parameters",
@@ -155,8 +158,8 @@ def test_stacked_seeds_are_those_alone(halves: Any) -> None:
     arms = ["residual-adapters", "flora-tucker"]
     found = []
     for stack in ("never", "always"):
-        study = Study(target, arms, **{**SHORT, "stack": stack}, fine_tuning=FineTuning(source=source))
-        study.plan = replace(study.plan, references=REFERENCES)
+        study = study_of(target, arms, **{**SHORT, "stack": stack}, fine_tuning=FineTuning(source=source))
+        study.context = replace(study.context, plan=replace(study.plan, references=REFERENCES))
         found.append({(t.arm, t.seed): t for t in study.run().trials})
     for key, alone in found[0].items():
         other = found[1][key]
@@ -173,23 +176,25 @@ def test_techniques_that_need_a_pretrained_network() -> None:
     with pytest.raises(
         InputError, match="flora-tucker adapts a pretrained network; give data to pretrain on by --pretrain"
     ):
-        Study("digits", ["flora-tucker"], **{k: v for k, v in SHORT.items() if k != "pretrain_steps"})
+        study_of("digits", ["flora-tucker"], **{k: v for k, v in SHORT.items() if k != "pretrain_steps"})
 
 
 def test_other_networks_are_not_tried(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["resnet", "gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
+    study = study_of(target, ["resnet", "gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     assert [arm.name for arm in study.plan.arms] == ["gradient-noise"]
     assert "not the network that was pretrained; try it with --model" in study.plan.skipped["resnet"]
 
 
 def test_a_model_of_the_catalogue(halves: Any) -> None:
     source, target = halves
-    study = Study(target, ["gradient-noise"], model="resnet(depth=8)", **SHORT, fine_tuning=FineTuning(source=source))
-    assert isinstance(study._factory, Adapted)
-    model = study._factory.adapt(_resnet(study))
+    study = study_of(
+        target, ["gradient-noise"], model="resnet(depth=8)", **SHORT, fine_tuning=FineTuning(source=source)
+    )
+    assert isinstance(study.context.factory, Adapted)
+    model = study.context.factory.adapt(_resnet(study))
     first = next(iter(model.state_dict()))
-    assert torch.equal(model.state_dict()[first], study._factory.state[first])
+    assert torch.equal(model.state_dict()[first], study.context.factory.state[first])
     assert measures(study, "baseline")["parameters"] == sum(p.numel() for p in model.parameters())
 
 
@@ -226,9 +231,9 @@ def test_own_networks_and_weights(halves: Any, kind: str, tmp_path: Path) -> Non
         given = tmp_path / "net.safetensors"
         save_file(state, given)
     if kind == "data":
-        study = Study(target, ["gradient-noise"], model=Own, **SHORT, fine_tuning=FineTuning(source=source))
+        study = study_of(target, ["gradient-noise"], model=Own, **SHORT, fine_tuning=FineTuning(source=source))
     else:
-        study = Study(target, ["gradient-noise"], model=Own, **options, fine_tuning=FineTuning(weights=given))
+        study = study_of(target, ["gradient-noise"], model=Own, **options, fine_tuning=FineTuning(weights=given))
         made = study.context.factory(study.context.data(0).spec)
         assert torch.equal(made.body[1].weight, state["body.1.weight"])
         assert not torch.equal(made.out.weight, state["out.weight"])
@@ -265,12 +270,12 @@ def test_data_that_do_not_go_together(halves: Any) -> None:
         ("toy-topics", {"pretrained": {"w": torch.zeros(1)}}, "which word"),
     ):
         with pytest.raises(InputError, match=words):
-            Study(data, ["gradient-noise"], seeds=2, **options)
+            study_of(data, ["gradient-noise"], seeds=2, **options)
 
 
 def test_rows_that_stand_in_both_are_told(halves: Any) -> None:
     _, target = halves
-    study = Study(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source="digits"))
+    study = study_of(target, ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source="digits"))
     assert study.plan.pretrained["shared_rows"] == target.n
     assert "warning" in " ".join(started_from(study.plan.pretrained))
 
@@ -279,7 +284,7 @@ def test_rows_of_tables_that_stand_in_both_are_told() -> None:
     draw = np.random.default_rng(1)
     frame = pl.DataFrame({"a": draw.normal(size=90), "b": draw.normal(size=90), "y": np.arange(90) % 3})
     more = pl.DataFrame({"a": draw.normal(size=30), "b": draw.normal(size=30), "y": np.arange(30) % 3})
-    study = Study(
+    study = study_of(
         frame, ["gradient-noise"], target="y", **SHORT, fine_tuning=FineTuning(source=pl.concat([frame, more]))
     )
     assert study.plan.pretrained["shared_rows"] == 90
@@ -305,7 +310,7 @@ def test_tables_are_encoded_as_the_source_was() -> None:
         return pl.DataFrame({"x": x, "c": c, "y": np.where(x > shift, "up", "down")})
 
     source, target = frame(200, 0.0, ["a", "b", "c"]), frame(120, 2.0, ["c", "b"])
-    study = Study(target.select("c", "x", "y"), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
+    study = study_of(target.select("c", "x", "y"), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
     data = study.context.data(1)
     assert data.spec.cardinalities == (4,)
     words = data.pipeline.features.levels["c"]
@@ -316,14 +321,14 @@ def test_tables_are_encoded_as_the_source_was() -> None:
     assert study.plan.pretrained["copied"] == 1
     assert all(t.status == "ok" for t in study.run().trials)
     with pytest.raises(InputError, match=r"other columns than the data of pretraining \(c, z\)"):
-        Study(target.rename({"c": "z"}), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
+        study_of(target.rename({"c": "z"}), ["gradient-noise"], **SHORT, fine_tuning=FineTuning(source=source))
 
 
 def test_texts_are_encoded_with_the_sources_words() -> None:
     texts = open_dataset("toy-topics")
     rows = np.arange(texts.n)
     source, target = texts.take(rows[::2], "a"), texts.take(rows[1::2], "b")
-    study = Study(target, ["very-large-dropout"], **SHORT, fine_tuning=FineTuning(source=source))
+    study = study_of(target, ["very-large-dropout"], **SHORT, fine_tuning=FineTuning(source=source))
     words = {seed: study.context.data(seed).pipeline.features.words for seed in (0, 1)}
     assert words[0] == words[1] == source.prepare(0, fractions=(0.8, 0.1, 0.1)).pipeline.features.words
     assert study.plan.pretrained["copied"] == 1
@@ -332,7 +337,7 @@ def test_texts_are_encoded_with_the_sources_words() -> None:
 
 def test_ships_with_its_origin(halves: Any, tmp_path: Path) -> None:
     source, target = halves
-    study = Study(target, ["flora-tucker", "residual-adapters"], **SHORT, fine_tuning=FineTuning(source=source))
+    study = study_of(target, ["flora-tucker", "residual-adapters"], **SHORT, fine_tuning=FineTuning(source=source))
     study.run()
     for arm in ("flora-tucker", "residual-adapters"):
         folder = study.ship(arm, tmp_path / arm)
@@ -362,7 +367,7 @@ def test_ships_from_the_store(halves: Any, counted: list[int], tmp_path: Path, m
         np.savez(tmp_path / f"{name}.npz", x=part.x.numpy(), y=part.y.numpy())
     store = tmp_path / "store.sqlite"
     options = {**SHORT, "store": store, "pretrain": str(tmp_path / "source.npz")}
-    Study(str(tmp_path / "target.npz"), ["flora-tucker"], **options).run()
+    study_of(str(tmp_path / "target.npz"), ["flora-tucker"], **options).run()
     ship_from_store(str(store), None, "flora-tucker", tmp_path / "model")
     assert counted == [1]
     description = json.loads((tmp_path / "model" / "model.json").read_text())

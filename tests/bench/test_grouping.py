@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from loosely import study_of
 from probatum.arenas.predict import stacks as together
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
@@ -21,7 +22,7 @@ ARMS = ["encouraging-loss", "gradient-noise", "tabm(k=2, width=8, depth=1)", "h-
 
 
 def study(stack: str, store: Any = None, **options: Any) -> Study:
-    return Study(
+    return study_of(
         "iris",
         ARMS,
         seeds=6,
@@ -135,8 +136,7 @@ def test_short_trainings_are_not_probed() -> None:
 
 def test_the_probe_stacks_small_networks_and_not_streamed_or_single_ones() -> None:
     plan = Study("iris", ["gradient-noise"], seeds=6, steps=200, running=Running(timing=False))
-    bench = plan.bench()
-    works = [bench.work(plan.plan.arms[0], "", seed) for seed in range(6)]
+    works = [plan.context.work(plan.plan.arms[0], "", seed) for seed in range(6)]
     choice = together.probe(works, 1, 1)
     assert choice.ratio > 0
     assert choice.stack == (choice.ratio >= together.GAIN)

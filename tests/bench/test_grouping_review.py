@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from loosely import study_of
 from probatum.arenas.predict import stacks as together
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
@@ -24,7 +25,7 @@ SEEDS = 4
 
 
 def study(stack: str = "always", **options: Any) -> Study:
-    return Study(
+    return study_of(
         "iris",
         ["gradient-noise"],
         seeds=SEEDS,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from probatum import Study, catalogue
+from loosely import study_of
+from probatum import catalogue
 from probatum.errors import InputError
 from probatum.recipe import Recipe, make_arm
 
@@ -51,7 +52,7 @@ def legal(first: str, second: str) -> bool:
     [(("selu-snn", "gradient-noise"), "wine"), (("dcls", "deeply-supervised-nets"), "digits")],
 )
 def test_named_pairs_run(names: tuple[str, str], data: str) -> None:
-    trials = Study(data, [arm(*names)], **SHORT).run().trials
+    trials = study_of(data, [arm(*names)], **SHORT).run().trials
     assert [trial.status for trial in trials] == ["ok", "ok"], [trial.record.get("reason") for trial in trials]
 
 
@@ -64,7 +65,7 @@ def test_random_legal_pairs_run() -> None:
         if not legal(first, second):
             continue
         try:
-            study = Study(data, [arm(first, second)], **SHORT)
+            study = study_of(data, [arm(first, second)], **SHORT)
         except InputError as problem:  # methods that clash are known once they are built
             refused.append(f"{first}+{second}: {problem}")
             continue
@@ -90,10 +91,10 @@ def test_random_legal_pairs_run() -> None:
 )
 def test_illegal_pairs_are_refused_by_name(names: tuple[str, str], data: str) -> None:
     with pytest.raises(InputError) as refusal:
-        Study(data, ["+".join(names)], **SHORT)
+        study_of(data, ["+".join(names)], **SHORT)
     assert all(name in str(refusal.value) for name in names), refusal.value
 
 
 def test_a_pair_over_two_arenas_is_refused() -> None:
     with pytest.raises(InputError, match=r"integrated-gradients plays in explain, selu-snn plays in predict"):
-        Study("digits", ["integrated-gradients+selu-snn"], **SHORT)
+        study_of("digits", ["integrated-gradients+selu-snn"], **SHORT)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from probatum import Study
+from loosely import study_of
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, results_of, trials_of
 from probatum.errors import InputError
@@ -151,16 +151,17 @@ def test_processes_that_race(url: str) -> None:
 def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from probatum import Study\n"
-        f"study = Study('iris', ['gradient-noise', 'encouraging-loss'], store=sys.argv[1], **{SHORT!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from loosely import study_of\n"
+        f"study = study_of('iris', ['gradient-noise', 'encouraging-loss'], store=sys.argv[1], **{SHORT!r})\n"
         "print(study.run().answer())\n"
     )
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(2)]
     told = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    file = Study("iris", ["gradient-noise", "encouraging-loss"], store=tmp_path / "store.sqlite", **SHORT)
-    workers = Study("iris", ["gradient-noise", "encouraging-loss"], **SHORT, running=Running(workers=2))
+    file = study_of("iris", ["gradient-noise", "encouraging-loss"], store=tmp_path / "store.sqlite", **SHORT)
+    workers = study_of("iris", ["gradient-noise", "encouraging-loss"], **SHORT, running=Running(workers=2))
     with Store(url) as store:
         assert len(store.studies()) == 1
         found = find_study(store)

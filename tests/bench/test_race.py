@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from loosely import study_of
 from probatum import Study
 from probatum.bench.execute import Silent
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
@@ -171,7 +172,16 @@ def plan_of(arms: Sequence[str], looks: tuple[int, ...] = LOOKS, fixed_split: bo
     data = DataPlan("made up", "0", "table", "classes", "y", 100, (0.6, 0.2, 0.2), fixed_split)
     players = tuple(Arm(name, Recipe()) for name in arms)
     seeds = tuple(range(looks[-1]))
-    return StudyPlan("predict", data, Recipe(), players, ("reference",), seeds, "accuracy", race=looks)
+    return StudyPlan(
+        arena="predict",
+        data=data,
+        base=Recipe(),
+        arms=players,
+        references=("reference",),
+        seeds=seeds,
+        primary="accuracy",
+        race=looks,
+    )
 
 
 class Made:
@@ -301,7 +311,7 @@ def words_of(results: Results, timed: bool = True) -> list[tuple[str, ...]]:
 
 
 def test_a_raced_study_for_real(tmp_path: Path) -> None:
-    calm = Study("wine", ARMS, store=tmp_path / "calm.sqlite", **SMALL)
+    calm = study_of("wine", ARMS, store=tmp_path / "calm.sqlite", **SMALL)
     whole = calm.run()
     ran = whole.seeds_run()
     assert calm.plan.race == (6, 7, 8)
@@ -321,28 +331,28 @@ def test_a_raced_study_for_real(tmp_path: Path) -> None:
     wild, untimed = tmp_path / "wild.sqlite", SMALL | {"timing": False}
     for after in (4, 25):
         with pytest.raises(KeyboardInterrupt):
-            Study("wine", ARMS, store=wild, **untimed).run(Cut(after))
+            study_of("wine", ARMS, store=wild, **untimed).run(Cut(after))
         with Store(wild) as store:
             stored = len(store.trials(find_study(store).key))
             with pytest.raises(InputError, match="lacks"):
                 results_of(store, find_study(store))
     last = Cut(10_000)
-    resumed = Study("wine", ARMS, store=wild, **untimed).run(last)
+    resumed = study_of("wine", ARMS, store=wild, **untimed).run(last)
     assert stored >= 25
     assert last.ran == len(whole.trials) + len(whole.confirmation) - stored
     assert words_of(resumed, timed=False) == words_of(whole, timed=False)
     again = Cut(10_000)
-    assert words_of(Study("wine", ARMS, store=wild, **untimed).run(again)) == words_of(resumed)
+    assert words_of(study_of("wine", ARMS, store=wild, **untimed).run(again)) == words_of(resumed)
     assert again.ran == 0
 
 
 def test_trials_of_a_full_study_do_not_change_a_race_in_the_same_store(tmp_path: Path) -> None:
     options = SMALL | {"timing": False, "references": False, "confirm": False}
-    alone = Study("wine", ARMS, **options).run()
+    alone = study_of("wine", ARMS, **options).run()
     path = tmp_path / "store.sqlite"
-    full = Study("wine", ARMS, store=path, **(options | {"race": False})).run()
+    full = study_of("wine", ARMS, store=path, **(options | {"race": False})).run()
     counted = Cut(10_000)
-    beside = Study("wine", ARMS, store=path, **options)
+    beside = study_of("wine", ARMS, store=path, **options)
     assert words_of(beside.run(counted)) == words_of(alone), "a race looked at trials it had not asked for"
     assert counted.ran == 0
     with Store(path) as store:

@@ -72,13 +72,13 @@ def test_the_simulation_is_the_bench(ratio: float | None) -> None:
     data = DataPlan("made up", "0", "table", "classes", "y", 9, (0.6, 0.2, 0.2), ratio is None)
     players = tuple(Arm(f"a{i}", Recipe()) for i in range(arms))
     plan = StudyPlan(
-        "predict",
-        data,
-        Recipe(),
-        players,
-        (),
-        tuple(range(cap)),
-        "accuracy",
+        arena="predict",
+        data=data,
+        base=Recipe(),
+        arms=players,
+        references=(),
+        seeds=tuple(range(cap)),
+        primary="accuracy",
         race=race.looks,
         margins={"accuracy": margin},
     )

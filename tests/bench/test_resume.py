@@ -11,6 +11,7 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from loosely import study_of
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
 from probatum.settings import Judging, Running
@@ -22,12 +23,10 @@ def study(store: str) -> None:
     """What runs, again and again, in a process of its own."""
     import torch
 
-    from probatum import Study
-
     torch.set_num_threads(1)
     arms = ["encouraging-loss", "gradient-noise", "h-calibration(window=10, steps=20)"]
     budget = {"seeds": 6, "steps": 150, "batch_size": 16}
-    Study(
+    study_of(
         "iris",
         arms,
         store=store,

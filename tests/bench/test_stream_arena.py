@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from loosely import study_of
 from probatum import StreamRules, Study, catalogue
 from probatum.arenas.stream import arena
 from probatum.bench.plan import plan_from
@@ -245,7 +246,7 @@ def test_same_bits_twice() -> None:
 )
 def test_bad_rules_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Study("digits", ["class-incremental"], seeds=1, **options)
+        study_of("digits", ["class-incremental"], seeds=1, **options)
 
 
 def test_rules_are_refused_by_name_elsewhere_and_reals_here() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
+from loosely import study_of
 from probatum import Study, catalogue
 from probatum.bench.plan import key_of, plan_from
 from probatum.bench.store import Store
@@ -69,7 +70,7 @@ def test_frames_arrays_and_tensors_are_one_dataset() -> None:
     x, y = load_wine(return_X_y=True)
     frame = load_wine(as_frame=True).frame
     studies = [
-        Study(source, ["encouraging-loss"], target=target, **SHORT)
+        study_of(source, ["encouraging-loss"], target=target, **SHORT)
         for source, target in (
             (frame, "target"),
             (pl.from_pandas(frame), "target"),
@@ -86,7 +87,7 @@ def test_frames_arrays_and_tensors_are_one_dataset() -> None:
 
 
 def test_no_ids_means_all_that_apply_and_says_why_not() -> None:
-    study = Study("iris", **SHORT)
+    study = study_of("iris", **SHORT)
     tried = {arm.name for arm in study.plan.arms}
     assert {"encouraging-loss", "tabm", "gbnn"} <= tried
     assert "text" in study.plan.skipped["text-cnn"]
@@ -95,14 +96,14 @@ def test_no_ids_means_all_that_apply_and_says_why_not() -> None:
 
 
 def test_model_by_id_and_the_technique_that_is_the_baseline() -> None:
-    study = Study("iris", ["encouraging-loss", "tabm"], model="tabm", **SHORT)
+    study = study_of("iris", ["encouraging-loss", "tabm"], model="tabm", **SHORT)
     assert study.plan.skipped["tabm"] == "it is the baseline here"
 
 
 def test_own_module_starts_afresh_for_every_seed() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     before = network[0].weight.clone()
-    trials = Study("iris", ["encouraging-loss"], model=network, **SHORT).run().trials
+    trials = study_of("iris", ["encouraging-loss"], model=network, **SHORT).run().trials
     assert torch.equal(network[0].weight, before), "the user's own module was trained"
     assert len({t.record["digest"] for t in trials if t.arm == "baseline"}) == 6
 
@@ -118,8 +119,8 @@ class _NoReset(torch.nn.Module):
 
 def test_modules_that_cannot_start_afresh_are_refused() -> None:
     with pytest.raises(InputError, match=r"_NoReset.*reset_parameters"):
-        Study("iris", ["encouraging-loss"], model=_NoReset(), **SHORT)
-    assert Study("iris", ["encouraging-loss"], model=_NoReset, **SHORT).plan.model
+        study_of("iris", ["encouraging-loss"], model=_NoReset(), **SHORT)
+    assert study_of("iris", ["encouraging-loss"], model=_NoReset, **SHORT).plan.model
 
 
 def test_one_broken_arm_does_not_take_the_study_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_one_broken_arm_does_not_take_the_study_with_it(tmp_path: Path, monkeypa
         "        if run.step == 4:\n            raise ZeroDivisionError('on purpose')\n"
     )
     catalogue.add_file(path)
-    results = Study("iris", ["fragile", "encouraging-loss"], **SHORT).run()
+    results = study_of("iris", ["fragile", "encouraging-loss"], **SHORT).run()
     words = {v.arm: v for v in results.primary_verdicts()}
     assert words["fragile"].word == "failed"
     assert "on purpose" in words["fragile"].note
@@ -141,7 +142,7 @@ def test_one_broken_arm_does_not_take_the_study_with_it(tmp_path: Path, monkeypa
 
 
 def test_diverging_training_is_a_failed_trial_with_its_reason() -> None:
-    results = Study("diabetes", ["conda(lr=1e30)"], **{**SHORT, "steps": 20}).run()
+    results = study_of("diabetes", ["conda(lr=1e30)"], **{**SHORT, "steps": 20}).run()
     verdict = results.primary_verdicts()[0]
     assert verdict.word == "failed"
     assert "loss" in verdict.note or "finite" in verdict.note
@@ -158,7 +159,7 @@ def test_diverging_training_is_a_failed_trial_with_its_reason() -> None:
 def test_other_arenas_give_verdicts(arms: list[str], data: str, measure: str) -> None:
     tiny = {name: catalogue.card(name).tiny for name in ("outlier-scores",)}
     arms = [f"{arm}({', '.join(f'{k}={v!r}' for k, v in tiny[arm].items())})" if arm in tiny else arm for arm in arms]
-    results = Study(data, arms, **{**SHORT, "steps": 30}).run()
+    results = study_of(data, arms, **{**SHORT, "steps": 30}).run()
     assert results.plan.primary == measure
     assert {t.status for t in results.trials} == {"ok"}, [t.record for t in results.trials if t.status != "ok"]
     assert all(v.n == 6 for v in results.primary_verdicts())
@@ -168,7 +169,7 @@ def test_other_arenas_give_verdicts(arms: list[str], data: str, measure: str) ->
 def test_probes_measure_and_do_not_compete() -> None:
     tiny = catalogue.card("randomization-tests").tiny
     arm = f"randomization-tests({', '.join(f'{k}={v!r}' for k, v in tiny.items())})"
-    results = Study("iris", [arm], **SHORT).run()
+    results = study_of("iris", [arm], **SHORT).run()
     assert {t.status for t in results.trials} == {"ok"}, [t.record for t in results.trials if t.status != "ok"]
     assert not results.primary_verdicts()
     assert "see the measurements" in results.answer()
@@ -179,6 +180,6 @@ def test_pandas_index_and_dtype_do_not_matter() -> None:
     other = frame.copy()
     other.index = pd.Index(range(1000, 1000 + len(frame)))
     first, second = (
-        Study(f, ["encouraging-loss"], target="target", **SHORT).plan.data.fingerprint for f in (frame, other)
+        study_of(f, ["encouraging-loss"], target="target", **SHORT).plan.data.fingerprint for f in (frame, other)
     )
     assert first == second

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from loosely import study_of
 from probatum import Study
 from probatum.bench import workers
 from probatum.bench.execute import Here
@@ -69,12 +70,12 @@ def two() -> Iterator[Workers]:
 def warm(two: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies with workers run on the shared two."""
     monkeypatch.setattr(two, "close", lambda: None)
-    monkeypatch.setattr(Study, "executor", lambda self: two if self.workers > 1 else Here())
+    monkeypatch.setattr(Study, "executor", lambda self: two if self.running.workers > 1 else Here())
 
 
 def test_two_workers_find_what_one_process_finds(records: Records) -> None:
     arms = ["selu-snn+h-calibration(window=10, steps=5)"]
-    one, two = (Study("wine", arms, **{**SHORT, "timing": n == 2}, running=Running(workers=n)) for n in (1, 2))
+    one, two = (study_of("wine", arms, **{**SHORT, "timing": n == 2}, running=Running(workers=n)) for n in (1, 2))
     log = Log()
     first, second = one.run(), two.run(log)
     assert records(first.trials) == records(second.trials)
@@ -94,7 +95,7 @@ def test_two_workers_find_what_one_process_finds(records: Records) -> None:
 
 def test_stacked_seeds_are_the_same_in_any_process(warm: None, records: Records) -> None:
     settings = {**SHORT, "stack": "always"}
-    one, two = (Study("iris", ["gradient-noise"], **settings, running=Running(workers=n)).run() for n in (1, 2))
+    one, two = (study_of("iris", ["gradient-noise"], **settings, running=Running(workers=n)).run() for n in (1, 2))
     assert {t.timing["measures"]["stacked"] for t in two.trials} == {6}
     assert records(one.trials) == records(two.trials)
 
@@ -111,7 +112,7 @@ def test_a_network_that_no_module_defines(warm: None, records: Records) -> None:
             return self.last(torch.tanh(self.first(x)))
 
     one, two = (
-        Study("iris", ["gradient-noise"], model=lambda: Small(), **SHORT, running=Running(workers=n)).run()
+        study_of("iris", ["gradient-noise"], model=lambda: Small(), **SHORT, running=Running(workers=n)).run()
         for n in (1, 2)
     )
     assert {t.status for t in two.trials} == {"ok"}
@@ -121,14 +122,14 @@ def test_a_network_that_no_module_defines(warm: None, records: Records) -> None:
 def test_a_worker_that_is_killed_is_replaced(
     warm: None, deadly: Callable[..., str], records: Records, tmp_path: Path
 ) -> None:
-    calm = Study("iris", [deadly()], **SHORT).run()
-    wild = Study("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
+    calm = study_of("iris", [deadly()], **SHORT).run()
+    wild = study_of("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     assert records(calm.trials) == records(wild.trials)
 
 
 def test_a_trial_that_always_kills_is_given_up(warm: None, deadly: Callable[..., str], tmp_path: Path) -> None:
-    study = Study("iris", [deadly(deaths=99)], store=tmp_path / "store.sqlite", **SHORT, running=Running(workers=2))
+    study = study_of("iris", [deadly(deaths=99)], store=tmp_path / "store.sqlite", **SHORT, running=Running(workers=2))
     results = study.run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 3
     failed = [t for t in results.trials if t.status != "ok"]
@@ -149,7 +150,7 @@ def test_a_group_that_kills_is_taken_apart(
         return [jobs[i : i + 4] for i in range(0, len(jobs), 4)]
 
     monkeypatch.setattr("probatum.bench.grouping.groups", in_fours)
-    results = Study("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
+    results = study_of("iris", [deadly()], **SHORT, running=Running(workers=2)).run()
     assert {t.status for t in results.trials} == {"ok"}
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     pair: list[Any] = ["a", "b"]
@@ -225,7 +226,7 @@ def test_no_orphans_and_the_same_command_goes_on(blow: signal.Signals, records: 
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert f"{held} of 18 trials are in the store already" in again.stdout
-    calm = Study("iris", ["gradient-noise", "encouraging-loss"], seeds=6, steps=150, **_without("seeds", "epochs"))
+    calm = study_of("iris", ["gradient-noise", "encouraging-loss"], seeds=6, steps=150, **_without("seeds", "epochs"))
     with Store(path) as store:
         found = find_study(store)
         assert records(trials_of(store, found, "fit")) == records(calm.run().trials)
@@ -244,7 +245,7 @@ def test_two_studies_write_one_file_at_once(records: Records, tmp_path: Path) ->
         subprocess.Popen([*command, str(tmp_path / f"{name}.html")], stdout=subprocess.DEVNULL) for name in ("a", "b")
     ]
     assert [process.wait(120) for process in both] == [0, 0]
-    calm = Study("iris", ["gradient-noise"], seeds=6, steps=150, **_without("seeds", "epochs"))
+    calm = study_of("iris", ["gradient-noise"], seeds=6, steps=150, **_without("seeds", "epochs"))
     with Store(path) as store:
         assert len(store.studies()) == 1
         assert records(trials_of(store, find_study(store), "fit")) == records(calm.run().trials)
@@ -258,12 +259,12 @@ def test_what_cannot_travel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return nn.Linear(4, 3)
 
     with pytest.raises(InputError, match="cannot be sent to other processes"):
-        Study("iris", ["gradient-noise"], model=net, **SHORT, running=Running(workers=2)).run()
+        study_of("iris", ["gradient-noise"], model=net, **SHORT, running=Running(workers=2)).run()
     (tmp_path / "far_away.py").write_text("from torch import nn\n\ndef far():\n    return nn.Linear(4, 3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     import far_away
 
-    parcel = pack(Study("iris", ["gradient-noise"], model=far_away.far, **SHORT).context)
+    parcel = pack(study_of("iris", ["gradient-noise"], model=far_away.far, **SHORT).context)
     assert unpack(parcel).plan.model
     monkeypatch.delitem(sys.modules, "far_away")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
@@ -274,7 +275,7 @@ def test_what_cannot_travel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_technique_file_travels_with_the_study(deadly: Callable[..., str], tmp_path: Path) -> None:
     from probatum import catalogue
 
-    study = Study("iris", [deadly()], **SHORT)
+    study = study_of("iris", [deadly()], **SHORT)
     digest = catalogue.digest("deadly")
     parcel = pack(study.context)
     (tmp_path / "method" / "deadly.py").unlink()
@@ -283,11 +284,11 @@ def test_a_technique_file_travels_with_the_study(deadly: Callable[..., str], tmp
     assert catalogue.digest("deadly") == digest
     assert catalogue.place("deadly").slot == "method"
     assert catalogue.place("deadly").path != tmp_path / "method" / "deadly.py"
-    assert setup.study == study.context.study_key()
+    assert setup.study_key() == study.context.study_key()
 
 
 def test_other_versions_are_refused() -> None:
-    study = Study("iris", ["gradient-noise"], **SHORT)
+    study = study_of("iris", ["gradient-noise"], **SHORT)
     job = study.bench().jobs((0,), study.plan.arms, with_references=False)[0]
     check_versions([job])
     job.plan["versions"] = {**job.plan["versions"], "torch": "1.0"}
@@ -298,13 +299,13 @@ def test_other_versions_are_refused() -> None:
 def test_workers_that_cannot_begin_end_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InputError, match="workers die before they have taken in the data"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(workers=2)).run()
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(workers=2)).run()
 
 
 @pytest.mark.parametrize("number", [-1, True, 1.5])
 def test_a_number_of_workers_that_is_none(number: Any) -> None:
     with pytest.raises(InputError, match="workers is"):
-        Study("iris", ["gradient-noise"], **SHORT, running=Running(workers=number))
+        study_of("iris", ["gradient-noise"], **SHORT, running=Running(workers=number))
 
 
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +320,7 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table_names_what_is_under_way() -> None:
-    study = Study("iris", ["gradient-noise"], **SHORT)
+    study = study_of("iris", ["gradient-noise"], **SHORT)
     jobs = study.bench().jobs(study.plan.seeds, study.plan.arms, with_references=False)
     screen = io.StringIO()
     table = LiveTable(Console(file=screen, force_terminal=True, width=120), "accuracy")

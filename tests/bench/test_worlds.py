@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from probatum import Study, catalogue
+from loosely import study_of
+from probatum import catalogue
 from probatum.cli.main import main
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
@@ -114,22 +115,24 @@ def test_every_kind_by_the_command_line(world: str, capsys: pytest.CaptureFixtur
 
 
 def test_reals_have_a_shifted_error() -> None:
-    study = Study("diabetes", ["gradient-noise"], **SHORT, reading=Reading(world="covariate-shift"))
+    study = study_of("diabetes", ["gradient-noise"], **SHORT, reading=Reading(world="covariate-shift"))
     assert {"rmse", "shifted-rmse"} <= set(study.run().measured())
 
 
 def test_a_measure_of_the_truth_can_decide() -> None:
-    study = Study(
+    study = study_of(
         "digits", ["encouraging-loss"], primary="memorised", **SHORT, reading=Reading(world="label-noise:0.4")
     )
     assert study.run().answer()
     with pytest.raises(InputError, match="primary is 'memorised'"):
-        Study("digits", ["encouraging-loss"], primary="memorised", **SHORT)
+        study_of("digits", ["encouraging-loss"], primary="memorised", **SHORT)
 
 
 def test_trials_of_other_worlds_are_not_mixed(tmp_path: Path) -> None:
     def keys(world: str | None) -> set[str]:
-        study = Study("iris", ["encouraging-loss"], store=tmp_path / "s.sqlite", **SHORT, reading=Reading(world=world))
+        study = study_of(
+            "iris", ["encouraging-loss"], store=tmp_path / "s.sqlite", **SHORT, reading=Reading(world=world)
+        )
         return {trial.key for trial in study.run().trials}
 
     plain, mild, strong = keys(None), keys("label-noise:0.1"), keys("label-noise:0.3")
@@ -139,7 +142,7 @@ def test_trials_of_other_worlds_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_arms_of_a_seed_live_in_one_world() -> None:
-    study = Study("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="label-noise:0.3"))
+    study = study_of("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="label-noise:0.3"))
     told = {
         (trial.seed, trial.record["details"]["truth"]["counts"]["wrong training labels"])
         for trial in study.run().trials
@@ -160,14 +163,14 @@ def test_techniques_never_see_the_truth(tmp_path: Path) -> None:
     again = replace(work, arm=make_arm("peeking", base))
     assert again.data.truth is None
     assert again.truth is work.truth
-    study = Study("iris", ["peeking"], **SHORT, reading=Reading(world="label-noise:0.3"))
+    study = study_of("iris", ["peeking"], **SHORT, reading=Reading(world="label-noise:0.3"))
     assert all(trial.status == "ok" for trial in study.run().trials)
     with pytest.raises(ValueError, match="truth can be seen"):
         catalogue.entry("peeking")(data, None, None)  # the test's learner does look
 
 
 def test_worlds_are_not_shipped(tmp_path: Path) -> None:
-    study = Study("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="ood"))
+    study = study_of("iris", ["encouraging-loss"], **SHORT, reading=Reading(world="ood"))
     study.run()
     with pytest.raises(InputError, match="the world ood:shuffled"):
         study.ship("baseline", tmp_path / "model")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from loosely import study_of
 from probatum.arenas.predict.arena import trial
 from probatum.bench.making import rehearsed
 from probatum.data import open_dataset
@@ -48,7 +49,7 @@ def study(
         "running": Running(timing=timing),
         "reading": Reading(memory=memory),
     }
-    return Study(path, list(techniques), seeds=1, steps=30, **shared)
+    return study_of(path, list(techniques), seeds=1, steps=30, **shared)
 
 
 def test_a_study_on_streamed_data_runs_and_can_be_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,9 @@ def run_group(context: Context, group: Sequence[Job], progress: Progress | None 
         return [run_job(context, job, progress) for job in group]
     start = time.perf_counter()
     outcomes = _stacked(context, group, choice, progress)
-    if isinstance(outcomes, Exception):
+    if isinstance(outcomes, str):
         alone = [run_job(context, job, progress) for job in group]
-        return [replace(trial, timing={**trial.timing, "remark": _why(outcomes)}) for trial in alone]
+        return [replace(trial, timing={**trial.timing, "remark": outcomes}) for trial in alone]
     seconds = (time.perf_counter() - start) / len(group)
     return [_trial(context, job, found, seconds, progress) for job, found in zip(group, outcomes, strict=True)]
 
@@ -65,14 +65,14 @@ def _why(problem: Exception) -> str:
 
 def _stacked(
     context: Context, group: Sequence[Job], choice: Choice, progress: Progress | None
-) -> list[Outcome | Exception] | Exception:
-    """What came of a group as one computation, in its order; or why it cannot be one."""
+) -> list[Outcome | Exception] | str:
+    """What came of a group as one computation, in its order; or why it cannot be one, told with every trial."""
     with quiet(context.plan.threads):
         try:
             works = [context.work(job.arm, job.builtin, job.seed, progress) for job in group]
             return together.trials(works, choice, context.plan.threads)
-        except Exception as problem:  # told with every trial, and shown again where they are run alone
-            return problem
+        except Exception as problem:  # it shows again where they are run alone; its traceback would keep all splits
+            return _why(problem)
 
 
 def _trial(context: Context, job: Job, found: Outcome | Exception, seconds: float, progress: Progress | None) -> Trial:

@@ -10,16 +10,18 @@ from probatum import catalogue, inject, slots
 from probatum.errors import InputError
 from probatum.rooms.arena import TrainingFailed, Work, arena
 from probatum.spec import Data, Part
+from probatum.train.assemble import budget_for
 
 ROWS = 48
 LEARNER_ROWS = 160
 """Rows for learners, which choose among their settings on parts of them."""
-MORE_ROWS = 2048
-"""Where it fails on those, it is tried on so many: some things need rows, calibrators above all."""
+STEPS = 2
+MORE_ROWS, MORE_STEPS = 2048, 64
+"""Where it fails on those, it is tried with so many: calibrators need rows, and averages of weights need steps."""
 
 
 def rehearse(work: Work, where: str) -> None:
-    """Try the work's arm, of the arena called `where`, for two steps on a few rows; InputError where it cannot take part.
+    """Try the work's arm, of the arena called `where`, for a few steps on a few rows; InputError where it cannot take part.
 
     Settings are checked against the technique's own signature first, so that a misspelt one is named as such.
     """
@@ -29,15 +31,14 @@ def rehearse(work: Work, where: str) -> None:
         inject.check_settings(use.id, getattr(entry, "for_model", entry), use.settings, fixed)
     rows = ROWS if work.recipe.learner is None else LEARNER_ROWS
     try:
-        _try_on(rows, work, where)
+        _try_on(rows, STEPS, work, where)
     except InputError:
-        if max(len(work.data.train), len(work.data.valid)) <= rows:
-            raise
-        _try_on(MORE_ROWS, work, where)
+        _try_on(MORE_ROWS, MORE_STEPS, work, where)
 
 
-def _try_on(rows: int, work: Work, where: str) -> None:
-    training = replace(work.base.training, steps=2, epochs=1)
+def _try_on(rows: int, steps: int, work: Work, where: str) -> None:
+    budget = budget_for(work.base.training, len(work.data.train))
+    training = replace(work.base.training, steps=min(steps, budget.steps), epochs=1)
     few = replace(work, data=_few(work.data, rows), progress=None)
     try:
         arena(where).rehearse(few.on(tune=0, base=replace(work.base, training=training)))

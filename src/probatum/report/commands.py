@@ -8,7 +8,7 @@ from typing import Any
 from probatum.bench.plan import StudyPlan
 from probatum.bench.results import Results
 from probatum.options import own_holders, words_for
-from probatum.rooms.arena import rules_of
+from probatum.rooms.rules import rules_of
 from probatum.settings import FineTuning, Judging, Reading, Running
 
 

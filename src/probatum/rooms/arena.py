@@ -170,13 +170,6 @@ def arena(name: str) -> Arena:
     return find.load("arena", name)  # type: ignore[return-value]
 
 
-@cache
-def rules_of(name: str) -> type | None:
-    """The frozen dataclass of rules that a user may set in this arena, None where there are none."""
-    module = find.part(find.room("arena", name), "rules")
-    return None if module is None else module.Rules
-
-
 def competes(name: str) -> bool:
     """Whether arms are compared with the baseline."""
     return bool(getattr(arena(name), "COMPETES", True))
