@@ -1,8 +1,12 @@
-"""The house: who may import whom, one file per technique, small files, no central lists."""
+"""The house: who may import whom, techniques that stand alone, shared maths that is shared, small files and functions."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,68 +16,79 @@ from probatum import catalogue, slots
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "probatum"
 MOST_LINES = 500
+LONGEST = 60
+"""Lines of a function without its docstring."""
 
-LAYERS = [
-    {"card", "errors", "rules", "spec"},
-    {"catalogue", "numerics"},
-    {"contracts"},
-    {"recipe"},
-    {"data", "measure", "train"},
-    {"arenas"},
-    {"bench", "checks", "estimator"},
-    {"report", "ship", "auditing"},
-    {"study"},
-    {"techniques", "claims"},
-    {"cli", "__main__"},
-]
-"""From the ground up; a room may import rooms below it and those beside it."""
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LONGER: dict[str, str] = {}
+"""Functions that may be longer, as ``path:name``, each with the reason."""
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in SOURCE.rglob("*.py"))
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package, without the package itself, whose names are lazy."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(("probatum", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+        found[name] = path
+    del found["probatum"]
+    return found
 
 
-def room(path: Path) -> str:
-    return path.relative_to(SOURCE).with_suffix("").parts[0]
-
-
-def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, imported room of this package)."""
-    return [(line, name.split(".")[1]) for line, name in imported(path)]
-
-
-def imported(path: Path) -> list[tuple[int, str]]:
+@cache
+def imported(path: Path) -> tuple[tuple[int, str], ...]:
     """(line, imported module) of every import of this package, lazy ones and those for type checkers included."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: no relative imports"
             assert all(alias.name != "*" for alias in node.names), f"{path}:{node.lineno}: no star imports"
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "probatum" else node.module or ""
-                for alias in node.names
-            ]
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules() else module for name in names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
         found += [(node.lineno, name) for name in names if name.startswith("probatum.")]
-    return found
+    return tuple(found)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_downwards(path: Path) -> None:
-    here = room(path)
-    if here in ("__init__", "techniques"):
-        return  # the public names are lazy; techniques have a test of their own (only claims may name one)
-    for line, there in imports(path):
-        if there in ("__version__", here):
-            continue
-        if here == "study" or there == "study":
-            assert here in ("study", "cli", "claims"), f"{path}:{line}: {here} may not import {there}"
-            continue
-        assert LEVEL[there] <= LEVEL[here], f"{path}:{line}: {here} may not import {there}"
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def picture() -> list[list[str]]:
+    """The floors drawn in ARCHITECTURE.md, from the roof down, each a list of rooms."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = re.search(r"```house\n(.*?)```", text, flags=re.DOTALL)
+    assert drawn is not None, "ARCHITECTURE.md has no picture of the house"
+    floors = []
+    for line in drawn.group(1).splitlines():
+        words = re.findall(r"[a-z_]+", line.split("  --  ")[0])
+        floors += [words] if words else []
+    return floors
+
+
+def test_the_picture_shows_every_room_once() -> None:
+    drawn = Counter(name for floor in picture() for name in floor)
+    assert set(drawn) == {room(name) for name in modules()}
+    assert max(drawn.values()) == 1
+
+
+def test_imports_point_downwards_in_the_picture() -> None:
+    floors = {name: height for height, floor in enumerate(reversed(picture())) for name in floor}
+    for name, path in modules().items():
+        for line, other in imported(path):
+            here, there = room(name), room(other)
+            assert here == there or floors[there] < floors[here], f"{path}:{line}: {here} may not import {there}"
+
+
+def test_no_circles() -> None:
+    graph = {name: {other for _, other in imported(path)} - {name} for name, path in modules().items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as circle:
+        pytest.fail(f"these import one another: {' -> '.join(circle.args[1])}")
 
 
 @pytest.mark.parametrize("name", catalogue.names())
@@ -83,26 +98,83 @@ def test_techniques_stand_alone(name: str) -> None:
     for path in where.files():
         for line, module in imported(path) if path.suffix == ".py" else ():
             beside = where.folder is not None and module.startswith(own + ".")
-            assert beside or module.split(".")[1] in ("card", "spec", "errors", "numerics"), (
+            assert beside or room(module) in ("card", "spec", "errors", "numerics"), (
                 f"{path.name}, line {line}: a technique may not import {module}"
             )
 
 
+def users_of_numerics() -> dict[str, set[str]]:
+    """For every file of numerics the rooms that reach it: techniques each for itself, its claim included, and other rooms."""
+    direct: dict[str, set[str]] = {}
+    for name in catalogue.names():
+        place = catalogue.place(name)
+        assert place.inside is not None
+        for path in (*place.files(), SOURCE / "claims" / place.inside.with_suffix(".py")):
+            for _, module in imported(path) if path.suffix == ".py" else ():
+                direct.setdefault(module, set()).add(name)
+    for name, path in modules().items():
+        if room(name) not in ("numerics", "techniques", "claims"):
+            for _, module in imported(path):
+                direct.setdefault(module, set()).add(room(name))
+    inside = {name: path for name, path in modules().items() if room(name) == "numerics" and path.name != "__init__.py"}
+    found = {name: set(direct.get(name, ())) for name in inside}
+    order = TopologicalSorter({name: {m for _, m in imported(path) if m in inside} for name, path in inside.items()})
+    for name in reversed(tuple(order.static_order())):  # whoever uses a file uses what it is made of
+        for _, module in imported(inside[name]):
+            if module in found:
+                found[module] |= found[name]
+    return found
+
+
+def test_numerics_holds_what_two_rooms_use() -> None:
+    alone = {name: users for name, users in users_of_numerics().items() if len(users) < 2}
+    assert not alone, f"move what one alone uses beside it: {alone}"
+
+
+def test_numerics_has_no_name_twice() -> None:
+    files = Counter(path.name for path in (SOURCE / "numerics").rglob("*.py") if path.name != "__init__.py")
+    twice = [name for name, count in files.items() if count > 1]
+    assert not twice
+    loose = [path.name for path in (SOURCE / "numerics").glob("*.py") if path.name != "__init__.py"]
+    assert not loose, f"give them a room by what they are about: {loose}"
+
+
+def constants(path: Path) -> list[tuple[int, str]]:
+    """(line, string) of every string in a file that is no docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    said = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in said)
+    return [(node.lineno, node.value) for node in nodes if isinstance(node.value, str)]
+
+
+MACHINERY = ("bench", "arenas", "checks", "train", "measure", "contracts", "data", "rooms", "kinds", "tasks", "worlds", "auditing")
+
+
 def test_machinery_names_no_technique() -> None:
     names = set(catalogue.names()) - {"recall"}  # a measure of classes has that name too
-    for part in ("bench", "arenas", "checks", "train", "measure", "contracts", "data"):
+    for part in MACHINERY:
         for path in (SOURCE / part).rglob("*.py"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            docstrings = {
-                id(node.body[0].value)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and node.body
-                and isinstance(node.body[0], ast.Expr)
-            }
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                    assert node.value not in names, f"{path}:{node.lineno} names the technique {node.value}"
+            for line, word in constants(path):
+                assert word not in names, f"{path}:{line} names the technique {word}"
+
+
+def test_only_kinds_name_kinds_of_data() -> None:
+    """No other room branches on what data look like; what differs, a kind's own file says."""
+    names = {"table", "image", "text", "series", "language"}
+    spoken = {"text", "series"}  # also words of their own: a part's strings, a line of a chart
+    for part in ("bench", "train", "rooms", "report", "study.py", "estimator.py", "auditing", "ship", "worlds", "measure"):
+        place = SOURCE / part
+        for path in place.rglob("*.py") if place.is_dir() else [place]:
+            for line, word in constants(path):
+                assert word not in names - spoken, f"{path}:{line} names the kind {word}"
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"modality\s*(==|!=|in)\s*[\"'(]", text), f"{path} branches on the modality"
 
 
 @pytest.mark.parametrize("name", catalogue.names())
@@ -114,10 +186,22 @@ def test_every_technique_has_its_claim_and_its_test(name: str) -> None:
     assert (home / f"test_{place.path.name}").is_file(), f"{name} has no test file"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_files_stay_small(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= MOST_LINES, f"{path} has {lines} lines; split it"
+@pytest.mark.parametrize("path", modules().values(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES, f"{path} has {text.count(chr(10))} lines; split it"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            said = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            lines -= 0 if said is None else (said.end_lineno or 0) - said.lineno + 1
+            named = f"{path.relative_to(SOURCE)}:{node.name}"
+            assert lines <= LONGEST or named in LONGER, f"{named} has {lines} lines without its docstring; split it"
+
+
+def test_nothing_counts_operations_but_the_counter() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert "FlopCounterMode" not in path.read_text(encoding="utf-8"), f"{path}: count with numerics.cost.operations"
 
 
 def test_every_slot_has_its_contract_checks_and_template() -> None:
@@ -132,11 +216,3 @@ def test_packages_hold_no_code_in_their_init() -> None:
         if path.parent in (SOURCE, SOURCE / "data"):
             continue  # the public names
         assert not path.read_text(encoding="utf-8").strip(), f"{path} should be empty"
-
-
-def test_one_counter_of_operations() -> None:
-    for path in SOURCE.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert "flop_counter" not in text, (
-            f"{path}: count with numerics.cost.operations, torch's own counter misses much"
-        )

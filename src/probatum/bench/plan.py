@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from probatum import __version__
 from probatum.engine import Engine
 from probatum.recipe import Arm, Recipe, Training, Use
 from probatum.rooms import find
 from probatum.rooms.arena import Terms
+from probatum.version import VERSION
 
 SOURCES = (
     *("train", "arenas", "measure", "numerics", "data", "contracts", "kinds", "tasks", "worlds", "rooms"),
@@ -186,7 +186,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "probatum": __version__, "code": _code_digest()}
+    found = {"python": platform.python_version(), "probatum": VERSION, "code": _code_digest()}
     for library in LIBRARIES:
         try:
             found[library] = version(library)

@@ -56,9 +56,9 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        from probatum import __version__
+        from probatum.version import VERSION
 
-        typer.echo(f"probatum {__version__}")
+        typer.echo(f"probatum {VERSION}")
         raise typer.Exit
 
 

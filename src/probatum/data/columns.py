@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from probatum.errors import InputError
@@ -149,3 +150,17 @@ def _same_missing(before: pl.Series, after: pl.Series, raw: pl.Series, column: C
         raise InputError(
             f"column {column.name!r}, row {first + row}: {raw[row]!r} is not {what}; mend or empty the cell"
         )
+
+
+def floats(series: pl.Series) -> np.ndarray:
+    """Numbers, or seconds of dates, as float64; missing -> NaN."""
+    if series.dtype == pl.Float64:
+        return series.to_numpy()
+    if series.dtype == pl.Datetime:
+        series = series.to_physical().cast(pl.Float64) / 1e6
+    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def canonical(values: np.ndarray) -> np.ndarray:
+    """The same numbers with one bit pattern for every NaN, and for both zeros."""
+    return np.where(np.isnan(values), np.nan, values + 0.0)

@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from probatum.data.columns import READINGS, Column, blank_missing, can_be, conform, infer_column, words_column
+from probatum.data.columns import (
+    READINGS,
+    Column,
+    blank_missing,
+    can_be,
+    canonical,
+    conform,
+    floats,
+    infer_column,
+    words_column,
+)
 from probatum.data.facts import HIGH_CARDINALITY, Facts
 from probatum.data.lazy.parquet import ParquetRows
 from probatum.data.target import Target, read_target
 from probatum.errors import InputError
-from probatum.kinds.table.encode import canonical, floats
 
 MOST_WORDS = 100_000
 """Distinct words of a column that are counted; beyond, the rows seen so far say whether it looks like an id."""

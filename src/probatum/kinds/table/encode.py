@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from probatum.data.columns import Column, conform
+from probatum.data.columns import Column, canonical, conform, floats
 from probatum.data.read import to_polars
 from probatum.errors import InputError
 
@@ -72,20 +72,6 @@ class RawTable:
             }
             for c in self.columns
         ]
-
-
-def floats(series: pl.Series) -> np.ndarray:
-    """Numbers, or seconds of dates, as float64; missing -> NaN."""
-    if series.dtype == pl.Float64:
-        return series.to_numpy()
-    if series.dtype == pl.Datetime:
-        series = series.to_physical().cast(pl.Float64) / 1e6
-    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def canonical(values: np.ndarray) -> np.ndarray:
-    """The same numbers with one bit pattern for every NaN, and for both zeros."""
-    return np.where(np.isnan(values), np.nan, values + 0.0)
 
 
 def read_rows(frame: pl.DataFrame, columns: Sequence[Column]) -> RawTable:
