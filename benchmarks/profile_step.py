@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from probatum.rooms.arena import ModelFactory, Work
 from probatum.spec import Batch
 from probatum.train.loop import batch_order, batches_of, rate_factor, train
-from probatum.train.replicas import Replica, Session
+from probatum.train.replica import Replica
+from probatum.train.replicas import Stacked
 from probatum.train.rng import derive, seeded, stream
 
 NETWORKS: dict[str, tuple[str, ModelFactory | None]] = {
@@ -86,17 +87,17 @@ def plain(work: Work, steps: int) -> Phases:
     return phases
 
 
-def session_of(works: list[Work], steps: int) -> Session:
+def session_of(works: list[Work], steps: int) -> Stacked:
     """Replicas ready to step."""
     replicas = []
     for work in works:
         parts = assembled(work, steps)
         replicas.append(Replica(parts.run, parts.methods, stream(work.seed, "order"), derive(work.seed, "training")))
-    return Session(replicas)
+    return Stacked(replicas)
 
 
 def stacked(works: list[Work], steps: int) -> Phases:
-    """`Session.step`'s own statements, timed."""
+    """`Stacked.step`'s own statements, timed."""
     session, phases, step = session_of(works, steps), Phases(), 0
     phases.start()
     while step < steps:
@@ -134,7 +135,7 @@ def operations(call: Callable[[], object], steps: int) -> str:
     return "\n".join(lines)
 
 
-def stepped(session: Session, steps: int) -> None:
+def stepped(session: Stacked, steps: int) -> None:
     """So many steps."""
     done = 0
     while done < steps:

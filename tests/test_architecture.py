@@ -153,7 +153,20 @@ def constants(path: Path) -> list[tuple[int, str]]:
     return [(node.lineno, node.value) for node in nodes if isinstance(node.value, str)]
 
 
-MACHINERY = ("bench", "arenas", "checks", "train", "measure", "contracts", "data", "rooms", "kinds", "tasks", "worlds", "auditing")
+MACHINERY = (
+    "bench",
+    "arenas",
+    "checks",
+    "train",
+    "measure",
+    "contracts",
+    "data",
+    "rooms",
+    "kinds",
+    "tasks",
+    "worlds",
+    "auditing",
+)
 
 
 def test_machinery_names_no_technique() -> None:
@@ -168,7 +181,7 @@ def test_only_kinds_name_kinds_of_data() -> None:
     """No other room branches on what data look like; what differs, a kind's own file says."""
     names = {"table", "image", "text", "series", "language"}
     spoken = {"text", "series"}  # also words of their own: a part's strings, a line of a chart
-    for part in ("bench", "train", "rooms", "report", "study.py", "estimator.py", "auditing", "ship", "worlds", "measure"):
+    for part in ("bench", "train", "rooms", "report", "study.py", "auditing", "ship", "worlds", "measure"):
         place = SOURCE / part
         for path in place.rglob("*.py") if place.is_dir() else [place]:
             for line, word in constants(path):

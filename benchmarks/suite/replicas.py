@@ -114,6 +114,9 @@ def stacked(works: list[Work], steps: int, threads: int) -> Call:
     return call
 
 
+WAYS = {"alone": one_by_one, "stacked": stacked}
+
+
 def benchmark(name: str, dataset: str, factory: ModelFactory | None, what: str) -> Benchmark:
     """The benchmark of one network; the probe is part of the set-up, when the machine is quiet."""
 
@@ -124,10 +127,9 @@ def benchmark(name: str, dataset: str, factory: ModelFactory | None, what: str) 
         probe_seconds = time.perf_counter() - begun
 
         def measure() -> dict[str, Figures]:
-            ways = (alone, stacked) if scale.threads == 2 else ()
-            two = [way for way in ways if not hopeless(way, works, scale.steps)]
-            single = {f"{way.__name__}_1": way(works, scale.steps, 1) for way in (alone, stacked)}
-            double = {f"{way.__name__}_2": way(works, scale.steps, 2) for way in two}
+            two = {} if scale.threads != 2 else {n: w for n, w in WAYS.items() if not hopeless(w, works, scale.steps)}
+            single = {f"{way}_1": call(works, scale.steps, 1) for way, call in WAYS.items()}
+            double = {f"{way}_2": call(works, scale.steps, 2) for way, call in two.items()}
             # two threads suffer most where others run beside: they are timed apart unless they are what is chosen
             blocks = [single | double] if choice.threads == 2 else [single, double]
             taken: dict[str, list[float]] = {}

@@ -154,7 +154,7 @@ def verdicts(
     for measure in chosen:
         margin = margins.get(measure.name, measure.margin)
         if any(measure.name in record["measures"] for seeds in arms.values() for record in seeds.values()):
-            found += _judge(arms, baseline, measure, margin, ratio, confidence, race)
+            found += _judge(_Question(arms, baseline, measure, margin, ratio, confidence, race))
     return found
 
 
@@ -175,71 +175,96 @@ def differences(baseline: Sequence[float], values: Sequence[float], measure: Mea
     return [sign * (b - a) for a, b in zip(baseline, values, strict=True)]
 
 
-def _judge(
-    arms: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    baseline: str,
-    measure: Measure,
-    margin: float,
-    ratio: float | None,
-    confidence: float,
-    race: Race | None,
-) -> list[Verdict]:
+@dataclass(frozen=True)
+class _Question:
+    """One measure, and everything that its verdicts rest on."""
+
+    arms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    baseline: str
+    measure: Measure
+    margin: float
+    ratio: float | None
+    confidence: float
+    race: Race | None
+
+    def ran(self, arm: str) -> int:
+        """How many seeds an arm ran."""
+        return len(self.arms[arm])
+
+
+def _judge(question: _Question) -> list[Verdict]:
+    arms = [arm for arm in question.arms if arm != question.baseline]
     judged: dict[str, Verdict] = {}
     tested: dict[str, tuple[_Pairs, Interval, float]] = {}
-    order = sorted(arms[baseline])
     for arm in arms:
-        if arm == baseline:
-            continue
-        absent = [str(r.get("reason", "")) for r in arms[arm].values() if r["status"] == "not applicable"]
-        pairs = _pair(arm, arms[baseline], arms[arm], measure.name)
-        if absent and len(absent) == len(arms[arm]):
-            judged[arm] = _untested(arm, measure, margin, "not applicable", absent[0])
-        elif pairs.lost and len(pairs.values) < FEWEST_SEEDS:
-            note = _join(_stopped(race, len(arms[arm])), *_why_lost(pairs, len(arms[arm])))
-            word = "failed" if pairs.own else "undecided"  # an arm has not failed where the baseline has
-            judged[arm] = _untested(arm, measure, margin, word, note, len(pairs.values))
-        elif pairs.values:
-            delta = differences(pairs.baseline, pairs.values, measure)
-            level = confidence
-            interval = paired(delta, test_fraction_ratio=ratio, confidence=confidence)
-            if race is not None and len(arms[arm]) >= race.looks[0]:
-                interval, level = _raced(race, dict(zip(pairs.seeds, delta, strict=True)), order[: len(arms[arm])])
-            tested[arm] = pairs, interval, level
+        pairs = _pair(arm, question.arms[question.baseline], question.arms[arm], question.measure.name)
+        without = _without_test(question, pairs)
+        if without is not None:
+            judged[arm] = without
         else:
-            judged[arm] = _untested(arm, measure, margin, "undecided", NOT_MEASURED)
+            tested[arm] = pairs, *_interval(question, pairs)
     # an arm with too few seeds gets no verdict, so it does not take part in the correction either
     family = [arm for arm, (_, interval, _) in tested.items() if interval.n >= FEWEST_SEEDS]
     adjusted = dict(zip(family, adjust([tested[arm][1].p for arm in family]), strict=True))
-    for arm, (pairs, interval, level) in tested.items():
-        p_adjusted = adjusted.get(arm, math.nan)
-        decision = decide(
-            interval,
-            margin=margin,
-            p_adjusted=p_adjusted,
-            ratio=ratio,
-            confidence=confidence,
-            identical=pairs.identical,
-            level=level,
-        )
-        judged[arm] = Verdict(
-            arm=arm,
-            measure=measure.name,
-            axis=measure.axis,
-            word=decision.word,
-            mean=interval.mean,
-            low=interval.low,
-            high=interval.high,
-            n=interval.n,
-            p=interval.p,
-            p_adjusted=p_adjusted,
-            margin=margin,
-            seeds_needed=decision.seeds_needed,
-            baseline_mean=_mean(pairs.baseline, measure),
-            arm_mean=_mean(pairs.values, measure),
-            note=_join(_stopped(race, len(arms[arm])), decision.note, _lost(pairs)),
-            sd=interval.sd,
-        )
-    return [judged[arm] for arm in arms if arm != baseline]
+    judged |= {arm: _tested(question, *found, adjusted.get(arm, math.nan)) for arm, found in tested.items()}
+    return [judged[arm] for arm in arms]
+
+
+def _without_test(question: _Question, pairs: _Pairs) -> Verdict | None:
+    """The verdict on an arm of which there is nothing to test; None where there is."""
+    arm, measure, margin = pairs.arm, question.measure, question.margin
+    absent = [str(r.get("reason", "")) for r in question.arms[arm].values() if r["status"] == "not applicable"]
+    if absent and len(absent) == question.ran(arm):
+        return _untested(arm, measure, margin, "not applicable", absent[0])
+    if pairs.lost and len(pairs.values) < FEWEST_SEEDS:
+        note = _join(_stopped(question.race, question.ran(arm)), *_why_lost(pairs, question.ran(arm)))
+        word = "failed" if pairs.own else "undecided"  # an arm has not failed where the baseline has
+        return _untested(arm, measure, margin, word, note, len(pairs.values))
+    return None if pairs.values else _untested(arm, measure, margin, "undecided", NOT_MEASURED)
+
+
+def _interval(question: _Question, pairs: _Pairs) -> tuple[Interval, float]:
+    """The interval on the paired differences, and its own confidence."""
+    delta, race, ran = (
+        differences(pairs.baseline, pairs.values, question.measure),
+        question.race,
+        question.ran(pairs.arm),
+    )
+    if race is not None and ran >= race.looks[0]:
+        order = sorted(question.arms[question.baseline])
+        return _raced(race, dict(zip(pairs.seeds, delta, strict=True)), order[:ran])
+    return paired(delta, test_fraction_ratio=question.ratio, confidence=question.confidence), question.confidence
+
+
+def _tested(question: _Question, pairs: _Pairs, interval: Interval, level: float, p_adjusted: float) -> Verdict:
+    measure = question.measure
+    decision = decide(
+        interval,
+        margin=question.margin,
+        p_adjusted=p_adjusted,
+        ratio=question.ratio,
+        confidence=question.confidence,
+        identical=pairs.identical,
+        level=level,
+    )
+    return Verdict(
+        arm=pairs.arm,
+        measure=measure.name,
+        axis=measure.axis,
+        word=decision.word,
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        p=interval.p,
+        p_adjusted=p_adjusted,
+        margin=question.margin,
+        seeds_needed=decision.seeds_needed,
+        baseline_mean=_mean(pairs.baseline, measure),
+        arm_mean=_mean(pairs.values, measure),
+        note=_join(_stopped(question.race, question.ran(pairs.arm)), decision.note, _lost(pairs)),
+        sd=interval.sd,
+    )
 
 
 def _raced(race: Race, delta: Mapping[int, float], seeds: Sequence[int]) -> tuple[Interval, float]:
