@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probatum.numerics.networks.layer_outputs import gradient_norms, hidden_layers, probe_accuracy
+from probatum.numerics.networks.watch import hidden_layers
+from probatum.techniques.method.deeply_supervised_nets import gradient_norms, probe_accuracy
 
 
 def test_transparency() -> None:

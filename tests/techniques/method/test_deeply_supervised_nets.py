@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
-from probatum.numerics.networks.layer_outputs import pooled
+from probatum.numerics.networks.watch import pooled
 from probatum.recipe import Training
 from probatum.techniques.method.deeply_supervised_nets import (
     DeeplySupervisedNets,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.streams import own_draws
+
 
 def row_losses(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy (classes) or mean squared error (reals) of every row: (n, outputs), target -> (n,)."""
@@ -42,8 +44,7 @@ def fit_network(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
     own = getattr(model, "objective", None)
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    with own_draws(generator):
         batches: list[Tensor] = []
         for _ in range(steps):
             if not batches:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.head_inputs import HeadInputs
+from probatum.numerics.networks.watch import HeadInputs
 
 CARD = Card(
     paper="arXiv:2202.02200",

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Data
 
 CARD = Card(
@@ -236,8 +237,7 @@ def label_noise_dilution(
         result[f"{name}: rate"] = factor * lr
         return run
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout draws from the global stream
+    with own_draws(generator):  # dropout draws from the global stream
         clean = best("clean", x, dilute(y, 0.0, uniform, generator))
         if confusion is None:
             confusion = confused(probabilities(clean.model, data.valid.x), data.valid.y, classes)

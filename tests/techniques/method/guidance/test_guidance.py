@@ -8,7 +8,7 @@ from torch import nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
-from probatum.numerics.networks.layer_outputs import hidden_layers
+from probatum.numerics.networks.watch import hidden_layers
 from probatum.recipe import Training
 from probatum.techniques.method.guidance.cka import linear_cka
 from probatum.techniques.method.guidance.guidance import Guidance, ResidualGuide, layer_map

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import layers, swap
 from probatum.numerics.optimisation.matrices import widened
 from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
 
@@ -187,7 +188,7 @@ def apply(net: nn.Module, k: int | None = None) -> int:
         How many were swapped.
 
     Raises:
-        ValueError: a softmax without a dimension; k < 1.
+        ValueError: a softmax without a dimension; k < 1; a network that is itself a softmax.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=1))
@@ -196,12 +197,8 @@ def apply(net: nn.Module, k: int | None = None) -> int:
     """
     if k is not None and k < 1:
         raise ValueError(f"k is {k}; it must be at least 1, or None for a full sort")
-    # not named_children, which leaves out the second place of a module that is used twice
-    found = [(parent, name, child) for parent in net.modules() for name, child in parent._modules.items()]
-    swaps = [(parent, name, child) for parent, name, child in found if type(child) is nn.Softmax]
-    for _, name, child in swaps:
+    found = layers(net, [nn.Softmax])
+    for name, child in found.items():
         if child.dim is None:
             raise ValueError(f"softmax {name!r} has dim=None; build it with the dimension it works on")
-    for parent, name, child in swaps:
-        setattr(parent, name, Sparsemax(child.dim, k).train(child.training))
-    return len(swaps)
+    return swap(net, {child: Sparsemax(child.dim, k) for child in found.values()}).count
