@@ -155,6 +155,8 @@ def test_example() -> None:
 
 def test_one_label_a_row_is_asked_for() -> None:
     scores = torch.zeros(4, 3)
-    for target in (torch.zeros(4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="one label a row"):
+    for target in (torch.zeros(4, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"\(4, 3\) and .*one label a row"):
             hinge(scores, target)
+    labels = torch.tensor([0, 2, 1, 0])
+    assert torch.equal(hinge(scores, labels[:, None]), hinge(scores, labels))

@@ -12,6 +12,7 @@ from probatum.numerics.networks.surgery import swapped
 from probatum.numerics.posterior.ensembles import Members, RowLoss, class_losses, gaussian_losses, square_losses
 from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Data, Part, Spec
 
 Factory = Callable[[], nn.Module]
@@ -138,4 +139,4 @@ class Drawn:
 
 def residual_noise(output: Tensor, data: Data) -> Tensor:
     """Root mean squared error (outputs,) of predictions (n, outputs) for the validation rows, at least 1e-3."""
-    return (output - data.valid.y).square().mean(dim=0).sqrt().clamp_min(1e-3)
+    return (output - real_targets(output, data.valid.y)).square().mean(dim=0).sqrt().clamp_min(1e-3)

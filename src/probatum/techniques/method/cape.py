@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import outputs_of
+from probatum.numerics.tensors.precision import computed_wide
 
 CARD = Card(
     paper="arXiv:2111.10734",
@@ -43,6 +44,7 @@ NEIGHBOURS = 500
 CHUNK = 512
 
 
+@computed_wide
 def bin_targets(p: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     """Mean label of each row's group, groups of equal count in the order of p; bins = rows gives the labels back.
 
@@ -64,6 +66,7 @@ def bin_targets(p: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     return q
 
 
+@computed_wide
 def kde_targets(p: Tensor, y: Tensor, bandwidth: float = 0.1, neighbours: int = NEIGHBOURS) -> Tensor:
     """Kernel-weighted mean label of the rows nearest in the order of p, the row itself among them.
 
@@ -228,8 +231,8 @@ class Cape:
 
 
 def _labels(p: Tensor, y: Tensor) -> Tensor:
-    if p.ndim != 1 or y.shape != p.shape or not len(p):
+    if p.ndim != 1 or y.shape not in (p.shape, (len(p), 1)) or not len(p):
         raise ValueError(f"p is {tuple(p.shape)} and y {tuple(y.shape)}; give (n,) each, n >= 1")
     if not bool(((y == 0) | (y == 1)).all()):
         raise ValueError("y holds other values than 0 and 1; give hard labels of two classes")
-    return y.to(p.dtype)
+    return y.reshape(-1).to(p.dtype)

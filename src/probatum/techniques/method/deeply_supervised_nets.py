@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,8 +48,10 @@ SCHEDULES = ("linear", "constant", "paper")
 OBJECTIVES = ("cross-entropy", "squared-hinge")
 
 
+@computed_wide
 def squared_hinge(scores: Tensor, target: Tensor) -> Tensor:
     """Mean over rows of sum_{k != y} relu(1 - (s_y - s_k))^2: scores (n, classes), target (n,) int64 -> ()."""
+    target = class_targets(scores, target)
     own = scores.gather(1, target[:, None])
     short = (1 - own + scores).relu().square()
     return short.scatter(1, target[:, None], 0.0).sum(dim=1).mean()

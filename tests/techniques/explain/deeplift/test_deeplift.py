@@ -243,5 +243,5 @@ def test_misuse() -> None:
         deeplift(lambda z: z, x, y)
     with pytest.raises(ValueError, match="rule is 'gradient'"):
         deeplift(net, x, y, rule="gradient")
-    with pytest.raises(ValueError, match=r"outputs 0 \.\. 3"):
+    with pytest.raises(ValueError, match=r"labels are 0 \.\. 3"):
         deeplift(net, x, y + 2)

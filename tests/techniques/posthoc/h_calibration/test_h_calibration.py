@@ -164,5 +164,5 @@ def test_bad_input() -> None:
         HCalibration(window=10).fit(logits / 0.0, target)
     with pytest.raises(ValueError, match=r"logits \(0, 3\) .* n > 0"):
         HCalibration().fit(logits[:0], target[:0])
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="one label a row"):
         HCalibration(window=10).fit(logits, target[:5])

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers
 from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Spec
 from probatum.techniques.method.guidance.cka import FEWEST_ROWS, centred_gram, check_rows, cka_of_grams
 
@@ -293,5 +294,6 @@ def _train_guide(guide: nn.Module, run: Any, steps: int, rate: float, generator:
         index = torch.randint(len(x), (run.budget.batch_size,), generator=generator).to(x.device)
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        loss(guide(x[index]), y[index]).backward()
+        output = guide(x[index])
+        loss(output, real_targets(output, y[index]) if y.is_floating_point() else y[index]).backward()
         optimizer.step()
