@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import InputError
+from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.spec import Batch, Budget, Part, Spec
 from probatum.train.engine import PLAIN, Engine
 
@@ -96,9 +97,8 @@ def wants_index(loss: nn.Module) -> bool:
 
 
 def last_layer(model: nn.Module) -> nn.Module:
-    """The last linear (or convolution) layer with weights, in the order of the module tree."""
-    found = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
-    if not found:
+    """The linear layer that runs last, or else the convolution; see `find_last_layer`."""
+    found = find_last_layer(model)
+    if found is None:
         raise InputError(f"{type(model).__name__} has no linear or convolution layer that could be its last one")
-    linear = [module for module in found if isinstance(module, nn.Linear)]
-    return (linear or found)[-1]
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -144,3 +146,19 @@ def test_misuse() -> None:
         target(x)
         with pytest.raises(ValueError, match=r"'1'.*without variance"):
             guidance.alignment_loss(x)
+
+
+def test_a_layer_before_an_activation_in_place_is_aligned_as_it_was() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    spoiling = copy.deepcopy(plain)
+    for module in spoiling.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    x, found = torch.randn(16, 6), []
+    guide = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    for target in (plain, spoiling):
+        with Guidance(layers=["0", "2"]).attach(target, guide, x) as guidance:
+            target(x)
+            found.append(guidance.alignment_loss(x))
+    torch.testing.assert_close(found[1], found[0])
