@@ -45,6 +45,24 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+class WideBuffers:
+    """Mixed into a module: the buffers named in `wide` stay in float32 when the module is cast to half precision.
+
+    Running averages and tables of angles lose what they are for in eight bits.
+    """
+
+    wide: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: getattr(self, name) for name in self.wide}
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype in HALF:
+                setattr(self, name, value.to(now.device))
+        return self
+
+
 def _wide(value: Any) -> Any:
     return widened(value) if isinstance(value, Tensor) else value
 

@@ -215,7 +215,7 @@ class DiffQKVAttention(nn.Module):
             raise TypeError(f"steps are known for Rotary and CausalMixing, not for {found}; use the whole forward")
         q, k, v = self.parts(x)
         angle = cache.length * self.rotary.speed
-        q, k = (_turned(part, angle.cos(), angle.sin()) for part in (q, k))
+        q, k = (_turned(part, angle.cos().to(part.dtype), angle.sin().to(part.dtype)) for part in (q, k))
         cache.add(k, v)
         grouped = q.squeeze(2).unflatten(1, (self.key_heads, -1))  # queries beside the key head they share
         scores = grouped @ cache.keys.transpose(2, 3) / math.sqrt(self.key_size)

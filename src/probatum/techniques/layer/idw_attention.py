@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.precision import computed_wide
 
 CARD = Card(
     paper="arXiv:2310.18805",
@@ -64,6 +65,7 @@ def powered(squared: Tensor, p: float) -> Tensor:
     return squared.masked_fill(zero, 1.0).pow(p / 2).masked_fill(zero, 0.0)
 
 
+@computed_wide
 def attention_scores(
     x: Tensor, keys: Tensor, score: str = "neglog-distance", eps: float = 1e-3, p: float = 2.0
 ) -> Tensor:
@@ -84,6 +86,7 @@ def attention_scores(
     return -distance if score == "negative-distance" else (-distance).exp()
 
 
+@computed_wide
 def idw_attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, eps: float = 1e-3
 ) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.surgery import check_plain, layers, swap
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 
 CARD = Card(
     paper="arXiv:2003.07845",
@@ -79,7 +80,7 @@ class _Power(torch.autograd.Function):
         return dx, (dy * hat).sum(dim=0), dy.sum(dim=0), None, None, None
 
 
-class PowerNorm(nn.Module):
+class PowerNorm(WideBuffers, nn.Module):
     """Power normalisation over the last dimension.
 
     Args:
@@ -105,6 +106,7 @@ class PowerNorm(nn.Module):
     psi2: Tensor
     nu: Tensor
     seen: Tensor
+    wide = ("psi2", "nu")
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class PowerNorm(nn.Module):
         self.register_buffer("nu", torch.zeros(channels))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
+    @computed_wide
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (..., C); mask (...), True at positions that count."""
         if self.groups:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 from probatum.numerics.tensors.targets import IGNORED, class_targets
 
 CARD = Card(
@@ -62,7 +62,7 @@ def regularizer(p: Tensor, average: Tensor) -> Tensor:
     return (1 - (p * average).sum(dim=1)).clamp_min(LEAST).log()
 
 
-class EarlyLearningRegularization(nn.Module):
+class EarlyLearningRegularization(WideBuffers, nn.Module):
     """Cross-entropy with early-learning regularization, (output, target, index) -> scalar mean.
 
     The running averages are a buffer, so they are saved with the loss's `state_dict` and must be: they are what
@@ -89,6 +89,7 @@ class EarlyLearningRegularization(nn.Module):
     """
 
     average: Tensor
+    wide = ("average",)
 
     def __init__(self, num_examples: int, num_classes: int, lam: float = 3.0, beta: float = 0.7) -> None:
         super().__init__()

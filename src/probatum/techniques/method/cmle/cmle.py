@@ -28,6 +28,7 @@ from probatum.card import Card
 from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.watch import pass_through
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Spec
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
@@ -100,6 +101,7 @@ def other_treatments(treatment: Tensor, count: int, generator: Generator) -> Ten
     return (treatment + shift) % count
 
 
+@computed_wide
 def straight_through(logits: Tensor, temperature: float, generator: Generator) -> Tensor:
     """(n, classes) one-hot draws from softmax(logits), with the gradient of the Gumbel-softmax at this temperature."""
     uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp(1e-12, 1 - 1e-7)
