@@ -28,6 +28,11 @@ def largest(x: Tensor) -> Pair:
     return Pair(found.values / 3, found.indices)
 
 
+@computed_wide
+def squares(x: Tensor) -> Tensor:
+    return x @ x.T
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_values_and_gradients_agree_with_float32(dtype: torch.dtype) -> None:
     p = torch.tensor([1e-4, 0.3, 0.9]).to(dtype).requires_grad_()
@@ -57,5 +62,8 @@ def test_other_precisions_pass_as_they_are(dtype: torch.dtype) -> None:
 
 
 def test_under_autocast_results_stay_wide() -> None:
+    x = torch.randn(20, 30).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert log_rest(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+        found = squares(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, x.float() @ x.float().T)

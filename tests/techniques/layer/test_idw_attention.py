@@ -224,3 +224,12 @@ def test_the_head_that_runs_last_is_replaced_wherever_it_stands() -> None:
     assert twice.again is twice.head
     with pytest.raises(ValueError, match="itself the Linear"):
         apply(nn.Linear(4, 3), keys=6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_features_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
+    x, keys = 20 * torch.randn(4, 512), 20 * torch.randn(6, 512)
+    x, keys = x.to(dtype), keys.to(dtype)
+    found = attention_scores(x, keys)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, attention_scores(x.float(), keys.float()).to(dtype))

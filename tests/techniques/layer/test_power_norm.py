@@ -200,3 +200,13 @@ def test_a_norm_by_itself_and_parametrised_weights_are_refused() -> None:
     with pytest.raises(TypeError, match=r"'0' has a parametrised weight"):
         apply(net)
     assert type(net[1]) is nn.LayerNorm
+
+
+def test_running_moments_stay_exact_in_half_precision() -> None:
+    norm = PowerNorm(4, warmup=10_000).bfloat16()
+    x = torch.full((2, 4), 3.0, dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(600):
+        y = norm(x)
+    y.sum().backward()
+    torch.testing.assert_close(norm.psi2, torch.full((4,), 9.0))
+    assert (y.dtype, x.grad.dtype, norm.nu.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)

@@ -22,7 +22,8 @@ def widened(x: Tensor) -> Tensor:
 def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
     """The function with half-precision tensors widened, and its results in the precision of the first such argument.
 
-    Other precisions pass as they are. Under autocast results stay in float32, as those of torch's own losses do.
+    Other precisions pass as they are. Autocast is off inside, and under it results stay in float32, as those of torch's own
+    losses do.
 
     Example:
         >>> @computed_wide
@@ -37,8 +38,10 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dtype in HALF]
         if not given:
             return function(*args, **kwargs)
-        found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
-        if torch.is_autocast_enabled(given[0].device.type):
+        device = given[0].device.type
+        with torch.autocast(device, enabled=False):
+            found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+        if torch.is_autocast_enabled(device):
             return found
         return _narrowed(found, given[0].dtype)
 

@@ -162,3 +162,9 @@ def test_a_layer_before_an_activation_in_place_is_aligned_as_it_was() -> None:
             target(x)
             found.append(guidance.alignment_loss(x))
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_alignment_in_half_precision_does_not_overflow() -> None:
+    a = 10 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    found = linear_cka(a.half(), (a + 1).half())
+    torch.testing.assert_close(found, linear_cka(a.half().float(), (a + 1).half().float()))

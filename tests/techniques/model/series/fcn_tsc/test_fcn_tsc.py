@@ -181,3 +181,14 @@ def test_trains_on_the_bench(kind: str) -> None:
 
 def test_example() -> None:
     assert doctest.testmod(fcn_tsc).failed == 0
+
+
+def test_a_kind_that_is_none_is_refused_and_every_setting_acts() -> None:
+    for kind in ("typo", "mlp"):
+        with pytest.raises(ValueError, match=f"kind is '{kind}'; use fcn or resnet"):
+            SeriesConvNet(2, 3, kind=kind)
+    for kind in fcn_tsc.KINDS:
+        sizes = [sum(p.numel() for p in build(SPEC, kind, width).parameters()) for width in (32, 64, None)]
+        assert sizes[0] < sizes[1] < sizes[2]
+    assert build(SPEC, "mlp").head.in_features == 500
+    assert build(SPEC).head.in_features == build(SPEC, "resnet").head.in_features == 128
