@@ -96,9 +96,9 @@ def wants_index(loss: nn.Module) -> bool:
     return code is not None and "index" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
-def last_layer(model: nn.Module) -> nn.Module:
-    """The linear layer that runs last, or else the convolution; see `find_last_layer`."""
-    found = find_last_layer(model)
+def last_layer(model: nn.Module, x: Tensor | None = None) -> nn.Module:
+    """The linear layer that runs last, or else the convolution; see `find_last_layer`, also for rows x to run it on."""
+    found = find_last_layer(model, x)
     if found is None:
         raise InputError(f"{type(model).__name__} has no linear or convolution layer that could be its last one")
     return found

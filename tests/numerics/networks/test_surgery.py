@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,3 +323,12 @@ def test_state_dict_round_trip_while_swapped() -> None:
     torch.save(net, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
+
+
+def test_techniques_leave_surgery_modes_and_streams_to_these_rooms() -> None:
+    folder = Path(surgery.__file__).parents[2] / "techniques"
+    own_way = re.compile(
+        r"fork_rng|\.forward = |__class__ = |\.training = (mode|training)|\.train\((was|mode)\)$", re.M
+    )
+    found = {path.name: own_way.findall(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")}
+    assert {name: uses for name, uses in found.items() if uses} == {}

@@ -147,6 +147,24 @@ def test_gradient_at_a_layer_before_an_activation_in_place() -> None:
     torch.testing.assert_close(given, net[0](x).relu())
 
 
+def test_a_network_that_changes_its_input_in_place_changes_none_of_ours() -> None:
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x.mul_(2)).relu_())
+
+    net, x = Doubling(), torch.randn(3, 4)
+    before, expected = x.clone(), net.body(2 * x)
+    torch.testing.assert_close(hidden_layers(net, x)["body"], expected)
+    torch.testing.assert_close(last_features(net, x).features, expected.relu())
+    torch.testing.assert_close(pass_through(net, x, net.body)[1][0], expected)
+    find_last_layer(net, x)
+    assert torch.equal(x, before)
+
+
 # modes, statistics, streams, hooks
 
 

@@ -186,10 +186,10 @@ def grow_linear(old: nn.Linear | None, inputs: int, outputs: int, generator: tor
         new.weight.copy_(torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator))
         new.bias.copy_(torch.empty(outputs).uniform_(-bound, bound, generator=generator))
         if old is not None:
-            new.to(old.weight.device)
+            new.to(old.weight)
             new.weight[: has[0]] = 0.0
             new.weight[: has[0], : has[1]] = old.weight
-            new.bias[: has[0]] = old.bias
+            new.bias[: has[0]] = 0.0 if old.bias is None else old.bias
     return new
 
 

@@ -62,7 +62,7 @@ def _by_running(model: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> nn.
     first = next(model.parameters(), None)
     try:
         with still(model):
-            output = model(x if first is None else x.to(first.device))
+            output = model(x.clone() if first is None else x.to(first.device, copy=True))
     finally:
         for hook in hooks:
             hook.remove()

@@ -61,9 +61,9 @@ def look(
     after: After | None = None,
     before: Before | None = None,
 ) -> Any:
-    """The network's output for x in evaluation mode and without gradients, `hooked` meanwhile; nothing of it changes."""
+    """The network's output for x in evaluation mode and without gradients, `hooked` meanwhile; nothing of it or of x changes."""
     with hooked(net, modules, after, before), evaluating(net), streams_kept(), torch.no_grad():
-        return net(x)
+        return net(x.clone())
 
 
 def outputs_of(net: nn.Module, x: Tensor, block: int = 512) -> Tensor:
@@ -101,9 +101,7 @@ def unspoiled(read: Callable[[Keeper], Found]) -> Found:
     return read(Keeper(copies=True)) if keeper.spoiled else found
 
 
-def pass_through(
-    net: nn.Module, x: Tensor, module: nn.Module, inputs: bool = False
-) -> tuple[Any, list[Any]]:  # fmt: skip
+def pass_through(net: nn.Module, x: Tensor, module: nn.Module, inputs: bool = False) -> tuple[Any, list[Any]]:
     """One pass in the modes and with the gradients that are in force: the output, and what the module gave at each run.
 
     With `inputs` what it took in, its first argument. A copy that is needed lies before what changes it, in the graph too.
@@ -121,7 +119,7 @@ def pass_through(
             return (kept, *given[1:]) if inputs else kept  # the copy goes on, and the original is nobody's to change
 
         with hooked(net, {"": module}, None if inputs else note, note if inputs else None):
-            return net(x), seen
+            return net(x.clone()), seen  # a network may begin by changing x in place
 
     return unspoiled(read)
 

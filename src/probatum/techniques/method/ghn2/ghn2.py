@@ -319,9 +319,9 @@ def train_hypernet(
 
 @torch.no_grad()
 def put(net: nn.Module, values: Mapping[str, Tensor], share: float = 1.0) -> None:
-    """Move the parameters of `net` by `share` of the way to the predicted ones, in place."""
+    """Move the parameters of `net` that are not frozen by `share` of the way to the predicted ones, in place."""
     for name, parameter in net.named_parameters():
-        if name in values:
+        if name in values and parameter.requires_grad:
             parameter.lerp_(values[name].to(parameter), share)
 
 

@@ -78,10 +78,10 @@ class Growing(nn.Module):
             self.plain_bytes = module_bytes(split)
             self.bodies.append(split.body)
             self.width = split.head.in_features
-            device = split.head.weight.device
+            like = split.head.weight
         else:
             last = self.bodies[-1]
-            device = next(last.parameters()).device
+            like = next(last.parameters())
             special = last_block(last) if self.share else [last]
             inside = {id(module) for part in special for module in part.modules()}
             shared = [m for m in blocks(last) if id(m) not in inside] if self.share else []
@@ -93,10 +93,10 @@ class Growing(nn.Module):
         self.classes += classes
         self.head = grow_linear(
             self.head, self.width * len(self.bodies), len(self.classes), self._generator
-        ).to(device)  # fmt: skip
+        ).to(like)  # fmt: skip
         self.auxiliary = None
         if old:
-            self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(device)
+            self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(like)
         self.train(self.training)
 
     def features(self, x: Tensor) -> Tensor:
