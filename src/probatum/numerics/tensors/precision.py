@@ -30,7 +30,7 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
         ... def log_rest(p: Tensor) -> Tensor:
         ...     return (1 - p).log()
         >>> log_rest(torch.tensor(1e-4, dtype=torch.bfloat16))  # 1 - 1e-4 is 1 in bfloat16
-        tensor(-1.0014e-04, dtype=torch.bfloat16)
+        tensor(-0.0001, dtype=torch.bfloat16)
     """
 
     @functools.wraps(function)
