@@ -6,17 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest, fisher_exact
+from torch import nn
 
 from probatum import catalogue
+from probatum.auditing.case import learned_features
 from probatum.auditing.confidence import auroc_interval
 from probatum.auditing.faults import FAULTS, advised, try_commands
 from probatum.auditing.labels import confident_disagreement, contradictions
 from probatum.auditing.shift import two_sample
 from probatum.auditing.slices import _worse, holm
+from probatum.auditing.subject import open_subject
 from probatum.measure.outside import auroc
 from probatum.rooms.kind import takes
-from probatum.spec import Spec
+from probatum.spec import Part, Spec
 
 
 def noisy(n: int = 600, k: int = 4, rate: float = 0.15, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,3 +103,32 @@ def test_commands_are_split_by_arena() -> None:
         "probatum try encouraging-loss --data 'my data.csv' --target y",
         "probatum try outlier-scores --data 'my data.csv' --target y",
     ]
+
+
+def test_learned_features_are_those_before_the_head_that_runs_last() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.norm = nn.Linear(8, 2), nn.BatchNorm1d(8)
+            self.body = nn.Linear(3, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.body(x)).relu())
+
+    model, x = HeadFirst().train(), torch.randn(9, 3)
+    model.norm.eval()
+    part = Part(x, torch.zeros(9, dtype=torch.int64), torch.arange(9))
+    found = learned_features(open_subject(model), FakeRows(part))
+    np.testing.assert_allclose(found, model.norm(model.body(x)).relu().detach().double().numpy(), rtol=1e-6)
+    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+class FakeRows:
+    """As much of rows as features need."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from probatum.auditing.finding import Limits
 from probatum.auditing.rows import Rows
-from probatum.auditing.subject import Subject, evaluating
+from probatum.auditing.subject import Subject
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.watch import hooked
 from probatum.rooms.kind import kind_of
 from probatum.spec import Part
 
@@ -110,16 +113,18 @@ def input_features(*parts: Rows) -> list[np.ndarray]:
 
 def learned_features(subject: Subject, rows: Rows) -> np.ndarray | None:
     """What goes into the network's last linear layer (n, d); None where there is no such layer or no network."""
-    linear = [] if subject.model is None else [m for m in subject.model.modules() if isinstance(m, nn.Linear)]
-    if not linear or not subject.by_x:
+    if subject.model is None or not subject.by_x:
+        return None
+    head = find_last_layer(subject.model, rows.part.x)
+    if not isinstance(head, nn.Linear):
         return None
     kept: list[Tensor] = []
-    hook = linear[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().flatten(1).cpu()))
-    try:
-        with evaluating(subject.model), torch.no_grad():
-            subject.ask(rows.part)
-    finally:
-        hook.remove()
+
+    def note(_name: str, inputs: tuple[Tensor, ...]) -> None:
+        kept.append(inputs[0].detach().flatten(1).cpu())
+
+    with hooked(subject.model, {"": head}, before=note), evaluating(subject.model), torch.no_grad():
+        subject.ask(rows.part)
     found = torch.cat(kept).double().numpy() if kept else np.zeros((0, 0))
     return found if len(found) == len(rows) else None
 

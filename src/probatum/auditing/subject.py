@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from probatum.data.pipeline import Pipeline, load_pipeline
 from probatum.errors import InputError
+from probatum.numerics.networks.modes import evaluating
 from probatum.rooms.kind import kind_of
 from probatum.ship.load import load
 from probatum.spec import Part
@@ -47,13 +47,18 @@ class Subject:
     folder: Path | None = None
     by_x: bool = True
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network, where there is one."""
+        return () if self.model is None else (self.model,)
+
     def answers(self, part: Part, task: str) -> np.ndarray:
         """Probabilities (n, classes) or values (n, outputs), float64; logits are turned into probabilities.
 
         Raises:
             InputError: outputs that are no (n, outputs), or not finite.
         """
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(*self.networks), torch.no_grad():
             output = self.ask(part)
         if not isinstance(output, Tensor):
             raise InputError(f"{self.name} returns a {type(output).__name__}; it should return a tensor (n, outputs)")
@@ -71,19 +76,6 @@ class Subject:
             raise InputError(f"{self.name} gives one column; give two for two classes (logits or probabilities)")
         given = bool((output >= 0).all()) and bool(((output.sum(dim=1) - 1).abs() < 1e-3).all())
         return (output / output.sum(dim=1, keepdim=True) if given else output.softmax(dim=1)).numpy()
-
-
-@contextmanager
-def evaluating(model: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module in the mode it was in."""
-    modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    if model is not None:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def open_subject(source: Any, *, trust: bool = False, pipeline: str | Path | None = None) -> Subject:

@@ -8,7 +8,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from probatum.measure.base import Measure
 from probatum.numerics.cost.operations import counted
+from probatum.numerics.networks.modes import evaluating
 
 _TENTH = math.log(1.1)
 
@@ -73,13 +73,13 @@ def macs(model: nn.Module, x: Tensor) -> int:
     """Return the multiply-adds of one forward pass on the first example of x, in evaluation mode."""
     if not len(x):
         raise ValueError("x has no rows; give at least one example")
-    with _evaluating(model), torch.random.fork_rng(), torch.no_grad():
+    with evaluating(model), torch.random.fork_rng(), torch.no_grad():
         return flops(lambda: model(x[:1])) // 2
 
 
 def latency(model_a: nn.Module, model_b: nn.Module, x: Tensor, pairs: int = 30, warmup: int = 5) -> Interleaved:
     """Time forward passes of two models on x in turn, in evaluation mode and without gradients; see `interleave`."""
-    with _evaluating(model_a), _evaluating(model_b), torch.random.fork_rng(), torch.no_grad():
+    with evaluating(model_a, model_b), torch.random.fork_rng(), torch.no_grad():
         return interleave(lambda: model_a(x), lambda: model_b(x), pairs, warmup)
 
 
@@ -186,15 +186,3 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
 def _wait() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode and give every submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

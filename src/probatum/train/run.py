@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from probatum.engine import PLAIN, Engine
 from probatum.errors import InputError
+from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.rooms.task import task
 from probatum.spec import Batch, Budget, Part, Spec
 from probatum.train.rng import derive
@@ -165,10 +166,9 @@ def wants_index(loss: nn.Module) -> bool:
     return code is not None and "index" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
-def last_layer(model: nn.Module) -> nn.Module:
-    """The last linear (or convolution) layer with weights, in the order of the module tree."""
-    found = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
-    if not found:
+def last_layer(model: nn.Module, x: Tensor | None = None) -> nn.Module:
+    """The linear layer that runs last, or else the convolution; see `find_last_layer`, also for rows x to run it on."""
+    found = find_last_layer(model, x)
+    if found is None:
         raise InputError(f"{type(model).__name__} has no linear or convolution layer that could be its last one")
-    linear = [module for module in found if isinstance(module, nn.Linear)]
-    return (linear or found)[-1]
+    return found

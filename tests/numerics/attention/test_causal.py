@@ -65,3 +65,15 @@ def test_parts_can_be_replaced() -> None:
 def test_sizes_that_do_not_fit_are_named(width: int, heads: int) -> None:
     with pytest.raises(ValueError, match=r"heads|even"):
         CausalSelfAttention(width, heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_in_half_precision_are_those_of_float32(dtype: torch.dtype) -> None:
+    turn = Rotary(16)
+    q = torch.randn(1, 1, 3000, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected, _ = turn(q.float(), q.float())
+    found, _ = turn.to(dtype)(q, q)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=3e-2)
+    assert turn.speed.dtype == torch.float32
+    assert turn.double().speed.dtype == torch.float64

@@ -322,3 +322,23 @@ def test_the_last_block_begins_at_the_last_weight_matrix() -> None:
     assert last_block(body) == blocks(body)[2:]
     with pytest.raises(ValueError, match=r"1 block\(s\)"):
         last_block(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_split_finds_a_head_registered_first_and_refuses_what_goes_on_behind() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self, ends: bool) -> None:
+            super().__init__()
+            self.head, self.body, self.ends = nn.Linear(6, 4), nn.Linear(5, 6), ends
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = self.head(self.body(x).relu())
+            return output if self.ends else output.softmax(dim=1)
+
+    net, x = HeadFirst(ends=True), normal(9, 5)
+    expected, features = net(x), net.body(x).relu()
+    split = Split(net, 4)
+    torch.testing.assert_close(split.features(x), features)
+    torch.testing.assert_close(split(x), expected)
+    assert not any(m._forward_hooks for m in split.modules())
+    with pytest.raises(ValueError, match="goes on behind its last linear layer"):
+        Split(HeadFirst(ends=False), 4).features(x)

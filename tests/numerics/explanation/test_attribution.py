@@ -12,7 +12,7 @@ from probatum.numerics.explanation.attribution import per_row, pick, reference_l
 def test_pick_by_loop() -> None:
     output, target = torch.arange(12.0).view(4, 3), torch.tensor([2, 0, 1, 2])
     assert pick(output, target).tolist() == [2.0, 3.0, 7.0, 11.0]
-    with pytest.raises(ValueError, match=r"targets run over 0 \.\. 3, but the model has outputs 0 \.\. 2"):
+    with pytest.raises(ValueError, match=r"the label 3; with 3 classes labels are 0 \.\. 2"):
         pick(output, torch.tensor([0, 1, 2, 3]))
     with pytest.raises(ValueError, match=r"shapes \(4, 3\) and \(3,\)"):
         pick(output, target[:3])

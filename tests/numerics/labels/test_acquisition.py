@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from torch import nn
 
 from probatum.numerics.labels import acquisition as parts
-from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.watch import last_features
 
 
 def probabilities(n: int, c: int, seed: int = 0) -> torch.Tensor:

@@ -41,3 +41,15 @@ def test_the_models_own_objective_is_used() -> None:
     net = Twice(2, 2)
     fit_network(net, torch.randn(20, 2), torch.arange(20) % 2, 300, 5, 1e-2, torch.Generator().manual_seed(0))
     assert float(net.bias.detach().abs().max()) < 0.02
+
+
+def test_targets_in_a_row_or_a_column() -> None:
+    output, y = torch.randn(6, 1), torch.randn(6)
+    assert torch.equal(row_losses(output, y), row_losses(output, y[:, None]))
+    with pytest.raises(ValueError, match=r"\(6, 1\) and \(6, 2\)"):
+        row_losses(output, torch.randn(6, 2))
+    logits, codes = torch.randn(6, 3), torch.arange(6) % 3
+    assert torch.equal(row_losses(logits, codes[:, None]), F.cross_entropy(logits, codes, reduction="none"))
+    low = logits.bfloat16()
+    expected = F.cross_entropy(low.float(), codes, reduction="none").bfloat16()
+    torch.testing.assert_close(row_losses(low, codes), expected)

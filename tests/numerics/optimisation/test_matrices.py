@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from probatum.numerics.networks.roles import find_last_layer, parameter_roles
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.roles import parameter_roles
 from probatum.numerics.optimisation.adamw import adamw_update, dense_real
 from probatum.numerics.optimisation.matrices import as_matrix, normalise, rms_normalise
 

@@ -149,3 +149,27 @@ def test_misuse() -> None:
         ask(mine, 2, torch.Generator(), strategy="vote-kl")
     with pytest.raises(ValueError, match="stop_kappa is 2"):
         ask(mine, 2, torch.Generator(), stop_kappa=2.0)
+
+
+def test_dropout_draws_leave_frozen_modules_in_evaluation() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)).train()
+    model[1].eval()
+    dropout_predictions(model, torch.randn(6, 4), 3, torch.Generator())
+    assert [m.training for m in model] == [True, False, True, True]
+
+
+def test_word_gradients_before_a_change_in_place() -> None:
+    class Spoiled(Words):
+        def forward(self, x: Tensor) -> Tensor:
+            hooked = self.embed.register_forward_hook(lambda _m, _i, output: output.relu_())
+            try:
+                return super().forward(x)
+            finally:
+                hooked.remove()
+
+    torch.manual_seed(0)
+    model = Words().eval()
+    name = next(n for n, m in model.named_modules() if isinstance(m, nn.Embedding))
+    spoiled = Spoiled().eval()
+    spoiled.embed = spoiled.get_submodule(name)
+    assert word_gradient_length(spoiled, torch.randint(1, 20, (5, 4))).isfinite().all()

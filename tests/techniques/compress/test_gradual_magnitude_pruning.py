@@ -259,3 +259,11 @@ def test_ends_with_exact_zeros_on_the_bench(name: str, regrow: bool) -> None:
 
 def test_example() -> None:
     assert doctest.testmod(gradual_magnitude_pruning).failed == 0
+
+
+def test_parametrised_weights_are_refused_by_name() -> None:
+    for layer in (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), prune.identity(nn.Linear(4, 4), "weight")):
+        net = nn.Sequential(nn.Linear(4, 4), layer)
+        pruner = GradualMagnitudePruning(total_steps=10)
+        with pytest.raises(TypeError, match=r"'1' has a parametrised weight"):
+            pruner.attach(net, torch.optim.SGD(net.parameters(), lr=0.1))

@@ -202,3 +202,53 @@ def test_misuse() -> None:
         LowRank(nn.ReLU())
     with pytest.raises(ValueError, match="nothing is attached"):
         Maestro().finish_plain()
+
+
+def test_one_layer_in_two_places_is_factorised_in_both() -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    net, x = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 2)), torch.randn(4, 6)
+    expected = net(x)
+    assert list(factorise(net)) == ["0", "3"]
+    assert net[0] is net[2]
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+    net[0].use(2)
+    finish_plain(net)
+    assert net[0] is net[2]
+
+
+def test_tied_and_frozen_layers_stay_dense_unless_named() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body, self.fixed = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.head = nn.Linear(6, 9)
+            self.head.weight = self.embed.weight
+            self.fixed.requires_grad_(False)
+
+    net = Tied()
+    assert list(factorise(net)) == ["body"]
+    assert net.head.weight is net.embed.weight
+    with pytest.raises(ValueError, match=r"'head\.weight' and 'embed\.weight'"):
+        factorise(net, ["head"])
+    assert type(net.head) is nn.Linear
+    factorise(net, ["fixed"])
+    assert not any(p.requires_grad for p in net.fixed.parameters())
+    with pytest.raises(TypeError, match=r"'0' has a parametrised weight"):
+        factorise(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU()))
+
+
+def test_inside_an_encoder_it_runs_in_evaluation_without_gradients() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True), nn.Linear(16, 2))
+    layers, x = factorise(net), torch.randn(2, 5, 16)
+    for layer in layers.values():
+        layer.use(1)
+    expected = net.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(finish_plain(net)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_layers_there_is_no_penalty() -> None:
+    assert float(Maestro().attach(nn.Sequential(nn.ReLU())).penalty()) == 0.0

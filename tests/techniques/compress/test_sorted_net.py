@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -108,3 +111,63 @@ def test_misuse() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(ValueError, match="needs training rows"):
         SortedNet().attach(net, torch.randn(3, 4)).deploy(0.5)
+
+
+def test_a_copy_of_an_attached_network_computes_with_its_own_weights() -> None:
+    torch.manual_seed(0)
+    net, x = network(), torch.randn(3, 6)
+    sorted_net = SortedNet(widths=(0.5, 1.0)).attach(net, x)
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(copied(x), net(x))
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.zero_()
+        assert not copied(x).any()
+    sorted_net.detach()
+    assert not any("forward" in vars(module) for module in net.modules())
+
+
+def test_inside_an_encoder_evaluation_is_cut_as_training_is() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Linear(8, 3))
+    x = torch.randn(2, 5, 8)
+    sorted_net = SortedNet(widths=(0.5, 1.0), layers=["0.linear1"]).attach(net, x)
+    net.eval()
+    with sorted_net.draw(0.5):
+        expected = net(x)
+    with sorted_net.draw(0.5), torch.no_grad():
+        torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
+    made = sorted_net.deploy(0.5)
+    assert made[0].linear1.weight.shape == (8, 8)
+    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-5)
+    assert net[0].activation_relu_or_gelu == made[0].activation_relu_or_gelu == 1
+
+
+class Branches(nn.Module):
+    """Two branches side by side: at half width the second one's units would meet the first one's columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.a(x), self.b(x)], dim=1))
+
+
+def test_concatenated_branches_are_refused_and_may_be_cut_one_by_one() -> None:
+    net, x = Branches(), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"'head'.*not the first of its inputs"):
+        SortedNet(widths=(0.5, 1.0)).attach(net, x)
+    assert not any("forward" in vars(module) for module in net.modules())
+    sorted_net = SortedNet(widths=(0.5, 1.0), layers=["b"]).attach(net, x)  # the last columns may go
+    with sorted_net.draw(0.5):
+        found = net(x)
+    hidden = torch.cat([net.a(x), net.b(x)[:, :4]], dim=1)
+    torch.testing.assert_close(found, F.linear(hidden, net.head.weight[:, :12], net.head.bias))
+
+
+def test_one_block_in_two_places_and_parametrised_layers_are_refused() -> None:
+    block = nn.Linear(4, 4)
+    net = nn.Sequential(nn.Sequential(block, nn.Linear(4, 4), block), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"one block stands at 0\.0 and 0\.2"):
+        SortedNet(widths=(0.5, 1.0), blocks="0").attach(net, torch.randn(2, 4))

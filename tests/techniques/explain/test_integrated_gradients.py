@@ -195,3 +195,20 @@ def test_misuse() -> None:
         integrated_gradients(net, x, y, steps=0)
     with pytest.raises(ValueError, match="runs once"):
         integrate_embedding(Tokens().to(D).eval(), nn.Linear(2, 2), torch.zeros(2, 3, dtype=torch.int64), y[:2])
+
+
+def test_an_embedding_that_is_changed_in_place_behind() -> None:
+    class Spoiled(Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.relu(self.embed(x), inplace=True).mean(dim=1))
+
+    class Plain(Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.relu(self.embed(x)).mean(dim=1))
+
+    torch.manual_seed(0)
+    plain, spoiled = Plain().double().eval(), Spoiled().double().eval()
+    spoiled.load_state_dict(plain.state_dict())
+    codes, target = torch.randint(11, (4, 6)), torch.tensor([0, 1, 2, 0])
+    ours, theirs = (integrate_embedding(net, net.embed, codes, target, tolerance=None) for net in (spoiled, plain))
+    torch.testing.assert_close(ours.values, theirs.values)

@@ -259,3 +259,36 @@ def test_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(dcls).failed == 0
+
+
+def test_one_convolution_in_two_places_is_replaced_in_both() -> None:
+    shared = nn.Conv1d(4, 4, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert apply(model) == 2
+    assert model[0] is model[2]
+    assert isinstance(model[0], Dcls)
+    assert fuse(model) == 2
+    assert model[0] is model[2]
+    assert type(model[0]) is nn.Conv1d
+
+
+def test_a_bare_convolution_tied_and_parametrised_ones_are_refused() -> None:
+    bare = nn.Conv1d(4, 4, 3)
+    with pytest.raises(ValueError, match="itself the Conv1d"):
+        apply(bare)
+    assert list(bare.state_dict()) == ["weight", "bias"]
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"'0\.weight' and '1\.weight'"):
+        apply(model)
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)))
+    with pytest.raises(TypeError, match=r"'0' has a parametrised weight"):
+        apply(normed)
+
+
+def test_a_frozen_convolution_gets_frozen_taps_and_positions() -> None:
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3))
+    model[0].requires_grad_(False)
+    apply(model)
+    assert not any(p.requires_grad for p in model[0].parameters())
+    assert all(p.requires_grad for p in model[1].parameters())

@@ -191,3 +191,24 @@ def test_misuse() -> None:
     decoder.rotary = nn.Identity()
     with pytest.raises(TypeError, match="not for Identity and CausalMixing"):
         decoder.step(draw(1, 1, 16), Cache())
+
+
+def test_one_layer_in_two_places_a_frozen_one_and_the_layer_by_itself() -> None:
+    shared = CausalSelfAttention(16, 4)
+    shared.query.requires_grad_(False)
+    net = nn.Sequential(shared, nn.Linear(16, 16), shared)
+    assert apply(net) == 2
+    assert net[0] is net[2]
+    assert isinstance(net[0], DiffQKVAttention)
+    assert [p.requires_grad for p in net[0].query.parameters()] == [False, False]
+    assert net[0].key.weight.requires_grad
+    with pytest.raises(ValueError, match="itself the CausalSelfAttention"):
+        apply(CausalSelfAttention(16, 4))
+
+
+def test_tied_projections_are_refused() -> None:
+    net = nn.Sequential(CausalSelfAttention(16, 4), CausalSelfAttention(16, 4))
+    net[1].key.weight = net[0].key.weight
+    with pytest.raises(ValueError, match=r"'0\.key\.weight' and '1\.key\.weight' are one tied parameter"):
+        apply(net)
+    assert type(net[0]) is CausalSelfAttention

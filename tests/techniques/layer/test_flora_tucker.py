@@ -366,3 +366,90 @@ def test_trains_through_the_bench_and_leaves_the_body_alone(form: str) -> None:
 
 def test_doctests() -> None:
     assert doctest.testmod(flora_tucker).failed == 0
+
+
+def test_one_layer_in_two_places_gets_one_adapter() -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 3))
+    assert apply(model, budget=0.5) == 2
+    assert model[0] is model[2]
+    assert isinstance(model[0], Flora)
+
+
+def test_a_state_saved_while_merged_is_that_of_the_adapters() -> None:
+    model = net()
+    fresh = copy.deepcopy(model)
+    apply(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=own(3)))
+    model.eval()
+    x = draw(2, *SPEC.shape).float()
+    expected = model(x)
+    merge(model)
+    state = copy.deepcopy(model.state_dict())
+    apply(fresh)
+    fresh.eval().load_state_dict(state)
+    torch.testing.assert_close(fresh(x), expected, rtol=1e-4, atol=1e-5)
+    merge(fresh)
+    fresh.load_state_dict(state)  # into a merged network, too
+    torch.testing.assert_close(fresh(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_state_goes_into_a_merged_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    apply(model, budget=0.5)
+    other, x = copy.deepcopy(model), torch.randn(4, 8)
+    with torch.no_grad():
+        other[0].core.add_(0.3)
+    merge(model)
+    load_adapter_state(model, adapter_state(other))
+    assert model[0].merged
+    torch.testing.assert_close(model.eval()(x), other.eval()(x), rtol=1e-4, atol=1e-5)
+    unmerge(model)
+    assert torch.equal(model[0].base.weight, other[0].base.weight)
+
+
+def test_twice_tied_and_half_way_are_refused_without_a_trace() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    apply(model, budget=0.5)
+    with pytest.raises(ValueError, match="has adapters already"):
+        apply(model, budget=0.5)
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tied parameter"):
+        apply(tied, budget=0.5)
+    middle = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2), nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="the rank of mode 1 is 4"):
+        apply(middle, ranks=(4, 4))  # fits the first layer and not the second
+    assert [type(m) for m in middle] == [nn.Linear, nn.BatchNorm1d, nn.Linear, nn.Linear]
+    assert all(p.requires_grad for p in middle.parameters())
+
+
+def test_inside_an_encoder_it_runs_in_evaluation_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True), nn.Linear(16, 2))
+    assert apply(model, budget=0.5) == 2
+    with torch.no_grad():
+        model[0].linear1.core.add_(1.0)
+    x = torch.randn(2, 5, 16)
+    expected = model.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_registered_first_is_the_one_that_is_trained_whole() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 2), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    model = HeadFirst()
+    assert apply(model, budget=0.5) == 2
+    assert type(model.head) is nn.Linear
+    assert model.head.weight.requires_grad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import pickle
 
 import pytest
 import torch
@@ -230,3 +231,40 @@ def test_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(hypernet_kit).failed == 0
+
+
+def test_frozen_layers_are_left_alone_and_refused_by_name() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    before = model[0].weight.detach().clone()
+    apply(model)
+    assert "weight" in dict(model[0].named_parameters(recurse=False))
+    assert torch.equal(model[0].weight, before)
+    other = net()
+    other[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'0\.weight' is frozen"):
+        apply(other, names=["0.weight"])
+    assert supplier_of(other) is None
+
+
+def test_pickle_and_copy_of_a_supplied_network_run_on_their_own() -> None:
+    model = net()
+    apply(model)
+    x = torch.randn(3, 1, 8, 8)
+    model.eval()
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        torch.testing.assert_close(copied(x), model(x))
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.mul_(0.5)
+        assert not torch.allclose(copied(x), model(x))
+
+
+def test_inside_an_encoder_made_weights_are_read_in_evaluation_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True), nn.Linear(16, 2))
+    apply(model, names=["0.linear1.weight", "0.linear2.weight"])
+    x = torch.randn(2, 5, 16)
+    expected = model.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)

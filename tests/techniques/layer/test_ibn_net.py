@@ -210,3 +210,38 @@ def test_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(ibn_net).failed == 0
+
+
+def test_one_norm_in_two_places_is_replaced_in_both() -> None:
+    shared = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), shared, nn.ReLU(), nn.Conv2d(4, 4, 3), shared)
+    assert apply(model, names=["1"]) == 2
+    assert model[1] is model[4]
+    assert isinstance(model[1], IBN)
+
+
+def test_variant_b_keeps_eps_and_frozen_flags_and_refuses_a_shared_activation() -> None:
+    model = net()
+    stem = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    stem.eps, name = 1e-3, next(n for n, m in model.named_modules() if m is stem)
+    stem.requires_grad_(False)
+    apply(model, variant="b")
+    made = model.get_submodule(name)
+    assert isinstance(made, nn.InstanceNorm2d)
+    assert made.eps == 1e-3
+    assert not any(p.requires_grad for p in made.parameters())
+    shared = net()
+    blocks = [block.module for block in blocks_in(shared)]
+    for block in blocks:
+        block.act2 = blocks[0].act2
+    before = [type(m) for m in shared.modules()]
+    with pytest.raises(ValueError, match="one activation stands at"):
+        apply(shared, variant="b")
+    assert [type(m) for m in shared.modules()] == before
+
+
+def test_a_norm_without_running_statistics_stays_without() -> None:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    made, x = IBN.from_batch_norm(norm, 0.5).eval(), maps(6, 4, 5, 5) + 3
+    assert made.batch.running_mean is None
+    torch.testing.assert_close(made(x)[:, 2:], norm(x)[:, 2:])

@@ -199,3 +199,37 @@ def test_distances_by_products_are_those_by_differences() -> None:
     q, k = (torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator) for _ in range(2))
     torch.testing.assert_close(squared_distances_by_products(q, k), squared_distances(q, k))
     assert (squared_distances_by_products(q.float(), q.float()) >= 0).all()
+
+
+class HeadFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 3), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def test_the_head_that_runs_last_is_replaced_wherever_it_stands() -> None:
+    net = HeadFirst()
+    assert apply(net, keys=6) == 1
+    assert isinstance(net.head, InverseDistanceHead)
+    assert type(net.body[2]) is nn.Linear
+    named = HeadFirst()
+    apply(named, keys=8, last_layer=named.body[2])
+    assert isinstance(named.body[2], InverseDistanceHead)
+    twice = HeadFirst()
+    twice.again = twice.head
+    assert apply(twice, keys=6) == 2
+    assert twice.again is twice.head
+    with pytest.raises(ValueError, match="itself the Linear"):
+        apply(nn.Linear(4, 3), keys=6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_features_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
+    x, keys = 20 * torch.randn(4, 512), 20 * torch.randn(6, 512)
+    x, keys = x.to(dtype), keys.to(dtype)
+    found = attention_scores(x, keys)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, attention_scores(x.float(), keys.float()).to(dtype))

@@ -216,3 +216,18 @@ def test_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(mip_hypernet).failed == 0
+
+
+def test_dropout_goes_before_the_head_that_runs_last() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 2), nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    model = HeadFirst()
+    apply(model)
+    assert len(model.head._forward_pre_hooks) == 1
+    assert not model.body[0]._forward_pre_hooks

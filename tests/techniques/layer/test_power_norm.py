@@ -160,3 +160,53 @@ def test_an_empty_training_batch_leaves_the_statistics_alone() -> None:
         norm(draw(0, 5))
     assert torch.equal(norm.psi2, before)
     assert norm.eval()(draw(0, 5)).shape == (0, 5)
+
+
+def test_one_norm_in_two_places_is_replaced_in_both_by_one() -> None:
+    shared = nn.LayerNorm(4)
+    net = nn.Sequential(shared, nn.Linear(4, 4), shared)
+    assert apply(net, total_steps=10) == 2
+    assert isinstance(net[0], PowerNorm)
+    assert net[0] is net[2]
+
+
+def test_tied_and_frozen_weights_stay_so() -> None:
+    net = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4), nn.Linear(4, 2))
+    net[1].weight = net[0].weight
+    net[0].bias.requires_grad_(False)
+    before = dict(net.named_parameters())
+    assert apply(net) == 2
+    assert net[0].weight is net[1].weight is before["0.weight"]
+    assert not net[0].bias.requires_grad
+    assert net[1].bias.requires_grad
+
+
+def test_inside_an_encoder_it_acts_in_evaluation_without_gradients() -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    assert apply(net, total_steps=10) == 2
+    for _ in range(20):
+        net(torch.randn(8, 5, 16) * torch.linspace(0.1, 4, 16) + 1)
+    x, expected = torch.randn(2, 5, 16), None
+    expected = net.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_by_itself_and_parametrised_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="itself the LayerNorm"):
+        apply(nn.LayerNorm(4))
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.LayerNorm(4)), nn.LayerNorm(4))
+    with pytest.raises(TypeError, match=r"'0' has a parametrised weight"):
+        apply(net)
+    assert type(net[1]) is nn.LayerNorm
+
+
+def test_running_moments_stay_exact_in_half_precision() -> None:
+    norm = PowerNorm(4, warmup=10_000).bfloat16()
+    x = torch.full((2, 4), 3.0, dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(600):
+        y = norm(x)
+    y.sum().backward()
+    torch.testing.assert_close(norm.psi2, torch.full((4,), 9.0))
+    assert (y.dtype, x.grad.dtype, norm.nu.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)

@@ -269,3 +269,46 @@ def test_trains_through_the_bench(form: str) -> None:
 
 def test_doctests() -> None:
     assert doctest.testmod(residual_adapters).failed == 0
+
+
+def test_one_norm_in_two_places_is_the_domains_in_both() -> None:
+    def shared() -> nn.Sequential:
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(4)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 4, 3), norm, nn.Flatten(), nn.Linear(64, 2)
+        )  # fmt: skip
+
+    model = shared()
+    apply(model)
+    assert model[1] is model[4]
+    assert isinstance(model[1], residual_adapters.SeriesAdapter)
+    x = torch.randn(5, 1, 8, 8)
+    model.eval()
+    with torch.no_grad():
+        model[1].adapter.weight.normal_(0, 0.3)
+        expected = model(x)
+        residual_adapters.fold(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    many = ManyDomains(shared()).add("a", 2).add("b", 2).eval()
+    with torch.no_grad():
+        for part in many.own["a"].modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight.mul_(2.0)
+    inside = []
+    handles = [
+        m.register_forward_hook(lambda *_: inside.append(1)) for m in many.own["a"] if not isinstance(m, nn.Linear)
+    ]
+    many(x, "a")
+    for handle in handles:
+        handle.remove()
+    assert len(inside) == 2  # its own norm stands in both places
+
+
+def test_a_frozen_batch_norm_of_the_users_keeps_its_mode() -> None:
+    model = net().train()
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m is not None)
+    norm.eval()
+    apply(model, form="parallel")
+    assert not norm.training
+    assert model.training

@@ -212,3 +212,29 @@ def test_trains_on_the_bench(name: str) -> None:
 
 def test_example() -> None:
     assert doctest.testmod(selu_snn).failed == 0
+
+
+def test_inside_an_encoder_it_runs_in_evaluation_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.ReLU(), nn.Linear(16, 2))
+    apply(model)
+    x = torch.randn(2, 5, 16)
+    expected = model.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parametrised_weights_are_refused_before_anything_is_changed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(TypeError, match=r"'2' has a parametrised weight"):
+        apply(model)
+    assert isinstance(model[1], nn.ReLU)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_moments_of_a_selu_in_place_and_of_one_module_in_two_places() -> None:
+    shared = nn.ReLU(inplace=True)
+    model = nn.Sequential(nn.Linear(4, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 2))
+    assert apply(model) == 2
+    assert model[1] is model[3]

@@ -162,3 +162,35 @@ def test_misuse() -> None:
             apply(network(), **settings)
     with pytest.raises(ValueError, match="no state"):
         StepSize(nn.Identity(), 4, "step", 4, False)(torch.zeros(1, 4, 2, 2))
+
+
+def test_a_block_named_twice_is_changed_once_and_a_shared_norm_is_refused() -> None:
+    net = network()
+    assert apply(net, blocks=[0, 0]) == 1
+    assert len(sizes(net)) == 1
+    other = network()
+    last = [name for name, m in other.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    other.set_submodule(last[-1], other.get_submodule(last[1]))  # the second block ends in the first one's norm
+    kinds = [type(m) for m in other.modules()]
+    with pytest.raises(ValueError, match="one norm stands at"):
+        apply(other)
+    assert [type(m) for m in other.modules()] == kinds
+
+
+def test_the_index_of_a_block_that_begins_in_place() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            layers = [layer for _ in range(2) for layer in (nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4))]
+            self.act, self.branch = nn.ReLU(inplace=inplace), nn.Sequential(*layers)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.branch(self.act(x))
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), PreActivation(False), nn.Flatten(), nn.Linear(144, 3))
+    spoiling = copy.deepcopy(plain)
+    spoiling[1].act.inplace = True
+    x = torch.randn(5, 1, 8, 8)
+    (first,), (second,) = stiffness(plain, x).values(), stiffness(spoiling, x).values()
+    torch.testing.assert_close(first, second)

@@ -211,3 +211,18 @@ def test_categories_become_one_hot() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(gbnn).failed == 0
+
+
+def test_last_hidden_draws_nothing_from_the_global_stream() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + torch.randn(x.shape))
+
+    net, x = Noisy(), torch.randn(3, 4)
+    before = torch.get_rng_state()
+    last_hidden(net, net.head, x)
+    assert torch.equal(torch.get_rng_state(), before)

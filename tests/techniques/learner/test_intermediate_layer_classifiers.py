@@ -211,3 +211,33 @@ def test_settings_out_of_range_are_named(settings: dict[str, object], told: str)
     data: Data = open_dataset("iris").prepare(0)
     with pytest.raises(ValueError, match=told):
         fit(data, Budget(1, 8, 1), generator(), lambda: mlp(2, 4, 3), Optimisation(), **settings)  # type: ignore[arg-type]
+
+
+def test_blocks_that_begin_in_place_frozen_norms_and_a_head_registered_first() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.layer = nn.ReLU(inplace=True), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.act(x))
+
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.norm = nn.Linear(8, 2), nn.BatchNorm1d(8)
+            self.first, self.second = PreActivation(), PreActivation()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.second(self.first(x))))
+
+    torch.manual_seed(0)
+    model, x = HeadFirst(), torch.randn(7, 8)
+    model.norm.eval()
+    found = layer_features(model, x)
+    first = model.first.layer(x.relu())
+    torch.testing.assert_close(found["first"], first)
+    assert float(found["first"].min()) < 0
+    torch.testing.assert_close(found[PENULTIMATE], model.norm(model.second.layer(first.relu())))
+    assert not model.norm.training
+    assert model.training

@@ -176,3 +176,33 @@ def test_misuse() -> None:
         Machines(torch.rand(4, 2), torch.zeros(4, dtype=torch.int64), 3, 1.0)
     with pytest.raises(ValueError, match="power is 2"):
         unit(torch.rand(2, 2), 2.0)
+
+
+class HeadFirst(nn.Module):
+    """The head is registered before the body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 2)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_layers_before_activations_in_place_frozen_norms_and_a_head_registered_first() -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 3)).train(),
+        torch.randn(9, 6),
+    )
+    model[1].eval()
+    torch.testing.assert_close(extract(model, x, "0"), model[0](x))
+    found = extract(model, x)
+    torch.testing.assert_close(found, torch.relu(model[1](model[0](x))))
+    assert [m.training for m in model.modules()] == [True, True, False, True, True]
+    other = HeadFirst()
+    torch.testing.assert_close(extract(other, x), other.body(x))
+    backbone = Backbone(other.eval())
+    torch.testing.assert_close(backbone(x), other.body(x))
+    torch.testing.assert_close(backbone.logits(x), other(x))

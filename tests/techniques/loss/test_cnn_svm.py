@@ -155,6 +155,35 @@ def test_example() -> None:
 
 def test_one_label_a_row_is_asked_for() -> None:
     scores = torch.zeros(4, 3)
-    for target in (torch.zeros(4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="one label a row"):
+    for target in (torch.zeros(4, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"\(4, 3\) and .*one label a row"):
             hinge(scores, target)
+    labels = torch.tensor([0, 2, 1, 0])
+    assert torch.equal(hinge(scores, labels[:, None]), hinge(scores, labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_does_not_overflow(kind: str) -> None:
+    scores, y = problem()
+    low = (200 * scores[:, :4]).half().requires_grad_()
+    high = low.detach().float().requires_grad_()
+    L2SVM(kind=kind)(high, y).backward()
+    found = hinge(low.detach(), y, kind)
+    assert found.dtype == torch.float16
+    value = L2SVM(kind=kind, C=1e-3)(low, y)
+    assert torch.isfinite(value)
+    value.backward()
+    torch.testing.assert_close(low.grad.float(), 1e-3 * high.grad, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_without_a_label_are_left_out(kind: str) -> None:
+    scores, y = problem()
+    scores, y = scores[:, :4], y.clone()
+    y[::4] = -100
+    kept = y != -100
+    weight = torch.tensor([1.0, 2.0, 0.5, 1.0])
+    for loss in (L2SVM(kind=kind), L2SVM(kind=kind, weight=weight)):
+        torch.testing.assert_close(loss(scores, y), loss(scores[kept], y[kept]))
+    with pytest.raises(ValueError, match="the label -1"):
+        hinge(scores, torch.where(kept, y, -1), kind)

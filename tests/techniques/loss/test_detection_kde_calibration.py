@@ -101,3 +101,23 @@ def test_bad_input() -> None:
         KernelCalibrationLoss(bandwidth=0)
     with pytest.raises(ValueError, match="power is 9"):
         KernelCalibrationLoss(power=9)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_rows_without_a_label_are_neither_right_nor_wrong(per_class: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output, target = torch.randn(80, 3, generator=generator), torch.randint(3, (80,), generator=generator)
+    target[40:] = -100
+    loss = KernelCalibrationLoss(1.0, 0.1, per_class)
+    torch.testing.assert_close(loss(output, target), loss(output[:40], target[:40]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_the_gradient_of_float32_rounded(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = (4 * torch.randn(40, 3, generator=generator)).to(dtype).requires_grad_()
+    high, target = low.detach().float().requires_grad_(), torch.randint(3, (40,), generator=generator)
+    loss = KernelCalibrationLoss(1.0, 0.05)
+    loss(low, target).backward()
+    loss(high, target).backward()
+    torch.testing.assert_close(low.grad, high.grad.to(dtype))

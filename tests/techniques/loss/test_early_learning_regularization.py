@@ -163,3 +163,28 @@ def test_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(early_learning_regularization).failed == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_holds_predictions_as_float32_does(dtype: torch.dtype) -> None:
+    logits, target, index = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([1]), torch.tensor([0])
+    found = []
+    for kind in (torch.float32, dtype):
+        loss = EarlyLearningRegularization(1, 3, lam=3.0)
+        for _ in range(30):
+            output = logits.to(kind, copy=True).requires_grad_()
+            loss(output, target, index).backward()
+        found.append(output.grad.float())
+    torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=4e-3)  # the rounding of the gradient itself
+    assert float((found[0] - (logits.softmax(1) - torch.eye(3)[1])).abs().max()) > 0.1  # more than cross-entropy's
+    assert loss.bfloat16().average.dtype == torch.float32
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    output, target, index = batch()
+    target = target.clone()
+    target[::3] = -100
+    kept = target != -100
+    one, other = made(), made()
+    torch.testing.assert_close(one(output, target, index), other(output[kept], target[kept], index[kept]))
+    assert torch.equal(one.average, other.average)

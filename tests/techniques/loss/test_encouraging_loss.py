@@ -129,3 +129,28 @@ def test_weights_are_normalised_as_in_cross_entropy() -> None:
     torch.testing.assert_close(
         EncouragingLoss(weight=torch.ones_like(weight))(output, target), EncouragingLoss()(output, target)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_half_precision_has_the_gradient_of_float32_rounded(dtype: torch.dtype, smoothing: float) -> None:
+    output, target = logits(classes=5)
+    low = (3 * output).to(dtype).requires_grad_()
+    high = low.detach().float().requires_grad_()
+    loss = EncouragingLoss(smoothing=smoothing)
+    ours, theirs = loss(low, target), loss(high, target)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(ours, theirs.to(dtype))
+    torch.testing.assert_close(low.grad, high.grad.to(dtype))
+
+
+@pytest.mark.parametrize("log_end", [None, 0.75])
+def test_labels_in_a_column_outside_the_classes_and_other_shapes(log_end: float | None) -> None:
+    output, target = logits(n=6)
+    loss = EncouragingLoss(log_end=log_end)
+    assert torch.equal(loss(output, target[:, None]), loss(output, target))
+    with pytest.raises(ValueError, match="the label 7"):
+        loss(output, torch.full((6,), 7))
+    with pytest.raises(ValueError, match=r"\(6, 7\) and \(5,\)"):
+        loss(output, target[:5])

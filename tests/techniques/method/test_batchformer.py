@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,3 +226,23 @@ def test_losses_with_state_per_row_are_refused_by_name() -> None:
     data = open_dataset("wine").prepare(0)
     with pytest.raises((ValueError, InputError), match="EarlyLearningRegularization keeps state per row"):
         fit("early-learning-regularization+batchformer", data, 0, training=SHORT)
+
+
+def test_outputs_cast_to_another_precision_are_still_the_classifiers() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    method = BatchFormer(net[2], dropout=0.0)
+    run = SimpleNamespace(
+        model=net, loss=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        objective=lambda batch, output: F.cross_entropy(output, batch.y),
+    )  # fmt: skip
+    method.prepare(run)
+    x, y = torch.randn(6, 5), target(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(x).float()  # as the bench's engine hands it on
+        found = method.loss(run, SimpleNamespace(y=y), output, F.cross_entropy(output, y))
+        attended = net[2](method.related(net[1](net[0](x))))
+        expected = 0.5 * F.cross_entropy(output, y) + 0.5 * F.cross_entropy(attended, y)
+    torch.testing.assert_close(found, expected)
+    method.finish(run)
+    assert not any(module._forward_hooks for module in net.modules())

@@ -175,3 +175,15 @@ def test_bad_input() -> None:
     cape.order(run, torch.arange(120))
     with pytest.raises(ValueError, match="row numbers"):
         cape.batch(run, SimpleNamespace(x=data.train.x[:2], y=data.train.y[:2]))
+
+
+def test_targets_from_labels_in_a_column_and_half_precision() -> None:
+    p, y = predictions()
+    for make in (bin_targets, kde_targets):
+        assert torch.equal(make(p, y[:, None]), make(p, y))
+        low = p.bfloat16()
+        found = make(low, y)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, make(low.float(), y).bfloat16())
+        with pytest.raises(ValueError, match=r"\(300,\) and y \(299,\)"):
+            make(p, y[:-1])

@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
-from probatum.numerics.networks.layer_outputs import pooled
+from probatum.numerics.networks.watch import pooled
 from probatum.recipe import Training
 from probatum.techniques.method.deeply_supervised_nets import (
     DeeplySupervisedNets,
     alpha_factor,
     companion,
+    gradient_norms,
+    probe_accuracy,
     squared_hinge,
 )
 
@@ -183,3 +185,66 @@ def test_misuse() -> None:
         fit("deeply-supervised-nets(layers=['conv9'])", open_dataset("digits").prepare(1), 1, training=SHORT)
     with pytest.raises((ValueError, InputError), match="real-valued"):
         fit("deeply-supervised-nets", open_dataset("diabetes").prepare(1), 1, training=SHORT)
+
+
+def test_gradient_norms_and_probes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.rand(30, 1, 8, 8, generator=generator), torch.arange(30) % 3
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    F.cross_entropy(net(x), y).backward()
+    norms = gradient_norms(net)
+    assert list(norms) == ["0", "3"]
+    assert norms["3"] == pytest.approx(float(net[3].weight.grad.norm()))
+    easy = torch.eye(3)[y] + 0.01 * torch.rand(30, 3)
+    assert probe_accuracy(easy, y, easy, y) == 1.0
+
+
+class OneActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.act = nn.ModuleList(nn.Linear(8, 8) for _ in range(4)), nn.ReLU()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return self.head(x)
+
+
+def test_one_activation_used_everywhere_has_a_companion_at_each_place() -> None:
+    torch.manual_seed(0)
+    net, x, y = OneActivation(), torch.randn(12, 8), torch.arange(12) % 3
+    with DeeplySupervisedNets(0.3, penalty=0.0).attach(net, x, 3) as dsn:
+        assert dsn.names == ["act", "act:2", "act:3"]
+        net(x)
+        found = dsn.companion_loss(y)
+    expected, features = 0.0, x
+    for layer, head in zip(net.layers, dsn.heads, strict=False):
+        features = layer(features).relu()
+        expected = expected + 0.3 * F.cross_entropy(head(features), y)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_layer_before_an_activation_in_place_is_seen_as_it_was() -> None:
+    torch.manual_seed(0)
+    net, x, y = (
+        nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
+        torch.randn(12, 8),
+        torch.arange(12) % 3,
+    )
+    with DeeplySupervisedNets(1.0, penalty=0.0, layers=["0"]).attach(net, x, 3) as dsn:
+        net(x)
+        found = dsn.companion_loss(y)
+    torch.testing.assert_close(found, F.cross_entropy(dsn.heads[0](net[0](x)), y))
+    assert dsn.head_accuracy(x, y)["0"] == float((dsn.heads[0](net[0](x)).argmax(1) == y).float().mean())
+
+
+def test_hinge_in_half_precision_has_the_gradient_of_float32() -> None:
+    scores, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    low = scores.bfloat16().requires_grad_()
+    high = low.detach().float().requires_grad_()
+    squared_hinge(low, y).backward()
+    squared_hinge(high, y).backward()
+    torch.testing.assert_close(low.grad, high.grad.bfloat16())
+    with pytest.raises(ValueError, match="the label 4"):
+        squared_hinge(scores, y + 1)

@@ -14,6 +14,7 @@ from probatum.claims.tools import fit
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training
 from probatum.rooms.arena import alone
+from probatum.spec import Batch
 from probatum.techniques.method.energy_guidance import (
     LOSSES,
     EnergyGuidance,
@@ -168,3 +169,36 @@ def test_misuse() -> None:
         nobody.prepare(parts.run)
     with pytest.raises(ValueError, match="loss is 'dice'"):
         localisation_losses(*maps(), "dice")
+
+
+def test_a_layer_before_an_activation_in_place_and_frozen_modes() -> None:
+    torch.manual_seed(0)
+
+    def net(inplace: bool) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(3 * 36, 4)
+        )  # fmt: skip
+
+    plain, spoiling = net(False).eval(), net(True).eval()
+    spoiling.load_state_dict(plain.state_dict())
+    x, target = torch.randn(5, 1, 8, 8), torch.arange(5) % 4
+    torch.testing.assert_close(attribution(spoiling, x, target, "1"), attribution(plain, x, target, "1"))
+    torch.testing.assert_close(
+        attribution(spoiling, x, target, "1", create_graph=True), attribution(plain, x, target, "1", create_graph=True)
+    )
+    plain.train()
+    plain[1].eval()
+    data = toy("image", "classes")
+    recipe = Recipe(training=Training(steps=3, batch_size=16))
+    parts = assemble(recipe, data, 0)
+    norm = next(m for m in parts.run.model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.eval()
+    method = EnergyGuidance(torch.Generator(), region=[0.25, 0.25, 0.75, 0.75])
+    method.prepare(parts.run)
+    parts.run.model.train()
+    norm.eval()
+    batch = Batch(data.train.x[:8], data.train.y[:8], torch.arange(8))
+    output = parts.run.model(batch.x)
+    method.loss(parts.run, batch, output, output.sum())
+    assert not norm.training
+    assert parts.run.model.training

@@ -134,3 +134,27 @@ def test_misuse() -> None:
     fit(
         "neighbor-consistency(neighbors=6)", few, 0, training=Training(steps=4, batch_size=16)
     )  # last batches of 4 rows
+
+
+def test_no_similarity_has_a_finite_gradient_at_any_power() -> None:
+    f = torch.relu(torch.randn(16, 6, generator=torch.Generator().manual_seed(0)))
+    f[3], f[:4, 3:], f[4:8, :3] = 0, 0, 0
+    f.requires_grad_()
+    neighbor_consistency(f, torch.randn(16, 4), 10, 1.0, 0.5).backward()
+    assert f.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_the_gradient_of_float32_rounded(dtype: torch.dtype) -> None:
+    features, logits = batch()
+    low = (4 * logits).to(dtype).requires_grad_()
+    high, f = low.detach().float().requires_grad_(), features.to(dtype)
+    neighbor_consistency(f, low, 3).backward()
+    neighbor_consistency(f.float(), high, 3).backward()
+    torch.testing.assert_close(low.grad, high.grad.to(dtype))
+
+
+def test_features_and_logits_of_the_same_rows() -> None:
+    features, logits = batch()
+    with pytest.raises(ValueError, match=r"features are \(9, 4\), logits \(8, 3\)"):
+        neighbor_consistency(features, logits[:8], 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,3 +155,45 @@ def test_misuse() -> None:
         between_class(torch.ones(2, 3), "some")
     with pytest.raises((ValueError, InputError), match="drw weighs plain cross-entropy"):
         fit("neural-collapse-longtail(drw=0.5)+encouraging-loss", toy("image", "classes"), 0, training=TRAINING)
+
+
+def test_half_precision_has_the_gradient_of_float32_rounded() -> None:
+    means = simplex(4, 6).bfloat16()
+    means[1] = means[0] + 0.01 * means[1]  # two that nearly agree, where the edge of acos matters
+    low, high = means.clone().requires_grad_(), means.float().requires_grad_()
+    between_class(low).backward()
+    between_class(high).backward()
+    torch.testing.assert_close(low.grad, high.grad.bfloat16())
+    features, y = torch.randn(300, 6).bfloat16(), torch.arange(300) % 4
+    torch.testing.assert_close(
+        within_class(features, y, means), within_class(features.float(), y, means.float()).bfloat16()
+    )
+    with pytest.raises(ValueError, match="the label 4"):
+        within_class(features, y + 1, means)
+
+
+def test_late_weights_leave_what_other_methods_added() -> None:
+    data = toy("table", "classes")
+    short = Training(epochs=2, batch_size=32)
+    both = "deeply-supervised-nets+neural-collapse-longtail(within=0.0, between=0.0, drw=0.0)"
+    alone = "neural-collapse-longtail(within=0.0, between=0.0, drw=0.0)"
+    with_dsn, without = (fit(arm, data, 3, training=short).model.state_dict() for arm in (both, alone))
+    assert any(not torch.equal(with_dsn[name], without[name]) for name in without)
+
+
+def test_late_weights_keep_the_smoothing_of_the_loss() -> None:
+    head = nn.Linear(4, 3)
+    method = NeuralCollapse(head, 3, torch.Generator(), within=0.0, between=0.0, drw=0.0)
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.5)
+    y, output = torch.tensor([0, 0, 0, 1, 2]), torch.randn(5, 3)
+    run = SimpleNamespace(
+        loss=smooth, train=SimpleNamespace(y=y), step=0, budget=SimpleNamespace(steps=1),
+        objective=lambda batch, output: smooth(output, batch.y),
+    )  # fmt: skip
+    method.prepare(run)
+    weights = method.weights.float()
+    expected = nn.functional.cross_entropy(output, y, weights, label_smoothing=0.5)
+    found = method.loss(run, SimpleNamespace(y=y), output, smooth(output, y))
+    torch.testing.assert_close(found, expected)
+    added = method.loss(run, SimpleNamespace(y=y), output, smooth(output, y) + 2.0)
+    torch.testing.assert_close(added, expected + 2.0)

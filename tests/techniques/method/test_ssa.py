@@ -205,3 +205,23 @@ def test_misuse() -> None:
         ssa.attach(nn.Sequential(CausalSelfAttention(8, 2)))
     with pytest.raises(ValueError, match="passes is 0"):
         self_ensemble(net(), torch.arange(12)[None], passes=0)
+
+
+def test_one_mixing_in_two_places_is_subsampled_in_both_and_given_back() -> None:
+    model = nn.Sequential(CausalSelfAttention(16, 4), CausalSelfAttention(16, 4))
+    model[1].attend = dense = model[0].attend
+    method = SubsampledAttention(2.0).attach(model)
+    assert model[0].attend is model[1].attend is not dense
+    copied, x = copy.deepcopy(model), draw(2, 8, 16).float()
+    torch.testing.assert_close(copied.eval()(x), model.eval()(x))
+    method.detach()
+    assert model[0].attend is model[1].attend is dense
+
+
+def test_a_self_ensemble_leaves_every_mode_after_an_exception() -> None:
+    model = nn.Sequential(CausalSelfAttention(16, 4), nn.Dropout(0.1)).train()
+    model[1].eval()
+    with pytest.raises(RuntimeError):
+        self_ensemble(model, torch.zeros(2, 8, 3), passes=2)
+    assert [m.training for m in model] == [True, False]
+    assert type(model[0].attend) is CausalMixing

@@ -174,3 +174,18 @@ def test_misuse() -> None:
 
 def test_doctests() -> None:
     assert doctest.testmod(very_large_dropout).failed == 0
+
+
+def test_a_head_registered_first_is_the_one_whose_input_is_dropped() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(64, 2), nn.Sequential(nn.Linear(4, 64), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    model = HeadFirst()
+    dropout = VeryLargeDropout(0.5, generator=own()).attach(model)
+    assert dropout.report() == {"very-large-dropout: units of the representation": 64.0}
+    assert len(model.head._forward_pre_hooks) == 1

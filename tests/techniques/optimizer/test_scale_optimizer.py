@@ -228,3 +228,20 @@ def test_a_new_group_must_say_its_role() -> None:
         optimizer.add_param_group({"params": [extra.weight]})
     optimizer.add_param_group({"params": [extra.weight], "role": "matrix"})
     assert optimizer.param_groups[-1]["lr"] == optimizer.defaults["lr"]
+
+
+def test_a_head_registered_first_is_the_last_layer() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 2), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    model = HeadFirst()
+    optimizer = ScaleOptimizer.for_model(model)
+    model(torch.randn(4, 6)).sum().backward()
+    optimizer.step()
+    kept = [name for name, p in model.named_parameters() if p.ndim == 2 and optimizer.state.get(p)]
+    assert kept == ["head.weight"]

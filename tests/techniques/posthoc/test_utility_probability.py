@@ -128,3 +128,25 @@ def test_misuse() -> None:
         UtilityProbability().fit(torch.tensor([[0.0, 1.0, float("-inf")]]), torch.tensor([2]))
     with pytest.raises(ValueError, match="was not fitted"):
         UtilityProbability("isotonic")(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("g", MAPS)
+def test_the_likeliest_candidate_stays_so_after_rounding(g: str, dtype: torch.dtype) -> None:
+    own = torch.Generator().manual_seed(0)
+    for k in (3, 100):
+        logits = torch.randn(2000, k, generator=own).to(dtype)
+        chosen = torch.multinomial(logits.float().softmax(dim=1), 1, generator=own).squeeze(1)
+        found = UtilityProbability(g).fit(logits, chosen)(logits)
+        assert found.dtype == dtype
+        assert torch.equal(found.argmax(dim=1), logits.argmax(dim=1))
+
+
+def test_choices_that_are_missing_or_not_there() -> None:
+    logits, chosen = held_out()
+    expected = UtilityProbability().fit(logits[:300], chosen[:300]).a
+    missing = chosen.clone()
+    missing[300:] = -100
+    assert UtilityProbability().fit(logits, missing).a == expected
+    with pytest.raises(ValueError, match="the label 4"):
+        UtilityProbability().fit(logits, torch.full_like(chosen, 4))

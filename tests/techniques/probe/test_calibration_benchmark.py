@@ -142,3 +142,14 @@ def test_logits_and_few_rows_are_told_of() -> None:
         measures(np.log(p), y, [5])
     with pytest.raises(ValueError, match="for 10 rows"):
         measures(p, y, [15])
+
+
+def test_labels_outside_and_numbers_that_are_none_are_refused() -> None:
+    p, y = (value.numpy() for value in drawn())
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"the label {wrong}"):
+            measures(p, np.where(np.arange(len(y)) == 7, wrong, y))
+    spoiled = p.copy()
+    spoiled[5] = np.nan
+    with pytest.raises(ValueError, match="softmax"):
+        measures(spoiled, y)

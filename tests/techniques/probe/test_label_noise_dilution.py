@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -134,3 +135,26 @@ def test_settings_out_of_range_are_named(settings: dict[str, Any], told: str) ->
     reals = replace(data, spec=replace(data.spec, task="reals"))
     with pytest.raises(ValueError, match="need classes"):
         label_noise_dilution(small, reals, stream())
+
+
+def test_only_the_best_network_of_a_grid_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[Any] = []
+    most = 0
+
+    def counted(model: nn.Module, *rest: Any) -> nn.Module:
+        nonlocal most
+        alive.append(weakref.ref(model))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return plain(model, *rest)
+
+    from probatum.techniques.probe import label_noise_dilution as file
+
+    plain = file.fit
+    monkeypatch.setattr(file, "fit", counted)
+    data = open_dataset("digits").prepare(0)
+    label_noise_dilution(
+        small, data, stream(), alphas=(1.0,), patterns=("uniform",), sources=("repeated",), rows=60, sizes=(), steps=2,
+        rate_multiples=(1.0, 0.5, 0.3, 0.1), batch_multiples=(1, 2),
+    )  # fmt: skip
+    assert len(alive) == 16
+    assert most <= 4  # the clean one, the best and the last one so far, and the one in training

@@ -157,3 +157,15 @@ def test_misuse() -> None:
         perceptual_scores(reader, x, y, {"a": [0]}, draws(10, 5))
     with pytest.raises(ValueError, match="give y as class codes"):
         Draws.of(10, 5, torch.Generator(), "class", torch.rand(10, 1))
+
+
+def test_real_targets_without_a_column_of_their_own() -> None:
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    groups = {"a": [0], "b": [1]}
+    column, row = (perceptual_scores(lambda x: x[:, :1], x, y, groups, draws(100, 5)) for y in (x[:, :1], x[:, 0]))
+    assert row == column
+    assert row["a"].value > 1
+    with pytest.raises(ValueError, match=r"\(100, 1\) and \(100, 2\)"):
+        right(lambda x: x[:, :1], x, x)
+    with pytest.raises(ValueError, match="the label 2"):
+        right(lambda x: x, x, torch.full((100,), 2))

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, mean
 from probatum.data.library import library, subset
-from probatum.numerics.networks.layer_outputs import gradient_norms, hidden_layers, probe_accuracy
+from probatum.numerics.networks.watch import hidden_layers
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.rooms.arena import alone
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets
+from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets, gradient_norms, probe_accuracy
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
 from probatum.train.rng import seeded, stream

@@ -16,7 +16,8 @@ from torch import nn
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import fit, mean
 from probatum.data.open import open_dataset
-from probatum.numerics.networks.last_features import head_of, last_features
+from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.networks.watch import last_features
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.neural_collapse_longtail import geometry

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.precision import WideBuffers
 
-class Rotary(nn.Module):
+
+class Rotary(WideBuffers, nn.Module):
     """Queries and keys (n, heads, t, size) turned by their positions (RoPE; Su et al. 2021, arXiv:2104.09864, eq. 34).
 
     Dimensions i and i + size / 2 are a plane that turns by `base` ** (-2 i / size) radians a position, so that the scalar
@@ -16,6 +18,8 @@ class Rotary(nn.Module):
     Raises:
         ValueError: an odd size.
     """
+
+    wide = ("speed",)  # bfloat16 could not count beyond 256
 
     def __init__(self, size: int, base: float = 10_000.0) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probatum.numerics.tensors.targets import class_targets
+
 RANGE = (1e-2, 1e2)
 """Temperatures outside this range are not looked at; separable data would otherwise ask for temperature 0."""
 
@@ -27,9 +29,9 @@ def fit_temperature(logits: Tensor, target: Tensor, *, tolerance: float = 1e-10,
     Raises:
         ValueError: shapes that do not fit, no rows, or logits that are not finite.
     """
-    if logits.ndim != 2 or target.shape != logits.shape[:1] or len(logits) == 0:
-        shapes = f"{tuple(logits.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"logits and target have shapes {shapes}; expected (n, classes) and (n,) with n > 0")
+    target = class_targets(logits, target, least=1)
+    if not len(logits):
+        raise ValueError(f"logits have shape {tuple(logits.shape)}; a temperature is fitted to one row at least")
     z = logits.detach().double()
     if not torch.isfinite(z).all():
         raise ValueError("logits hold values that are not finite; look at the rows that produce them")

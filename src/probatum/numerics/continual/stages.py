@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.surgery import swap
+from probatum.numerics.networks.watch import hooked, is_output
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Batch, Budget, Optimisation
 
 Loss = Callable[[Batch, Any], Tensor]
@@ -80,8 +84,7 @@ def train_stage(
     optimizer = torch.optim.AdamW(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
     passed = 0
     model.train()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=order)))
+    with own_draws(order):
         batches: list[Tensor] = []
         for step in range(budget.steps):
             if not batches:
@@ -122,32 +125,44 @@ class Split(nn.Module):
     """A network cut before its last linear layer: `body` gives features (n, d), `head` their outputs.
 
     Raises:
-        ValueError: the network has no linear layer, or the last one does not give `outputs` values.
+        ValueError: the network has no linear layer, or the last one does not give `outputs` values; at the first features,
+            a network that goes on behind it.
     """
 
     def __init__(self, network: nn.Module, outputs: int) -> None:
         super().__init__()
-        linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-        name, head = linear[-1] if linear else ("", None)
-        if head is None or head.out_features != outputs or not name:
-            what = (
-                "no linear layer inside" if head is None or not name else f"{head.out_features} outputs in its last one"
-            )
+        head = find_last_layer(network)
+        if not isinstance(head, nn.Linear) or head is network or head.out_features != outputs:
+            inside = isinstance(head, nn.Linear) and head is not network
+            what = f"{head.out_features} outputs in its last one" if inside else "no linear layer inside"
             raise ValueError(
                 f"{type(network).__name__} has {what}; features need a network that ends in {outputs} of them"
             )
-        network.set_submodule(name, nn.Identity())
+        gap = nn.Identity()
+        swap(network, {head: gap})
         self.body, self.head = network, head
+        self._gap = [gap]  # in a list, so that it is a part of the body alone
+        self._ends = False
 
     def features(self, x: Tensor) -> Tensor:
         """x (n, ...) -> (n, d)."""
-        found = self.body(x)
+        seen: list[Tensor] = []
+        if self._ends:
+            found = self.body(x)
+        else:
+            with hooked(self.body, {"": self._gap[0]}, lambda _name, _inputs, output: seen.append(output)):
+                found = self.body(x)
         if not isinstance(found, Tensor) or found.shape != (len(x), self.head.in_features):
             shape = tuple(getattr(found, "shape", ()))
             raise ValueError(
                 f"before its last linear layer {type(self.body).__name__} gives {shape} for {len(x)} rows; features "
                 f"need ({len(x)}, {self.head.in_features}): let the network end in that layer"
             )
+        if not self._ends and not (seen and is_output(seen[-1], found)):
+            raise ValueError(
+                f"{type(self.body).__name__} goes on behind its last linear layer; let it end in that layer"
+            )
+        self._ends = True  # looked at once
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,10 +186,10 @@ def grow_linear(old: nn.Linear | None, inputs: int, outputs: int, generator: tor
         new.weight.copy_(torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator))
         new.bias.copy_(torch.empty(outputs).uniform_(-bound, bound, generator=generator))
         if old is not None:
-            new.to(old.weight.device)
+            new.to(old.weight)
             new.weight[: has[0]] = 0.0
             new.weight[: has[0], : has[1]] = old.weight
-            new.bias[: has[0]] = old.bias
+            new.bias[: has[0]] = 0.0 if old.bias is None else old.bias
     return new
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probatum.numerics.tensors.targets import class_targets
+
 
 def require_eval(model: Callable[..., Any]) -> None:
     """ValueError, naming the first module, where a part of the model is in training mode."""
@@ -32,12 +34,7 @@ def pick(output: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that do not fit, or targets outside 0 .. outputs-1.
     """
-    if output.ndim != 2 or target.shape != output.shape[:1]:
-        shapes = f"{tuple(output.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"output and target have shapes {shapes}; expected (n, outputs) and (n,)")
-    if bool((target < 0).any()) or bool((target >= output.shape[1]).any()):
-        span = f"{int(target.min())} .. {int(target.max())}"
-        raise ValueError(f"targets run over {span}, but the model has outputs 0 .. {output.shape[1] - 1}")
+    target = class_targets(output, target, least=1)
     return output.gather(1, target[:, None]).squeeze(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+from probatum.numerics.networks.surgery import all_or_nothing
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -153,12 +156,16 @@ def _entry(module: nn.Module, name: str, parameter: Tensor, start: int) -> Entry
 
 
 def layer_weights(net: nn.Module) -> list[str]:
-    """Names of the weights of linear maps and convolutions, the parameters that hypernetworks make as a rule."""
-    return [
-        f"{path}.weight" if path else "weight"
-        for path, module in net.named_modules()
-        if isinstance(module, LINEAR) and isinstance(module._parameters.get("weight"), nn.Parameter)
-    ]
+    """Names of the weights of linear maps and convolutions, the parameters that hypernetworks make as a rule.
+
+    Frozen ones are left out.
+    """
+    found = []
+    for path, module in net.named_modules():
+        weight = module._parameters.get("weight") if isinstance(module, LINEAR) else None
+        if weight is not None and weight.requires_grad:
+            found.append(f"{path}.weight" if path else "weight")
+    return found
 
 
 def call(module: nn.Module, values: Mapping[str, Tensor], *inputs: Tensor) -> Any:
@@ -319,24 +326,28 @@ def supply(net: nn.Module, supplier: Supplier) -> int:
     of the first of these modules (a container would run it). `withdraw` undoes it.
 
     Raises:
-        ValueError: the network has a supplier already.
+        ValueError: the network has a supplier already, or a parameter that would be made is frozen.
     """
     if supplier_of(net) is not None:
         raise ValueError(f"{type(net).__name__} has a {CHILD} already; withdraw it first")
     parameters = dict(net.named_parameters())
+    frozen = [name for name in supplier.layout.names if not parameters[name].requires_grad]
+    if frozen:
+        raise ValueError(f"{frozen[0]!r} is frozen, and a made weight is trained; leave it out of names")
     wanted = {id(parameters[name]): name for name in supplier.layout.names}
     count = 0
-    for module in list(net.modules()):
-        sources = {own: wanted[id(p)] for own, p in module._parameters.items() if id(p) in wanted}
-        if not sources:
-            continue
-        for own in sources:
-            del module._parameters[own]
-        module.__dict__["_supplied"] = (supplier, sources)  # not a child: its parameters are the network's once
-        module.__class__ = _reading(type(module), tuple(sources))
-        if not count:
-            module.add_module(CHILD, supplier)
-        count += len(sources)
+    with all_or_nothing(net):
+        for module in list(net.modules()):
+            sources = {own: wanted[id(p)] for own, p in module._parameters.items() if id(p) in wanted}
+            if not sources:
+                continue
+            for own in sources:
+                del module._parameters[own]
+            module.__dict__["_supplied"] = (supplier, sources)  # not a child: its parameters are the network's once
+            module.__class__ = _reading(type(module), tuple(sources))
+            if not count:
+                module.add_module(CHILD, supplier)
+            count += len(sources)
     net.register_forward_pre_hook(supplier.begin)
     net.register_forward_hook(supplier.end, always_call=True)
     return count
@@ -375,8 +386,9 @@ def withdraw(net: nn.Module) -> int:
     return count
 
 
+@functools.cache
 def _reading(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """A subclass whose attributes of these names come from the supplier."""
+    """A subclass whose attributes of these names come from the supplier; pickled as what it is made from."""
 
     def reader(own: str) -> property:
         def read(self: nn.Module) -> Tensor:
@@ -385,4 +397,13 @@ def _reading(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
 
         return property(read)
 
-    return type(f"Supplied{kind.__name__}", (kind,), {name: reader(name) for name in names})
+    def reduce(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
+        return _blank, (kind, names), self.__getstate__()
+
+    own = {name: reader(name) for name in names}
+    return type(f"Supplied{kind.__name__}", (kind,), {**own, "__reduce_ex__": reduce})
+
+
+def _blank(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    made = _reading(kind, names)
+    return made.__new__(made)

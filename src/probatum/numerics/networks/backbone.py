@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.networks.last_features import head_of, last_features
+from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.networks.watch import last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Budget, Data, Optimisation
 
@@ -23,21 +24,24 @@ class Backbone:
     Attributes:
         network: the frozen network in evaluation mode; None = the inputs, flattened.
         passes: examples that it was trained on here, with repetition.
+        head: its last linear layer, before which features are read; None = found on the first rows.
     """
 
     network: nn.Module | None
     passes: float = 0.0
+    head: nn.Linear | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.network is None:
             return x.flatten(1).float()
-        return last_features(self.network, x).features
+        self.head = self.head or head_of(self.network, x)
+        return last_features(self.network, x, self.head, ends=False).features
 
     def logits(self, x: Tensor) -> Tensor:
         """What the network itself says, (n, outputs); ValueError without one."""
         if self.network is None:
             raise ValueError("raw features have no network that could say anything; use another source")
-        return last_features(self.network, x).logits
+        return outputs_of(self.network, x)
 
 
 def backbone(
@@ -75,8 +79,8 @@ def backbone(
             "source is 'pretrained', but no pretrained network was given; give data or weights to start from"
         )
     net = model_factory()
-    head_of(net)
+    head = head_of(net, data.train.x)
     if pretrained and source != "network":
-        return Backbone(net.eval().requires_grad_(False))
+        return Backbone(net.eval().requires_grad_(False), head=head)
     fit_network(net, data.train.x, data.train.y, budget.steps, budget.batch_size, optimisation.lr, generator)
-    return Backbone(net.requires_grad_(False), float(budget.steps * budget.batch_size))
+    return Backbone(net.requires_grad_(False), float(budget.steps * budget.batch_size), head)

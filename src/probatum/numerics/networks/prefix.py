@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from probatum.numerics.attention.causal import CausalSelfAttention
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.prefix_layers import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    NotNestedError,
+    PrefixState,
+    forward_of,
+    kept_units,
+)
+from probatum.numerics.networks.surgery import OffFastPath, check_plain, paths_of
 
-CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-
-def kept_units(share: float, units: int) -> int:
-    """How many of `units` a share in (0, 1] keeps: rounded up, so at least one."""
-    return max(1, math.ceil(share * units - 1e-9))
-
-
-class Prefix:
+class Prefix(PrefixState):
     """A network whose hidden layers can be run on a share of their units, between `patch` and `release`.
 
     Linear layers, convolutions without groups, batch norm and layer norm are cut; a layer's inputs follow from what it is
@@ -56,11 +56,10 @@ class Prefix:
         layers: Sequence[str] | None = None,
         blocks: str | None = None,
     ) -> None:
-        self.net, self.share, self.example = net, 1.0, example
-        self.seen: dict[str, tuple[int, int]] = {}
-        self.statistics: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
+        super().__init__()
+        self.net, self.example = net, example
         self._patched: list[nn.Module] = []
-        self._recording: dict[str, list[tuple[Tensor, Tensor]]] | None = None
+        self._slow: OffFastPath | None = None
         self.blocks = {} if blocks is None else _blocks_of(net, blocks)
         tried = None
         for cut in _candidates(net, layers):
@@ -74,12 +73,25 @@ class Prefix:
             )
 
     def _problem(self, share: float) -> str | None:
-        """Why the network does not run at this share, None if it does."""
+        """Why the network does not run at this share, or is no prefix of itself there; None if all is well."""
         try:
-            with self.running(), self.at(share), _evaluating(self.net), torch.no_grad():
+            with self.running(), evaluating(self.net), torch.no_grad():
+                with self.at(share):
+                    self.widths = {}
+                    self.net(self.example)
+                widths, self.widths = self.widths, None
+                self.expected = (share, widths)
                 self.net(self.example)
-        except RuntimeError as problem:
-            return str(problem).splitlines()[0]
+        except NotNestedError as problem:
+            return str(problem)
+        except Exception as problem:
+            if self.expected is None and isinstance(problem, RuntimeError):
+                return str(problem).splitlines()[0]
+            if self.expected is None:
+                raise
+            return None  # the network does not take the marks of dropped units: it cannot be judged
+        finally:
+            self.widths = self.expected = None
         return None
 
     @contextmanager
@@ -101,95 +113,26 @@ class Prefix:
             self.release()
 
     def patch(self) -> None:
-        """Let the layers look at `share`; the full network computes what it did, bit for bit."""
+        """Let the layers look at `share`; the full network computes what it did, bit for bit.
+
+        A copy of the network made meanwhile is cut by a copy of this.
+        """
+        self.release()
         for name, module in self.net.named_modules():
-            forward = self._forward_of(name, module)
+            forward = forward_of(self, name, module)
             if forward is not None:
                 module.forward = forward  # type: ignore[method-assign]
                 self._patched.append(module)
+        self._slow = OffFastPath(self.net, self._patched)
 
     def release(self) -> None:
         """Take everything off the network."""
         for module in self._patched:
             module.__dict__.pop("forward", None)
         self._patched.clear()
-
-    def _forward_of(self, name: str, module: nn.Module) -> Callable[..., Tensor] | None:
-        if name in self.blocks:
-            return self._block(name, module)
-        if type(module) is nn.Linear:
-            return self._affine(name, module, lambda m, x, w, b: F.linear(x, w, b), -1)
-        if type(module) in CONVOLUTIONS:
-            call = CONVOLUTIONS[type(module)]  # type: ignore[index]
-            return self._affine(name, module, lambda m, x, w, b: call(x, w, b, m.stride, m.padding, m.dilation), 1)
-        if type(module) in BATCH_NORMS:
-            return self._batch_norm(name, module)
-        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-            return self._layer_norm(name, module)
-        if isinstance(module, CausalSelfAttention):
-            return self._attention(module)
-        return None
-
-    def _affine(
-        self, name: str, module: Any, call: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor], dim: int
-    ) -> Callable[[Tensor], Tensor]:
-        unit = self.cut.get(name)
-        out = module.weight.shape[0]
-
-        def forward(x: Tensor) -> Tensor:
-            kept = out if unit is None else unit * kept_units(self.share, out // unit)
-            inputs = x.shape[dim]
-            self.seen[name] = (kept, inputs)
-            bias = None if module.bias is None else module.bias[:kept]
-            return call(module, x, module.weight[:kept, :inputs], bias)
-
-        return forward
-
-    def _batch_norm(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            width = x.shape[1]
-            self.seen[name] = (width, width)
-            own = self.statistics.get((self.share, name))
-            if self._recording is not None:
-                dims = [0, *range(2, x.ndim)]
-                self._recording.setdefault(name, []).append((x.mean(dim=dims), x.square().mean(dim=dims)))
-            elif width == module.num_features and own is None:
-                return type(module).forward(module, x)
-            weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
-            if module.training or self._recording is not None or module.running_mean is None:
-                return F.batch_norm(x, None, None, weight, bias, True, 0.0, module.eps)
-            mean, var = own or (module.running_mean[:width], module.running_var[:width])
-            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps)
-
-        return forward
-
-    def _layer_norm(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            width = x.shape[-1]
-            self.seen[name] = (width, width)
-            weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
-            return F.layer_norm(x, (width,), weight, bias, module.eps)
-
-        return forward
-
-    def _attention(self, module: CausalSelfAttention) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            heads = module.heads
-            module.heads = kept_units(self.share, heads)
-            try:
-                return type(module).forward(module, x)
-            finally:
-                module.heads = heads
-
-        return forward
-
-    def _block(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        place, count = self.blocks[name]
-
-        def forward(x: Tensor, *more: Any) -> Any:
-            return x if place >= kept_units(self.share, count) else type(module).forward(module, x, *more)
-
-        return forward
+        if self._slow is not None:
+            self._slow.undo()
+        self._slow = None
 
     @torch.no_grad()
     def recalibrate(self, share: float, batches: Sequence[Tensor]) -> None:
@@ -203,30 +146,30 @@ class Prefix:
             return
         if not batches:
             raise ValueError("batch norm needs training rows to measure a sub-network's statistics; give some batches")
-        self._recording = {}
+        self.recording = {}
         try:
-            with self.at(share), _evaluating(self.net):
+            with self.at(share), evaluating(self.net):
                 for batch in batches:
                     self.net(batch)
-            for name, found in self._recording.items():
+            for name, found in self.recording.items():
                 mean = torch.stack([value for value, _ in found]).mean(dim=0)
                 square = torch.stack([value for _, value in found]).mean(dim=0)
                 self.statistics[share, name] = (mean, (square - mean.square()).clamp_min(0))
         finally:
-            self._recording = None
+            self.recording = None
 
     def extract(self, share: float) -> nn.Module:
         """The sub-network as a network of its own, with parameters and buffers of its own and no trace of this class."""
-        with self.running(), self.at(share), _evaluating(self.net), torch.no_grad():
+        with self.running(), self.at(share), evaluating(self.net), torch.no_grad():
             self.seen.clear()
             self.net(self.example)
             seen = dict(self.seen)
-        made = copy.deepcopy(self.net)
+        made, cut = copy.deepcopy(self.net), {}
         for name, module in list(made.named_modules()):
             if isinstance(module, CausalSelfAttention):
                 module.heads = kept_units(share, module.heads)
             if name in seen:
-                _shrink(module, *seen[name])
+                _shrink(module, *seen[name], cut)
             own = self.statistics.get((share, name))
             if own is not None and module.running_mean is not None:
                 module.running_mean, module.running_var = own[0].clone(), own[1].clone()
@@ -265,6 +208,8 @@ def _candidates(net: nn.Module, layers: Sequence[str] | None) -> list[dict[str, 
             raise ValueError(f"{unknown[0]!r} is no linear layer or convolution; there are {', '.join(affine)}")
     if not affine:
         raise ValueError(f"{type(net).__name__} has no linear layer or convolution to cut")
+    for name in affine:
+        check_plain(modules[name], name)
     bound: dict[str, int | None] = {}
     for name, module in modules.items():
         if isinstance(module, CausalSelfAttention):
@@ -285,15 +230,26 @@ def _blocks_of(net: nn.Module, name: str) -> dict[str, tuple[int, int]]:
         holder = None
     if not isinstance(holder, nn.Sequential | nn.ModuleList) or len(holder) < 2:
         raise ValueError(f"blocks is {name!r}; name an nn.Sequential or nn.ModuleList of two blocks or more")
+    for block in holder:
+        if len(where := paths_of(net, block)) > 1:
+            raise ValueError(
+                f"one block stands at {' and '.join(where)}; a sequence that is cut has blocks of their own"
+            )
     return {f"{name}.{key}": (place, len(holder)) for place, (key, _) in enumerate(holder.named_children())}
 
 
-def _shrink(module: Any, out: int, inputs: int) -> None:
+def _shrink(module: Any, out: int, inputs: int, cut: dict[Any, tuple[Tensor, nn.Parameter]]) -> None:
+    """Cut a layer's tensors; `cut` holds what was cut already, with the whole parameter, so that ties are kept."""
     affine = type(module) is nn.Linear or type(module) in CONVOLUTIONS
     for key, value in module._parameters.items():
         if value is not None:
             part = value[:out, :inputs] if affine and key == "weight" else value[:out]
-            setattr(module, key, nn.Parameter(part.detach().clone(), requires_grad=value.requires_grad))
+            if part.shape != value.shape:
+                _, small = cut.setdefault(
+                    (id(value), part.shape),
+                    (value, nn.Parameter(part.detach().clone(), requires_grad=value.requires_grad)),
+                )
+                setattr(module, key, small)
     if type(module) is nn.Linear:
         module.out_features, module.in_features = out, inputs
     elif affine:
@@ -306,14 +262,3 @@ def _shrink(module: Any, out: int, inputs: int) -> None:
             value = getattr(module, key)
             if value is not None:
                 setattr(module, key, value[:out].clone())
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

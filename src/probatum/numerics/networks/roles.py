@@ -6,29 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from probatum.numerics.networks.last_layer import find_last_layer, named_module
+
 ROLES = ("matrix", "embedding", "last", "vector")
-LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def find_last_layer(model: nn.Module) -> nn.Module | None:
-    """The last `nn.Linear` in the order of the module tree, else the last convolution, else None."""
-    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
-    linear = [module for module in layers if isinstance(module, nn.Linear)]
-    return (linear or layers or [None])[-1]
-
-
-def named_module(model: nn.Module, layer: nn.Module | str) -> nn.Module:
-    """The module itself, or the one of that name; ValueError if it is no part of the model."""
-    modules = dict(model.named_modules())
-    if isinstance(layer, str):
-        if layer not in modules:
-            raise ValueError(f"last_layer is {layer!r}; the model has {', '.join(name for name in modules if name)}")
-        return modules[layer]
-    if all(layer is not module for module in modules.values()):
-        raise ValueError(
-            f"last_layer is a {type(layer).__name__} that is no part of the model; give one of its modules"
-        )
-    return layer
 
 
 def parameter_roles(

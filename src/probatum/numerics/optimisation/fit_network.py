@@ -6,12 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.targets import IGNORED, class_targets, real_targets
 
+
+@computed_wide
 def row_losses(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy (classes) or mean squared error (reals) of every row: (n, outputs), target -> (n,)."""
+    """Cross-entropy (classes) or mean squared error (reals) of every row: (n, outputs), target -> (n,).
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
     if target.is_floating_point():
-        return (output - target).square().flatten(1).mean(dim=1)
-    return F.cross_entropy(output, target, reduction="none")
+        return (output - real_targets(output, target)).square().flatten(1).mean(dim=1)
+    return F.cross_entropy(output, class_targets(output, target, ignored=IGNORED, least=1), reduction="none")
 
 
 def mean_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -42,8 +51,7 @@ def fit_network(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
     own = getattr(model, "objective", None)
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    with own_draws(generator):
         batches: list[Tensor] = []
         for _ in range(steps):
             if not batches:

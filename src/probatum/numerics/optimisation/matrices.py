@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from probatum.numerics.tensors.precision import widened
+
 NORMALISATIONS = ("row", "column", "sign", "max", "singular", "none")
 
 
@@ -47,8 +49,3 @@ def normalise(matrix: Tensor, how: str = "row", floor: float = 1e-8) -> Tensor:
     if how == "none":
         return matrix
     raise ValueError(f"normalisation is {how!r}; use one of {', '.join(NORMALISATIONS)}")
-
-
-def widened(x: Tensor) -> Tensor:
-    """x in float32 if it is of half precision, else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.numerics.posterior.stacked import Stacked
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Optimisation, Part
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -29,15 +30,17 @@ def class_losses(output: Tensor, target: Tensor) -> Tensor:
 
 
 def square_losses(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of every row."""
-    return (output - target).square().flatten(1).mean(dim=1)
+    """Mean squared error of every row; ValueError for shapes that do not go together."""
+    return (output - real_targets(output, target)).square().flatten(1).mean(dim=1)
 
 
 def gaussian_losses(output: Tensor, target: Tensor) -> Tensor:
     """-log N(y; mean, exp(log-variance)) of every row, outputs (m, 2 d): means, then log-variances."""
     means, logs = output.chunk(2, dim=1)
     logs = logs.clamp(-14.0, 14.0)
-    return 0.5 * ((target - means).square() * (-logs).exp() + logs + math.log(2 * math.pi)).sum(dim=1)
+    return 0.5 * ((real_targets(means, target) - means).square() * (-logs).exp() + logs + math.log(2 * math.pi)).sum(
+        dim=1
+    )
 
 
 def member_losses(row_losses: RowLoss, output: Tensor, target: Tensor, own: bool = False) -> Tensor:

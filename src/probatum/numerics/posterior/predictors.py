@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.surgery import swapped
 from probatum.numerics.posterior.ensembles import Members, RowLoss, class_losses, gaussian_losses, square_losses
-from probatum.numerics.posterior.stacked import Posterior, Stacked, own_draws
+from probatum.numerics.posterior.stacked import Posterior, Stacked
+from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Data, Part, Spec
 
 Factory = Callable[[], nn.Module]
@@ -20,11 +24,12 @@ def last_linear(net: nn.Module, outputs: int) -> str:
     Raises:
         ValueError: there is none, or it gives another number of outputs.
     """
-    found = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not found or found[-1][1].out_features != outputs:
-        what = f"{found[-1][1].out_features} outputs in its last linear layer" if found else "no linear layer"
+    head = find_last_layer(net)
+    if not isinstance(head, nn.Linear) or head.out_features != outputs:
+        linear = isinstance(head, nn.Linear)
+        what = f"{head.out_features} outputs in its last linear layer" if linear else "no linear layer"
         raise ValueError(f"{type(net).__name__} has {what}; {outputs} outputs from a last nn.Linear are needed here")
-    return found[-1][0]
+    return next(name for name, module in net.named_modules() if module is head)
 
 
 def with_variance(net: nn.Module, outputs: int) -> nn.Module:
@@ -33,19 +38,17 @@ def with_variance(net: nn.Module, outputs: int) -> nn.Module:
     Raises:
         ValueError: as `last_linear`; or the network is that layer alone.
     """
-    name = last_linear(net, outputs)
-    old = net.get_submodule(name)
-    new = nn.Linear(old.in_features, 2 * outputs, dtype=old.weight.dtype, device="meta").to_empty(device="cpu")
+    old = net.get_submodule(last_linear(net, outputs))
+    new = nn.utils.skip_init(
+        nn.Linear, old.in_features, 2 * outputs, dtype=old.weight.dtype, device=old.weight.device
+    )  # fmt: skip
     with torch.no_grad():
         new.weight.zero_()
         new.bias.zero_()
         new.weight[:outputs] = old.weight
         if old.bias is not None:
             new.bias[:outputs] = old.bias
-    if not name:
-        return nn.Sequential(new)
-    net.set_submodule(name, new)
-    return net
+    return swapped(net, {old: nn.Sequential(new) if old is net else new}, carry=False)  # variances are trained
 
 
 def with_dropout(net: nn.Module, rate: float, outputs: int) -> nn.Module:
@@ -56,12 +59,8 @@ def with_dropout(net: nn.Module, rate: float, outputs: int) -> nn.Module:
     """
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in net.modules()):
         return net
-    name = last_linear(net, outputs)
-    head = nn.Sequential(nn.Dropout(rate), net.get_submodule(name))
-    if not name:
-        return head
-    net.set_submodule(name, head)
-    return net
+    head = net.get_submodule(last_linear(net, outputs))
+    return swapped(net, {head: nn.Sequential(nn.Dropout(rate), head)})
 
 
 def losses_for(spec: Spec, heteroscedastic: bool) -> RowLoss:
@@ -140,4 +139,4 @@ class Drawn:
 
 def residual_noise(output: Tensor, data: Data) -> Tensor:
     """Root mean squared error (outputs,) of predictions (n, outputs) for the validation rows, at least 1e-3."""
-    return (output - data.valid.y).square().mean(dim=0).sqrt().clamp_min(1e-3)
+    return (output - real_targets(output, data.valid.y)).square().mean(dim=0).sqrt().clamp_min(1e-3)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +21,6 @@ from torch.func import functional_call, stack_module_state, vmap
 
 ONE_DRAW = "one draw has no epistemic uncertainty: several draws are needed"
 _REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
-
-
-@contextmanager
-def own_draws(generator: torch.Generator) -> Iterator[None]:
-    """A block whose draws from torch's global stream (dropout, initial weights) come from `generator` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        yield
 
 
 class Stacked:

@@ -16,6 +16,7 @@ Departs   1. representations are what the network hands to its last layer, not a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.cluster import KMeans
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.labels import acquisition as parts
-from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.watch import hooked, last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Pool
 
 CARD = Card(
@@ -129,16 +132,10 @@ def dropout_predictions(model: nn.Module, x: Tensor, draws: int, generator: torc
         raise ValueError(
             "bald needs a network with dropout, and this one has none above 0; use vote-entropy or vote-kl"
         )
-    was = model.training
-    model.eval()
-    try:
+    with evaluating(model), torch.no_grad(), own_draws(generator):
         for module in drops:
             module.train()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            return torch.stack([model(x).softmax(dim=1) for _ in range(draws)])
-    finally:
-        model.train(was)
+        return torch.stack([model(x).softmax(dim=1) for _ in range(draws)])
 
 
 def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:
@@ -150,9 +147,13 @@ def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:
     if embedding is None or x.is_floating_point():
         raise ValueError("egl-word needs a network over token ids with an nn.Embedding; use egl for other data")
     caught: list[Tensor] = []
-    handle = embedding.register_forward_hook(lambda _m, _i, output: _catch(caught, output))
+
+    def leaf(_name: str, _inputs: Any, output: Tensor) -> Tensor:
+        caught.append(output.detach().requires_grad_())
+        return caught[-1].clone()  # which a layer behind it may change in place
+
     found = []
-    try:
+    with hooked(model, {"": embedding}, leaf):
         for rows in x.split(256):
             caught.clear()
             log_p = model(rows).log_softmax(dim=1)
@@ -163,19 +164,11 @@ def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:
                 (slope,) = torch.autograd.grad(own, caught[0], retain_graph=True)
                 total += share[:, None] * slope.norm(dim=2)
             found.append(total.amax(dim=1).detach())
-    finally:
-        handle.remove()
     return torch.cat(found)
 
 
-def _catch(caught: list[Tensor], output: Tensor) -> Tensor:
-    leaf = output.detach().requires_grad_()
-    caught.append(leaf)
-    return leaf
-
-
 def _by_data(pool: Pool, rows: Tensor, count: int, generator: torch.Generator, strategy: str) -> Tensor:
-    features = last_features(pool.model, pool.x).features
+    features = last_features(pool.model, pool.x, ends=False).features
     mine, known = features[rows], features[pool.labelled]
     if strategy == "coreset":
         return parts.farthest_first(mine, known, count)
@@ -222,7 +215,7 @@ def _committee(
     for _ in range(members):
         pick = torch.randint(len(rows), (len(rows),), generator=generator)
         net = fit_network(model_factory(), pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
-        found.append(last_features(net, x).logits.softmax(dim=1))
+        found.append(outputs_of(net, x).softmax(dim=1))
     return torch.stack(found)
 
 
@@ -243,7 +236,7 @@ def _stable(
     rows, y = pool.labelled[:-count], pool.y[:-count]
     before = fit_network(model_factory(), pool.x[rows], y, steps, batch_size, lr, generator)
     x = pool.x[pool.open()]
-    first, second = (last_features(net, x).logits for net in (before, pool.model))
+    first, second = (outputs_of(net, x) for net in (before, pool.model))
     return parts.kappa(first.argmax(dim=1), second.argmax(dim=1), first.shape[1]) >= wanted
 
 

@@ -3,7 +3,8 @@
 Paper     Zhu and Gupta 2017, arXiv:1710.01878, section 3
 Computes  s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 at t = t_0, t_0 + dt, ..., t_0 + n dt; at each such step the
           floor(s_t N) smallest |w| of every weight matrix are masked; masked weights get no gradient
-Shapes    any network; linear, convolution, embedding and recurrent weights, each gate of the latter on its own
+Shapes    any network; linear, convolution, embedding and recurrent weights, each gate of the latter on its own; others
+          (`nn.MultiheadAttention`'s input projections, transposed convolutions, recurrent cells) stay dense and uncounted
 Departs   1. masked weights are set to zero for good by default; `regrow=True` keeps their stored values, as the reference
              code does, so that one may return at a later update
           2. first moments of the optimizer are zeroed where a weight is masked
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import check_plain
 
 CARD = Card(
     paper="arXiv:1710.01878",
@@ -109,11 +111,18 @@ def smallest_mask(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def prunable(model: nn.Module, skip_first: bool = False) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """(name, parameter, gates) of every weight matrix to prune; biases, norms and depthwise kernels are left out."""
+    """(name, parameter, gates) of every weight matrix to prune; biases, norms and depthwise kernels are left out.
+
+    Raises:
+        TypeError: a parametrised weight, whose zeros the next pass would fill again.
+    """
     seen: set[int] = set()
     first = skip_first
     for prefix, module in model.named_modules():
-        for name, gates in _weights_of(module):
+        weights = _weights_of(module)
+        if weights:
+            check_plain(module, prefix)
+        for name, gates in weights:
             parameter = getattr(module, name)
             if id(parameter) in seen:
                 continue  # tied weights are one matrix
@@ -230,7 +239,10 @@ class GradualMagnitudePruning:
         self._optimizer: torch.optim.Optimizer | None = None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> GradualMagnitudePruning:
-        """Find the weights to prune; ValueError where there are none. Masks already loaded are applied."""
+        """Find the weights to prune; ValueError where there are none, TypeError for parametrised ones.
+
+        Masks already loaded are applied.
+        """
         if self.schedule.final == 0:
             return self
         self._weights = {name: (weight, gates) for name, weight, gates in prunable(model, self.skip_first)}

@@ -13,7 +13,7 @@ Departs   1. eps is relative to the product of the whole norms: under Adam suffi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks import surgery
+from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.prefix import kept_units
 
 CARD = Card(
@@ -153,31 +155,39 @@ class LowRank(nn.Module):
 def factorise(net: nn.Module, layers: Sequence[str] | None = None) -> dict[str, LowRank]:
     """Replace linear layers and ungrouped convolutions (or those named) in place by `LowRank`; the name of each with it.
 
+    Those whose weight is frozen or tied to another layer's stay dense unless they are named.
+
     Raises:
         KeyError: a name that is no such layer.
-        ValueError: a convolution with groups that is named.
+        ValueError: a convolution with groups, or a tied weight, that is named; a network that is itself the layer.
+        TypeError: parametrised weights.
     """
-    found = {n: m for n, m in net.named_modules() if n and (type(m) is nn.Linear or type(m) in CONVOLUTIONS)}
+    found = surgery.layers(net, [nn.Linear, *CONVOLUTIONS])
     if layers is None:
-        plain = {n: m for n, m in found.items() if getattr(m, "groups", 1) == 1}
-        chosen = [n for n, m in plain.items() if getattr(m, "padding_mode", "zeros") == "zeros"]
+        chosen = [name for name, module in found.items() if _factorises(module, surgery.ties(net))]
     else:
         unknown = next((name for name in layers if name not in found), None)
         if unknown is not None:
             raise KeyError(f"layer {unknown!r} is no linear layer or convolution; there are {', '.join(found)}")
-        chosen = list(layers)
-    made: dict[str, LowRank] = {}
+        chosen = list(dict.fromkeys(layers))
     for name in chosen:
-        made[name] = LowRank(found[name])
-        _put(net, name, made[name])
+        surgery.check_plain(found[name], name)
+    made = {name: LowRank(found[name]) for name in chosen}
+    surgery.swap(net, {found[name]: layer for name, layer in made.items()})
     return made
+
+
+def _factorises(module: Any, tied: Mapping[int, Any]) -> bool:
+    groups, padding = getattr(module, "groups", 1), getattr(module, "padding_mode", "zeros")
+    weight = module._parameters.get("weight")
+    learns = weight is None or (weight.requires_grad and id(weight) not in tied)  # None = parametrised, refused by name
+    return groups == 1 and padding == "zeros" and learns
 
 
 def finish_plain(net: nn.Module) -> nn.Module:
     """Cut all `LowRank` layers to the ranks in use, in place; what is left are layers of torch."""
-    for name, module in list(net.named_modules()):
-        if isinstance(module, LowRank):
-            _put(net, name, module.plain().train(module.training))
+    found = [module for module in net.modules() if isinstance(module, LowRank)]
+    surgery.swap(net, {module: module.plain() for module in found}, carry=False)
     return net
 
 
@@ -287,7 +297,9 @@ class Maestro:
             self._drawn.sampled, self._drawn = None, None
 
     def penalty(self) -> Tensor:
-        """lasso * sum over layers of the hierarchical group lasso -> ()."""
+        """lasso * sum over layers of the hierarchical group lasso -> (); 0 where nothing is factorised."""
+        if not self.layers:
+            return torch.zeros(())
         return self.lasso * torch.stack([layer.lasso() for layer in self.layers.values()]).sum()
 
     def shrink(self) -> None:
@@ -384,23 +396,16 @@ def recalibrate(net: nn.Module, batches: Sequence[Tensor]) -> None:
     norms = [module for module in net.modules() if isinstance(module, BATCH_NORMS) and module.running_mean is not None]
     if not norms:
         return
-    modes, momenta = {module: module.training for module in net.modules()}, [norm.momentum for norm in norms]
-    net.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    momenta = [norm.momentum for norm in norms]
     try:
-        for batch in batches:
-            if len(batch) > 1:
-                net(batch)
+        with evaluating(net):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
+            for batch in batches:
+                if len(batch) > 1:
+                    net(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _put(net: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(net.get_submodule(parent), last, module)

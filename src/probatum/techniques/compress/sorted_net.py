@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.prefix import Prefix
+from probatum.numerics.tensors.targets import real_targets
 
 CARD = Card(
     paper="arXiv:2309.00255",
@@ -271,5 +272,5 @@ class _Draw(AbstractContextManager[None]):
 def _plain_loss(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of classes (tokens in the last dimension but one), squared error of reals."""
     if target.is_floating_point():
-        return nn.functional.mse_loss(output, target)
+        return nn.functional.mse_loss(output, real_targets(output, target))
     return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.explanation.attribution import per_row, pick, reference_like, require_eval, require_float
+from probatum.numerics.networks.watch import hooked, pass_through
 from probatum.spec import Explanation, Spec
 
 CARD = Card(
@@ -247,11 +248,8 @@ def integrate_embedding(
         end = torch.cat([_layer_output(model, layer, part) for part in inputs.split(chunk)])
 
     def path(points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        handle = layer.register_forward_hook(lambda _m, _i, _o: points[0])
-        try:
+        with hooked(model, {"": layer}, lambda _name, _inputs, _output: points[0].clone()):
             output = model(inputs[rows.to(inputs.device)])
-        finally:
-            handle.remove()
         return _scored(output, target[rows.to(target.device)], score)
 
     start = (reference_like(end, baseline),)
@@ -260,12 +258,7 @@ def integrate_embedding(
 
 
 def _layer_output(model: nn.Module, layer: nn.Module, inputs: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _m, _i, output: seen.append(output))
-    try:
-        model(inputs)
-    finally:
-        handle.remove()
+    _, seen = pass_through(model, inputs, layer)
     if len(seen) != 1:
         raise ValueError(f"{type(layer).__name__} ran {len(seen)} times in one pass; give a layer that runs once")
     return seen[0]

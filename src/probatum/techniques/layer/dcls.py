@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import check_plain, layers, swap
 
 CARD = Card(
     paper="arXiv:2112.03740",
@@ -264,8 +265,8 @@ def apply(
         How many convolutions were replaced.
 
     Raises:
-        ValueError: a setting outside its range.
-        TypeError: a window that is no whole number.
+        ValueError: a setting outside its range; weights tied to other layers'; a network that is itself a convolution.
+        TypeError: a window that is no whole number; parametrised weights.
         KeyError: a name that is no convolution of the network.
 
     Example:
@@ -279,30 +280,26 @@ def apply(
         _window(window, 1)
     if init == "grid" and not learn:
         return 0
-    found = {name: module for name, module in net.named_modules() if type(module) in CONVOLUTIONS.values()}
+    found = layers(net, CONVOLUTIONS.values())
     for name in names or ():
         if name not in found:
             raise KeyError(f"{name!r} is no convolution of the network; there are {', '.join(found) or 'none'}")
     chosen = names if names is not None else [name for name, module in found.items() if _fits(module, depthwise)]
-    swapped: list[Dcls] = []
-    for name in chosen:
+    new: dict[nn.Module, Dcls] = {}
+    last: Dcls | None = None
+    for name in dict.fromkeys(chosen):
+        check_plain(found[name], name)
         made = Dcls.from_convolution(found[name], window, init, learn, spread, position_scale, generator)
-        last = swapped[-1] if synchronise and swapped else None
-        if last is not None and last.weight.shape == made.weight.shape and last.window == made.window:
+        if synchronise and last is not None and (last.weight.shape, last.window) == (made.weight.shape, made.window):
             made.raw_positions = last.raw_positions
-        owner, _, child = name.rpartition(".")
-        setattr(net.get_submodule(owner), child, made)
-        swapped.append(made)
-    return len(swapped)
+        new[found[name]] = last = made
+    return swap(net, new).count
 
 
 def fuse(net: nn.Module) -> int:
     """Replace every `Dcls` below `net` by the plain convolution it has become, in place; the number replaced."""
-    found = [(name, module) for name, module in net.named_modules() if name and isinstance(module, Dcls)]
-    for name, module in found:
-        owner, _, child = name.rpartition(".")
-        setattr(net.get_submodule(owner), child, module.fuse())
-    return len(found)
+    found = [module for module in net.modules() if isinstance(module, Dcls) and module is not net]
+    return swap(net, {module: module.fuse() for module in found}).count
 
 
 def parameter_groups(net: nn.Module, weight_decay: float, rate: float | None = None) -> list[dict[str, Any]]:

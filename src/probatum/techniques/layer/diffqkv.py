@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention, Rotary
+from probatum.numerics.networks.surgery import check_plain, layers, swap
+from probatum.numerics.tensors.streams import streams_kept
 
 CARD = Card(
     paper="arXiv:2501.13629",
@@ -213,7 +215,7 @@ class DiffQKVAttention(nn.Module):
             raise TypeError(f"steps are known for Rotary and CausalMixing, not for {found}; use the whole forward")
         q, k, v = self.parts(x)
         angle = cache.length * self.rotary.speed
-        q, k = (_turned(part, angle.cos(), angle.sin()) for part in (q, k))
+        q, k = (_turned(part, angle.cos().to(part.dtype), angle.sin().to(part.dtype)) for part in (q, k))
         cache.add(k, v)
         grouped = q.squeeze(2).unflatten(1, (self.key_heads, -1))  # queries beside the key head they share
         scores = grouped @ cache.keys.transpose(2, 3) / math.sqrt(self.key_size)
@@ -243,7 +245,7 @@ class DiffQKVAttention(nn.Module):
         """A layer that starts from another's weights; settings as for `apply`, `pool` = mean of grouped heads."""
         key_heads, value_heads, query_heads, size = _sizes(old, key_cut, value_cut, query_growth, key_size)
         own = generator or torch.Generator().manual_seed(0)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is written over
+        with streams_kept():  # what is drawn here is written over
             made = cls(old.out.out_features, query_heads, key_heads, value_heads, size, old.size).to(old.query.weight)
         planes = torch.cat([torch.arange(size // 2), old.size // 2 + torch.arange(size // 2)])
         planes = planes if size < old.size else torch.arange(size)
@@ -301,7 +303,9 @@ def apply(
         How many were replaced.
 
     Raises:
-        ValueError: a setting outside its range or that does not divide a layer's heads.
+        ValueError: a setting outside its range or that does not divide a layer's heads; tied weights; a network that is
+            itself the attention.
+        TypeError: parametrised weights.
 
     Example:
         >>> net = nn.Sequential(CausalSelfAttention(16, 4))
@@ -315,13 +319,14 @@ def apply(
         raise ValueError(f"query_growth is {query_growth}; it must be at least 1")
     if not 0 < key_size <= 1:
         raise ValueError(f"key_size is {key_size}; it must lie in (0, 1]")
-    found = [name for name, module in net.named_modules() if name and type(module) is CausalSelfAttention]
-    for name in found:
-        old = net.get_submodule(name)
-        made = DiffQKVAttention.from_attention(old, key_cut, value_cut, query_growth, key_size, pretrained, generator)
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, made)
-    return len(found)
+    new: dict[nn.Module, nn.Module] = {}
+    for path, old in layers(net, [CausalSelfAttention]).items():
+        for name, part in old.named_children():
+            check_plain(part, f"{path}.{name}" if path else name)
+        new[old] = DiffQKVAttention.from_attention(
+            old, key_cut, value_cut, query_growth, key_size, pretrained, generator
+        )  # fmt: skip
+    return swap(net, new).count
 
 
 def _sizes(

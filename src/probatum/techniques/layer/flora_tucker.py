@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.frozen import freeze
-from probatum.numerics.networks.roles import find_last_layer
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.surgery import all_or_nothing, check_plain, layers, swap, ties
 
 CARD = Card(
     paper="arXiv:2405.14739",
@@ -122,7 +123,10 @@ class _Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put dW into the base weight, so that predictions cost what they cost without; `unmerge` takes it out to the bit."""
+        """Put dW into the base weight, so that predictions cost what they cost without; `unmerge` takes it out to the bit.
+
+        A `state_dict` made meanwhile holds the base weight without it, and loading one unmerges.
+        """
         if self.kept is None:
             self.kept = self.base.weight.detach().clone()
             self.base.weight.add_(self.delta())
@@ -133,6 +137,17 @@ class _Adapter(nn.Module):
         if self.kept is not None:
             self.base.weight.copy_(self.kept)
             self.kept = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module, with the base weight as it is unmerged: dW is there already, in core and factors."""
+        found = super().state_dict(*args, **kwargs)
+        if self.kept is not None:
+            found[f"{kwargs.get('prefix', '')}base.weight"] = self.kept
+        return found
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
@@ -272,7 +287,9 @@ def apply(
         How many layers got an adapter.
 
     Raises:
-        ValueError: a setting outside its range, an unknown form or kind, a budget too small for rank 1.
+        ValueError: a setting outside its range, an unknown form or kind, a budget too small for rank 1; a network with
+            adapters, one that is itself the layer, tied weights.
+        TypeError: parametrised weights.
         KeyError: a pattern that no layer's name fits.
 
     Example:
@@ -291,21 +308,20 @@ def apply(
     chosen = _chosen(net, head, kinds, names)
     if not chosen:
         return 0
-    freeze(net, [head])
     shapes = [tuple(layer.weight.shape) for layer in chosen.values()]
     if ranks is not None:
         solved = [tuple(ranks)] * len(shapes)
     else:
         solved = solve_ranks(shapes, budget * sum(map(math.prod, shapes)), kernel_rank, form)
-    for (name, layer), own in zip(chosen.items(), solved, strict=True):
-        made: _Adapter
-        if form == "lora":
-            made = FlatLora(layer, own[0], scale, dropout, generator)
-        else:
-            made = Flora(layer, own, scale, dropout, generator)
-        owner, _, child = name.rpartition(".")
-        setattr(net.get_submodule(owner), child, made.train(net.training))
-    return len(chosen)
+    with all_or_nothing(net):
+        freeze(net, [head])
+        new: dict[nn.Module, _Adapter] = {}
+        for layer, own in zip(chosen.values(), solved, strict=True):
+            if form == "lora":
+                new[layer] = FlatLora(layer, own[0], scale, dropout, generator)
+            else:
+                new[layer] = Flora(layer, own, scale, dropout, generator)
+        return swap(net, new, carry=False).count  # what is frozen is adapted
 
 
 def merge(net: nn.Module) -> int:
@@ -331,12 +347,21 @@ def adapter_state(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `adapter_state` into a network to which the same adapters were applied; KeyError, naming it, for one that lacks."""
+    """Put `adapter_state` into a network to which the same adapters were applied; KeyError, naming it, for one that lacks.
+
+    Merged adapters are merged again.
+    """
     own = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for name in {**own, **state}:
         if name not in own or name not in state:
             raise KeyError(f"{name} is {'not trained in the network' if name not in own else 'missing from the state'}")
-        own[name].copy_(state[name])
+    merged = [adapter for adapter in _adapters(net) if adapter.merged]
+    for adapter in merged:
+        adapter.unmerge()
+    for name, value in state.items():
+        own[name].copy_(value)
+    for adapter in merged:
+        adapter.merge()
 
 
 def _adapters(net: nn.Module) -> list[_Adapter]:
@@ -349,16 +374,24 @@ def _chosen(
     for kind in kinds or ():
         if kind not in LAYERS:
             raise ValueError(f"kinds has {kind!r}; use some of {', '.join(LAYERS)}")
+    if _adapters(net):
+        raise ValueError(f"{type(net).__name__} has adapters already; apply them once, to the pretrained network")
     wanted = tuple(LAYERS.values()) if kinds is None else tuple(LAYERS[kind] for kind in kinds)
-    found = {
-        name: module for name, module in net.named_modules() if name and type(module) in wanted and module is not head
-    }
-    if names is None:
-        return found
-    for pattern in names:
+    found = {name: module for name, module in layers(net, wanted).items() if module is not head}
+    for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in found):
             raise KeyError(f"no layer's name fits {pattern!r}; there are {', '.join(found) or 'none'}")
-    return {name: module for name, module in found.items() if any(fnmatchcase(name, pattern) for pattern in names)}
+    if names is not None:
+        found = {name: module for name, module in found.items() if any(fnmatchcase(name, p) for p in names)}
+    tied = ties(net)
+    for name, module in found.items():
+        check_plain(module, name)
+        if id(module.weight) in tied:
+            both = " and ".join(tied[id(module.weight)][:2])
+            raise ValueError(
+                f"{both} are one tied parameter, which two adapters would change twice; leave them out by names"
+            )
+    return found
 
 
 def _check(scale: float, dropout: float) -> None:

@@ -12,13 +12,15 @@ Departs   1. stages are found as runs of blocks of equal width; in a plain stack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.residual_blocks import Block, blocks_in, pairs_in, stages_of
+from probatum.numerics.networks.surgery import check_plain, layers, paths_of, swap
+from probatum.numerics.networks.watch import look
 
 CARD = Card(
     paper="arXiv:1807.09441",
@@ -44,6 +46,7 @@ class IBN(nn.Module):
         ratio: share for instance norm, in [0, 1]; 0 = batch norm.
         eps: added to variances.
         momentum: of the running statistics.
+        tracked: whether batch norm keeps them.
 
     Raises:
         ValueError: ratio outside [0, 1]; maps of 1 x 1, on which instance norm gives zero.
@@ -55,12 +58,23 @@ class IBN(nn.Module):
         (2, 2, (1, 4, 2, 2))
     """
 
-    def __init__(self, channels: int, ratio: float = 0.5, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        ratio: float = 0.5,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        tracked: bool = True,
+    ) -> None:
         super().__init__()
         _check_ratio(ratio)
         self.split = int(channels * ratio)
         self.instance = nn.InstanceNorm2d(self.split, eps=eps, affine=True) if self.split else None
-        self.batch = nn.BatchNorm2d(channels - self.split, eps, momentum) if self.split < channels else None
+        self.batch = (
+            nn.BatchNorm2d(channels - self.split, eps, momentum, track_running_stats=tracked)
+            if self.split < channels
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.instance is None:
@@ -74,7 +88,7 @@ class IBN(nn.Module):
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, ratio: float = 0.5) -> IBN:
         """An IBN layer with the gamma, beta (frozen where they were), running statistics and mode of a batch norm."""
-        made = cls(norm.num_features, ratio, norm.eps, norm.momentum)
+        made = cls(norm.num_features, ratio, norm.eps, norm.momentum, norm.track_running_stats)
         half = made.split
         with torch.no_grad():
             for part, channels in ((made.instance, slice(0, half)), (made.batch, slice(half, None))):
@@ -95,7 +109,7 @@ class CheckedInstanceNorm(nn.InstanceNorm2d):
     """Affine instance norm with gamma and beta of a batch norm (or 1 and 0), for variant b."""
 
     def __init__(self, width: int, norm: nn.BatchNorm2d | None = None) -> None:
-        super().__init__(width, affine=True)
+        super().__init__(width, eps=1e-5 if norm is None else norm.eps, affine=True)
         if norm is not None and norm.affine:
             with torch.no_grad():
                 self.weight.copy_(norm.weight)
@@ -151,11 +165,8 @@ def apply(
     count = stages if stages is not None else min(max(1, len(found) - 1), 2 if variant == "b" else len(found))
     if variant == "b":
         return _variant_b(net, found[:count])
-    changed = 0
-    for block in (block for stage in found[:count] for block in stage):
-        first = block.pairs[0]
-        changed += _replace(first.owner, first.name, first.norm, ratio)
-    return changed
+    firsts = [block.pairs[0] for stage in found[:count] for block in stage]
+    return _replace(net, {pair.path: pair.norm for pair in firsts}, ratio)
 
 
 def channel_divergence(a: Tensor, b: Tensor, eps: float = 1e-6) -> float:
@@ -168,70 +179,52 @@ def channel_divergence(a: Tensor, b: Tensor, eps: float = 1e-6) -> float:
     return float((forward + backward).sum())
 
 
-@torch.no_grad()
 def layer_divergences(net: nn.Module, a: Tensor, b: Tensor) -> dict[str, float]:
     """`channel_divergence` between the inputs a and b behind every activation, by module name; modes are put back.
 
     Two looks at the same images show what a layer keeps of appearance; two classes of one look, what of content.
     """
-    modes = {module: module.training for module in net.modules()}
+    active = {name: module for name, module in net.named_modules() if isinstance(module, ACTIVATIONS)}
     seen: list[dict[str, Tensor]] = [{}, {}]
-    net.eval()
-    try:
-        for features, x in zip(seen, (a, b), strict=True):
-            handles = [
-                module.register_forward_hook(
-                    lambda _m, _i, output, name=name, to=features: to.update({name: output.clone()})
-                )
-                for name, module in net.named_modules()
-                if isinstance(module, ACTIVATIONS)
-            ]
-            try:
-                net(x)
-            finally:
-                for handle in handles:
-                    handle.remove()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    for features, x in zip(seen, (a, b), strict=True):
+        look(net, x, active, lambda name, _inputs, output, to=features: to.update({name: output.clone()}))
     return {name: channel_divergence(seen[0][name], seen[1][name]) for name in seen[0]}
 
 
-def _replace(owner: nn.Module, name: str, norm: nn.BatchNorm2d, ratio: float) -> int:
-    made = IBN.from_batch_norm(norm, ratio)
-    if made.instance is None:
-        return 0  # too few channels for a share
-    setattr(owner, name, made)
-    return 1
+def _replace(net: nn.Module, norms: Mapping[str, nn.BatchNorm2d], ratio: float) -> int:
+    for name, norm in norms.items():
+        check_plain(norm, name)
+    new = {norm: IBN.from_batch_norm(norm, ratio) for norm in norms.values()}
+    # a norm of too few channels for a share stays
+    return swap(net, {norm: made for norm, made in new.items() if made.instance is not None}).count
 
 
 def _replace_named(net: nn.Module, names: Sequence[str], ratio: float) -> int:
-    norms = {name: module for name, module in net.named_modules() if type(module) is nn.BatchNorm2d}
+    norms = layers(net, [nn.BatchNorm2d])
     for name in names:
         if name not in norms:
             raise KeyError(f"{name!r} is no BatchNorm2d of the network; there are {', '.join(norms)}")
-    changed = 0
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        changed += _replace(net.get_submodule(parent), last, norms[name], ratio)
-    return changed
+    return _replace(net, {name: norms[name] for name in names}, ratio)
 
 
 def _variant_b(net: nn.Module, stages: Sequence[Sequence[Block]]) -> int:
     ends = [(block, _last_activation(block)) for block in (stage[-1] for stage in stages)]
     inside = {id(pair.norm) for stage in stages_of(blocks_in(net)) for block in stage for pair in block.pairs}
     stem = next((pair for pair in pairs_in(net)[:1] if id(pair.norm) not in inside), None)
-    changed = 0
+    new: dict[nn.Module, nn.Module] = {}
     if stem is not None:
-        norm = CheckedInstanceNorm(stem.norm.num_features, stem.norm)
-        setattr(stem.owner, stem.name, norm.to(stem.convolution.weight).train(stem.norm.training))
-        changed += 1
+        check_plain(stem.norm, stem.path)
+        new[stem.norm] = CheckedInstanceNorm(stem.norm.num_features, stem.norm).to(stem.convolution.weight)
     for block, name in ends:
         activation = getattr(block.module, name)
+        if len(where := paths_of(net, activation)) > 1:
+            raise ValueError(
+                f"one activation stands at {' and '.join(where)}; the one behind block {block.path!r}'s addition has to be "
+                "its own"
+            )
         norm = CheckedInstanceNorm(block.width).to(block.pairs[-1].convolution.weight)
-        setattr(block.module, name, nn.Sequential(norm, activation).train(activation.training))
-        changed += 1
-    return changed
+        new[activation] = nn.Sequential(norm, activation)
+    return swap(net, new).count
 
 
 def _last_activation(block: Block) -> str:

@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.precision import computed_wide
 
 CARD = Card(
     paper="arXiv:2310.18805",
@@ -62,6 +65,7 @@ def powered(squared: Tensor, p: float) -> Tensor:
     return squared.masked_fill(zero, 1.0).pow(p / 2).masked_fill(zero, 0.0)
 
 
+@computed_wide
 def attention_scores(
     x: Tensor, keys: Tensor, score: str = "neglog-distance", eps: float = 1e-3, p: float = 2.0
 ) -> Tensor:
@@ -82,6 +86,7 @@ def attention_scores(
     return -distance if score == "negative-distance" else (-distance).exp()
 
 
+@computed_wide
 def idw_attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, eps: float = 1e-3
 ) -> Tensor:
@@ -257,15 +262,20 @@ def apply(
     eps: float = 1e-3,
     p: float = 2.0,
     value_rate: float = 10.0,
+    last_layer: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
     """Put an `InverseDistanceHead` in the place of the network's last linear layer; arguments as there.
 
+    Args:
+        last_layer: the layer; None = the linear layer that runs last.
+
     Returns:
-        1, or 0 where the network has no linear layer.
+        How many places it was put into, 0 where the network has no linear layer.
 
     Raises:
-        ValueError: a setting outside its range, fewer keys than classes among them.
+        ValueError: a setting outside its range, fewer keys than classes among them; a last layer that is the whole network,
+            or tied to another one.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -273,14 +283,11 @@ def apply(
         (1, InverseDistanceHead(features=8, outputs=3, keys=6, neglog-distance))
     """
     _check(keys, 1, score, eps, p, value_rate)
-    last = next((name for name, module in reversed(list(net.named_modules())) if isinstance(module, nn.Linear)), None)
-    if not last:
+    old = find_last_layer(net) if last_layer is None else last_layer
+    if not isinstance(old, nn.Linear):
         return 0
-    old = net.get_submodule(last)
     made = InverseDistanceHead(old.in_features, old.out_features, keys, score, eps, p, value_rate, generator)
-    parent, _, name = last.rpartition(".")
-    setattr(net.get_submodule(parent), name, made.to(old.weight).train(old.training))
-    return 1
+    return swap(net, {old: made.to(old.weight)}, carry=False).count  # nothing of the old layer's weights is taken over
 
 
 def _check(keys: int, outputs: int, score: str, eps: float, p: float, value_rate: float) -> None:

@@ -33,7 +33,7 @@ from probatum.numerics.hypernetworks.hypernet import (
     layer_weights,
     supply,
 )
-from probatum.numerics.networks.roles import find_last_layer
+from probatum.numerics.networks.last_layer import find_last_layer
 
 CARD = Card(
     paper="arXiv:2304.07645",
@@ -243,6 +243,7 @@ def apply(
     residual: bool = True,
     gain: float = 0.1,
     names: Sequence[str] | None = None,
+    last_layer: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
     """Condition a network's linear maps and convolutions on the rate of dropout before its last layer, in place.
@@ -256,6 +257,7 @@ def apply(
         residual: whether theta_0, the network's weights, is added.
         gain: scale of H's first outputs over that of fresh weights, >= 0.
         names: parameters to make instead of those found.
+        last_layer: before which dropout acts; None = the linear layer that runs last, or the convolution.
         generator: for H, g and the dropout; None = torch's own.
 
     Returns:
@@ -279,10 +281,11 @@ def apply(
         return 0
     maker = MipHypernet.of(net, 1, chosen, hidden, encoding, residual, gain, generator=generator)
     supplier = InPlace(maker, most, at, generator).to(maker.last.weight).train(net.training)
-    last = find_last_layer(net)
+    last = find_last_layer(net) if last_layer is None else last_layer
+    made = supply(net, supplier)
     if last is not None:
         last.register_forward_pre_hook(supplier.drop)
-    return supply(net, supplier)
+    return made
 
 
 def _check(inputs: int, encoding: str, gain: float, outside: str) -> None:

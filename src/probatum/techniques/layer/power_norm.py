@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import check_plain, layers, swap
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 
 CARD = Card(
     paper="arXiv:2003.07845",
@@ -78,7 +80,7 @@ class _Power(torch.autograd.Function):
         return dx, (dy * hat).sum(dim=0), dy.sum(dim=0), None, None, None
 
 
-class PowerNorm(nn.Module):
+class PowerNorm(WideBuffers, nn.Module):
     """Power normalisation over the last dimension.
 
     Args:
@@ -104,6 +106,7 @@ class PowerNorm(nn.Module):
     psi2: Tensor
     nu: Tensor
     seen: Tensor
+    wide = ("psi2", "nu")
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class PowerNorm(nn.Module):
         self.register_buffer("nu", torch.zeros(channels))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
+    @computed_wide
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (..., C); mask (...), True at positions that count."""
         if self.groups:
@@ -178,7 +182,8 @@ def apply(
         How many were replaced.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting outside its range; a network that is itself a layer norm.
+        TypeError: a layer norm with parametrised weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -188,24 +193,18 @@ def apply(
     if warmup is None:
         warmup = 10_000 if total_steps is None else max(1, total_steps // 10)
     _check(alpha_forward, alpha_backward, warmup, groups, mode, gradient, 1e-5)
-    found = [
-        (name, module)
-        for name, module in net.named_modules()
-        if name and type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
-    ]
-    for name, old in found:
-        made = PowerNorm(
-            old.normalized_shape[0], alpha_forward, alpha_backward, warmup, groups, mode, gradient, old.eps
-        )
-        if old.elementwise_affine:
-            with torch.no_grad():
-                made.weight.copy_(old.weight)
+    new: dict[nn.Module, nn.Module] = {}
+    for name, old in layers(net, [nn.LayerNorm]).items():
+        if len(old.normalized_shape) == 1:
+            check_plain(old, name)
+            channels = old.normalized_shape[0]
+            made = PowerNorm(channels, alpha_forward, alpha_backward, warmup, groups, mode, gradient, old.eps)
+            if old.elementwise_affine:
+                made.to(old.weight).weight = old.weight  # itself: tied, frozen and in the optimizer where it was
                 if old.bias is not None:
-                    made.bias.copy_(old.bias)
-            made = made.to(old.weight)
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, made.train(old.training))
-    return len(found)
+                    made.bias = old.bias
+            new[old] = made
+    return swap(net, new).count
 
 
 def _check(

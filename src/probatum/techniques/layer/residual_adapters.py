@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.frozen import freeze
+from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.residual_blocks import Pair, blocks_in
-from probatum.numerics.networks.roles import find_last_layer
+from probatum.numerics.networks.surgery import all_or_nothing, check_plain, paths_of, places, swap
 
 CARD = Card(
     paper="arXiv:1705.08045",
@@ -120,14 +121,13 @@ def apply(
     if not norms:
         return 0
     head = find_last_layer(net) if last_layer is None else last_layer
-    freeze(net, [head, *norms])
     pairs = adapted_pairs(net) if form != "norms" else []
-    for pair in pairs:
-        place, part = part_for(net, pair, form)
-        _put(net, place, part)
-    if dropout > 0 and head is not None:
-        place = _path(net, head)
-        _put(net, place, nn.Sequential(nn.Dropout(dropout), head).train(net.training))
+    new = {net.get_submodule(place): part for place, part in (part_for(net, pair, form) for pair in pairs)}
+    with all_or_nothing(net):
+        freeze(net, [head, *norms])
+        swap(net, new, carry=False)  # adapters and their norms are the domain's to train
+        if dropout > 0 and head is not None:
+            swap(net, {head: nn.Sequential(nn.Dropout(dropout), head)})
     return len(pairs) if form != "norms" else len(norms)
 
 
@@ -140,6 +140,7 @@ def adapted_pairs(net: nn.Module) -> list[Pair]:
 def part_for(net: nn.Module, pair: Pair, form: str) -> tuple[str, nn.Module]:
     """Where an adapter of this form goes, and a fresh one: at the pair's norm in series, at its convolution in parallel."""
     if form == "series":
+        check_plain(pair.norm, pair.path)
         return pair.path, SeriesAdapter(pair.norm)
     convolution = pair.convolution
     middle = [size // 2 if padding != "same" else None for size, padding in _sides(convolution)]
@@ -164,20 +165,23 @@ def fold(net: nn.Module) -> int:
     """
     if net.training:
         raise ValueError("the network is in training mode, where norms go by the batch; call eval() before fold")
-    count = 0
-    for owner in list(net.modules()):
-        names = list(owner._modules)
-        for name in names:
-            child = owner._modules[name]
-            if isinstance(child, ParallelAdapter):
-                setattr(owner, name, _folded_parallel(child))
-                count += 1
-        for before, name in itertools.pairwise(names):
-            adapter, convolution = owner._modules[name], owner._modules[before]
+    standing = places(net)
+    new: dict[nn.Module, nn.Module] = {
+        place.module: _folded_parallel(place.module) for place in standing if isinstance(place.module, ParallelAdapter)
+    }
+    count = len({place for place in standing if isinstance(place.module, ParallelAdapter)})
+    behind: dict[nn.Module, list[nn.Module]] = {}
+    for owner in {place.owner: None for place in standing}:
+        for convolution, adapter in itertools.pairwise(owner._modules.values()):
             if isinstance(adapter, SeriesAdapter) and isinstance(convolution, nn.Conv2d):
-                setattr(owner, before, _folded_series(convolution, adapter))
-                setattr(owner, name, nn.Identity())
-                count += 1
+                behind.setdefault(convolution, []).append(adapter)
+    for convolution, adapters in behind.items():
+        where = paths_of(net, convolution)
+        if len(where) > len(adapters) or len(set(adapters)) > 1:
+            raise ValueError(f"one convolution stands at {' and '.join(where)}, not everywhere before the same adapter")
+        new |= {convolution: _folded_series(convolution, adapters[0]), adapters[0]: nn.Identity()}
+        count += len(adapters)
+    swap(net, new, carry=False)
     return count
 
 
@@ -249,8 +253,8 @@ class ManyDomains(nn.Module):
         # what every domain replaces, in the pretrained network's own values: what a new domain is a copy of
         self._base = {n: m for n, m in self.net.named_modules() if isinstance(m, nn.BatchNorm2d) or n == self._head}
         self._base |= dict(part_for(self.net, pair, form) for pair in pairs)
-        for place, base in self._base.items():
-            _put(self.net, place, base)
+        self._places = {name: tuple(paths_of(self.net, self.net.get_submodule(name))) for name in self._base}
+        self._put(self._base.values())
         self.own = nn.ModuleDict()
 
     @property
@@ -276,13 +280,17 @@ class ManyDomains(nn.Module):
     def forward(self, x: Tensor, domain: str) -> Tensor:
         if domain not in self.own:
             raise KeyError(f"no domain {domain!r}; there are {', '.join(self.own) or 'none'}")
-        for place, part in zip(self._base, self.own[domain], strict=True):  # type: ignore[arg-type]
-            _put(self.net, place, part)
+        self._put(self.own[domain])  # type: ignore[arg-type]
         try:
             return self.net(x)
         finally:
-            for place, base in self._base.items():
-                _put(self.net, place, base)
+            self._put(self._base.values())
+
+    def _put(self, parts: Iterable[nn.Module]) -> None:
+        """Parts into the network, each everywhere where what it stands for does; for a pass, so without `swap`'s checks."""
+        for where, part in zip(self._places.values(), parts, strict=True):
+            for path in where:
+                self.net.set_submodule(path, part)
 
     def private(self, domain: str) -> list[nn.Parameter]:
         """What training this domain changes."""
@@ -386,11 +394,6 @@ def _sides(convolution: nn.Conv2d) -> list[tuple[int, Any]]:
 
 def _path(net: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in net.named_modules() if module is wanted)
-
-
-def _put(net: nn.Module, place: str, part: nn.Module) -> None:
-    owner, _, child = place.rpartition(".")
-    setattr(net.get_submodule(owner), child, part)
 
 
 def _check(form: str, dropout: float) -> None:

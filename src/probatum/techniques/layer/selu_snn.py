@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import check_plain, inside_attention, swap
+from probatum.numerics.networks.watch import look
 
 CARD = Card(
     paper="arXiv:1706.02515",
@@ -143,28 +145,14 @@ def check_network(net: nn.Module) -> None:
                 raise ValueError(f"{name!r} is {type(module).__name__} beside SELU; use nn.{wanted}(p={module.p})")
 
 
-@torch.no_grad()
 def layer_moments(net: nn.Module, x: Tensor) -> dict[str, Moments]:
     """Mean and variance of the output of every SELU in a network for inputs x, by module name; modes are put back."""
     found: dict[str, Moments] = {}
 
-    def note(name: str, output: Tensor) -> None:
+    def note(name: str, _inputs: object, output: Tensor) -> None:
         found[name] = Moments(float(output.double().mean()), float(output.double().var(correction=0)))
 
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: note(name, output))
-        for name, module in net.named_modules()
-        if isinstance(module, nn.SELU)
-    ]
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    look(net, x, {name: module for name, module in net.named_modules() if isinstance(module, nn.SELU)}, note)
     return found
 
 
@@ -188,7 +176,9 @@ def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator |
         Number of activations, norms and dropouts changed.
 
     Raises:
-        ValueError: max_dropout outside its range; a network left as it is that has plain dropout beside SELU.
+        ValueError: max_dropout outside its range; a network left as it is that has plain dropout beside SELU; one that is
+            itself an activation.
+        TypeError: parametrised weights, which cannot be drawn anew.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.05), nn.Linear(64, 2))
@@ -199,32 +189,29 @@ def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator |
     """
     if not 0 <= max_dropout < 1:
         raise ValueError(f"max_dropout is {max_dropout}; it must lie in [0, 1)")
-    # not named_children, which leaves out the second place of a module that is used twice
-    places = [(p, name, child) for p in net.modules() for name, child in p._modules.items() if child is not None]
-    if not any(isinstance(child, RECTIFIERS) for _, _, child in places):
+    if not any(isinstance(module, RECTIFIERS) for module in net.modules()):
         check_network(net)
         return 0
     generator = generator or torch.Generator().manual_seed(0)
-    changed = sum(_swapped(parent, name, child, max_dropout) for parent, name, child in places)
-    attention = {id(part) for m in net.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()}
-    weighted = (m for m in net.modules() if isinstance(m, WEIGHTED) and id(m) not in attention)
-    for layer in _each_once(weighted):
+    closed = inside_attention(net)
+    weighted = {path: m for path, m in net.named_modules() if isinstance(m, WEIGHTED) and id(m) not in closed}
+    for path, layer in weighted.items():
+        check_plain(layer, path)
+    new = {module: fresh for module in net.modules() if (fresh := _instead_of(module, max_dropout)) is not None}
+    changed = swap(net, new).count
+    for layer in _each_once(weighted.values()):
         lecun_normal_(layer, generator)
     return changed
 
 
-def _swapped(parent: nn.Module, name: str, child: nn.Module, max_dropout: float) -> bool:
-    fresh: nn.Module
-    if isinstance(child, RECTIFIERS):
-        fresh = nn.SELU(inplace=getattr(child, "inplace", False))
-    elif isinstance(child, NORMS):
-        fresh = nn.Identity()
-    elif type(child) in DROPOUTS:
-        fresh = DROPOUTS[type(child)](min(child.p, max_dropout))  # type: ignore[arg-type]
-    else:
-        return False
-    setattr(parent, name, fresh.train(child.training))
-    return True
+def _instead_of(module: nn.Module, max_dropout: float) -> nn.Module | None:
+    if isinstance(module, RECTIFIERS):
+        return nn.SELU(inplace=getattr(module, "inplace", False))
+    if isinstance(module, NORMS):
+        return nn.Identity()
+    if type(module) in DROPOUTS:
+        return DROPOUTS[type(module)](min(module.p, max_dropout))
+    return None
 
 
 def _each_once(layers: Iterable[nn.Module]) -> Iterable[nn.Module]:

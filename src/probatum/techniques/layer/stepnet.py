@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.residual_blocks import Block, blocks_in
+from probatum.numerics.networks.surgery import paths_of, swap
+from probatum.numerics.networks.watch import hooked, look
 
 CARD = Card(
     paper="arXiv:2308.09939",
@@ -181,12 +183,13 @@ def apply(
     chosen = range(len(found)) if blocks is None else blocks
     if any(not 0 <= number < len(found) for number in chosen):
         raise ValueError(f"blocks are {list(chosen)}; the network has {len(found)}: use 0 .. {len(found) - 1}")
-    for number in chosen:
-        _put(net, found[number], kind, reduction, trial)
+    new: dict[nn.Module, nn.Module] = {}
+    for number in dict.fromkeys(chosen):
+        new |= _stepped(net, found[number], kind, reduction, trial)
+    swap(net, new, carry=False)  # attention is new, and trained where the norm before it is not
     return len(set(chosen))
 
 
-@torch.no_grad()
 def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Neural stiffness index (n,) of every block that keeps the shape, by path, in evaluation mode; the mode is put back.
 
@@ -206,27 +209,15 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     inputs: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
 
-    def start(path: str) -> Any:
-        return lambda module, given: inputs.update({path: given[0]})
+    def start(path: str, given: tuple[Tensor, ...]) -> None:
+        inputs[path] = given[0].clone()  # a block may begin by changing it in place
 
-    def end(path: str) -> Any:
-        def hook(module: nn.Module, given: Any, f: Tensor) -> None:
-            if f.shape == inputs[path].shape:
-                found[path] = index_of(inputs[path], f)
+    def end(path: str, _given: Any, f: Tensor) -> None:
+        if f.shape == inputs[path].shape:
+            found[path] = index_of(inputs.pop(path), f)
 
-        return hook
-
-    handles = [block.register_forward_pre_hook(start(path)) for path, (block, _) in watched.items()]
-    handles += [last.register_forward_hook(end(path)) for path, (_, last) in watched.items()]
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with hooked(net, {path: last for path, (_, last) in watched.items()}, end):
+        look(net, x, {path: block for path, (block, _) in watched.items()}, before=start)
     return found
 
 
@@ -244,15 +235,17 @@ def step_sizes(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _put(net: nn.Module, block: Block, kind: str, reduction: int, trial: bool) -> None:
+def _stepped(net: nn.Module, block: Block, kind: str, reduction: int, trial: bool) -> dict[nn.Module, nn.Module]:
+    """What takes the place of the block and of its last norm."""
     first, last = block.pairs[0].convolution, block.pairs[-1]
     bends = first.in_channels != block.width or any(max(pair.convolution.stride) > 1 for pair in block.pairs)
     own = "se" if bends else kind
     hidden = max(4, block.width // reduction)
     size = StepSize(last.norm, block.width, own, hidden, trial and own == "step").to(last.convolution.weight)
-    size.train(last.norm.training)
-    setattr(last.owner, last.name, size)
     if block.module is None:
         raise TypeError("a block without a module has no step")
-    parent, _, name = block.path.rpartition(".")
-    setattr(net.get_submodule(parent), name, Stepped(block.module, size).train(block.module.training))
+    if len(where := paths_of(net, last.norm)) > 1:
+        raise ValueError(
+            f"one norm stands at {' and '.join(where)}; a step size belongs to one block: give each its own"
+        )
+    return {last.norm: size, block.module: Stepped(block.module, size)}

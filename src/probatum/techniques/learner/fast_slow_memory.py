@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(
@@ -435,8 +436,7 @@ def fit(
         )
     if longest < 2:
         raise ValueError(f"longest is {longest}; give 2 steps or more")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with own_draws(generator):
         model = FastSlowPredictor(spec, width, slots, longest)
         trainer = FastSlow(model.net, Feedback(spec.outputs, width), rate, fast_rate, targets)
     words = None if model.tokens is None else torch.optim.Adam(model.tokens.parameters(), lr=rate)

@@ -38,7 +38,8 @@ from probatum.numerics.posterior.predictors import (
     with_dropout,
     with_variance,
 )
-from probatum.numerics.posterior.stacked import Posterior, own_draws
+from probatum.numerics.posterior.stacked import Posterior
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Optimisation
 
 CARD = Card(

@@ -25,6 +25,9 @@ from sklearn.utils.random import sample_without_replacement
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.watch import pass_through
+from probatum.numerics.tensors.streams import streams_kept
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(
@@ -265,17 +268,8 @@ def last_hidden(network: nn.Module, layer: nn.Module, x: Tensor) -> Array:
 
     The network is run in evaluation mode and given back with every module in the mode it had, without hooks.
     """
-    caught: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0].detach()))
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(x)
-    finally:
-        hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(network), streams_kept(), torch.no_grad():
+        _, caught = pass_through(network, x, layer, inputs=True)
     if not caught:
         raise ValueError(
             f"{type(layer).__name__} took no part in {type(network).__name__}'s forward; name one that does"

@@ -21,8 +21,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.last_features import head_of, last_features
-from probatum.numerics.networks.layer_outputs import ACTIVATIONS, choose_layers, hidden_layers, pooled
+from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.networks.watch import ACTIVATIONS, choose_layers, hidden_layers, last_features, pooled
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax, standardiser
 from probatum.spec import Budget, Data, Optimisation, Part
@@ -99,7 +99,7 @@ def layer_features(
     if pool not in POOLS:
         raise ValueError(f"pool is {pool!r}; use one of {', '.join(POOLS)}")
     tokens = not x.is_floating_point()
-    head = head_of(model)
+    head = head_of(model, x)
     own = next(name for name, module in model.named_modules() if module is head)
     pieces: dict[str, list[Tensor]] = {}
     for rows in x.split(block):
@@ -114,7 +114,7 @@ def layer_features(
         for name in names:
             pieces.setdefault(name, []).append(_pooled(seen[name], pool, tokens))
     found = {name: torch.cat(values) for name, values in pieces.items()}
-    last = last_features(model, x, head).features
+    last = last_features(model, x, head, ends=False).features
     # the input of the head is often the output of the last block: it is told once, by the name that all share
     found = {name: value for name, value in found.items() if value.shape != last.shape or not torch.equal(value, last)}
     return {**found, PENULTIMATE: last}
@@ -265,7 +265,7 @@ class LayerClassifier:
                 [layer_features(self.model, rows, names, self.pool)[self.best.layer] for rows in part.x.split(4096)]
             )
         else:
-            features = last_features(self.model, part.x).features
+            features = last_features(self.model, part.x, ends=False).features
         return self.best.head.logits(features).softmax(dim=1).float()
 
 

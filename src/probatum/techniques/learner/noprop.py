@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.tables.embedded_table import TableEncoder
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(
@@ -324,8 +325,7 @@ def fit(
         raise ValueError(
             f"rate is {rate}, samples {samples}, weight_decay {weight_decay}; need rate > 0, samples >= 1, decay >= 0"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with own_draws(generator):
         shown = class_examples(data) if embedding == "prototypes" else None
         net = NoProp(data.spec, variant, blocks, embedding, width, levels, eta, shown)
     x, y = data.train.x, data.train.y

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
-from probatum.numerics.networks.last_features import last_features
-from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers, pooled
+from probatum.numerics.networks.watch import choose_layers, hidden_layers, last_features, pooled
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -70,7 +69,7 @@ def extract(model: nn.Module, x: Tensor, layer: str = PENULTIMATE, pool: str = "
         TypeError: a layer that gives no tensor with one vector a row; it lists those that do.
     """
     if layer == PENULTIMATE:
-        return last_features(model, x, block=block).features
+        return last_features(model, x, block=block, ends=False).features
     found = []
     for rows in x.split(block):
         seen = hidden_layers(model, rows)

@@ -17,6 +17,8 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import IGNORED, class_codes, class_targets
 
 CARD = Card(
     paper="arXiv:1712.03541",
@@ -34,28 +36,18 @@ CARD = Card(
 KINDS = ("squared", "l1", "crammer-singer")
 
 
-def check_labels(target: Tensor, classes: int) -> None:
-    """ValueError unless every label lies in 0 .. classes - 1; TypeError unless they are int64."""
-    if target.dtype != torch.int64:
-        raise TypeError(f"target has dtype {target.dtype}; hinge losses need class numbers, int64")
-    outside = target[(target < 0) | (target >= classes)]
-    if len(outside):
-        raise ValueError(
-            f"target holds the label {int(outside[0])}; with {classes} classes labels are 0 .. {classes - 1}"
-        )
-
-
 def signs(target: Tensor, classes: int) -> Tensor:
     """+1 at the own class and -1 elsewhere: (n,) -> (n, classes)."""
     return 2.0 * nn.functional.one_hot(target, classes) - 1.0
 
 
+@computed_wide
 def hinge(scores: Tensor, target: Tensor, kind: str = "squared") -> Tensor:
     """Hinge loss of every example, summed over classes.
 
     Args:
         scores: (n, classes), or (n,) where two classes share one score (positive = class 1).
-        target: classes (n,) int64.
+        target: classes (n,) int64; the loss of rows of -100 is 0.
         kind: "squared" or "l1", one against the rest; or "crammer-singer" (squared).
 
     Raises:
@@ -64,19 +56,27 @@ def hinge(scores: Tensor, target: Tensor, kind: str = "squared") -> Tensor:
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
-    if target.shape != scores.shape[:1]:
-        raise ValueError(
-            f"target has shape {tuple(target.shape)} for scores {tuple(scores.shape)}; give one label a row"
-        )
+    codes = _codes(scores, target)
+    kept = codes != IGNORED
+    target = torch.where(kept, codes, 0)
+    return torch.where(kept, _hinge(scores, target, kind), 0.0)
+
+
+def _codes(scores: Tensor, target: Tensor) -> Tensor:
+    """Class codes (n,) of scores (n, classes), or (n,) for two classes with one score; -100 is let through."""
     if scores.ndim == 1:
-        check_labels(target, 2)
-        short = (1 - (2 * target - 1) * scores).relu()
-        return short if kind == "l1" else short.square()
+        return class_codes(target, len(scores), 2, IGNORED)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
             f"output has shape {tuple(scores.shape)}; give (n, classes) with two classes or more, or one score (n,) for two"
         )
-    check_labels(target, scores.shape[1])
+    return class_targets(scores, target, ignored=IGNORED)
+
+
+def _hinge(scores: Tensor, target: Tensor, kind: str) -> Tensor:
+    if scores.ndim == 1:
+        short = (1 - (2 * target - 1) * scores).relu()
+        return short if kind == "l1" else short.square()
     if kind == "crammer-singer":
         own = scores.gather(1, target[:, None])
         short = (1 + scores - own).scatter(1, target[:, None], 0.0).relu()
@@ -90,7 +90,7 @@ def refit_head(head: nn.Linear, features: Tensor, target: Tensor, C: float = 1.0
 
     It minimises what `L2SVM(C, reg, penalise_bias=True)` does: liblinear counts the intercept among the weights.
     """
-    check_labels(target, head.out_features)
+    target = class_codes(target, len(features), head.out_features)
     if head.bias is None:
         machine = LinearSVC(C=C / reg / len(target), fit_intercept=False, dual="auto", tol=1e-8, max_iter=20000)
     else:
@@ -166,7 +166,14 @@ class L2SVM(nn.Module):
         return 0.5 * self.reg * norm
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = hinge(output, target, self.kind)
+        return self._loss(output, target)
+
+    @computed_wide
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss, codes = hinge(output, target, self.kind), _codes(output, target)
+        kept = codes != IGNORED
         if self.weight is not None:
-            loss = loss * self.weight[target]
-        return self.regularizer() + self.C * loss.mean()
+            loss = loss * self.weight[torch.where(kept, codes, 0)]
+        # the mean over the rows that count, as torch's cross-entropy has it
+        mean = loss.mean() if bool(kept.all()) else loss.sum() / kept.sum()
+        return self.regularizer() + self.C * mean

@@ -10,7 +10,8 @@ Shapes    output (n, classes), target (n,) int64 -> loss (); detector: scores (n
 Departs   1. in the loss slot the detector's own loss is cross-entropy and every row is a matched prediction; a detector adds
              `detection_penalty` to its loss
           2. whether a row is right carries no gradient; the scores do, in both arguments of the kernel and in the residual
-          3. scores are kept 1e-6 from 0 and 1; a batch of one row has no penalty
+          3. scores are kept 1e-6 from 0 and 1, half precision is computed in float32; a batch of one row has no penalty, and
+             rows of target -100 have no part in it
           4. weight=0 is cross-entropy bit for bit
 """
 
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.calibration.kernel import best_bandwidth, conditional_mean, kernel_calibration_error
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 
 CARD = Card(
     paper="arXiv:2312.06645",
@@ -43,6 +46,7 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 LINKS = ("threshold", "identity")
 
 
+@computed_wide
 def detection_penalty(
     scores: Tensor,
     overlap: Tensor,
@@ -122,11 +126,16 @@ class KernelCalibrationLoss(nn.Module):
         self.weight, self.bandwidth, self.per_class, self.power = weight, bandwidth, per_class, power
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        target = class_targets(output, target, ignored=IGNORED, soft=True)
+        return F.cross_entropy(output, target) if self.weight == 0 else self._penalised(output, target)
+
+    @computed_wide
+    def _penalised(self, output: Tensor, target: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(output, target)
-        if self.weight == 0 or len(output) < 2:
+        if target.ndim == 1 and bool((target == IGNORED).any()):
+            output, target = output[target != IGNORED], target[target != IGNORED]  # neither right nor wrong
+        if len(output) < 2:
             return cross_entropy
-        if output.ndim != 2:
-            raise ValueError(f"output is {tuple(output.shape)}; give logits (n, classes)")
         p = output.softmax(dim=1)
         classes = target.argmax(dim=1) if target.is_floating_point() else target
         if self.per_class:

@@ -7,7 +7,8 @@ Shapes    output (n, classes), target (n,) int64 or (n, classes) probabilities, 
 Departs   1. ELR+ (weight averaging, two networks, mixup, ramp-up of lam) is not part of this; soft targets make room for
              mixup, and lam may be changed between steps
           2. lam=0 is cross-entropy bit for bit, and then no averages are kept
-          3. 1 - <p, t> is held above 1e-6 before the logarithm
+          3. 1 - <p, t> is held above 1e-6 before the logarithm, half precision being computed in float32
+          4. rows of target -100 are left out altogether
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 
 CARD = Card(
     paper="arXiv:2007.00151",
@@ -59,7 +62,7 @@ def regularizer(p: Tensor, average: Tensor) -> Tensor:
     return (1 - (p * average).sum(dim=1)).clamp_min(LEAST).log()
 
 
-class EarlyLearningRegularization(nn.Module):
+class EarlyLearningRegularization(WideBuffers, nn.Module):
     """Cross-entropy with early-learning regularization, (output, target, index) -> scalar mean.
 
     The running averages are a buffer, so they are saved with the loss's `state_dict` and must be: they are what
@@ -86,6 +89,7 @@ class EarlyLearningRegularization(nn.Module):
     """
 
     average: Tensor
+    wide = ("average",)
 
     def __init__(self, num_examples: int, num_classes: int, lam: float = 3.0, beta: float = 0.7) -> None:
         super().__init__()
@@ -99,10 +103,16 @@ class EarlyLearningRegularization(nn.Module):
         self.register_buffer("average", torch.zeros(num_examples, num_classes))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
-        cross_entropy = F.cross_entropy(output, target)
+        target = class_targets(output, target, ignored=IGNORED, soft=True)
         if self.lam == 0:
-            return cross_entropy
-        index = self._checked(output, index)
+            return F.cross_entropy(output, target)
+        return self._regularized(output, target, self._checked(output, index))
+
+    @computed_wide
+    def _regularized(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(output, target)
+        if target.ndim == 1 and bool((target == IGNORED).any()):
+            output, index = output[target != IGNORED], index[(target != IGNORED).to(index.device)]
         p = clamped_softmax(output)
         average = self.average[index].to(p.dtype)
         if self.training:

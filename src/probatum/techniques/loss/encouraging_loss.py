@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import class_targets
 
 CARD = Card(
     paper="arXiv:2110.06537",
@@ -54,6 +56,7 @@ def bonus(log_p: Tensor, log_rest: Tensor, log_end: float) -> Tensor:
     return torch.where(p <= log_end, log_rest, linear)
 
 
+@computed_wide
 def encouraging_loss(
     output: Tensor,
     target: Tensor,
@@ -67,7 +70,7 @@ def encouraging_loss(
 
     Args:
         output: logits (n, classes).
-        target: classes (n,) int64, or probabilities (n, classes).
+        target: classes (n,) or (n, 1) int64, or probabilities (n, classes).
         log_end: where the logarithmic bonus gives way to its tangent, in [0, 1]; 1 = normal bonus; None = no bonus.
         smoothing: share of the target spread over all classes, in [0, 1).
         weight: factor per class (classes,).
@@ -75,11 +78,11 @@ def encouraging_loss(
 
     Returns:
         Loss per example (n,).
+
+    Raises:
+        ValueError: shapes that do not go together, fewer than two classes, a label outside them.
     """
-    if output.ndim != 2 or output.shape[1] < 2:
-        raise ValueError(
-            f"output has shape {tuple(output.shape)}; the bonus needs (n, classes) with two classes or more"
-        )
+    target = class_targets(output, target, ignored=ignore_index, soft=True)
     log_p = output.log_softmax(dim=1)
     per_class = -log_p
     if target.ndim == 1 and smoothing == 0.0:
@@ -147,9 +150,15 @@ class EncouragingLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         if self.log_end is None:
+            target = class_targets(output, target, ignored=self.ignore_index, soft=True)
             return F.cross_entropy(
                 output, target, self.weight, ignore_index=self.ignore_index, label_smoothing=self.smoothing
             )
+        return self._mean(output, target)
+
+    @computed_wide
+    def _mean(self, output: Tensor, target: Tensor) -> Tensor:
+        target = class_targets(output, target, ignored=self.ignore_index, soft=True)
         loss = encouraging_loss(
             output,
             target,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.watch import HeadInputs
 
 CARD = Card(
     paper="arXiv:2203.01522",
@@ -133,8 +134,7 @@ class BatchFormer:
         self.classifier, self.share = last_layer, share
         own = torch.Generator().manual_seed(0) if generator is None else generator
         self.block = BatchEncoder(last_layer.in_features, heads, dropout, own).to(last_layer.weight)
-        self._seen: tuple[Tensor, Tensor] | None = None
-        self._handle: Any = None
+        self.inputs = HeadInputs(last_layer)
 
     def related(self, z: Tensor) -> Tensor:
         """z' (n, C) of features z (n, C)."""
@@ -169,17 +169,15 @@ class BatchFormer:
             kind = type(run.loss).__name__
             raise ValueError(f"{kind} keeps state per row, which two looks at a batch would move twice; try them apart")
         self.block.to(self.classifier.weight).train()
-        self._handle = self.classifier.register_forward_hook(self._keep)
+        if self.share:
+            self.inputs.attach()
         run.optimizer.add_param_group({"params": list(self.block.parameters())})
 
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """(1 - share) of the loss on the features and share of that on the attended ones."""
         if self.share == 0:
             return loss
-        if self._seen is None or self._seen[1] is not output:
-            raise ValueError("the model goes on behind its last layer; BatchFormer needs the classifier to be its end")
-        z, self._seen = self._seen[0], None
-        attended = self.related(z)
+        attended = self.related(self.inputs.take(len(output), output))
         other = run.objective(batch, F.linear(attended, self.classifier.weight, self.classifier.bias))
         return (1 - self.share) * loss + self.share * other
 
@@ -194,13 +192,7 @@ class BatchFormer:
 
     def detach(self) -> None:
         """Take the hook off."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle, self._seen = None, None
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if module.training and self.share:
-            self._seen = (inputs[0], output)
+        self.inputs.detach()
 
 
 def influences(former: BatchFormer, z: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.watch import outputs_of
+from probatum.numerics.tensors.precision import computed_wide
 
 CARD = Card(
     paper="arXiv:2111.10734",
@@ -42,6 +44,7 @@ NEIGHBOURS = 500
 CHUNK = 512
 
 
+@computed_wide
 def bin_targets(p: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     """Mean label of each row's group, groups of equal count in the order of p; bins = rows gives the labels back.
 
@@ -63,6 +66,7 @@ def bin_targets(p: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     return q
 
 
+@computed_wide
 def kde_targets(p: Tensor, y: Tensor, bandwidth: float = 0.1, neighbours: int = NEIGHBOURS) -> Tensor:
     """Kernel-weighted mean label of the rows nearest in the order of p, the row itself among them.
 
@@ -188,7 +192,7 @@ class Cape:
 
     def epoch_end(self, run: Any) -> None:
         """Keep the weights of lowest validation log-loss."""
-        loss = float(F.cross_entropy(_outputs(run.model, run.valid.x), run.valid.y))
+        loss = float(F.cross_entropy(outputs_of(run.model, run.valid.x, 1024), run.valid.y))
         if loss < self.best:
             self.best, self.waited = loss, 0
             self.weights = copy.deepcopy(run.model.state_dict())
@@ -214,7 +218,7 @@ class Cape:
         """(n, classes) targets of all training rows; the pass over them is charged."""
         if not isinstance(run.train.x, Tensor):
             raise ValueError("targets need a pass over all training rows, which are streamed here; use data in memory")
-        p = _outputs(run.model, run.train.x).softmax(dim=1)
+        p = outputs_of(run.model, run.train.x, 1024).softmax(dim=1)
         run.extra_passes += len(p) / 3  # forward alone, about a third of a pass
         self.rounds += 1
         y, classes = run.train.y, p.shape[1]
@@ -227,20 +231,8 @@ class Cape:
 
 
 def _labels(p: Tensor, y: Tensor) -> Tensor:
-    if p.ndim != 1 or y.shape != p.shape or not len(p):
+    if p.ndim != 1 or y.shape not in (p.shape, (len(p), 1)) or not len(p):
         raise ValueError(f"p is {tuple(p.shape)} and y {tuple(y.shape)}; give (n,) each, n >= 1")
     if not bool(((y == 0) | (y == 1)).all()):
         raise ValueError("y holds other values than 0 and 1; give hard labels of two classes")
-    return y.to(p.dtype)
-
-
-@torch.no_grad()
-def _outputs(model: Any, x: Tensor) -> Tensor:
-    """Outputs in evaluation mode; the modules' modes are put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return torch.cat([model(part) for part in x.split(1024)])
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    return y.reshape(-1).to(p.dtype)

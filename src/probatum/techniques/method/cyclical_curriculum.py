@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.optimisation.fit_network import fit_network, row_losses
 
 CARD = Card(
@@ -94,13 +95,8 @@ def draw(log_q: Tensor, size: int, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Loss of every row in evaluation mode (n,); the model's mode is put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return torch.cat([row_losses(model(a), b) for a, b in zip(x.split(1024), y.split(1024), strict=True)])
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class CyclicalCurriculum:

@@ -18,11 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers, pooled
+from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,8 +48,10 @@ SCHEDULES = ("linear", "constant", "paper")
 OBJECTIVES = ("cross-entropy", "squared-hinge")
 
 
+@computed_wide
 def squared_hinge(scores: Tensor, target: Tensor) -> Tensor:
     """Mean over rows of sum_{k != y} relu(1 - (s_y - s_k))^2: scores (n, classes), target (n,) int64 -> ()."""
+    target = class_targets(scores, target)
     own = scores.gather(1, target[:, None])
     short = (1 - own + scores).relu().square()
     return short.scatter(1, target[:, None], 0.0).sum(dim=1).mean()
@@ -136,21 +141,18 @@ class DeeplySupervisedNets:
         self.model: nn.Module | None = None
         self.names: list[str] = []
         self.heads = nn.ModuleList()
-        self.features: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
+        self.watch: Watch | None = None
 
     def attach(self, model: nn.Module, example: Tensor, classes: int, tokens: bool = False) -> DeeplySupervisedNets:
         """Build a head for each layer from a few inputs and watch the model's training passes until `detach`."""
         self._build(model, example, classes, tokens)
-        self._watch(once=False)
+        self._watched().attach()
         return self
 
     def detach(self) -> nn.Module | None:
         """Take the hooks off; returns the model as it was given (its weights trained), None if there was none."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self.features.clear()
+        if self.watch is not None:
+            self.watch.detach()
         return self.model
 
     def __enter__(self) -> DeeplySupervisedNets:
@@ -170,19 +172,19 @@ class DeeplySupervisedNets:
         """Weighted sum of the companions for the last training pass; target (n,) int64 -> ()."""
         if target.dtype != torch.int64 or target.ndim != 1:
             raise ValueError(f"target has dtype {target.dtype}; companions are classifiers and need classes (n,) int64")
-        if len(self.features) < len(self.names):
-            missing = next(name for name in self.names if name not in self.features)
+        watch = self._watched()
+        if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last companion loss")
         losses = []
         for name, head, alpha in zip(self.names, self.heads, self.weights(), strict=True):
-            loss = self.loss_function(self._scores(self.features[name], head), target)
+            loss = self.loss_function(self._scores(watch.seen[name], head), target)
             losses.append(alpha * companion(loss, head, self.penalty, self.gamma))
-        self.features.clear()
+        watch.seen.clear()
         return torch.stack(losses).sum()
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
         """Accuracy of every layer's head: how early in the network the classes can be told apart."""
-        seen = hidden_layers(self._attached(), x)
+        seen = hidden_layers(self._watched().net, x)
         with torch.no_grad():
             scores = {n: self._scores(seen[n], head) for n, head in zip(self.names, self.heads, strict=True)}
         return {name: float((s.argmax(dim=1) == target).float().mean()) for name, s in scores.items()}
@@ -205,7 +207,7 @@ class DeeplySupervisedNets:
     def batch(self, run: Any, batch: Any) -> Any:
         """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
         if any(self.alpha):
-            self._watch(once=True)
+            self._watched().attach(once=True)
         return batch
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
@@ -214,7 +216,7 @@ class DeeplySupervisedNets:
         epochs = max(1, -(-steps // run.budget.steps_per_epoch))
         self.factor = alpha_factor(self.schedule, run.step / steps, run.epoch, epochs)
         if not any(self.weights()):
-            self.features.clear()
+            self._watched().seen.clear()
             return loss
         return loss + self.companion_loss(batch.y)
 
@@ -230,7 +232,7 @@ class DeeplySupervisedNets:
         self.detach()
 
     def _build(self, model: nn.Module, example: Tensor, classes: int, tokens: bool) -> None:
-        if self._handles:
+        if self.watch is not None and self.watch.attached:
             raise ValueError("already attached to a model; call detach() first")
         seen = hidden_layers(model, example)
         names = choose_layers(model, seen, self.layers)
@@ -238,6 +240,7 @@ class DeeplySupervisedNets:
             raise ValueError(f"alpha has {len(self.alpha)} weights for {len(names)} layers: {', '.join(names)}")
         own = self.generator or torch.Generator().manual_seed(0)
         self.model, self.names, self.tokens = model, names, tokens
+        self.watch = Watch(model, names, changed_in_place(model, example, names))
         self.heads = nn.ModuleList()
         for name in names:
             feature = pooled(seen[name], self.pool, tokens)
@@ -248,30 +251,27 @@ class DeeplySupervisedNets:
                 head.bias.zero_()
             self.heads.append(head.to(feature.device))
 
-    def _watch(self, once: bool) -> None:
-        model = self._attached()
-
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if module.training:
-                    self.features[name] = output
-
-            return hook
-
-        def release(module: nn.Module, inputs: Any, output: Any) -> None:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
-
-        modules = dict(model.named_modules())
-        self._handles += [modules[name].register_forward_hook(keep(name)) for name in self.names]
-        if once:
-            self._handles.append(model.register_forward_hook(release, always_call=True))
-
     def _scores(self, features: Tensor, head: nn.Module) -> Tensor:
         return head(pooled(features, self.pool, self.tokens))
 
-    def _attached(self) -> nn.Module:
-        if self.model is None:
+    def _watched(self) -> Watch:
+        if self.watch is None:
             raise ValueError("nothing is attached; call attach(model, example, classes) first")
-        return self.model
+        return self.watch
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """Norm of the present weight gradient of every linear and convolution layer, in order of the module tree."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return {
+        name: float(module.weight.grad.norm())
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and module.weight.grad is not None
+    }
+
+
+def probe_accuracy(features: Tensor, target: Tensor, test_features: Tensor, test_target: Tensor) -> float:
+    """Test accuracy of a linear SVM on (scaled) features (n, d), the paper's measure of how discriminative a layer is."""
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    machine = LinearSVC(C=0.01, dual=False).fit(((features - mean) / std).numpy(), target.numpy())
+    return float(machine.score(((test_features - mean) / std).numpy(), test_target.numpy()))

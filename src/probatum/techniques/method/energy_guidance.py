@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.roles import named_module
+from probatum.numerics.networks.last_layer import named_module
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.watch import pass_through
 
 CARD = Card(
     paper="arXiv:2303.11932",
@@ -135,12 +137,8 @@ def attribution(
             own = model(at).gather(1, target[:, None]).sum()
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             return (at * slope).sum(dim=1)
-        seen: list[Tensor] = []
-        handle = named_module(model, layer).register_forward_hook(lambda _m, _i, output: seen.append(output))
-        try:
-            own = model(x).gather(1, target[:, None]).sum()
-        finally:
-            handle.remove()
+        output, seen = pass_through(model, x, named_module(model, layer))
+        own = output.gather(1, target[:, None]).sum()
         if len(seen) != 1 or seen[0].ndim != 4:
             raise ValueError(
                 f"layer {layer!r} gives {[tuple(s.shape) for s in seen]}; one map (n, channels, h, w) is needed"
@@ -257,11 +255,8 @@ class EnergyGuidance:
             return loss
         run.extra_passes += len(mine)
         place = mine.to(batch.x.device)
-        run.model.eval()
-        try:
+        with evaluating(run.model):
             found = attribution(run.model, batch.x[place], batch.y[place], self.layer, create_graph=True)
-        finally:
-            run.model.train()
         each, there = localisation_losses(found, self.mask[index[mine]].to(found), self.kind)
         if not there.any():
             return loss

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.head_inputs import HeadInputs
+from probatum.numerics.networks.watch import HeadInputs
+from probatum.numerics.tensors.precision import computed_wide, widened
 
 CARD = Card(
     paper="arXiv:2202.02200",
@@ -74,13 +75,14 @@ def neighbor_targets(
         p = torch.cat([p, memory[1]])
     nearest = similar.topk(neighbors, dim=1)
     weights = nearest.values.clamp(min=0)
-    weights = weights.pow(gamma) * (weights > 0)
+    weights = torch.where(weights > 0, weights, 1.0).pow(gamma) * (weights > 0)  # a slope at zero may be infinite
     total = weights.sum(dim=1, keepdim=True)
     known = total.squeeze(1) > 0
     weights = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
     return torch.einsum("nk,nkc->nc", weights, p[nearest.indices]), known
 
 
+@computed_wide
 def neighbor_consistency(
     features: Tensor,
     logits: Tensor,
@@ -100,6 +102,10 @@ def neighbor_consistency(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
+        raise ValueError(f"features are {tuple(features.shape)}, logits {tuple(logits.shape)}; give (n, d) and (n, c)")
+    if memory is not None:
+        memory = (memory[0].to(features.dtype), memory[1].to(logits.dtype))
     log_p = (logits / temperature).log_softmax(dim=1)
     own = (features.detach(), log_p.detach().exp()) if stop_gradient else (features, log_p.exp())
     q, known = neighbor_targets(*own, neighbors, gamma, memory)
@@ -201,6 +207,6 @@ class NeighborConsistency:
     def _remember(self, features: Tensor, output: Tensor) -> None:
         if not self.room:
             return
-        new = (features.detach(), (output.detach() / self.temperature).softmax(dim=1))
+        new = (features.detach(), (widened(output.detach()) / self.temperature).softmax(dim=1))
         old = self.memory or tuple(value[:0] for value in new)
         self.memory = tuple(torch.cat([b, a])[: self.room] for a, b in zip(old, new, strict=True))  # type: ignore[assignment]

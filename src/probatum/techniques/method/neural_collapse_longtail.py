@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.head_inputs import HeadInputs
+from probatum.numerics.networks.watch import HeadInputs
+from probatum.numerics.tensors.precision import computed_wide, widened
+from probatum.numerics.tensors.targets import class_codes
 
 CARD = Card(
     paper="AISTATS 2023",
@@ -51,8 +53,10 @@ class Geometry(NamedTuple):
     angle: float
 
 
+@computed_wide
 def within_class(features: Tensor, y: Tensor, means: Tensor) -> Tensor:
     """NC1: the classes' mean squared distances to their learned means, summed over those present, over C (equation 6)."""
+    y = class_codes(y, len(features), len(means))
     square = (features - means[y]).square().sum(dim=1)
     counts = torch.bincount(y, minlength=len(means)).clamp(min=1).to(square.dtype)
     return (square / counts[y]).sum() / len(means)
@@ -64,6 +68,7 @@ def centred_cosines(means: Tensor) -> Tensor:
     return unit @ unit.T
 
 
+@computed_wide
 def between_class(means: Tensor, variant: str = "all") -> Tensor:
     """NC2: minus the smallest angle between two centred means (``"all"``), or minus the mean over classes of the angle to
     the nearest other one (``"each"``) (equations 7 and 8). At a simplex it is -acos(-1 / (C - 1)).
@@ -164,7 +169,7 @@ class NeuralCollapse:
             )
         self.l1, self.l2, self.variant, self.drw = within, between, variant, drw
         first = torch.randn(num_classes, width, generator=generator)
-        self.means = nn.Parameter(first.to(self.inputs.head.weight))
+        self.means = nn.Parameter(widened(first.to(self.inputs.head.weight)))
         self.optimizer = torch.optim.SGD([self.means], lr=rate, momentum=0.9)
         self.rate = rate
         self.weights: Tensor | None = None
@@ -183,13 +188,20 @@ class NeuralCollapse:
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """The loss, re-weighted when its time has come, and both terms."""
         if self.weights is not None and run.step >= self.drw * run.budget.steps:
-            loss = F.cross_entropy(output, batch.y, weight=self.weights.to(output))
+            loss = self._reweighted(run, batch, output, loss)
         if not (self.l1 or self.l2):
             return loss
-        features = self.inputs.take(len(batch.y))
+        features = widened(self.inputs.take(len(batch.y)))
         self.optimizer.zero_grad()
         means = self.means.to(features.dtype)
         return loss + self.l1 * within_class(features, batch.y, means) + self.l2 * between_class(means, self.variant)
+
+    def _reweighted(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
+        """The loss with cross-entropy's share of it weighed by class; what other methods added stays."""
+        plain = run.objective(batch, output)
+        kind = {"ignore_index": run.loss.ignore_index, "label_smoothing": run.loss.label_smoothing}
+        weighted = F.cross_entropy(output, batch.y, weight=self.weights.to(output), **kind)
+        return weighted if torch.equal(loss.detach(), plain.detach()) else loss + (weighted - plain)
 
     def step_end(self, run: Any) -> None:
         """Move the means."""

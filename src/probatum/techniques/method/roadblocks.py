@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.watch import last_features
 from probatum.spec import Spec
 
 CARD = Card(
@@ -329,7 +329,7 @@ class Roadblocks:
         """Measure how many directions the features use, where a linear head reads them."""
         if self.active:
             try:
-                features = last_features(run.model, run.train.x[: self.rows]).features
+                features = last_features(run.model, run.train.x[: self.rows], ends=False).features
             except ValueError:
                 return
             self.told["effective rank of features"] = effective_rank(features)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.surgery import Swap, layers, swap
 from probatum.spec import Spec
 
 CARD = Card(
@@ -211,20 +213,29 @@ class SubsampledAttention:
         self.step = 0
         self._spent = 0.0
         self._length = length
-        self._placed: list[tuple[nn.Module, str, SubsampledMixing]] = []
+        self._swap: Swap | None = None
+        self.mixings: list[SubsampledMixing] = []
 
     def attach(self, model: nn.Module) -> SubsampledAttention:
         """Subsample the model's attention from now on, whenever it is in training mode."""
-        if self._placed:
+        if self._swap is not None:
             raise ValueError("already attached to a network; call detach() first")
-        self._placed = _place(model, self)
+        found = layers(model, [CausalMixing])
+        if not found:
+            raise TypeError(
+                f"{type(model).__name__} has no attention that can be subsampled; build it with "
+                "numerics.attention.CausalSelfAttention, or call its CausalMixing where scores are made"
+            )
+        own = (self.ratio, self.kind, self.generator, self.reach, self.keep)
+        new = {dense: SubsampledMixing(dense, *own) for dense in found.values()}
+        self._swap, self.mixings = swap(model, new), list(new.values())
         return self
 
     def detach(self) -> None:
         """Give the network its own attention back."""
-        for owner, name, mixing in self._placed:
-            setattr(owner, name, mixing.dense)
-        self._placed = []
+        if self._swap is not None:
+            self._swap.undo()
+        self._swap, self.mixings = None, []
 
     def ratio_at(self, step: int) -> float:
         """The ratio of a step, 1 in the dense phase; the full one where the number of steps is not known."""
@@ -265,7 +276,7 @@ class SubsampledAttention:
         self._set()
 
     def _set(self) -> None:
-        for _, _, mixing in self._placed:
+        for mixing in self.mixings:
             mixing.ratio = self.ratio_at(self.step)
 
 
@@ -297,43 +308,19 @@ def self_ensemble(
     if passes < 1:
         raise ValueError(f"passes is {passes}; it must be at least 1")
     method = SubsampledAttention(ratio, kind, reach=reach, generator=generator).attach(model)
-    modes = {module: module.training for module in model.modules()}
     total, squares = torch.zeros(()), torch.zeros(())
-    model.eval()
     try:
-        for _, _, mixing in method._placed:
-            mixing.active = True
-        for _ in range(passes):
-            output = model(x)
-            found = output.softmax(dim=-1) if read is None else read(output)
-            total, squares = total.to(found) + found, squares.to(found) + found.square()
+        with evaluating(model):
+            for mixing in method.mixings:
+                mixing.active = True
+            for _ in range(passes):
+                output = model(x)
+                found = output.softmax(dim=-1) if read is None else read(output)
+                total, squares = total.to(found) + found, squares.to(found) + found.square()
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         method.detach()
     mean = total / passes
     return mean, (squares / passes - mean.square()).clamp_min(0).sqrt()
-
-
-def _place(model: nn.Module, method: SubsampledAttention) -> list[tuple[nn.Module, str, SubsampledMixing]]:
-    found = [
-        (owner, name, module)
-        for owner in model.modules()
-        for name, module in owner.named_children()
-        if type(module) is CausalMixing
-    ]
-    if not found:
-        raise TypeError(
-            f"{type(model).__name__} has no attention that can be subsampled; build it with "
-            "numerics.attention.CausalSelfAttention, or call its CausalMixing where scores are made"
-        )
-    placed = []
-    for owner, name, module in found:
-        mixing = SubsampledMixing(module, method.ratio, method.kind, method.generator, method.reach, method.keep)
-        mixing.train(module.training)
-        setattr(owner, name, mixing)
-        placed.append((owner, name, mixing))
-    return placed
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

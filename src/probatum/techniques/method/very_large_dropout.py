@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.roles import find_last_layer
+from probatum.numerics.networks.last_layer import find_last_layer
 
 CARD = Card(
     paper="arXiv:2403.00946",

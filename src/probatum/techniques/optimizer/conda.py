@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.roles import parameter_roles
 from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
-from probatum.numerics.optimisation.matrices import as_matrix, widened
+from probatum.numerics.optimisation.matrices import as_matrix
+from probatum.numerics.tensors.precision import widened
 
 CARD = Card(
     paper="arXiv:2509.24218",

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
-from probatum.numerics.optimisation.matrices import as_matrix, widened
+from probatum.numerics.optimisation.matrices import as_matrix
+from probatum.numerics.tensors.precision import widened
 
 CARD = Card(
     paper="arXiv:2505.17967",

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.roles import ROLES, parameter_roles
 from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
-from probatum.numerics.optimisation.matrices import NORMALISATIONS, as_matrix, normalise, widened
+from probatum.numerics.optimisation.matrices import NORMALISATIONS, as_matrix, normalise
+from probatum.numerics.tensors.precision import widened
 
 CARD = Card(
     paper="arXiv:2506.16659",

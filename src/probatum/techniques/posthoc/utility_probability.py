@@ -21,6 +21,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from probatum.card import Card
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 
 CARD = Card(
     paper="arXiv:2305.14859",
@@ -138,11 +139,13 @@ class UtilityProbability:
 
         Args:
             logits: (n, k).
-            target: (n,) positions of the chosen ones, each of which must be there.
+            target: (n,) positions of the chosen ones, each of which must be there; rows of -100 are left out.
 
         Raises:
             ValueError: no rows, a row with a single candidate, or a chosen candidate that is not there.
         """
+        target = class_targets(logits, target, ignored=IGNORED)
+        logits, target = logits[target != IGNORED], target[target != IGNORED]
         utilities = self._utilities(logits)
         chosen = utilities.gather(1, target[:, None]).squeeze(1)
         if not len(chosen) or not torch.isfinite(chosen).all():
@@ -185,7 +188,7 @@ class UtilityProbability:
             found[there] = flat
             found = (found + TIE * utilities.exp()) * there
             found = found / found.sum(dim=1, keepdim=True)
-        return found.to(logits.dtype)
+        return _top_kept(found.to(logits.dtype), utilities.argmax(dim=1))
 
     def _utilities(self, logits: Tensor) -> Tensor:
         there = torch.isfinite(logits)
@@ -198,6 +201,13 @@ class UtilityProbability:
         if self.given is not None or self.g != "isotonic":
             return found
         return found.log_softmax(dim=1)
+
+
+def _top_kept(p: Tensor, top: Tensor) -> Tensor:
+    """p (n, k) with the entry at `top` (n,) raised by a rounding error where rounding has made another one its equal."""
+    lost = p.argmax(dim=1) != top
+    raised = p.amax(dim=1, keepdim=True) * (1 + torch.finfo(p.dtype).eps)
+    return torch.where(lost[:, None], p.scatter(1, top[:, None], raised), p)
 
 
 def sample(p: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Data
 
 CARD = Card(
@@ -254,8 +255,7 @@ def benign_oscillation(
     if not 0 <= decay < 1:
         raise ValueError(f"decay is {decay}; it is a share of the steps in [0, 1)")
     first, found, stable = model_factory(), {}, 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout draws from the global stream
+    with own_draws(generator):  # dropout draws from the global stream
         for rate in rates:
             run = _Run(copy.deepcopy(first), data, rate, generator, batch_size, watched)
             name = f"rate {rate:g}"

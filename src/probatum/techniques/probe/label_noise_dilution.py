@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Data
 
 CARD = Card(
@@ -224,20 +225,25 @@ def label_noise_dilution(
         )
 
     def best(name: str, pool: Tensor, diluted: Diluted) -> Run:
-        found: dict[tuple[int, float], Run] = {}
+        kept: tuple[int, float, Run] | None = None  # the one network there is, beside that in training
         for multiple in batch_multiples:
+            mine: tuple[float, float] | None = None
             for factor in rate_multiples:
-                found[multiple, factor] = one(pool, diluted, multiple * batch, factor * lr)
-            if len(batch_multiples) > 1:
-                mine = [run for (size, _), run in found.items() if size == multiple]
-                result[f"{name}: accuracy at batch {multiple * batch}"] = max(mine, key=lambda run: run.valid).test
-        (multiple, factor), run = max(found.items(), key=lambda item: item[1].valid)
+                run = one(pool, diluted, multiple * batch, factor * lr)
+                if mine is None or run.valid > mine[0]:
+                    mine = (run.valid, run.test)
+                if kept is None or run.valid > kept[2].valid:
+                    kept = (multiple, factor, run)
+            if len(batch_multiples) > 1 and mine is not None:
+                result[f"{name}: accuracy at batch {multiple * batch}"] = mine[1]
+        if kept is None:
+            raise ValueError("there is no batch size or no rate to train with; give one of each at least")
+        multiple, factor, run = kept
         result[f"{name}: accuracy"], result[f"{name}: batch"] = run.test, float(multiple * batch)
         result[f"{name}: rate"] = factor * lr
         return run
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout draws from the global stream
+    with own_draws(generator):  # dropout draws from the global stream
         clean = best("clean", x, dilute(y, 0.0, uniform, generator))
         if confusion is None:
             confusion = confused(probabilities(clean.model, data.valid.x), data.valid.y, classes)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.targets import class_targets, real_targets
 from probatum.spec import Data, Spec
 
 CARD = Card(
@@ -125,12 +126,17 @@ def swapped(x: Tensor, positions: Tensor, order: Tensor) -> Tensor:
 
 
 def right(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-    """What is averaged, (n,): 1 where the likeliest class is y; real targets: 1 - squared error over the variance of y."""
+    """What is averaged, (n,): 1 where the likeliest class is y; real targets: 1 - squared error over the variance of y.
+
+    Raises:
+        ValueError: outputs and targets of shapes that do not go together, or classes without an output.
+    """
     output = predict(x)
     if y.is_floating_point():
+        y = real_targets(output, y)
         spread = (y - y.mean(dim=0)).square().mean().clamp(min=1e-12)
         return 1 - (output - y).square().flatten(1).mean(dim=1) / spread
-    return (output.argmax(dim=1) == y).double()
+    return (output.argmax(dim=1) == class_targets(output, y, least=1)).double()
 
 
 def scale_of(y: Tensor, accuracy: float, scale: str) -> float:

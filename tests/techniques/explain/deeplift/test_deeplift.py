@@ -243,5 +243,47 @@ def test_misuse() -> None:
         deeplift(lambda z: z, x, y)
     with pytest.raises(ValueError, match="rule is 'gradient'"):
         deeplift(net, x, y, rule="gradient")
-    with pytest.raises(ValueError, match=r"outputs 0 \.\. 3"):
+    with pytest.raises(ValueError, match=r"labels are 0 \.\. 3"):
         deeplift(net, x, y + 2)
+
+
+class Residual(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.act, self.inplace = nn.ReLU(inplace=inplace), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        y = self.act(x)
+        z = self.two(y)
+        if self.inplace:
+            z += x  # x is what the activation has made of it
+        else:
+            z = z + y
+        return self.head(F.relu(z, inplace=self.inplace))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_operations_in_place_are_explained_as_what_they_compute(rule: str) -> None:
+    plain, spoiling = filled(Residual(False)).eval(), filled(Residual(True)).eval()
+    x, target = draw(4, 5), torch.tensor([0, 1, 2, 0])
+    torch.testing.assert_close(spoiling(x), plain(x))
+    ours, theirs = deeplift(spoiling, x, target, rule=rule), deeplift(plain, x, target, rule=rule)
+    torch.testing.assert_close(ours.values, theirs.values)
+    assert float(ours.gap.max()) < 1e-5
+    assert spoiling.act.inplace
+
+
+@pytest.mark.parametrize("function", [lambda h: h * h, lambda h: torch.ones(3).div(h)])
+def test_products_with_itself_and_quotients_by_it_have_no_rule(function: object) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.layer(x))
+
+    with pytest.raises(TypeError, match="has no rule"):
+        deeplift(Net().eval(), draw(4, 5), torch.tensor([0, 1, 2, 0]), rule="rescale")

@@ -197,3 +197,14 @@ def test_misuse() -> None:
         apply(nn.Sequential(CausalSelfAttention(8, 2)), slopes="steep")
     with pytest.raises(ValueError, match="block is 0"):
         apply(nn.Sequential(CausalSelfAttention(8, 2)), block=0)
+
+
+def test_one_mixing_in_two_layers_is_replaced_in_both() -> None:
+    net = nn.Sequential(CausalSelfAttention(8, 2), CausalSelfAttention(8, 2))
+    net[1].attend = net[0].attend
+    assert apply(net) == 2
+    assert net[0].attend is net[1].attend
+    other = nn.Sequential(CausalSelfAttention(8, 2), CausalSelfAttention(8, 4))
+    other[1].attend = other[0].attend
+    with pytest.raises(ValueError, match="of 2 and of 4 heads"):
+        apply(other)

@@ -198,3 +198,39 @@ def test_trains_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_in_half_precision_is_that_of_float32_rounded(dtype: torch.dtype) -> None:
+    z = scores(3, 4000, scale=0.001)
+    upstream = (100 * scores(3, 4000, seed=1)).to(dtype)
+    low = z.to(dtype).requires_grad_()
+    high = low.detach().float().requires_grad_()
+    module.sparsemax(low).backward(upstream)
+    module.sparsemax(high).backward(upstream.float())
+    torch.testing.assert_close(low.grad, high.grad.to(dtype))
+    loss, gold = (
+        module.sparsemax_loss(low, torch.tensor([0, 1, 2])),
+        module.sparsemax_loss(high, torch.tensor([0, 1, 2])),
+    )
+    torch.testing.assert_close(loss, gold.to(dtype))
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    z, target = scores(4, 5), torch.tensor([1, -100, 3, -100])
+    kept = target != -100
+    loss = module.sparsemax_loss(z, target)
+    torch.testing.assert_close(loss[kept], module.sparsemax_loss(z[kept], target[kept]))
+    assert not loss[~kept].any()
+    torch.testing.assert_close(module.SparsemaxLoss()(z, target), loss[kept].mean())
+    with pytest.raises(ValueError, match="the label 5"):
+        module.sparsemax_loss(z, torch.tensor([0, 1, 2, 5]))
+
+
+def test_one_softmax_in_two_places_and_one_by_itself() -> None:
+    shared = nn.Softmax(dim=1)
+    net = nn.Sequential(shared, nn.Linear(3, 3), shared)
+    assert module.apply(net) == 2
+    assert net[0] is net[2]
+    with pytest.raises(ValueError, match="itself the Softmax"):
+        module.apply(shared)

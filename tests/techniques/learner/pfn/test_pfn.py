@@ -94,3 +94,11 @@ def test_misuse() -> None:
         InContext(reals, x[:, :3], y, 2, torch.Generator())
     with pytest.raises(ValueError, match="no file of a prior-fitted network"):
         fit(toy("table", "classes"), Budget(1, 1, 1), torch.Generator(), weights=__file__)
+
+
+def test_labels_outside_the_classes_are_refused() -> None:
+    x, y = rows()
+    network = load(WEIGHTS)
+    for wrong in (y - 1, y + 1):
+        with pytest.raises(ValueError, match="the label"):
+            InContext(network, x, wrong, 2, torch.Generator(), 1)

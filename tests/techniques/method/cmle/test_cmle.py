@@ -234,3 +234,25 @@ def test_treatments_that_cannot_be_are_named() -> None:
     )
     with pytest.raises(ValueError, match="treatment 3 of validation rows is absent"):
         parts.methods[0].prepare(parts.run)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_in_half_precision_are_those_of_float32(dtype: torch.dtype) -> None:
+    logits = torch.randn(500, 4, generator=generator()).to(dtype)
+    found = straight_through(logits, 0.5, generator(1))
+    assert found.dtype == dtype
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, straight_through(logits.float(), 0.5, generator(1)).to(dtype))
+
+
+def test_features_are_what_the_head_that_runs_last_takes_in() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 2), nn.Sequential(nn.Linear(5, 8), nn.ReLU())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    model, x = HeadFirst(), torch.randn(6, 5)
+    torch.testing.assert_close(CMLE("drug")._features(model, x), model.body(x))

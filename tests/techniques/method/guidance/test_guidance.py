@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
-from probatum.numerics.networks.layer_outputs import hidden_layers
+from probatum.numerics.networks.watch import hidden_layers
 from probatum.recipe import Training
 from probatum.techniques.method.guidance.cka import linear_cka
 from probatum.techniques.method.guidance.guidance import Guidance, ResidualGuide, layer_map
@@ -144,3 +146,25 @@ def test_misuse() -> None:
         target(x)
         with pytest.raises(ValueError, match=r"'1'.*without variance"):
             guidance.alignment_loss(x)
+
+
+def test_a_layer_before_an_activation_in_place_is_aligned_as_it_was() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    spoiling = copy.deepcopy(plain)
+    for module in spoiling.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    x, found = torch.randn(16, 6), []
+    guide = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    for target in (plain, spoiling):
+        with Guidance(layers=["0", "2"]).attach(target, guide, x) as guidance:
+            target(x)
+            found.append(guidance.alignment_loss(x))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_alignment_in_half_precision_does_not_overflow() -> None:
+    a = 10 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    found = linear_cka(a.half(), (a + 1).half())
+    torch.testing.assert_close(found, linear_cka(a.half().float(), (a + 1).half().float()))

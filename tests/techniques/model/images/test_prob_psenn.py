@@ -148,3 +148,13 @@ def test_misuse() -> None:
         model.objective(images(), model(images()), torch.arange(12) % 4, nn.NLLLoss())
     with pytest.raises(ValueError, match="covariance is 'low-rank'"):
         net(covariance="low-rank")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distances_in_half_precision(dtype: torch.dtype) -> None:
+    own = torch.Generator().manual_seed(0)
+    code, prototypes = torch.randn(5, 6, generator=own).to(dtype), torch.randn(3, 4, 6, generator=own).to(dtype)
+    mean, each = log_mean_softmax(code, prototypes, 1.0)
+    theirs, _ = log_mean_softmax(code.float(), prototypes.float(), 1.0)
+    assert (mean.dtype, each.dtype) == (dtype, dtype)
+    torch.testing.assert_close(mean, theirs.to(dtype))

@@ -211,3 +211,23 @@ def test_trains_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(prototype_autoencoder).failed == 0
+
+
+def test_images_outside_the_range_are_told_with_it_at_any_batch() -> None:
+    net, (x, y) = model().train(), batch()
+    net.objective(x, net(x), y, F.cross_entropy)
+    for wrong, words in ((x * 255, "to 2"), (x - 3, "from -3|from -2"), (torch.full_like(x, float("nan")), "nan")):
+        with pytest.raises(ValueError, match=words):
+            net.objective(wrong, net(x), y, F.cross_entropy)
+        net.objective(x, net(x), y, F.cross_entropy)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+def test_a_step_on_an_accelerator_does_not_wait() -> None:
+    net, (x, y) = model().train().cuda(), (part.cuda() for part in batch())
+    net.objective(x, net(x), y, F.cross_entropy)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        net._check_range(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

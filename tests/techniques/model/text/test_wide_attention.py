@@ -166,3 +166,10 @@ def test_misuse() -> None:
     with pytest.raises(ValueError, match=r"1 .. 9 tokens"):
         text()(torch.ones(1, 10, dtype=torch.int64))
     assert visible("softmax", 4, 2) is None
+
+
+def test_latency_leaves_frozen_modules_in_evaluation() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    model[1].eval()
+    latency(model, torch.randn(3, 4), repeats=1, warmup=0)
+    assert [m.training for m in model.modules()] == [True, True, False]

@@ -164,5 +164,18 @@ def test_bad_input() -> None:
         HCalibration(window=10).fit(logits / 0.0, target)
     with pytest.raises(ValueError, match=r"logits \(0, 3\) .* n > 0"):
         HCalibration().fit(logits[:0], target[:0])
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="one label a row"):
         HCalibration(window=10).fit(logits, target[:5])
+
+
+def test_labels_in_a_column_missing_and_outside() -> None:
+    logits, target = sample(60, 3)
+    settings = {"window": 10, "steps": 3}
+    expected = HCalibration(**settings).fit(logits[:40], target[:40])(logits)
+    assert torch.equal(HCalibration(**settings).fit(logits[:40], target[:40, None])(logits), expected)
+    missing = torch.cat([target[:40], torch.full((20,), -100)])
+    assert torch.equal(HCalibration(**settings).fit(logits, missing)(logits), expected)
+    with pytest.raises(ValueError, match="the label 3"):
+        HCalibration(**settings).fit(logits, target + 1)
+    found = HCalibration(**settings).fit(logits[:40], target[:40])(logits.bfloat16())
+    assert found.dtype == torch.bfloat16

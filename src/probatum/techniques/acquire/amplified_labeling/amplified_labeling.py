@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.labels.annotators import binomial_interval
-from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Pool, Query
 
@@ -264,7 +264,7 @@ def ask(
     if not 1 <= count <= len(rows):
         raise ValueError(f"{count} rows are asked for and {len(rows)} are open; ask for 1 or more, at most those")
     limit = _limit(pool, generator, model_factory, precision, confidence, folds, steps, batch_size, lr)
-    sure, guess = last_features(pool.model, pool.x[rows]).logits.softmax(dim=1).max(dim=1)
+    sure, guess = outputs_of(pool.model, pool.x[rows]).softmax(dim=1).max(dim=1)
     taken = sure >= limit
     taken[taken.nonzero().squeeze(1)[: max(0, count - int((~taken).sum()))]] = False  # leave enough to ask for
     machine, guesses = torch.cat([pool.machine, rows[taken]]), torch.cat([pool.guesses, guess[taken]])
@@ -292,7 +292,7 @@ def _limit(
     for k in range(folds):
         other, mine = pool.labelled[part != k], pool.labelled[part == k]
         net = fit_network(model_factory(), pool.x[other], pool.y[part != k], steps, batch_size, lr, generator)
-        p = last_features(net, pool.x[mine]).logits.softmax(dim=1)
+        p = outputs_of(net, pool.x[mine]).softmax(dim=1)
         sure[part == k], right[part == k] = p.amax(dim=1).float(), p.argmax(dim=1) == pool.y[part == k]
     if not right.any():
         return float("inf")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.labels.acquisition import top
-from probatum.numerics.networks.last_features import head_of
+from probatum.numerics.networks.last_layer import head_of
 from probatum.spec import Pool
 from probatum.techniques.acquire.dynamic_al.row_gradients import check_rows_apart, row_products, summed_gradient
 

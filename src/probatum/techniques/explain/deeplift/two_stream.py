@@ -62,15 +62,44 @@ UseReveal = Callable[[Tensor], bool]
 """Whether a nonlinearity with this input takes the RevealCancel rule instead of Rescale."""
 
 
+IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, torch.relu_: torch.relu,
+    **{f"{name}_": name for name in ("relu", "tanh", "sigmoid", "add", "sub", "mul", "neg", "div")},
+}  # fmt: skip
+"""Operations that change their first argument, and those that leave it as it is."""
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The model as a graph; ValueError where Python control flow depends on values."""
+    """The model, which is changed, as a graph without operations in place; ValueError where control flow depends on values."""
     try:
-        return fx.symbolic_trace(model)
+        return _functional(fx.symbolic_trace(model))
     except (fx.proxy.TraceError, TypeError, RuntimeError) as problem:
         name = type(model).__name__
         raise ValueError(
             f"{name} cannot be traced ({problem}); take control flow on values out of forward"
         ) from problem
+
+
+def _functional(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with every operation in place made anew, and its result where the changed tensor is used afterwards."""
+    modules, seen = dict(graph.named_modules()), set()
+    for node in graph.graph.nodes:
+        seen.add(node)
+        kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+        inside = node.op == "call_module" and bool(getattr(modules[node.target], "inplace", False))
+        if not (inside or node.kwargs.get("inplace") or (node.op != "output" and node.target in IN_PLACE)):
+            node.kwargs = kwargs
+            continue
+        node.target, node.kwargs = IN_PLACE.get(node.target, node.target), kwargs
+        changed: Any = node.args[0]
+        for user in list(changed.users) if isinstance(changed, fx.Node) else ():
+            if user not in seen:
+                user.replace_input_with(changed, node)
+    for module in modules.values():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    return graph
 
 
 def multipliers(
@@ -170,8 +199,8 @@ def _step(
         found = _difference(node, apply, acts, arguments)
     elif (
         key in (operator.mul, operator.truediv, operator.neg, torch.mul, torch.neg, "mul", "neg", "div")
-        and len(acts) == 1
-        and (key is not operator.truediv or node.args[0] is arguments[0])  # a constant over x is not linear
+        and sum(argument is arguments[0] for argument in node.args) == 1  # x times itself is not linear
+        and (key not in (operator.truediv, "div") or node.args[0] is arguments[0])  # nor is a constant over x
     ):
         zero = torch.zeros_like(acts[0].value)
         found = _scaled(apply, acts[0], apply(zero + 1) - apply(zero))

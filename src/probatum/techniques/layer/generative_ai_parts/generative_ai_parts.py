@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
+from probatum.numerics.networks.surgery import swap
 
 CARD = Card(
     paper="arXiv:2410.18441",
@@ -357,7 +358,13 @@ def apply(
     head_slopes(1, slopes)
     if slopes == "none" and kept is None and steps is None:
         return 0
+    new: dict[nn.Module, PartsMixing] = {}
     for module in found:
-        mixing = PartsMixing(module.heads, slopes, kept, block, shared, steps, group, own)
-        module.attend = mixing.to(module.out.weight.device).train(module.training)
-    return len(found)
+        if (known := new.get(module.attend)) is not None and len(known.slopes) != module.heads:
+            raise ValueError(
+                f"one CausalMixing serves layers of {len(known.slopes)} and of {module.heads} heads; give each its own"
+            )
+        if known is None:
+            mixing = PartsMixing(module.heads, slopes, kept, block, shared, steps, group, own)
+            new[module.attend] = mixing.to(module.out.weight.device)
+    return swap(net, new).count

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.optimisation.matrices import widened
+from probatum.numerics.networks.surgery import layers, swap
+from probatum.numerics.tensors.precision import computed_wide, widened
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
 
 CARD = Card(
@@ -45,9 +47,9 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        v = gradients[0] * inside
+        v = widened(gradients[0]) * inside
         centred = v - v.sum(dim=ctx.dim, keepdim=True) / inside.sum(dim=ctx.dim, keepdim=True).to(v.dtype)
-        return centred * inside, None, None
+        return (centred * inside).to(gradients[0].dtype), None, None
 
 
 class _Loss(torch.autograd.Function):
@@ -89,12 +91,13 @@ def sparsemax(z: Tensor, dim: int = -1, k: int | None = None) -> Tensor:
     return _Project.apply(z, dim, k)
 
 
+@computed_wide
 def sparsemax_loss(output: Tensor, target: Tensor) -> Tensor:
     """Sparsemax loss of every example (eq. 16 and 22), 0 once the gold score leads all others by 1.
 
     Args:
         output: scores (n, K).
-        target: classes (n,) int64, or distributions (n, K) whose rows sum to 1 (`uniform_over` for label sets).
+        target: classes (n,) int64 (the loss of rows of -100 is 0), or distributions (n, K) whose rows sum to 1 (`uniform_over` for label sets).
 
     Returns:
         Loss (n,) >= 0.
@@ -102,14 +105,15 @@ def sparsemax_loss(output: Tensor, target: Tensor) -> Tensor:
     if output.ndim != 2:
         raise ValueError(f"output has shape {tuple(output.shape)}; the loss needs (n, K)")
     check_scores(output, 1)
-    if target.ndim == 1:
-        q = nn.functional.one_hot(target, output.shape[1])
-    else:
+    if target.ndim == 2 and target.shape == output.shape and output.shape[1] > 1:
         q = target
-        if q.shape != output.shape or bool((q < 0).any()) or bool(((q.sum(dim=1) - 1).abs() > 1e-3).any()):
+        if bool((q < 0).any()) or bool(((q.sum(dim=1) - 1).abs() > 1e-3).any()):
             raise ValueError("target rows must be distributions over the classes; make label sets so by uniform_over")
-    wide = widened(output)
-    return _Loss.apply(wide, _Project.apply(wide, 1, None), q.to(wide.dtype)).to(output.dtype)
+        return _Loss.apply(output, _Project.apply(output, 1, None), q.to(output.dtype))
+    codes = class_targets(output, target, ignored=IGNORED, least=1)
+    kept = codes != IGNORED
+    q = nn.functional.one_hot(torch.where(kept, codes, 0), output.shape[1])
+    return torch.where(kept, _Loss.apply(output, _Project.apply(output, 1, None), q.to(output.dtype)), 0.0)
 
 
 def uniform_over(labels: Tensor) -> Tensor:
@@ -171,7 +175,11 @@ class SparsemaxLoss(nn.Module):
     """Mean of `sparsemax_loss`; predict by `sparsemax`, several labels by its entries above `best_threshold`."""
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return sparsemax_loss(output, target).mean()
+        loss = sparsemax_loss(output, target)
+        if target.is_floating_point() or target.shape == output.shape:
+            return loss.mean()
+        kept = (target != IGNORED).sum()
+        return loss.mean() if int(kept) == len(loss) else loss.sum() / kept
 
 
 def apply(net: nn.Module, k: int | None = None) -> int:
@@ -187,7 +195,7 @@ def apply(net: nn.Module, k: int | None = None) -> int:
         How many were swapped.
 
     Raises:
-        ValueError: a softmax without a dimension; k < 1.
+        ValueError: a softmax without a dimension; k < 1; a network that is itself a softmax.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=1))
@@ -196,12 +204,8 @@ def apply(net: nn.Module, k: int | None = None) -> int:
     """
     if k is not None and k < 1:
         raise ValueError(f"k is {k}; it must be at least 1, or None for a full sort")
-    # not named_children, which leaves out the second place of a module that is used twice
-    found = [(parent, name, child) for parent in net.modules() for name, child in parent._modules.items()]
-    swaps = [(parent, name, child) for parent, name, child in found if type(child) is nn.Softmax]
-    for _, name, child in swaps:
+    found = layers(net, [nn.Softmax])
+    for name, child in found.items():
         if child.dim is None:
             raise ValueError(f"softmax {name!r} has dim=None; build it with the dimension it works on")
-    for parent, name, child in swaps:
-        setattr(parent, name, Sparsemax(child.dim, k).train(child.training))
-    return len(swaps)
+    return swap(net, {child: Sparsemax(child.dim, k) for child in found.values()}).count

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from probatum.numerics.posterior.gaussian_process import Kernel, cholesky
 from probatum.numerics.posterior.variational import inverse_softplus
+from probatum.numerics.tensors.streams import own_draws
 
 Functions = Callable[[Tensor, int], Tensor]
 """(points (M, d), N) -> N functions there (N, M, outputs)."""
@@ -109,8 +110,7 @@ class HierarchicalPrior(nn.Module):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, P), with gradients to shape and rate; gamma draws come from torch's global stream, seeded by generator."""
         shape, rate = self.shape_and_rate()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with own_draws(generator):
             variance = 1 / torch.distributions.Gamma(shape, rate).rsample((count,)).clamp_min(1e-8)
         spread = variance.sqrt().repeat_interleave(torch.tensor(self.parts), dim=1)
         return spread * torch.randn(count, sum(self.parts), generator=generator)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     Context,
@@ -229,8 +230,7 @@ def fit(
         n = torch.randint(1, size, (tasks, 1), generator=generator)
         return Context(places, values, torch.arange(size) < n), places, values
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # initial weights
+    with own_draws(generator):  # initial weights
         model = MartingaleProcess(
             x.shape[1], spec.outputs, attention=attention, width=width, depth=depth, heads=heads, points=points,
             in_data=in_data,

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.targets import check_codes
 from probatum.spec import Budget, Data, Part
 from probatum.techniques.learner.pfn.network import PriorFitted, load
 
@@ -76,6 +77,7 @@ class InContext:
             )
         if not len(x):
             raise ValueError("there are no training rows to answer from")
+        check_codes(y, classes)
         self.network, self.classes = network, classes
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
         self.mean, self.spread = mean, torch.where(spread > 1e-6, spread, torch.ones_like(spread))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.last_features import last_features
+from probatum.numerics.networks.watch import last_features
 from probatum.numerics.posterior.approximations import fit_mean_field, fit_swag, repeated
 from probatum.numerics.posterior.ensembles import Members, train_members
 from probatum.numerics.posterior.gaussian_process import bayesian_linear, fit_rbf, gaussian_process, rbf, sparse_process
@@ -39,7 +39,8 @@ from probatum.numerics.posterior.predictors import (
     with_dropout,
     with_variance,
 )
-from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive, own_draws
+from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit.laplace import Laplace, last_layer_gauss_newton
 

@@ -43,7 +43,8 @@ from probatum.numerics.posterior.sgmcmc import (
     log_posterior,
     psgld,
 )
-from probatum.numerics.posterior.stacked import Posterior, Stacked, own_draws
+from probatum.numerics.posterior.stacked import Posterior, Stacked
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Budget, Data, Optimisation
 from probatum.techniques.learner.sgmcmc_multichain.langevin import forces
 

@@ -25,8 +25,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.last_features import head_of
+from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.networks.watch import pass_through
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Spec
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 
@@ -98,6 +101,7 @@ def other_treatments(treatment: Tensor, count: int, generator: Generator) -> Ten
     return (treatment + shift) % count
 
 
+@computed_wide
 def straight_through(logits: Tensor, temperature: float, generator: Generator) -> Tensor:
     """(n, classes) one-hot draws from softmax(logits), with the gradient of the Gumbel-softmax at this temperature."""
     uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp(1e-12, 1 - 1e-7)
@@ -233,6 +237,7 @@ class CMLE:
         self.column = -1
         self.levels = torch.empty(0)
         self.judge: Judge | None = None
+        self._head: tuple[nn.Module, nn.Module] | None = None
         self.told: dict[str, float] = {}
 
     @property
@@ -312,8 +317,7 @@ class CMLE:
     def _fit_judge(self, run: Any) -> None:
         x, y, codes = run.train.x, run.train.y, self.codes(run.train.x)
         known = codes >= 0
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        with own_draws(self.generator):
             judge = Judge(run.spec, self.column, len(self.levels)).to(x.device)
         joined = torch.cat([x[known], F.one_hot(y[known], run.spec.outputs).to(x)], dim=1)
         size = run.budget.batch_size
@@ -326,16 +330,12 @@ class CMLE:
             right = judge(joined[:, : x.shape[1]], joined[:, x.shape[1] :]).argmax(dim=1).eq(codes[known])
         self.told["judge's accuracy on factual rows"] = float(right.double().mean())
 
-    @staticmethod
-    def _features(model: nn.Module, x: Tensor) -> Tensor:
+    def _features(self, model: nn.Module, x: Tensor) -> Tensor:
         """What the last linear layer sees, with its gradient."""
-        caught: list[Tensor] = []
-        handle = head_of(model).register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
-        try:
-            model(x)
-        finally:
-            handle.remove()
-        return caught[-1].flatten(1)
+        if self._head is None or self._head[0] is not model:
+            self._head = (model, head_of(model, x))
+        _, seen = pass_through(model, x, self._head[1], inputs=True)
+        return seen[-1].flatten(1)
 
 
 def column_of(spec: Spec, treatment: str | int) -> int:

@@ -27,6 +27,8 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import Layout, Trunk, draw_linear
+from probatum.numerics.networks.modes import modes_kept
+from probatum.numerics.tensors.streams import streams_kept
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2.net_graph import KINDS, SIZES, NetGraph, trace
 
@@ -132,7 +134,7 @@ def random_net(
     operations = ["conv3"] + [OPERATIONS[draw(0, len(OPERATIONS) - 1)] for _ in range(count - 1)]
     sources = [list(range(i + 1)) if dense else sorted({draw(0, i) for _ in range(2)}) for i in range(count)]
     joined = [draw(0, 1) == 1 for _ in range(count)]
-    with torch.random.fork_rng(devices=[]):
+    with streams_kept():
         torch.manual_seed(draw(0, 2**31 - 2))
         shrink: list[nn.Module] = [nn.AvgPool2d(side // 8)] if side >= 16 else []
         stem = nn.Sequential(
@@ -185,7 +187,7 @@ class GraphHypernet(nn.Module):
         self.embed = nn.Parameter(torch.randn(len(KINDS), width, generator=generator))
         self.sizes = draw_linear(SIZES, width, 1 / 16 / SIZES, generator)
         self.near, self.far = (Trunk(width, [width], generator=generator) for _ in range(2))
-        with torch.random.fork_rng(devices=[]):  # it draws as it is built; drawn again below
+        with streams_kept():  # it draws as it is built; drawn again below
             self.update = nn.GRUCell(width, width)
         with torch.no_grad():
             for parameter in self.update.parameters():
@@ -275,14 +277,10 @@ def repeated(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def run_with(net: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Outputs with predicted parameters; batch norms use the batch's statistics and their running ones are left alone."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    modes = {module: module.training for module in net.modules()}
-    for module in modes:
-        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    try:
+    with modes_kept(net):
+        for module in net.modules():
+            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
         return functional_call(net, {**values, **buffers}, (x,))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def train_hypernet(
@@ -321,9 +319,9 @@ def train_hypernet(
 
 @torch.no_grad()
 def put(net: nn.Module, values: Mapping[str, Tensor], share: float = 1.0) -> None:
-    """Move the parameters of `net` by `share` of the way to the predicted ones, in place."""
+    """Move the parameters of `net` that are not frozen by `share` of the way to the predicted ones, in place."""
     for name, parameter in net.named_parameters():
-        if name in values:
+        if name in values and parameter.requires_grad:
             parameter.lerp_(values[name].to(parameter), share)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probatum.numerics.tensors.precision import widened
+
 FEWEST_ROWS = 8
 """Rows below which the biased estimate says little: it tends to 1 as the rows become few beside the features."""
 
 
 def centred_gram(features: Tensor) -> Tensor:
-    """H X X^T H with H = I - 1/n: features (n, ...) -> (n, n)."""
-    rows = features.flatten(1)
+    """H X X^T H with H = I - 1/n: features (n, ...) -> (n, n), in float32 for half precision, whose range it exceeds."""
+    rows = widened(features.flatten(1))
     rows = rows - rows.mean(dim=0)
     return rows @ rows.T
 

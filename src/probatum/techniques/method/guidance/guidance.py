@@ -14,7 +14,7 @@ Departs   1. the bench's guide is a small residual network of this file, trained
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.layer_outputs import choose_layers, hidden_layers
+from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers
+from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Spec
 from probatum.techniques.method.guidance.cka import FEWEST_ROWS, centred_gram, check_rows, cka_of_grams
 
@@ -159,22 +161,19 @@ class Guidance:
         self.guide: nn.Module | None = None
         self.names: list[str] = []
         self.guide_names: list[str] = []
-        self.features: dict[str, Tensor] = {}
+        self.watch: Watch | None = None
         self.similarity: list[float] = []
-        self._handles: list[Any] = []
 
     def attach(self, model: nn.Module, guide: nn.Module, example: Tensor) -> Guidance:
         """Map the layers by a few inputs and watch the model's training passes until `detach`; the guide is frozen."""
         self._map(model, guide, example)
-        self._watch(once=False)
+        self._watched().attach()
         return self
 
     def detach(self) -> nn.Module | None:
         """Take the hooks off; returns the model as it was given (its weights trained), None if there was none."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self.features.clear()
+        if self.watch is not None:
+            self.watch.detach()
         return self.model
 
     def __enter__(self) -> Guidance:
@@ -187,19 +186,19 @@ class Guidance:
 
     def alignment_loss(self, x: Tensor) -> Tensor:
         """weight * sum of 1 - CKA for the last training pass, which was of these x; the gradient goes to the model only."""
-        missing = next((name for name in self.names if name not in self.features), None)
-        if missing is not None:
+        watch = self._watched()
+        if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last alignment loss")
         grams = self.guide_grams(x)
         values = []
         for name, theirs in zip(self.names, self.guide_names, strict=True):
-            features = self.features[name]
+            features = watch.seen[name]
             check_rows(features, x)
             try:
                 values.append(cka_of_grams(centred_gram(features), grams[theirs]))
             except ValueError as problem:
                 raise ValueError(f"layers {name!r} and {theirs!r} of the guide: {problem}") from problem
-        self.features.clear()
+        watch.seen.clear()
         alignment = torch.stack(values)
         self.similarity = alignment.detach().tolist()
         return self.weight * (1 - alignment).sum()
@@ -240,8 +239,7 @@ class Guidance:
         if self.weight == 0:
             return
         x = run.train.x
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        with own_draws(self.generator):
             guide = ResidualGuide(run.spec, self.width).to(x.device)
         if self.kind == "trained":
             steps = self.guide_steps or run.budget.steps
@@ -252,12 +250,12 @@ class Guidance:
     def batch(self, run: Any, batch: Any) -> Any:
         """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
         if self._acts(run) and len(batch.x) >= FEWEST_ROWS:
-            self._watch(once=True)
+            self._watched().attach(once=True)
         return batch
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
         """Add the alignment while the guide acts."""
-        if not self._acts(run) or not self.features:
+        if not self._acts(run) or self.watch is None or not self.watch.seen:
             return loss
         alignment = self.alignment_loss(batch.x)
         run.extra_passes += len(batch.x) / 3  # a forward pass of the guide, about a third of a training pass
@@ -271,7 +269,7 @@ class Guidance:
         return self.weight > 0 and run.step < self.until * run.budget.steps
 
     def _map(self, model: nn.Module, guide: nn.Module, example: Tensor) -> None:
-        if self._handles:
+        if self.watch is not None and self.watch.attached:
             raise ValueError("already attached to a model; call detach() first")
         guide.eval().requires_grad_(False)
         seen = hidden_layers(guide, example)
@@ -279,28 +277,12 @@ class Guidance:
         self.names = choose_layers(model, hidden_layers(model, example), self.layers)
         self.guide_names = [guides[j] for j in layer_map(len(self.names), len(guides))]
         self.model, self.guide = model, guide
+        self.watch = Watch(model, self.names, changed_in_place(model, example, self.names))
 
-    def _watch(self, once: bool) -> None:
-        model = self.model
-        if model is None:
+    def _watched(self) -> Watch:
+        if self.watch is None:
             raise ValueError("nothing is attached; call attach(model, guide, example) first")
-
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if module.training:
-                    self.features[name] = output
-
-            return hook
-
-        def release(module: nn.Module, inputs: Any, output: Any) -> None:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
-
-        modules = dict(model.named_modules())
-        self._handles += [modules[name].register_forward_hook(keep(name)) for name in self.names]
-        if once:
-            self._handles.append(model.register_forward_hook(release, always_call=True))
+        return self.watch
 
 
 def _train_guide(guide: nn.Module, run: Any, steps: int, rate: float, generator: torch.Generator) -> None:
@@ -312,5 +294,6 @@ def _train_guide(guide: nn.Module, run: Any, steps: int, rate: float, generator:
         index = torch.randint(len(x), (run.budget.batch_size,), generator=generator).to(x.device)
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        loss(guide(x[index]), y[index]).backward()
+        output = guide(x[index])
+        loss(output, real_targets(output, y[index]) if y.is_floating_point() else y[index]).backward()
         optimizer.step()

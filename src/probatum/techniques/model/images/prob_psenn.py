@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.images.codes import CODE, halvings, make_decoder, make_encoder
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.spec import Spec
 
 CARD = Card(
@@ -67,6 +68,7 @@ class Explanation(NamedTuple):
     variance: Tensor
 
 
+@computed_wide
 def log_mean_softmax(code: Tensor, prototypes: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
     """log of the mean over T of softmax_k(-scale |z - P_k^t|^2), (n, K), and the draws' own log-probabilities (T, n, K).
 

@@ -55,6 +55,10 @@ def squared_distances(z: Tensor, p: Tensor) -> Tensor:
     return ((z * z).sum(1, keepdim=True) - 2 * z @ p.T + (p * p).sum(1)).clamp_min(0)
 
 
+LOOKS = 100
+"""Batches on an accelerator after which the range of the images is looked at, which waits for the device."""
+
+
 def elastic(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
     """Deform images (n, channels, height, width) along smooth random displacements (Simard et al. 2003).
 
@@ -164,6 +168,8 @@ class PrototypeAutoencoder(nn.Module):
         self.prototypes = nn.Parameter(torch.rand(prototypes, CODE * size[0] * size[1]))
         self.head = nn.Linear(prototypes, classes, bias=False)
         self._first = True  # only the first batch is looked at: an epoch's last one may be short
+        self._span: Tensor | None = None
+        self._batches = 0
         self.bank: Tensor
         self.register_buffer("bank", torch.full((bank, self.prototypes.shape[1]), float("inf")))
 
@@ -179,17 +185,27 @@ class PrototypeAutoencoder(nn.Module):
             raise TypeError("output is a tensor of logits, as in evaluation; call model.train() before model(x)")
         total = self.class_weight * loss(output.logits, target)
         if self.reconstruction:
-            low, high = float(x.min()), float(x.max())
-            if not (low >= -1e-6 and high <= 1 + 1e-6):  # also where they are not numbers
-                raise ValueError(
-                    f"images reach from {low:g} to {high:g}; the decoder ends in a sigmoid, scale to [0, 1]"
-                )
+            self._check_range(x)
             total = total + self.reconstruction * (output.decoded - x).square().flatten(1).sum(1).mean()
         if self.near_example:
             total = total + self.near_example * self._nearest_example(output).mean()
         if self.near_prototype:
             total = total + self.near_prototype * output.distances.amin(dim=1).mean()
         return total
+
+    def _check_range(self, x: Tensor) -> None:
+        """ValueError for images outside [0, 1]; on an accelerator the range stays there and is looked at now and then."""
+        span = torch.stack([x.detach().amin(), x.detach().amax()])
+        if self._span is not None and self._span.device == span.device:
+            low, high = torch.minimum(self._span[0], span[0]), torch.maximum(self._span[1], span[1])
+            span = torch.stack([low, high])
+        self._span, self._batches = span, self._batches + 1
+        if span.device.type != "cpu" and self._batches % LOOKS != 1:
+            return
+        low, high = span.tolist()
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # also where they are not numbers
+            self._span = None
+            raise ValueError(f"images reach from {low:g} to {high:g}; the decoder ends in a sigmoid, scale to [0, 1]")
 
     def _nearest_example(self, output: Output) -> Tensor:
         """min_i |p_j - f(x_i)|^2 for every prototype (m,), over the batch and the bank."""

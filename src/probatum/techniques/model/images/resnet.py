@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.watch import look
 from probatum.spec import Spec
 
 CARD = Card(
@@ -207,26 +208,14 @@ def residual(subnet: nn.Module, projection: nn.Module | None = None, act: nn.Mod
     return Residual(subnet, projection, act)
 
 
-@torch.no_grad()
 def response_std(net: nn.Module, x: Tensor) -> list[float]:
     """Standard deviation of each layer's response (after batch norm, before ReLU and addition), shortcuts left out.
 
     The network is run in evaluation mode on x and given back as it was; residual networks respond less (section 4.2).
     """
     found: list[float] = []
-    norms = [
-        module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d) and "shortcut" not in name
-    ]
-    hooks = [norm.register_forward_hook(lambda _, __, output: found.append(float(output.std()))) for norm in norms]
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode  # frozen layers stay frozen
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and "shortcut" not in name}
+    look(net, x, norms, lambda _name, _inputs, output: found.append(float(output.std())))
     return found
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import evaluating
 from probatum.spec import Spec
 
 CARD = Card(
@@ -280,19 +281,18 @@ class WideTransformer(nn.Module):
 @torch.no_grad()
 def latency(model: nn.Module, x: Tensor, repeats: int = 30, warmup: int = 5, threads: int = 1) -> float:
     """Median seconds of one evaluation pass after some unmeasured ones, torch held to so many threads meanwhile."""
-    mode, before = model.training, torch.get_num_threads()
-    model.eval()
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     taken = []
     try:
-        for turn in range(warmup + repeats):
-            start = time.perf_counter()
-            model(x)
-            if turn >= warmup:
-                taken.append(time.perf_counter() - start)
+        with evaluating(model):
+            for turn in range(warmup + repeats):
+                start = time.perf_counter()
+                model(x)
+                if turn >= warmup:
+                    taken.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-        model.train(mode)
     return statistics.median(taken)
 
 

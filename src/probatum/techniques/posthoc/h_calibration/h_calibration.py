@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 from probatum.techniques.posthoc.h_calibration.order_preserving import (
     EnsembleTemperature,
     MonotoneNet,
@@ -108,6 +110,7 @@ def weighted_error(error: Tensor, p: Tensor, top: Tensor, weighting: str, cluste
     return means[sizes > 0].mean()
 
 
+@computed_wide
 def h_calibration_loss(
     p: Tensor,
     target: Tensor,
@@ -134,6 +137,7 @@ def h_calibration_loss(
     Raises:
         ValueError: fewer events (n times classes) than M + 1.
     """
+    target = class_targets(p, target)
     n, classes = p.shape
     if n * classes < window + 1:
         raise ValueError(
@@ -237,11 +241,12 @@ class HCalibration(nn.Module):
         )
 
     def fit(self, logits: Tensor, target: Tensor) -> HCalibration:
-        """Fit to held-out logits (n, classes) and target (n,); keeps the weights with the lowest loss."""
+        """Fit to held-out logits (n, classes) and target (n,), rows of -100 left out; keeps the weights of lowest loss."""
         z = logits.detach().double()
-        if z.ndim != 2 or len(z) == 0 or target.shape != z.shape[:1]:
-            shapes = f"logits {tuple(z.shape)} and target {tuple(target.shape)}"
-            raise ValueError(f"{shapes} must be (n, classes) and (n,) with n > 0")
+        target = class_targets(z, target, ignored=IGNORED)
+        z, target = z[target != IGNORED], target[target != IGNORED]
+        if not len(z):
+            raise ValueError(f"logits {tuple(logits.shape)} have no row with a label; there must be n > 0 of them")
         if bool((z >= 0).all()) and torch.allclose(z.sum(dim=1), torch.ones_like(z[:, 0]), atol=1e-4):
             raise ValueError("the rows are probabilities (each sums to 1); pass the logits, or probabilities.log()")
         if not bool(torch.isfinite(z).all()):
@@ -267,6 +272,10 @@ class HCalibration(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (m, classes) of logits (m, classes)."""
+        return self._mapped(logits)
+
+    @computed_wide
+    def _mapped(self, logits: Tensor) -> Tensor:
         return self.map(logits)
 
     def _fresh(self, reach: float, generator: torch.Generator | None) -> nn.Module:

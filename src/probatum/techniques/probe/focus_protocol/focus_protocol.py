@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.last_features import head_of, last_features
+from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.networks.watch import last_features
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Data
 from probatum.techniques.probe.focus_protocol.attributes import (
@@ -312,7 +313,7 @@ def _without_features(
 ) -> None:
     """The gap of each attribute without the features that respond most to it; nothing for networks without a linear head."""
     try:
-        head = head_of(model)
+        head = head_of(model, data.train.x)
         seen, tested = last_features(model, data.train.x, head), last_features(model, data.test.x, head)
     except ValueError:
         return

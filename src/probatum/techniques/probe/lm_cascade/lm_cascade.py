@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +33,8 @@ from probatum.card import Card
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
 from probatum.numerics.cost.operations import counted
+from probatum.numerics.networks.watch import hooked, pass_through
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
@@ -231,11 +232,12 @@ def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
         ValueError: a network without any layer of a known kind.
     """
     found: list[tuple[nn.Module, float]] = []
-    with counted() as operations, torch.no_grad(), ExitStack() as hooks:
-        for layer in model.modules():
-            if isinstance(layer, STATES):
-                hook = layer.register_forward_hook(lambda m, _, out: found.append((m, float(operations.total))))
-                hooks.callback(hook.remove)
+    inner = {name: module for name, module in model.named_modules() if isinstance(module, STATES)}
+
+    def note(name: str, _inputs: object, _output: object) -> None:
+        found.append((inner[name], float(operations.total)))
+
+    with counted() as operations, torch.no_grad(), hooked(model, inner, note):
         model(x)
     if not found:
         raise ValueError("the large network has no linear, convolutional, embedding or norm layer; leave embed-1+2 out")
@@ -285,18 +287,16 @@ class Written(NamedTuple):
 @torch.no_grad()
 def write(model: nn.Module, part: Part, lengths: Tensor, inside: nn.Module | None = None) -> Written:
     """Likeliest tokens of each row, and the state that `inside` gives, pooled over what belongs to the output."""
-    seen: list[Tensor] = []
-    hook = None if inside is None else inside.register_forward_hook(lambda m, _, out: seen.append(out))
     logs, right, states = [], [], []
     for rows in torch.arange(len(part)).split(64):
-        seen.clear()
-        top = model(part.x[rows]).log_softmax(dim=-1).max(dim=-1)
+        if inside is None:
+            output = model(part.x[rows])
+        else:
+            output, seen = pass_through(model, part.x[rows], inside)
+            states.append(_pooled(inside, seen[-1], lengths[rows], part.y.ndim > 1))
+        top = output.log_softmax(dim=-1).max(dim=-1)
         logs.append(top.values.reshape(len(rows), -1))
         right.append((top.indices == part.y[rows]).reshape(len(rows), -1))
-        if inside is not None:
-            states.append(_pooled(inside, seen[-1], lengths[rows], part.y.ndim > 1))
-    if hook is not None:
-        hook.remove()
     state = torch.cat(states) if states else torch.zeros(len(part), 0)
     log_p, hits = (torch.cat(found).double().numpy() for found in (logs, right))
     return Written(log_p, hits, state.double().numpy())
@@ -358,8 +358,7 @@ def lm_cascade(
     _check(data, width, steps, batch, lr, levels, rates, budgets, shortest, depth, rows)
     proto = DeferralRule(rule, target)  # names the bad setting before anything is trained
     valid, test = (_some(part, rows, generator) for part in (data.valid, data.test))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # weights, and dropout
+    with own_draws(generator):  # weights, and dropout
         small, large = SmallNetwork(data.spec, width), model_factory()
         for model in (small, large):
             fit(model, data.train, steps, batch, lr, generator)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Data, Spec
 
 CARD = Card(
@@ -107,10 +109,8 @@ def regularise(model: nn.Module, kind: str | None, dropout: float) -> nn.Module:
                 lambda m, args: (F.dropout(args[0], dropout, training=m.training), *args[1:])
             )
     elif kind == "no-batch-norm":
-        for parent in list(model.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(parent, name, nn.Identity())
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        swap(model, {norm: nn.Identity() for norm in norms})
     return model
 
 
@@ -243,8 +243,7 @@ def randomization_tests(
         result[f"{name}: test error"] = 1 - fit.test_accuracy
         return fit
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout draws from the global stream
+    with own_draws(generator):  # dropout draws from the global stream
         truth = run("true labels", (x, y))
         result["true labels: test error if stopped early"] = 1 - truth.best_valid_test_accuracy
         for share in corruption:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.tensors.streams import own_draws
+
 LARGEST_SCALE = math.log(100.0)
 """The learned inverse temperature may not pass 100 (Radford et al. 2021)."""
 
@@ -50,24 +53,19 @@ class TwoTowers(nn.Module):
     @torch.no_grad()
     def scores(self, x: Tensor, t: Tensor, block: int = 1024) -> Tensor:
         """Cosine of each pair, (n,), in evaluation mode."""
-        was = self.training
-        self.eval()
-        found = [
-            (F.normalize(self.left(rows), dim=1) * F.normalize(self.right(texts), dim=1)).sum(dim=1)
-            for rows, texts in zip(x.split(block), t.split(block), strict=True)
-        ]
-        self.train(was)
+        with evaluating(self):
+            found = [
+                (F.normalize(self.left(rows), dim=1) * F.normalize(self.right(texts), dim=1)).sum(dim=1)
+                for rows, texts in zip(x.split(block), t.split(block), strict=True)
+            ]
         return torch.cat([self.log_scale.new_zeros(0), *found])
 
     @torch.no_grad()
     def classify(self, x: Tensor, prompts: Tensor, block: int = 1024) -> Tensor:
         """Zero-shot: cosines (n, classes) to the prompts (classes, ...), in evaluation mode."""
-        was = self.training
-        self.eval()
-        to = F.normalize(self.right(prompts), dim=1)
-        found = torch.cat([F.normalize(self.left(rows), dim=1) @ to.T for rows in x.split(block)])
-        self.train(was)
-        return found
+        with evaluating(self):
+            to = F.normalize(self.right(prompts), dim=1)
+            return torch.cat([F.normalize(self.left(rows), dim=1) @ to.T for rows in x.split(block)])
 
 
 def fit_pairs(
@@ -89,8 +87,7 @@ def fit_pairs(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = torch.zeros(0, dtype=torch.int64)
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    with own_draws(generator):
         for _ in range(steps):
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(x), generator=generator)])

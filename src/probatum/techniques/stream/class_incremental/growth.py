@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from probatum.numerics.continual.learners import FORWARD, Replay
 from probatum.numerics.continual.stages import Split, evaluate, grow_linear, module_bytes, train_stage
+from probatum.numerics.networks.watch import hooked
 from probatum.spec import Batch, Budget, Stage
 
 
@@ -77,10 +78,10 @@ class Growing(nn.Module):
             self.plain_bytes = module_bytes(split)
             self.bodies.append(split.body)
             self.width = split.head.in_features
-            device = split.head.weight.device
+            like = split.head.weight
         else:
             last = self.bodies[-1]
-            device = next(last.parameters()).device
+            like = next(last.parameters())
             special = last_block(last) if self.share else [last]
             inside = {id(module) for part in special for module in part.modules()}
             shared = [m for m in blocks(last) if id(m) not in inside] if self.share else []
@@ -92,10 +93,10 @@ class Growing(nn.Module):
         self.classes += classes
         self.head = grow_linear(
             self.head, self.width * len(self.bodies), len(self.classes), self._generator
-        ).to(device)  # fmt: skip
+        ).to(like)  # fmt: skip
         self.auxiliary = None
         if old:
-            self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(device)
+            self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(like)
         self.train(self.training)
 
     def features(self, x: Tensor) -> Tensor:
@@ -159,16 +160,14 @@ class DER(Replay):
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
         """The updates, the newest features caught on their way to the head; the last ones for the head on balanced rows."""
 
-        def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def catch(_name: str, inputs: tuple[Tensor, ...]) -> None:
             self.newest = inputs[0][:, -self.growing.width :]
 
         last = round(self.balanced * budget.steps) if bool(self.old.any()) else 0
-        hook = self.growing.head.register_forward_pre_hook(catch)  # type: ignore[union-attr]
-        try:
+        head: Any = self.growing.head
+        with hooked(self.growing, {"head": head}, before=catch):
             super().train(x, y, replace(budget, steps=budget.steps - last))
-        finally:
-            hook.remove()
-            self.newest = x[:0]
+        self.newest = x[:0]
         if last:
             self.balance(x, y, replace(budget, steps=last))
 

@@ -159,7 +159,7 @@ def test_swapped_axes_and_settings() -> None:
     for settings, message in (
         ({"kind": "gru"}, "kind is 'gru'"),
         ({"width": 1}, "width is 1"),
-        ({"hidden": 0, "kind": "mlp"}, "hidden is 0"),
+        ({"width": 0, "kind": "mlp"}, "width is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             build(SPEC, **settings)
@@ -171,13 +171,24 @@ def test_trains_on_the_bench(kind: str) -> None:
     keep = torch.arange(90)
     train = type(data.train)(data.train.x[keep], data.train.y[keep], data.train.rows[keep])
     few = type(data)(data.spec, train, data.valid, data.test)
-    arm = f"fcn-tsc(kind='{kind}', width=16, hidden=64)"
+    arm = f"fcn-tsc(kind='{kind}', width=16)"
     run = fit(arm, few, 1, training=Training(epochs=20, batch_size=16, lr=1e-2))
     assert accuracy(run.model, data.test) > 0.7
-    again = build(data.spec, kind, 16, 64).eval()
+    again = build(data.spec, kind, 16).eval()
     again.load_state_dict(run.model.state_dict())
     assert torch.equal(again(data.test.x), run.model(data.test.x))
 
 
 def test_example() -> None:
     assert doctest.testmod(fcn_tsc).failed == 0
+
+
+def test_a_kind_that_is_none_is_refused_and_every_setting_acts() -> None:
+    for kind in ("typo", "mlp"):
+        with pytest.raises(ValueError, match=f"kind is '{kind}'; use fcn or resnet"):
+            SeriesConvNet(2, 3, kind=kind)
+    for kind in fcn_tsc.KINDS:
+        sizes = [sum(p.numel() for p in build(SPEC, kind, width).parameters()) for width in (32, 64, None)]
+        assert sizes[0] < sizes[1] < sizes[2]
+    assert build(SPEC, "mlp").head.in_features == 500
+    assert build(SPEC).head.in_features == build(SPEC, "resnet").head.in_features == 128

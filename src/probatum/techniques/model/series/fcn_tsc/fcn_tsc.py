@@ -40,12 +40,8 @@ CARD = Card(
 KINDS = ("fcn", "resnet", "mlp")
 KERNELS = (8, 5, 3)
 DROPOUT = (0.1, 0.2, 0.2, 0.3)
-DEFAULTS = {
-    "fcn": {"optimizer": "Adam", "lr": 1e-3, "batch_size": "min(n / 10, 16)"},
-    "resnet": {"optimizer": "Adam", "lr": 1e-3, "batch_size": "min(n / 10, 16)"},
-    "mlp": {"optimizer": "Adadelta", "lr": 0.1, "rho": 0.95, "batch_size": "min(n / 10, 16)"},
-}
-"""How the paper trains each kind."""
+WIDTHS = {"fcn": 128, "resnet": 128, "mlp": 500}
+"""The paper's widths: filters of the FCN's first and of the ResNet's last layers, units of the MLP's."""
 
 
 def mpce(errors: Sequence[float], classes: Sequence[int]) -> float:
@@ -140,7 +136,7 @@ class SeriesConvNet(nn.Module):
         channels: input channels, without the mask.
         outputs: classes or real targets.
         kind: ``"fcn"`` or ``"resnet"``.
-        width: filters of the FCN's first layer; the others follow in the paper's proportions.
+        width: filters of the FCN's first, of the ResNet's last layers; the others follow in the paper's proportions.
         masked: whether x carries a mask as its last channel.
 
     Raises:
@@ -158,6 +154,8 @@ class SeriesConvNet(nn.Module):
         self, channels: int, outputs: int, *, kind: str = "fcn", width: int = 128, masked: bool = False
     ) -> None:
         super().__init__()
+        if kind not in ("fcn", "resnet"):
+            raise ValueError(f"kind is {kind!r}; use fcn or resnet")
         if width < 2:
             raise ValueError(f"width is {width}; it must be at least 2")
         self.channels, self.masked = channels, masked
@@ -193,17 +191,17 @@ class SeriesConvNet(nn.Module):
 
 
 class SeriesMLP(nn.Module):
-    """The paper's MLP: the whole series through 3 x `hidden` ReLU units with dropout 0.1 (input), 0.2, 0.2, 0.3."""
+    """The paper's MLP: the whole series through 3 x `width` ReLU units with dropout 0.1 (input), 0.2, 0.2, 0.3."""
 
-    def __init__(self, shape: tuple[int, int], outputs: int, hidden: int = 500) -> None:
+    def __init__(self, shape: tuple[int, int], outputs: int, width: int = 500) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(f"hidden is {hidden}; it must be at least 1")
+        if width < 1:
+            raise ValueError(f"width is {width}; it must be at least 1")
         layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(DROPOUT[0])]
         size = shape[0] * shape[1]
         for rate in DROPOUT[1:]:
-            layers += [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(rate)]
-            size = hidden
+            layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(rate)]
+            size = width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(size, outputs)
 
@@ -211,23 +209,24 @@ class SeriesMLP(nn.Module):
         return self.head(self.body(x))
 
 
-def build(spec: Spec, kind: str = "fcn", width: int = 128, hidden: int = 500) -> nn.Module:
+def build(spec: Spec, kind: str = "fcn", width: int | None = None) -> nn.Module:
     """One of the three networks for series.
 
     Args:
         spec: of the data; x is (channels, time).
         kind: ``"fcn"``, ``"resnet"`` or ``"mlp"``.
-        width: filters of the convolutional kinds, see `SeriesConvNet`.
-        hidden: units of the MLP's layers.
+        width: filters of the convolutional kinds, see `SeriesConvNet`, or units of the MLP's layers; None = the paper's, 128
+            and 500.
 
     Raises:
         ValueError: a setting outside its range, or more channels than steps, which looks like swapped axes.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}")
+    width = WIDTHS[kind] if width is None else width
     channels, time = spec.shape
     if channels - spec.masked > time:
         raise ValueError(f"x has shape (n, {channels}, {time}), more channels than steps; give (n, channels, time)")
     if kind == "mlp":
-        return SeriesMLP((channels, time), spec.outputs, hidden)
+        return SeriesMLP((channels, time), spec.outputs, width)
     return SeriesConvNet(channels - spec.masked, spec.outputs, kind=kind, width=width, masked=spec.masked)

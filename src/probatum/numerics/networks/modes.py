@@ -1,0 +1,43 @@
+"""The modes of a network's modules: put into evaluation for a while, every one's own given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from probatum.numerics.tensors.streams import streams_kept
+
+
+@contextmanager
+def modes_kept(*nets: nn.Module) -> Iterator[None]:
+    """A block after which every module is in the mode it was in, frozen ones in evaluation among them."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training  # not train(), which sets what is inside too
+
+
+@contextmanager
+def evaluating(*nets: nn.Module) -> Iterator[None]:
+    """A block in evaluation mode, afterwards every module in its own."""
+    with modes_kept(*nets):
+        for net in nets:
+            net.eval()
+        yield
+
+
+@contextmanager
+def still(net: nn.Module) -> Iterator[None]:
+    """A block without gradients in which a look at the network changes nothing of it: no statistics, no random stream, no mode.
+
+    The flags are set one by one, so that a `train` of the network's own is not called.
+    """
+    with modes_kept(net), streams_kept(), torch.no_grad():
+        for module in net.modules():
+            module.training = False
+        yield

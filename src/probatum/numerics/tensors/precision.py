@@ -1,0 +1,79 @@
+"""Half precision: computed in float32, given back as it came; gradients likewise, by the casts' own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 if it is of half precision, else as it is."""
+    return x.float() if x.dtype in HALF else x
+
+
+def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with half-precision tensors widened, and its results in the precision of the first such argument.
+
+    Other precisions pass as they are. Autocast is off inside, and under it results stay in float32, as those of torch's own
+    losses do.
+
+    Example:
+        >>> @computed_wide
+        ... def log_rest(p: Tensor) -> Tensor:
+        ...     return (1 - p).log()
+        >>> log_rest(torch.tensor(1e-4, dtype=torch.bfloat16))  # 1 - 1e-4 is 1 in bfloat16
+        tensor(-0.0001, dtype=torch.bfloat16)
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dtype in HALF]
+        if not given:
+            return function(*args, **kwargs)
+        device = given[0].device.type
+        with torch.autocast(device, enabled=False):
+            found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+        if torch.is_autocast_enabled(device):
+            return found
+        return _narrowed(found, given[0].dtype)
+
+    return run
+
+
+class WideBuffers:
+    """Mixed into a module: the buffers named in `wide` stay in float32 when the module is cast to half precision.
+
+    Running averages and tables of angles lose what they are for in eight bits.
+    """
+
+    wide: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: getattr(self, name) for name in self.wide}
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype in HALF:
+                setattr(self, name, value.to(now.device))
+        return self
+
+
+def _wide(value: Any) -> Any:
+    return widened(value) if isinstance(value, Tensor) else value
+
+
+def _narrowed(found: Any, dtype: torch.dtype) -> Any:
+    if isinstance(found, Tensor):
+        return found.to(dtype) if found.dtype == torch.float32 else found
+    if isinstance(found, tuple):
+        parts = [_narrowed(part, dtype) for part in found]
+        return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
+    return found

@@ -1,0 +1,69 @@
+"""Half precision is computed in float32 and comes back as it came, gradients too."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from probatum.numerics.tensors.precision import computed_wide, widened
+
+
+class Pair(NamedTuple):
+    value: Tensor
+    index: Tensor
+
+
+@computed_wide
+def log_rest(p: Tensor, scale: float = 1.0, *, weight: Tensor | None = None) -> Tensor:
+    found = scale * (1 - p).log()
+    return found if weight is None else found * weight
+
+
+@computed_wide
+def largest(x: Tensor) -> Pair:
+    found = x.max(dim=0)
+    return Pair(found.values / 3, found.indices)
+
+
+@computed_wide
+def squares(x: Tensor) -> Tensor:
+    return x @ x.T
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_and_gradients_agree_with_float32(dtype: torch.dtype) -> None:
+    p = torch.tensor([1e-4, 0.3, 0.9]).to(dtype).requires_grad_()
+    q = p.detach().float().requires_grad_()
+    ours, theirs = log_rest(p, 2.0), 2 * (1 - q).log()
+    ours.float().sum().backward()
+    theirs.sum().backward()
+    assert (ours.dtype, p.grad.dtype) == (dtype, dtype)
+    torch.testing.assert_close(ours, theirs.to(dtype))
+    torch.testing.assert_close(p.grad, q.grad.to(dtype))
+    assert float(ours.detach()[0]) < 0  # 1 - 1e-4 is 1 in both
+
+
+def test_keywords_tuples_and_other_types() -> None:
+    x = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert log_rest(torch.zeros(2), weight=x).dtype == torch.bfloat16
+    found = largest(x)
+    assert isinstance(found, Pair)
+    assert (found.value.dtype, found.index.dtype) == (torch.bfloat16, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_precisions_pass_as_they_are(dtype: torch.dtype) -> None:
+    p = torch.rand(50, dtype=dtype)
+    assert torch.equal(log_rest(p), (1 - p).log())
+    assert widened(p) is p
+
+
+def test_under_autocast_results_stay_wide() -> None:
+    x = torch.randn(20, 30).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = squares(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, x.float() @ x.float().T)

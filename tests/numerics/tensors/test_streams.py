@@ -1,0 +1,50 @@
+"""Global random streams: kept as they were, on every device, and drawn from a generator inside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from probatum.numerics.tensors.streams import own_draws, streams_kept
+
+
+def test_draws_come_from_the_generator_and_the_stream_stays() -> None:
+    before = torch.get_rng_state()
+    with own_draws(torch.Generator().manual_seed(3)):
+        first = torch.rand(4)
+    torch.rand(7)
+    torch.set_rng_state(before)
+    with own_draws(torch.Generator().manual_seed(3)):
+        assert torch.equal(torch.rand(4), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(RuntimeError), streams_kept():
+        torch.rand(3) @ torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+def test_the_accelerators_stream_stays_too() -> None:
+    before = torch.cuda.get_rng_state()
+    with own_draws(torch.Generator().manual_seed(3)):
+        torch.rand(4, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_an_accelerator_that_is_not_in_use_is_neither_started_nor_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*_: object) -> None:
+        raise AssertionError("the accelerator was touched")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    with own_draws(torch.Generator().manual_seed(3)):
+        torch.rand(4)
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(int(device)))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: asked.append(int(device)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    with own_draws(torch.Generator().manual_seed(3)):
+        torch.rand(4)
+    assert asked == [0, 0]  # its stream was taken and put back
