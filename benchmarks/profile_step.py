@@ -21,7 +21,7 @@ from probatum.spec import Batch
 from probatum.train.loop import batch_order, batches_of, rate_factor, train
 from probatum.train.replica import Replica
 from probatum.train.replicas import Stacked
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 
 NETWORKS: dict[str, tuple[str, ModelFactory | None]] = {
     **{f"mlp{width}": ("digits", mlp(width)) for width in (64, 128, 256, 512, 1024)},
@@ -59,7 +59,7 @@ class Phases:
 
 def plain(work: Work, steps: int) -> Phases:
     """The loop's own statements, timed."""
-    parts, order, phases = assembled(work, steps), stream(work.seed, "order"), Phases()
+    parts, order, phases = assembled(work, steps), generator_for(work.seed, "order"), Phases()
     run, step = parts.run, 0
     run.model.train()
     phases.start()
@@ -92,7 +92,9 @@ def session_of(works: list[Work], steps: int) -> Stacked:
     replicas = []
     for work in works:
         parts = assembled(work, steps)
-        replicas.append(Replica(parts.run, parts.methods, stream(work.seed, "order"), derive(work.seed, "training")))
+        replicas.append(
+            Replica(parts.run, parts.methods, generator_for(work.seed, "order"), derive(work.seed, "training"))
+        )
     return Stacked(replicas)
 
 
@@ -150,7 +152,7 @@ def trained(work: Work, steps: int) -> None:
     """The plain loop over so many steps."""
     parts = assembled(work, steps)
     with seeded(work.seed, "training"):
-        train(parts.run, [], stream(work.seed, "order"), schedule="constant", select="last")
+        train(parts.run, [], generator_for(work.seed, "order"), schedule="constant", select="last")
 
 
 def main() -> None:

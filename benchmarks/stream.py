@@ -128,13 +128,13 @@ def rate(data: Any, recipe: Any, steps: int) -> tuple[float, float]:
     from probatum.data.lazy.few import first_rows, release
     from probatum.train.assemble import assemble
     from probatum.train.loop import train
-    from probatum.train.rng import stream
+    from probatum.train.rng import generator_for
 
     parts = assemble(alone(recipe, replace(data, valid=first_rows(data.valid, 256)), 0))
     parts.run.budget = replace(parts.run.budget, steps_per_epoch=steps + 1)
     ends: list[float] = []
     start = time.perf_counter()
-    train(parts.run, [_Clock(ends)], stream(0, "order"), select="last")
+    train(parts.run, [_Clock(ends)], generator_for(0, "order"), select="last")
     release(data.train, data.valid, data.test)
     return (steps - 1) * parts.run.budget.batch_size / (ends[-1] - ends[0]), ends[0] - start
 

@@ -18,7 +18,7 @@ from probatum.spec import Data, Spec
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
 from probatum.train.replicas import Replica, train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from suite.timing import Benchmark, Call, Figures, Measure, Scale, compared, in_turns
 
 PLANNED = 300
@@ -90,7 +90,9 @@ def one_by_one(works: list[Work], steps: int, threads: int) -> Call:
             for work in works:
                 parts = assembled(work, steps)
                 with seeded(work.seed, "training"):
-                    train(parts.run, parts.methods, stream(work.seed, "order"), schedule="constant", select="last")
+                    train(
+                        parts.run, parts.methods, generator_for(work.seed, "order"), schedule="constant", select="last"
+                    )
         finally:
             torch.set_num_threads(1)
 
@@ -105,7 +107,7 @@ def stacked(works: list[Work], steps: int, threads: int) -> Call:
         try:
             replicas = []
             for work in works:
-                parts, order = assembled(work, steps), stream(work.seed, "order")
+                parts, order = assembled(work, steps), generator_for(work.seed, "order")
                 replicas.append(Replica(parts.run, parts.methods, order, derive(work.seed, "training")))
             train_replicas(replicas, schedule="constant", select="last")
         finally:

@@ -19,7 +19,7 @@ from probatum.rooms.arena import Terms, Work
 from probatum.rooms.task import task
 from probatum.spec import Data, Part, Spec
 from probatum.train.baselines import training_for
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 
 class _ProbatumEstimator(BaseEstimator):
@@ -75,7 +75,7 @@ class _ProbatumEstimator(BaseEstimator):
 
     def _halves(self, n: int, y: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Training and validation rows, stratified; every class keeps a training row."""
-        order = torch.randperm(n, generator=stream(seed, "split"))
+        order = torch.randperm(n, generator=generator_for(seed, "split"))
         if self._task == "classes":  # stratified: equal shares of every class
             order = order[torch.argsort(y[order], stable=True)]
             position = torch.cat([torch.arange(int(c)) / int(c) for c in y.bincount() if c])

@@ -22,7 +22,7 @@ from probatum.settings import Running
 from probatum.study import Study
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 BASE = Recipe(training=Training(steps=12, batch_size=16, lr=4e-3))
@@ -139,7 +139,7 @@ def test_bf16_rounds_training_passes_only() -> None:
         inner: list[torch.dtype] = []
         handle = parts.run.model.head.register_forward_hook(lambda m, i, o, inner=inner: inner.append(o.dtype))
         with seeded(0, "training"):
-            train(parts.run, [Watch()], stream(0, "order"), select="rmse")
+            train(parts.run, [Watch()], generator_for(0, "order"), select="rmse")
         handle.remove()
         assert inner[0] is (torch.float32 if engine == Engine() else torch.bfloat16)
         assert inner[-1] is torch.float32  # the last pass was validation
@@ -203,6 +203,6 @@ def test_cuda_agrees_with_the_cpu(data: str) -> None:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # draws of the two devices differ
         with seeded(0, "training"):
-            train(parts.run, [], stream(0, "order"), select="log-loss")
+            train(parts.run, [], generator_for(0, "order"), select="log-loss")
         losses.append([point["valid_log_loss"] for point in parts.run.curve])
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)

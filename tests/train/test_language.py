@@ -18,7 +18,7 @@ from probatum.spec import Batch, Spec
 from probatum.train import baselines
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import last_layer
 
 
@@ -78,7 +78,7 @@ def test_a_short_training_learns_the_chain() -> None:
     training = Training(steps=150, batch_size=16, lr=0.01, clip=1.0)
     parts = assemble(alone(Recipe(training=training), data, 0))
     with seeded(0, "training"):
-        train(parts.run, [], stream(0, "order"), select="log-loss")
+        train(parts.run, [], generator_for(0, "order"), select="log-loss")
     look = partial(task("next-token").look, lambda part: outputs(parts.run.model, part.x))
     found = look(data.test)
     assert found["error"] < 0.2  # one token in ten is drawn at random

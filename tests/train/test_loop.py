@@ -17,7 +17,7 @@ from probatum.rooms.arena import TrainingFailed, alone
 from probatum.spec import Budget
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.loop import outputs, rate_factor, train
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run
 from probatum.train.tune import tuned
 
@@ -29,9 +29,9 @@ def test_equals_a_hand_written_loop_bit_for_bit() -> None:
     parts = assemble(alone(Recipe(training=TRAINING), data, 0))
     by_hand = assemble(alone(Recipe(training=TRAINING), data, 0)).run.model
     with seeded(0, "training"):
-        train(parts.run, [], stream(0, "order"), schedule="constant", select="last")
+        train(parts.run, [], generator_for(0, "order"), schedule="constant", select="last")
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=1e-2, fused=True)
-    generator, done = stream(0, "order"), 0
+    generator, done = generator_for(0, "order"), 0
     by_hand.train()
     with seeded(0, "training"):
         while done < 25:
@@ -52,7 +52,7 @@ def test_the_best_weights_by_validation_are_kept() -> None:
     kept, last = (assemble(alone(Recipe(training=TRAINING), data, 0)) for _ in range(2))
     for parts, select in ((kept, "log-loss"), (last, "last")):
         with seeded(0, "training"):
-            train(parts.run, [], stream(0, "order"), select=select)
+            train(parts.run, [], generator_for(0, "order"), select=select)
     best = min(point["valid_log_loss"] for point in kept.run.curve)
     now = F.cross_entropy(outputs(kept.run.model, data.valid.x), data.valid.y).item()
     assert now == pytest.approx(best, abs=1e-6)
@@ -67,7 +67,7 @@ def test_rates_warm_up_and_fall_to_zero_and_are_put_back() -> None:
     assert factors[-1] < 1e-3
     assert rate_factor(7, 100, "constant") == 1.0
     parts = assemble(alone(Recipe(training=TRAINING), open_dataset("iris").prepare(0), 0))
-    train(parts.run, [], stream(0, "order"))
+    train(parts.run, [], generator_for(0, "order"))
     assert parts.run.optimizer.param_groups[0]["lr"] == 1e-2
 
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
         Budget(5, 16, 5),
     )
     with pytest.raises(TrainingFailed, match="nan at step 5"):
-        train(run, [], stream(0, "order"))
+        train(run, [], generator_for(0, "order"))
 
 
 def test_clipping_comes_before_the_gradient_hooks() -> None:
@@ -102,7 +102,7 @@ def test_clipping_comes_before_the_gradient_hooks() -> None:
 
     recipe = Recipe(training=replace(TRAINING, clip=1e-3))
     parts = assemble(alone(recipe, open_dataset("iris").prepare(0), 0))
-    train(parts.run, [Watch()], stream(0, "order"))
+    train(parts.run, [Watch()], generator_for(0, "order"))
     assert max(seen) <= 1e-3 * 1.001
 
 

@@ -33,7 +33,7 @@ from probatum.train.baselines import build
 from probatum.train.loop import outputs, train
 from probatum.train.pretrain import MOST_STEPS, SEED, pretrain, source_training
 from probatum.train.replicas import Replica, train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 
 SHORT = Recipe(training=Training(steps=12, batch_size=32, lr=4e-3))
 GREY, COLOUR = (Spec("image", "classes", (channels, 8, 8), 10) for channels in (1, 3))
@@ -59,7 +59,7 @@ def assembled(data: Data, factory: Adapted, seed: int = 1, arm: Recipe = SHORT) 
 
 def run(parts: Assembly, seed: int = 1) -> Assembly:
     with seeded(seed, "training"):
-        train(parts.run, parts.methods, stream(seed, "order"))
+        train(parts.run, parts.methods, generator_for(seed, "order"))
     return parts
 
 
@@ -240,7 +240,7 @@ def test_seeds_of_pretrained_networks_train_as_one(digits: Data, start: str) -> 
     for parts, seed in zip(alone, (1, 2), strict=True):
         run(parts, seed)
     replicas = [
-        Replica(p.run, p.methods, stream(s, "order"), derive(s, "training"), True)
+        Replica(p.run, p.methods, generator_for(s, "order"), derive(s, "training"), True)
         for p, s in zip(together, (1, 2), strict=True)
     ]
     assert train_replicas(replicas, schedule="cosine") == [None, None]

@@ -19,7 +19,7 @@ from probatum.spec import Data, Part
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replicas import Replica, train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run
 from probatum.train.stack import CannotStackError
 
@@ -53,13 +53,13 @@ def prepared(data: Data, methods: Any = (), factory: Any = None, recipe: Recipe 
 def run_alone(parts: list[Assembly], **options: Any) -> list[Run]:
     for one, seed in zip(parts, SEEDS, strict=True):
         with seeded(seed, "training"):
-            train(one.run, one.methods, stream(seed, "order"), **options)
+            train(one.run, one.methods, generator_for(seed, "order"), **options)
     return [one.run for one in parts]
 
 
 def together(parts: list[Assembly], **options: Any) -> tuple[list[Run], list[Any]]:
     replicas = [
-        Replica(one.run, one.methods, stream(seed, "order"), derive(seed, "training"))
+        Replica(one.run, one.methods, generator_for(seed, "order"), derive(seed, "training"))
         for one, seed in zip(parts, SEEDS, strict=True)
     ]
     return [one.run for one in parts], train_replicas(replicas, **options)

@@ -22,7 +22,7 @@ from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replica import Replica
 from probatum.train.replicas import Stacked, train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run
 from probatum.train.same_step import _without_draws, same_step
 from probatum.train.stack import CannotStackError, Stack
@@ -48,13 +48,13 @@ def prepared(
 def run_alone(parts: list[Assembly]) -> list[Run]:
     for one, seed in zip(parts, SEEDS, strict=True):
         with seeded(seed, "training"):
-            train(one.run, one.methods, stream(seed, "order"))
+            train(one.run, one.methods, generator_for(seed, "order"))
     return [one.run for one in parts]
 
 
 def replicas_of(parts: list[Assembly]) -> list[Replica]:
     return [
-        Replica(one.run, one.methods, stream(seed, "order"), derive(seed, "training"))
+        Replica(one.run, one.methods, generator_for(seed, "order"), derive(seed, "training"))
         for one, seed in zip(parts, SEEDS, strict=True)
     ]
 
@@ -474,7 +474,7 @@ def test_roundings_are_told_from_differences(coupled: bool) -> None:
         x = torch.randn(64, 3, 12, 12, generator=generator)
         part = Part(x, torch.randint(10, (64,), generator=generator), torch.arange(64))
         parts = assemble(alone(RECIPE, Data(spec, part, part, part), seed, factory=lambda s: Convolutions(s, coupled)))
-        replicas.append(Replica(parts.run, parts.methods, stream(seed, "order"), derive(seed, "training")))
+        replicas.append(Replica(parts.run, parts.methods, generator_for(seed, "order"), derive(seed, "training")))
     if coupled:
         with pytest.raises(CannotStackError, match="other outputs or gradients"):
             Stacked(replicas)

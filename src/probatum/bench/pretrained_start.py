@@ -19,6 +19,7 @@ from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.engine import PLAIN, Engine
 from probatum.errors import InputError
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.recipe import Recipe
 from probatum.rooms.arena import ModelFactory, Work, alone
 from probatum.rooms.kind import Kind
@@ -158,7 +159,7 @@ def _fitted(
     about: dict[str, Any],
 ) -> Start:
     spec = dataset.prepare(0).spec
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         net = network_of(recipe, spec, factory)
     copied = copy_body(net, state)
     found = {

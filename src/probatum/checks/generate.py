@@ -13,7 +13,7 @@ from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.measure.restoration import psnr
 from probatum.numerics.images.restoration import Identity
 from probatum.spec import Budget, Data
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 
 def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dic
     data = subject.data()
     rows = rows_of(data)
     prior = learned(subject, data, Budget(12, 16, 4), settings)
-    operator, b = damage(rows.test[:6], "inpaint", how(data.spec).NOISE, stream(0, "check", "damage"))
+    operator, b = damage(rows.test[:6], "inpaint", how(data.spec).NOISE, generator_for(0, "check", "damage"))
     return {"denoised": prior.denoise(b), "restored": prior.restore(b, operator)}
 
 

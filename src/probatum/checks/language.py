@@ -9,14 +9,14 @@ from probatum.rooms.arena import alone
 from probatum.slots import contract
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 
 def check_language_model_trains(subject: Subject) -> None:
     """A short training of a language model with it ends with finite weights and outputs (n, length, vocabulary)."""
     parts = _assembled(subject)
     with seeded(2, "training"):
-        train(parts.run, parts.methods, stream(2, "order"), schedule="constant", select="log-loss")
+        train(parts.run, parts.methods, generator_for(2, "order"), schedule="constant", select="log-loss")
     finite = all(bool(torch.isfinite(value).all()) for value in parts.run.model.state_dict().values())
     demand(finite, "the weights of a language model are not finite")
     x = parts.run.valid.x[:3]

@@ -9,7 +9,7 @@ from probatum import inject
 from probatum.checks.subject import Subject, demand
 from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (a layer is tried in a training)
 from probatum.rooms.task import task
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 
 def check_swaps_somewhere(subject: Subject) -> None:
@@ -51,4 +51,4 @@ def swap(subject: Subject, modality: str) -> tuple[nn.Module, int]:
 
 def offer(subject: Subject) -> dict[str, torch.Generator]:
     """What the bench has to give a layer."""
-    return {"generator": stream(0, "check", subject.name)}
+    return {"generator": generator_for(0, "check", subject.name)}

@@ -14,7 +14,7 @@ from probatum.rooms.task import task as task_of
 from probatum.spec import Batch, Data
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 
 def check_output_shape(subject: Subject) -> None:
@@ -37,7 +37,7 @@ def check_training_helps(subject: Subject) -> None:
     parts = assemble(alone(subject.recipe(steps=60), data, 1))
     start = _error(parts.run.model, data)
     with seeded(1, "training"):
-        train(parts.run, [], stream(1, "order"), select="last")
+        train(parts.run, [], generator_for(1, "order"), select="last")
     end = _error(parts.run.model, data)
     demand(end < start, f"the training loss went from {start:.4f} to {end:.4f} in 60 steps")
 

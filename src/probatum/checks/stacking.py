@@ -16,7 +16,7 @@ from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import outputs, train
 from probatum.train.replica import Replica
 from probatum.train.replicas import train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.stack import CannotStackError
 
 SEEDS = (3, 4, 5)
@@ -51,7 +51,9 @@ def stacked_gap(subject: Subject, modality: str) -> str | None:
         alone = _trained_alone(subject, modality, dtype)
     together = [_assembled(subject, modality, seed, dtype) for seed in SEEDS]
     replicas = [
-        Replica(parts.run, parts.methods, stream(seed, "order"), derive(seed, "training"), subject.card.separable)
+        Replica(
+            parts.run, parts.methods, generator_for(seed, "order"), derive(seed, "training"), subject.card.separable
+        )
         for parts, seed in zip(together, SEEDS, strict=True)
     ]
     try:
@@ -78,7 +80,7 @@ def _trained_alone(subject: Subject, modality: str, dtype: torch.dtype) -> list[
     found = [_assembled(subject, modality, seed, dtype) for seed in SEEDS]
     for parts, seed in zip(found, SEEDS, strict=True):
         with seeded(seed, "training"):
-            train(parts.run, parts.methods, stream(seed, "order"), schedule="cosine")
+            train(parts.run, parts.methods, generator_for(seed, "order"), schedule="cosine")
     return found
 
 

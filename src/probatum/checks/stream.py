@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probatum.checks.subject import MEMORY, NotThisOneError, Subject, demand, fingerprint
 from probatum.numerics.continual.learners import FineTune, Settings
 from probatum.spec import Budget, Data, Optimisation, Stage
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 BUDGET = Budget(6, 16, 4)
 
@@ -28,8 +28,8 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dic
 def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits of plain fine-tuning, and its own at these settings."""
     data = subject.data()
-    offer = {"model_factory": subject.factory(data), "order": stream(0, "check", "order"), "batch_size": 16}
-    own = Settings(data.spec.outputs, generator=stream(0, "check"), optimisation=Optimisation(lr=1e-2), **offer)
+    offer = {"model_factory": subject.factory(data), "order": generator_for(0, "check", "order"), "batch_size": 16}
+    own = Settings(data.spec.outputs, generator=generator_for(0, "check"), optimisation=Optimisation(lr=1e-2), **offer)
     return streamed(FineTune(own), data)["logits"], exercise(subject, settings)["logits"]
 
 

@@ -20,7 +20,7 @@ from probatum.rooms.kind import kinds, modalities
 from probatum.spec import Data, Optimisation
 from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import last_layer
 
 MEMORY = 8_000_000
@@ -90,12 +90,12 @@ class Subject:
         model = self.model(data)
         offer = {
             **offer_for(data, budget_for(Training(steps=12, batch_size=16), len(data.train))),
-            "generator": stream(seed, "check", self.name),
+            "generator": generator_for(seed, "check", self.name),
             "model": model,
             "last_layer": last_layer(model),
             "model_factory": self.factory(data),
             "memory": MEMORY,
-            "order": stream(seed, "check", "order"),
+            "order": generator_for(seed, "check", "order"),
             "optimisation": Optimisation(lr=1e-2),
             "trusted": data.valid,
             "parameters": 2000,

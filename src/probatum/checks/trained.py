@@ -17,7 +17,7 @@ from probatum.rooms.arena import alone
 from probatum.spec import Data
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 
 def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def draws(subject: Subject) -> bool:
             module.p = 0.0
     with seeded(3, "training"):
         before = torch.get_rng_state()
-        train(parts.run, parts.methods, stream(3, "order"), schedule="constant")
+        train(parts.run, parts.methods, generator_for(3, "order"), schedule="constant")
         return not torch.equal(before, torch.get_rng_state())
 
 
@@ -49,7 +49,7 @@ def final_weights(recipe: Recipe, data: Data) -> dict[str, Tensor]:
     """Final weights of a short training of this recipe."""
     parts = assemble(alone(recipe, data, 3))
     with seeded(3, "training"):
-        train(parts.run, parts.methods, stream(3, "order"), schedule=recipe.training.schedule)
+        train(parts.run, parts.methods, generator_for(3, "order"), schedule=recipe.training.schedule)
     return dict(parts.run.model.state_dict())
 
 
@@ -91,4 +91,4 @@ def prepared(subject: Subject, modality: str | None = None) -> Assembly:
 def run_it(parts: Assembly) -> None:
     """Train the assembly."""
     with seeded(2, "training"):
-        train(parts.run, parts.methods, stream(2, "order"), schedule="constant")
+        train(parts.run, parts.methods, generator_for(2, "order"), schedule="constant")

@@ -13,7 +13,7 @@ from probatum.data.library import library, subset
 from probatum.recipe import Training
 from probatum.spec import Budget, Part, Spec, Stage
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 CLASSES, STAGES = 10, 5
 FEATURES, WIDTH = 32 * 7 * 7, 128
@@ -71,7 +71,7 @@ class FrozenStream:
         self.other = (found - mean) / scale
         self.test = Part(features(mnist.test), mnist.test.y, mnist.test.rows)
         x, y = features(mnist.train), mnist.train.y
-        order = torch.randperm(CLASSES, generator=stream(seed, "class order"))
+        order = torch.randperm(CLASSES, generator=generator_for(seed, "class order"))
         self.stages = []
         for number, group in enumerate(order.split(CLASSES // STAGES)):
             where = torch.isin(y, group)

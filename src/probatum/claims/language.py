@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probatum.data.library import root
 from probatum.errors import InputError
 from probatum.train.loop import rate_factor
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 CONTEXT = 64
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -126,7 +126,7 @@ def train_language(
 
     The learning rate warms up over 5 % of the steps and then falls by a half cosine, or stays ("constant").
     """
-    text, order = shakespeare(), stream(seed, "order")
+    text, order = shakespeare(), generator_for(seed, "order")
     with seeded(seed, "initial weights"):
         model = CharTransformer(text.vocabulary)
     optimizer = make(model)

@@ -13,7 +13,7 @@ from probatum.spec import Data, Part
 from probatum.train.assemble import assemble
 from probatum.train.baselines import training_for
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import Run
 
 
@@ -31,7 +31,7 @@ def fit(
         train(
             parts.run,
             parts.methods,
-            stream(seed, "order"),
+            generator_for(seed, "order"),
             schedule=recipe.training.schedule,
             select=recipe.training.select,
         )

@@ -12,7 +12,7 @@ from probatum.claims.language import shakespeare
 from probatum.kinds.language.network import Decoder
 from probatum.spec import Data, Part, Spec
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 four_layers = partial(Decoder, width=64, depth=4, heads=8)
 """spec -> the bench's language model with four layers of width 64 and eight heads."""
@@ -26,7 +26,7 @@ def windows(seed: int, length: int, train: int, other: int = 64) -> Data:
     """
     text = shakespeare()
     half = len(text.test) // 2
-    drawn = torch.randint(len(text.train) - length, (train,), generator=stream(seed, "windows"))
+    drawn = torch.randint(len(text.train) - length, (train,), generator=generator_for(seed, "windows"))
     even = torch.linspace(0, half - length - 1, other).long()
     parts = []
     for ids, starts in ((text.train, drawn), (text.test[:half], even), (text.test[half:], even)):

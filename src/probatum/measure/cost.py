@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from probatum.measure.base import Measure
 from probatum.numerics.cost.operations import counted
 from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.tensors.draws import random_state_kept
 
 _TENTH = math.log(1.1)
 
@@ -73,13 +74,13 @@ def macs(model: nn.Module, x: Tensor) -> int:
     """Return the multiply-adds of one forward pass on the first example of x, in evaluation mode."""
     if not len(x):
         raise ValueError("x has no rows; give at least one example")
-    with evaluating(model), torch.random.fork_rng(), torch.no_grad():
+    with evaluating(model), random_state_kept(), torch.no_grad():
         return flops(lambda: model(x[:1])) // 2
 
 
 def latency(model_a: nn.Module, model_b: nn.Module, x: Tensor, pairs: int = 30, warmup: int = 5) -> Interleaved:
     """Time forward passes of two models on x in turn, in evaluation mode and without gradients; see `interleave`."""
-    with evaluating(model_a, model_b), torch.random.fork_rng(), torch.no_grad():
+    with evaluating(model_a, model_b), random_state_kept(), torch.no_grad():
         return interleave(lambda: model_a(x), lambda: model_b(x), pairs, warmup)
 
 

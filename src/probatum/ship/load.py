@@ -26,7 +26,7 @@ from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for_learner
 from probatum.train.loop import outputs
 from probatum.train.own_model import own_model
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _build(
         else:
             network = baselines.build(spec)
         for use in recipe.layer:
-            own = {**offer, "model": network, "generator": stream(description["seed"], "technique", use.id)}
+            own = {**offer, "model": network, "generator": generator_for(description["seed"], "technique", use.id)}
             inject.call(use.id, catalogue.entry(use.id), use.settings, own, net=network)
     return network
 
@@ -143,7 +143,7 @@ def _calibrator(folder: Path, recipe: Recipe, description: dict[str, Any], spec:
         return None
     use, held = recipe.posthoc, load_file(folder / "refit.safetensors")
     seed = description["seed"]
-    offer = {"num_classes": spec.outputs, "generator": stream(seed, "technique", use.id, ""), "spec": spec}
+    offer = {"num_classes": spec.outputs, "generator": generator_for(seed, "technique", use.id, ""), "spec": spec}
     with seeded(seed, "technique", use.id, ""):
         fitted = inject.call(use.id, catalogue.entry(use.id), use.settings, offer)
         fitted.fit(held["logits"], held["target"])
@@ -182,6 +182,6 @@ def _load_learner(
         offer,
         data=data,
         budget=budget_for(recipe.training, len(train)),
-        generator=stream(description["seed"], "technique", use.id, ""),
+        generator=generator_for(description["seed"], "technique", use.id, ""),
     )
     return Shipped(pipeline, None, predictor.predict, description)

@@ -15,7 +15,7 @@ from probatum.rooms.arena import TrainingFailed, Work
 from probatum.rooms.task import check_shape
 from probatum.spec import Data
 from probatum.tasks.uncertainty import uncertainty
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 FEW = 2000
 """Rows on which intervals are set, and that are corrupted."""
@@ -88,5 +88,5 @@ def _robustness(work: Work, fitted: Any) -> Mapping[str, float]:
     if fitted.model is None or not kinds:
         return {}
     part = first_rows(work.data.test, FEW)
-    generator = stream(work.seed, "corruptions")
+    generator = generator_for(work.seed, "corruptions")
     return robustness.robustness(lambda x: fitted.predict(replace(part, x=x)), part.x, part.y, spec, kinds, generator)

@@ -21,7 +21,7 @@ from probatum.spec import Budget, Data, Optimisation, Spec
 from probatum.train import baselines
 from probatum.train.adapt import FROM_SCRATCH, Adapted
 from probatum.train.loop import rate_factor
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run, last_layer
 
 
@@ -89,7 +89,7 @@ def _swap_layers(recipe: Recipe, model: nn.Module, offer: Mapping[str, Any], see
     swaps = {}
     for use in recipe.layer:
         with seeded(seed, "technique", use.id, salt):
-            own = {**offer, "model": model, "generator": stream(seed, "technique", use.id, salt)}
+            own = {**offer, "model": model, "generator": generator_for(seed, "technique", use.id, salt)}
             if _wants_last(use):
                 own["last_layer"] = last_layer(model)
             swaps[use.id] = int(inject.call(use.id, catalogue.entry(use.id), use.settings, own, net=model))
@@ -126,7 +126,7 @@ def offer_for_learner(work: Work, recipe: Recipe | None = None) -> dict[str, Any
 
 
 def _built(use: Use, offer: Mapping[str, Any], seed: int, salt: str) -> Any:
-    own = {**offer, "generator": stream(seed, "technique", use.id, salt)}
+    own = {**offer, "generator": generator_for(seed, "technique", use.id, salt)}
     entry = catalogue.entry(use.id)
     if _wants_last(use):
         own["last_layer"] = last_layer(offer["model"])
@@ -190,7 +190,7 @@ def _optimizer(
         )
     use = recipe.optimizer
     entry = catalogue.entry(use.id)
-    own = {**offer, "generator": stream(seed, "technique", use.id, salt)}
+    own = {**offer, "generator": generator_for(seed, "technique", use.id, salt)}
     if not hasattr(entry, "for_model"):
         return inject.call(use.id, entry, use.settings, own, params=[*parameters, *own_loss])
     if own_loss:

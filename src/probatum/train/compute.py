@@ -13,7 +13,7 @@ from probatum.recipe import Recipe
 from probatum.rooms.arena import Work
 from probatum.train.assemble import Assembly, assemble, budget_for
 from probatum.train.loop import Single, detach, train_session
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 CHANGING = ("optimizer", "method", "compress")
 """Slots whose techniques may cost more at one step than at another."""
@@ -60,7 +60,7 @@ def costs(work: Work, recipe: Recipe, steps: int) -> Costs:
     counted; elsewhere a whole and a last batch tell all.
     """
     parts = assemble(replace(work, progress=None), recipe, steps)
-    order = stream(work.seed, "order", work.arm.salt)
+    order = generator_for(work.seed, "order", work.arm.salt)
     try:
         with seeded(work.seed, "training", work.arm.salt):
             session = _Counting(parts, order, steps)

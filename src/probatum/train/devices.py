@@ -39,7 +39,7 @@ from probatum.rooms.arena import TrainingFailed, Work
 from probatum.spec import Batch
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 LOOK_SECONDS = 0.05
 LARGE = 2**20
@@ -290,7 +290,7 @@ def _serve(folder: Path, rank: int) -> None:
 
     draws = (salt,) if rank == 0 else (salt, f"device {rank}")  # dropout must not repeat itself on every share
     with seeded(work.seed, "training", *draws):
-        order = stream(work.seed, "order", salt)
+        order = generator_for(work.seed, "order", salt)
         train(run, parts.methods, order, schedule=training.schedule, select=training.select, progress=progress)
     _hand_back(folder, rank, parts)
     dist.barrier()

@@ -12,7 +12,7 @@ from probatum.rooms.task import task
 from probatum.train.adapt import state_of
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 MOST_STEPS = 3000
 """Updates of pretraining unless the user gives another number."""
@@ -43,7 +43,7 @@ def pretrain(work: Work) -> tuple[dict[str, Tensor], dict[str, float]]:
         train(
             parts.run,
             parts.methods,
-            stream(work.seed, "pretraining order"),
+            generator_for(work.seed, "pretraining order"),
             schedule=training.schedule,
             select=training.select,
             progress=work.progress,

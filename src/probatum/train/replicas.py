@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.rooms.arena import TrainingFailed
 from probatum.rooms.task import task
 from probatum.spec import Batch
@@ -65,7 +66,7 @@ def train_replicas(
     """
     methods = [method for replica in replicas for method in replica.methods]
     watch = None if pace is None or threads is None else _Watch(pace, threads)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), detached_on_failure(methods):
+    with random_state_kept(), detached_on_failure(methods):
         session = Stacked(replicas)
         failed = train_session(session, schedule, select, progress, watch)
         if not all(failed):

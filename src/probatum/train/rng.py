@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from probatum.numerics.tensors.draws import draws_of
+
 
 def derive(seed: int, *purpose: str) -> int:
     """A 63-bit seed for one purpose, the same in every process."""
@@ -15,8 +17,8 @@ def derive(seed: int, *purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def stream(seed: int, *purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose, e.g. ``stream(3, "order")`` or ``stream(3, "technique", "gradient-noise")``."""
+def generator_for(seed: int, *purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose, e.g. ``generator_for(3, "order")`` or ``generator_for(3, "technique", "gradient-noise")``."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
@@ -24,6 +26,5 @@ def stream(seed: int, *purpose: str) -> torch.Generator:
 def seeded(seed: int, *purpose: str) -> Iterator[None]:
     """Run a block on its own global torch state, for code that can only draw from there (layer initialisation,
     dropout); the caller's state is put back, also after an exception."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive(seed, *purpose))
+    with draws_of(derive(seed, *purpose)):
         yield

@@ -15,7 +15,7 @@ from probatum.errors import InputError
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.rooms.task import task
 from probatum.spec import Batch, Budget, Part, Spec
-from probatum.train.rng import derive
+from probatum.train.rng import seeded
 
 LossHook = Callable[["Run", Batch, Any, Tensor], Tensor]
 
@@ -122,9 +122,7 @@ class Run:
             raise RuntimeError("there is no batch before the first step; a second pass belongs into a step's hooks")
         self._seconds += 1
         self.optimizer.zero_grad(set_to_none=True)
-        devices = range(torch.cuda.device_count())
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices), still_statistics(self.model):
-            torch.manual_seed(derive(self.draws, "second pass", str(self._seconds)))
+        with torch.enable_grad(), seeded(self.draws, "second pass", str(self._seconds)), still_statistics(self.model):
             loss = self.loss_of(rows)
             (loss if self.shard is None else self.shard.weighted(loss)).backward()
         if self.clip is not None:

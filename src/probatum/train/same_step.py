@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probatum.numerics.tensors.draws import draws_of
 from probatum.train.replica import Replica
 from probatum.train.stack import DROPOUTS, CannotStackError, Stack
 
@@ -86,8 +87,7 @@ def _compare(stack: Stack, replicas: Sequence[Replica], which: Sequence[int], x:
         gradients = torch.autograd.grad((output * weight).sum(), trained, allow_unused=True) if training else ()
         for k in which:
             _put(stack.buffers(), kept)
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                torch.manual_seed(replicas[k].draws)
+            with draws_of(replicas[k].draws):
                 alone = stack.models[k](x[k])
             if not torch.isfinite(alone).all():
                 continue  # it will fail, and is told of then

@@ -12,7 +12,7 @@ from probatum.recipe import Recipe
 from probatum.rooms.arena import Work
 from probatum.train.assemble import assemble
 from probatum.train.loop import Single, detach
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BLOCK = 4
 """Training steps of one call."""
@@ -54,7 +54,7 @@ def stepping(work: Work, recipe: Recipe) -> Iterator[Stepper]:
     parts = assemble(work, recipe)
     try:
         with seeded(work.seed, "timing"):
-            session = Single(parts.run, parts.methods, stream(work.seed, "timing order"))
+            session = Single(parts.run, parts.methods, generator_for(work.seed, "timing order"))
         yield Stepper(session, work.seed)
     finally:
         detach(parts.methods)

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive, Stacked
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 
 
 def generator(seed: int = 0) -> torch.Generator:

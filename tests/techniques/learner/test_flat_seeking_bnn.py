@@ -15,7 +15,7 @@ from probatum.numerics.posterior.approximations import batch_losses, fit_mean_fi
 from probatum.numerics.posterior.ensembles import Members, class_losses, train_members
 from probatum.numerics.posterior.predictors import started
 from probatum.numerics.posterior.stacked import Stacked
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.flat_seeking_bnn import (
     METHODS,

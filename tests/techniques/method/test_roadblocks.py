@@ -26,7 +26,7 @@ from probatum.techniques.method.roadblocks import (
 )
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 SHORT = Training(steps=40, batch_size=32)
 TABLE = Spec("table", "classes", (12,), 3, numeric=12)
@@ -167,7 +167,7 @@ def test_what_is_reported_and_charged() -> None:
         alone(make_arm("roadblocks(share=0.2, rounds=2)", Recipe(training=replace(SHORT, steps=120))).recipe, data, 1)
     )
     with seeded(1, "training"):
-        train(parts.run, parts.methods, stream(1, "order"))
+        train(parts.run, parts.methods, generator_for(1, "order"))
     told = parts.methods[0].report()
     assert told["roadblock 1: accepted"] == 1.0
     assert told["roadblock 1: accuracy lost"] > 0.1

@@ -28,7 +28,7 @@ from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Part, Pool, Query, Spec
 from probatum.train.assemble import budget_for
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 BASELINE = "random sampling"
 CERTAIN = "margin sampling"
@@ -139,7 +139,7 @@ class _Course:
 
 def _course(work: Work, rules: Mapping[str, Any]) -> _Course:
     train, test, spec = work.data.train, work.data.test, work.data.spec
-    order = torch.randperm(len(train), generator=stream(work.seed, "first labels"))
+    order = torch.randperm(len(train), generator=generator_for(work.seed, "first labels"))
     asked = order[: rules["start"]]
     none = torch.zeros(0, dtype=torch.int64)
     choose, machine, guesses = _strategy(work), none, none
@@ -183,7 +183,7 @@ def _course(work: Work, rules: Mapping[str, Any]) -> _Course:
 
 def _strategy(work: Work) -> Strategy:
     none = torch.zeros(0, dtype=torch.int64)
-    own = stream(work.seed, "technique", work.builtin or work.arm.name)
+    own = generator_for(work.seed, "technique", work.builtin or work.arm.name)
     if work.builtin == CERTAIN:
         return lambda pool, count: Query(_closest(pool, count), none, none)
     if work.builtin:
@@ -197,7 +197,7 @@ def _strategy(work: Work) -> Strategy:
     offer = {
         "spec": work.data.spec,
         "num_classes": work.data.spec.outputs,
-        "generator": stream(work.seed, "technique", use.id),
+        "generator": generator_for(work.seed, "technique", use.id),
         "model_factory": fresh_models(work),
     }
 

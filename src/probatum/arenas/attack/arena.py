@@ -15,7 +15,7 @@ from probatum.errors import InputError
 from probatum.measure import adversarial, cost
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 BASELINE = "sign-gradient line search"
 ROWS = 128
@@ -63,11 +63,11 @@ def rehearse(work: Work) -> None:
 def attacker(work: Work, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """The arm's attack on `model`: (x, classes) -> changed x."""
     if work.builtin == "random direction":
-        return lambda x, y: _random(model, x, y, stream(work.seed, "random direction"))
+        return lambda x, y: _random(model, x, y, generator_for(work.seed, "random direction"))
     if work.builtin:
         return lambda x, y: adversarial.sign_line_search(model, x, y)
     use = work.player
-    offer = {"spec": work.data.spec, "generator": stream(work.seed, "technique", use.id)}
+    offer = {"spec": work.data.spec, "generator": generator_for(work.seed, "technique", use.id)}
     entry = catalogue.entry(use.id)
     return lambda x, y: inject.call(use.id, entry, use.settings, offer, model=model, inputs=x, target=y)
 

@@ -15,7 +15,7 @@ from probatum.errors import InputError
 from probatum.measure import cost, faithfulness
 from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Explanation, Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 BASELINE = "gradient"
 ROWS = 128
@@ -44,7 +44,7 @@ def trial(work: Work) -> Outcome:
         lambda noisy: explain(noisy, their).values.detach(),
         few,
         found.values[:32].detach(),
-        stream(work.seed, "sensitivity"),
+        generator_for(work.seed, "sensitivity"),
     )
     if found.gap is not None:
         with torch.no_grad():
@@ -86,14 +86,14 @@ def explainer(work: Work, model: nn.Module) -> Callable[[Tensor, Tensor], Explan
         gradient = _gradient(model)
         return lambda x, y: Explanation(gradient(x, y).values * x)
     if work.builtin == "random order":
-        return lambda x, y: Explanation(torch.rand(x.shape, generator=stream(work.seed, "random order")))
+        return lambda x, y: Explanation(torch.rand(x.shape, generator=generator_for(work.seed, "random order")))
     if work.builtin:
         return _gradient(model)
     use = work.player
     entry = catalogue.entry(use.id)
 
     def explain(x: Tensor, y: Tensor) -> Explanation:
-        offer = {"spec": work.data.spec, "generator": stream(work.seed, "technique", use.id)}
+        offer = {"spec": work.data.spec, "generator": generator_for(work.seed, "technique", use.id)}
         return inject.call(use.id, entry, use.settings, offer, model=model, inputs=x, target=y)
 
     return explain

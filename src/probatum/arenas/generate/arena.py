@@ -26,7 +26,7 @@ from probatum.rooms.arena import Outcome, Work
 from probatum.rooms.kind import kind_of
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.train.assemble import budget_for
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BASELINE = "denoiser"
 DEGRADED = "degraded input"
@@ -125,7 +125,7 @@ def trial(work: Work) -> Outcome:
     fitted = time.perf_counter()
     found, seen = {}, hashlib.sha256()
     for kind in kinds(rows.spec):
-        operator, b = damage(rows.test, kind, rules["noise"], stream(work.seed, "damage", kind))
+        operator, b = damage(rows.test, kind, rules["noise"], generator_for(work.seed, "damage", kind))
         x = restored(restore, b, operator, work.arm.name)
         found[f"psnr-{kind}"] = psnr(x, rows.test)
         seen.update(x.contiguous().numpy().tobytes())
@@ -146,7 +146,7 @@ def rehearse(work: Work) -> None:
     noise = contest(work.data.spec, work.data.train)["noise"]
     restore, _ = prior(work, rows, noise, Budget(2, min(8, len(rows.train)), 2))
     for kind in kinds(rows.spec):
-        operator, b = damage(rows.test[:4], kind, noise, stream(work.seed, "damage", kind))
+        operator, b = damage(rows.test[:4], kind, noise, generator_for(work.seed, "damage", kind))
         restored(restore, b, operator, work.arm.name)
 
 
@@ -176,12 +176,12 @@ def prior(work: Work, rows: Rows, noise: float, budget: Budget) -> tuple[Restore
     if work.builtin:
         with seeded(work.seed, "initial weights"):
             network = denoiser.Denoiser(rows.spec.shape, parameters)
-        own = denoiser.fit(rows.train, noise, budget, stream(work.seed, "denoiser"), network)
+        own = denoiser.fit(rows.train, noise, budget, generator_for(work.seed, "denoiser"), network)
         return own.restore, _weights(network)
     use = work.player
     offer = {
         "spec": rows.spec,
-        "generator": stream(work.seed, "technique", use.id),
+        "generator": generator_for(work.seed, "technique", use.id),
         "parameters": parameters,
     }
     made = inject.call(use.id, catalogue.entry(use.id), use.settings, offer, x=rows.train, noise=noise, budget=budget)
@@ -194,7 +194,7 @@ def _variation(x: Tensor, noise: float, seed: int) -> Restore:
 
     def restore(b: Tensor, operator: Operator) -> Tensor:
         if operator.kind not in best:
-            trained, own = damage(x, operator.kind, noise, stream(seed, "weight", operator.kind))
+            trained, own = damage(x, operator.kind, noise, generator_for(seed, "weight", operator.kind))
             scores = {w: psnr(total_variation(trained, own, w * noise), x) for w in WEIGHTS}
             best[operator.kind] = max(scores, key=scores.__getitem__)
         return total_variation(operator, b, best[operator.kind] * noise)

@@ -20,7 +20,7 @@ from probatum.train.assemble import Assembly, assemble, budget_for, offer_for_le
 from probatum.train.compute import equal_steps
 from probatum.train.devices import train_on_devices
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.tune import tuned
 
 SCALED = "temperature scaling"
@@ -89,7 +89,7 @@ def fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
     """A learner, and its calibrator if there is one."""
     data = work.data
     budget = budget_for(recipe.training, len(data.train))
-    generator = stream(work.seed, "technique", use.id, work.arm.salt)
+    generator = generator_for(work.seed, "technique", use.id, work.arm.salt)
     hidden = replace(data, test=no_rows(data.test))  # a learner cannot look at the test rows
     offer = offer_for_learner(work, recipe)
     learner = inject.call(
@@ -145,7 +145,7 @@ def run_training(work: Work, recipe: Recipe | None = None, steps: int | None = N
             train(
                 parts.run,
                 parts.methods,
-                stream(work.seed, "order", work.arm.salt),
+                generator_for(work.seed, "order", work.arm.salt),
                 schedule=training.schedule,
                 select=training.select,
                 progress=work.progress,
@@ -167,7 +167,7 @@ def assembled(work: Work, recipe: Recipe, steps: int | None = None) -> Assembly:
 def _calibrator(use: Use, work: Work, logits: Tensor) -> Any:
     offer = {
         "num_classes": work.data.spec.outputs,
-        "generator": stream(work.seed, "technique", use.id, work.arm.salt),
+        "generator": generator_for(work.seed, "technique", use.id, work.arm.salt),
         "spec": work.data.spec,
     }
     with seeded(work.seed, "technique", use.id, work.arm.salt):

@@ -13,13 +13,14 @@ from torch import Tensor
 from probatum import catalogue
 from probatum.arenas.predict.arena import measured
 from probatum.arenas.predict.fit import assembled, predictor, steps_for
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.recipe import Recipe
 from probatum.rooms.arena import Outcome, Work
 from probatum.train.assemble import Assembly, budget_for
 from probatum.train.loop import Single, detach
 from probatum.train.replica import Replica
 from probatum.train.replicas import Stacked, train_replicas
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.stack import CannotStackError
 
 MOST = 16
@@ -140,7 +141,7 @@ def probe(works: Sequence[Work], threads: int, most_threads: int, steps: int = 2
     candidates = [threads, most_threads] if most_threads > threads and _idle(most_threads) else [threads]
     prepared: list[Assembly] = []
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with random_state_kept():
             for _ in range(2 * len(few)):  # compute-equal budgets would cost more than the probe and change no step
                 prepared.append(assembled(few[len(prepared) % len(few)], recipe))
             session = Stacked(_replicas(few, prepared[: len(few)]))
@@ -176,7 +177,7 @@ def _replicas(works: Sequence[Work], assemblies: Sequence[Assembly]) -> list[Rep
         Replica(
             parts.run,
             parts.methods,
-            stream(work.seed, "order", work.arm.salt),
+            generator_for(work.seed, "order", work.arm.salt),
             derive(work.seed, "training", work.arm.salt),
             separable,
         )
@@ -186,7 +187,7 @@ def _replicas(works: Sequence[Work], assemblies: Sequence[Assembly]) -> list[Rep
 
 def _single(work: Work, parts: Assembly) -> Single:
     with seeded(work.seed, "training", work.arm.salt):
-        return Single(parts.run, parts.methods, stream(work.seed, "order"))
+        return Single(parts.run, parts.methods, generator_for(work.seed, "order"))
 
 
 def _stacked_stepper(session: Stacked, steps: int) -> Callable[[], float]:

@@ -12,7 +12,7 @@ from probatum.arenas.select.arena import fresh_models
 from probatum.rooms.arena import Outcome, Work
 from probatum.rooms.task import task
 from probatum.spec import Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 BASELINE = "baseline"
 COMPETES = False
@@ -37,7 +37,7 @@ def trial(work: Work) -> Outcome:
         use = work.player
         offer = {
             "spec": work.data.spec,
-            "generator": stream(work.seed, "technique", use.id),
+            "generator": generator_for(work.seed, "technique", use.id),
             "model_factory": fresh_models(work),
         }
         measured = inject.call(use.id, catalogue.entry(use.id), use.settings, offer, data=work.data)

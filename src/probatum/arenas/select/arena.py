@@ -21,7 +21,7 @@ from probatum.rooms.arena import Outcome, Work
 from probatum.spec import Data, Part, Spec
 from probatum.train import baselines
 from probatum.train.loop import outputs
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BASELINE = "held-out loss"
 FLIPPED = 0.05
@@ -78,7 +78,7 @@ def planted(work: Work) -> tuple[Part, Tensor, Tensor]:
     given, clean = work.data.train, None if work.truth is None else work.truth.clean_train
     if clean is not None and bool((wrong := given.y != clean).any()):
         return given, wrong, clean
-    train, flipped = flip(given, work.data.spec.outputs, stream(work.seed, "flips"))
+    train, flipped = flip(given, work.data.spec.outputs, generator_for(work.seed, "flips"))
     return train, flipped, given.y
 
 
@@ -97,7 +97,7 @@ def flip(part: Part, classes: int, generator: torch.Generator) -> tuple[Part, Te
 def scorer(work: Work) -> Callable[[Data], Tensor]:
     """The arm's scores of the training rows, higher = cleaner."""
     if work.builtin == "random order":
-        return lambda data: torch.rand(len(data.train), generator=stream(work.seed, "random order"))
+        return lambda data: torch.rand(len(data.train), generator=generator_for(work.seed, "random order"))
     if work.builtin:
         return lambda data: held_out_loss(work, data)
     use = work.player
@@ -106,7 +106,7 @@ def scorer(work: Work) -> Callable[[Data], Tensor]:
         offer = {
             "spec": data.spec,
             "num_classes": data.spec.outputs,
-            "generator": stream(work.seed, "technique", use.id),
+            "generator": generator_for(work.seed, "technique", use.id),
             "model_factory": fresh_models(work),
             "trusted": data.valid,
         }
@@ -134,7 +134,7 @@ def fresh_models(work: Work) -> Callable[[], nn.Module]:
 def held_out_loss(work: Work, data: Data) -> Tensor:
     """Minus the loss of every training row under a network trained on the other half of the rows."""
     n = len(data.train)
-    order = torch.randperm(n, generator=stream(work.seed, "halves"))
+    order = torch.randperm(n, generator=generator_for(work.seed, "halves"))
     scores = torch.zeros(n)
     for mine, other in ((order[: n // 2], order[n // 2 :]), (order[n // 2 :], order[: n // 2])):
         model = _train(work, replace(data, train=_pick(data.train, other)))

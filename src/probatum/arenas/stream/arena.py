@@ -23,7 +23,7 @@ from probatum.rooms.arena import Outcome, TrainingFailed, Work
 from probatum.spec import Budget, Optimisation, Part, Spec, Stage
 from probatum.train.assemble import budget_for, network_of
 from probatum.train.loop import rate_factor
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BASELINE = "fine-tuning"
 JOINT = "joint"
@@ -128,7 +128,7 @@ def class_groups(work: Work) -> list[tuple[int, ...]]:
     """The classes of each stage, in an order drawn by the seed alone, so that all its arms share it."""
     rules = _rules(work)
     sizes = split(work.data.spec.outputs, rules["stages"], rules["base_classes"])
-    order = torch.randperm(work.data.spec.outputs, generator=stream(work.seed, "class order"))
+    order = torch.randperm(work.data.spec.outputs, generator=generator_for(work.seed, "class order"))
     return [tuple(sorted(group.tolist())) for group in order.split(sizes)]
 
 
@@ -158,7 +158,7 @@ def trial(work: Work) -> Outcome:
             )
         for _ in range(ends):
             with seeded(work.seed, "prediction", work.arm.salt):
-                mix = stream(work.seed, "asked order", str(len(matrix)))
+                mix = generator_for(work.seed, "asked order", str(len(matrix)))
                 row, logits = _known(learner, name, test, asked, groups, len(matrix), rules["protocol"], mix)
             matrix.append(row)
             stored.append(kept)
@@ -250,8 +250,8 @@ def _learner(work: Work, memory: int) -> tuple[str, Any]:
     offer: dict[str, Any] = {
         "num_classes": spec.outputs,
         "model_factory": _fresh(work),
-        "generator": stream(work.seed, "technique", name, work.arm.salt),
-        "order": stream(work.seed, "order", work.arm.salt),
+        "generator": generator_for(work.seed, "technique", name, work.arm.salt),
+        "order": generator_for(work.seed, "order", work.arm.salt),
         "memory": memory,
         "batch_size": training.batch_size,
         "optimisation": optimisation,
@@ -284,7 +284,7 @@ def _shown(
     n, total = len(train), budget_for(training, len(train)).steps
     pieces = [_rows_of(train.y, group) for group in groups]
     if _rules(work)["protocol"] == "free":
-        draw = stream(work.seed, "stream order")
+        draw = generator_for(work.seed, "stream order")
         rows = torch.cat([one[torch.randperm(len(one), generator=draw)] for one in pieces])
         ends = [sum(len(one) for one in pieces[: b + 1]) for b in range(len(pieces))]
         chunks = list(rows.split(training.batch_size))

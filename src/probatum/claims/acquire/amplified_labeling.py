@@ -20,7 +20,7 @@ from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.techniques.acquire.amplified_labeling.amplified_labeling import amplify, audit
 from probatum.techniques.acquire.amplified_labeling.crowd import Crowd
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 SETTINGS = {"sample": 400, "rounds": 4, "exhaustive": 300, "held_out": 0.6, "confidence": 0.8, "lost": 0.02}
 ERROR = 0.03
@@ -34,13 +34,13 @@ def _machine(x: Tensor, y: Tensor, generator: torch.Generator) -> Callable[[Tens
 def _row(seed: int) -> dict[str, float]:
     part = subset(library("mnist"), 25000, seed).prepare(seed, fractions=(0.8, 0.1, 0.1)).train
     x, truth = part.x[:20000], (part.y == seed % 10)[:20000]
-    crowd = Crowd(truth, stream(seed, "crowd"), errors=(ERROR,) * 5)
-    found = amplify(x, crowd, _machine, stream(seed, "amplified"), **SETTINGS)  # type: ignore[arg-type]
+    crowd = Crowd(truth, generator_for(seed, "crowd"), errors=(ERROR,) * 5)
+    found = amplify(x, crowd, _machine, generator_for(seed, "amplified"), **SETTINGS)  # type: ignore[arg-type]
     positive = torch.zeros(len(x), dtype=torch.bool).index_fill(0, found.positive, True)
-    checked = audit(found, lambda rows: truth[rows], 1000, stream(seed, "audit"))
+    checked = audit(found, lambda rows: truth[rows], 1000, generator_for(seed, "audit"))
     # beside: as many items labelled at random, one threshold at even odds
-    pick = torch.randperm(len(x), generator=stream(seed, "random"))[: len(found.asked)]
-    plain = _machine(x[pick], truth[pick], stream(seed, "plain"))(x) > 0
+    pick = torch.randperm(len(x), generator=generator_for(seed, "random"))[: len(found.asked)]
+    plain = _machine(x[pick], truth[pick], generator_for(seed, "plain"))(x) > 0
     return {
         "seed": float(seed),
         "rows": float(len(x)),

@@ -21,7 +21,7 @@ from probatum.spec import Data, Spec
 from probatum.techniques.compress.maestro_lowrank import factorise, finish_plain
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 EPOCHS = 25
 DENSE_RATE = 3e-3
@@ -41,7 +41,7 @@ def trained(arm: str | None, data: Data, seed: int, rate: float) -> Assembly:
     recipe = base if arm is None else make_arm(arm, base).recipe
     parts = assemble(alone(recipe, data, seed, factory=network))
     with seeded(seed, "training"):
-        train(parts.run, parts.methods, stream(seed, "order"), select="last")
+        train(parts.run, parts.methods, generator_for(seed, "order"), select="last")
     return parts
 
 

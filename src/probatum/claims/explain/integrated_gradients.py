@@ -17,7 +17,7 @@ from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.explain.integrated_gradients import integrated_gradients
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 REMOVED = 12
 
@@ -57,7 +57,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
                 "integrated_gradients": _drop(model, x, y, found.values),
                 "absolute_gradient": _drop(model, x, y, gradient.abs()),
                 "gradient_times_input": _drop(model, x, y, gradient * x),
-                "random": _drop(model, x, y, torch.rand(x.shape, generator=stream(seed, "random pixels"))),
+                "random": _drop(model, x, y, torch.rand(x.shape, generator=generator_for(seed, "random pixels"))),
                 "gap": float(found.gap.mean()),
             }
         )

@@ -12,7 +12,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, mean
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 LAG, LENGTH, CHANNELS = 11, 64, 16
 OTHER_LAGS = (3, 4, 5, 6, 7, 8, 14, 15, 16, 17, 18, 19)
@@ -58,7 +58,7 @@ def marks(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _data(seed: int) -> Data:
-    generator = stream(seed, "marks")
+    generator = generator_for(seed, "marks")
     parts = [Part(*marks(n, generator), torch.arange(n)) for n in (2000, 500, 1000)]
     return Data(SPEC, *parts)
 

@@ -24,7 +24,7 @@ from probatum.spec import Spec
 from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import StairCache, apply
 from probatum.techniques.layer.generative_ai_parts.subwords import Vocabulary, learn, log_likelihood
 from probatum.train.loop import rate_factor
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 LENGTH, STEPS, BATCH, RATE = 128, 400, 16, 1e-2
 STAIR, GROUP = ((0, 4), (64, 2)), 16
@@ -68,7 +68,7 @@ def _check(vocabulary: Vocabulary, text: str) -> None:
 
 def trained(seed: int, slopes: str, rate: float) -> Decoder:
     """A decoder of two layers, paired by seed."""
-    text, order = shakespeare(), stream(seed, "order")
+    text, order = shakespeare(), generator_for(seed, "order")
     with seeded(seed, "initial weights"):
         net = Decoder(Spec("text", "next-token", (LENGTH,), text.vocabulary, vocabulary=text.vocabulary), 64, 2, 4)
     apply(net, slopes=slopes)

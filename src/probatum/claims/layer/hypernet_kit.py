@@ -15,7 +15,7 @@ from probatum.measure.calibration import calibration
 from probatum.numerics.hypernetworks.hypernet import Layout
 from probatum.spec import Data
 from probatum.techniques.layer.hypernet_kit import Hypernetwork, WeightGenerator
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 ANGLES = (0.0, 30.0, 60.0, 90.0, 120.0)
 STEPS, FEW_STEPS, BATCH, RATE = 1000, 500, 64, 3e-3
@@ -78,7 +78,8 @@ def trained_net(data: Data, seed: int, name: str, steps: int, rows: int | None =
     net, part = small_net(seed, name), data.train
     x, y = rotated(part.x[:rows], angle), part.y[:rows]
     losses = (
-        (lambda i=i: F.cross_entropy(net(x[i]), y[i])) for i in batches(len(y), steps, stream(seed, "order", name))
+        (lambda i=i: F.cross_entropy(net(x[i]), y[i]))
+        for i in batches(len(y), steps, generator_for(seed, "order", name))
     )
     descend(list(net.parameters()), losses, steps, RATE)
     return net.eval()
@@ -87,11 +88,11 @@ def trained_net(data: Data, seed: int, name: str, steps: int, rows: int | None =
 def task_rows(data: Data, seed: int) -> dict[str, float]:
     """Five networks against one hypernetwork with a learned condition a task; as many steps in all."""
     nets = [trained_net(data, seed, f"net {angle}", STEPS, angle=angle) for angle in ANGLES]
-    net, own = small_net(seed, "net 0.0"), stream(seed, "hypernetwork")
+    net, own = small_net(seed, "net 0.0"), generator_for(seed, "hypernetwork")
     maker = WeightGenerator(Layout.of(net), 8, width=WIDTH, chunk=CHUNK, embedding=16, generator=own)
     both, tasks = Hypernetwork(net, maker), nn.Parameter(torch.randn(len(ANGLES), 8, generator=own))
     xs, y = [rotated(data.train.x, angle) for angle in ANGLES], data.train.y
-    orders = [batches(len(y), STEPS, stream(seed, "order", f"net {angle}")) for angle in ANGLES]
+    orders = [batches(len(y), STEPS, generator_for(seed, "order", f"net {angle}")) for angle in ANGLES]
 
     def losses() -> Iterator[Callable[[], Tensor]]:
         for _ in range(STEPS):
@@ -118,13 +119,13 @@ def task_rows(data: Data, seed: int) -> dict[str, float]:
 def noise_rows(data: Data, seed: int) -> dict[str, float]:
     """A plain network on few rows against weights from noise, averaged over draws; as many steps."""
     plain = trained_net(data, seed, "net", FEW_STEPS, FEW)
-    net, own = small_net(seed, "net"), stream(seed, "noise")
+    net, own = small_net(seed, "net"), generator_for(seed, "noise")
     layout = Layout.of(net)
     maker = WeightGenerator(layout, NOISE, "once", width=32, generator=own)
     both, x, y = Hypernetwork(net, maker), data.train.x[:FEW], data.train.y[:FEW]
 
     def losses() -> Iterator[Callable[[], Tensor]]:
-        for i in batches(FEW, FEW_STEPS, stream(seed, "order", "net")):
+        for i in batches(FEW, FEW_STEPS, generator_for(seed, "order", "net")):
             z = torch.randn(NOISE, generator=own)
             yield lambda i=i, z=z: F.cross_entropy(both(x[i], z), y[i])
 

@@ -16,7 +16,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part
 from probatum.techniques.layer.ibn_net import layer_divergences
 from probatum.train.baselines import training_for
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 ROWS = 10_000
 USUAL = training_for("image", "classes")
@@ -48,7 +48,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
         data = _in_colour(subset(mnist, ROWS, seed).prepare(seed))
-        other = replace(data.test, x=shifted(data.test.x, stream(seed, "appearance")))
+        other = replace(data.test, x=shifted(data.test.x, generator_for(seed, "appearance")))
         row: dict[str, float | str] = {"seed": float(seed)}
         for name, arm in ARMS:
             model = fit(arm, data, seed, training=TRAINING).model

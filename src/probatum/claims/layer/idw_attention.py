@@ -19,7 +19,7 @@ from probatum.claims.tools import mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.techniques.layer.idw_attention import InverseDistanceHead, patch_all
-from probatum.train.rng import derive, seeded, stream
+from probatum.train.rng import derive, generator_for, seeded
 
 KEYS = 40
 STEPS = {"moons": 1500, "digits": 1500, "mnist": 5000}
@@ -59,13 +59,13 @@ def network(kind: str, features: int, classes: int, seed: int) -> nn.Module:
         if kind == "mlp":
             return nn.Sequential(nn.Linear(features, KEYS), nn.ReLU(), nn.Linear(KEYS, classes))
     score = "neglog-distance" if kind == "idw" else "dot"
-    return InverseDistanceHead(features, classes, KEYS, score, generator=stream(seed, "initial weights"))
+    return InverseDistanceHead(features, classes, KEYS, score, generator=generator_for(seed, "initial weights"))
 
 
 def fit(kind: str, train: Rows, classes: int, seed: int, rate: float, steps: int) -> nn.Module:
     """Adam at a constant rate."""
     x, y = train
-    net, order = network(kind, x.shape[1], classes, seed), stream(seed, "order")
+    net, order = network(kind, x.shape[1], classes, seed), generator_for(seed, "order")
     if isinstance(net, InverseDistanceHead):
         net.place(x, warn=False)  # border pixels are constant
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)

@@ -13,7 +13,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
 from probatum.techniques.layer.mip_hypernet import MipHypernet, run, weight_scales
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 STEPS, BATCH, LOOK, MOST_DEGREES = 600, 64, 20, 90.0
 HIDDEN, ROWS = (16, 64), 400
@@ -54,9 +54,9 @@ def small_net(seed: int) -> nn.Module:
 def learn(data: Data, seed: int, arm: str, optimizer: str, rate: float) -> dict[str, list[float]]:
     """Loss over the grid of g on training rows, every `LOOK` steps; at the end that by g and on test rows; first scales."""
     encoding, residual = ARMS[arm]
-    net, order = small_net(seed), stream(seed, "order")
+    net, order = small_net(seed), generator_for(seed, "order")
     maker = MipHypernet.of(
-        net, 1, hidden=HIDDEN, encoding=encoding, residual=residual, generator=stream(seed, "hypernetwork")
+        net, 1, hidden=HIDDEN, encoding=encoding, residual=residual, generator=generator_for(seed, "hypernetwork")
     )
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     steps = kinds[optimizer](maker.parameters(), lr=rate)

@@ -20,7 +20,7 @@ from probatum.spec import Data, Part
 from probatum.techniques.layer.residual_adapters import decathlon_score
 from probatum.train.adapt import HEAD_ONLY, Adapted
 from probatum.train.pretrain import SEED, pretrain
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 SOURCE = Recipe(training=Training(steps=800, batch_size=64, lr=4e-3))
 STEPS, BATCH = 250, 32
@@ -92,7 +92,7 @@ def domain(name: str, seed: int) -> Data:
     source, look = DOMAINS[name]
     data = subset(library(source), ROWS, seed + 1000).prepare(seed, fractions=(0.8, 0.1, 0.1))
     data = replace(data, train=first_rows(data.train, TRAINED), valid=first_rows(data.valid, TUNED))
-    generator = stream(seed, "look", name)
+    generator = generator_for(seed, "look", name)
     return at_half_resolution(data, lambda x: look(x, generator))
 
 

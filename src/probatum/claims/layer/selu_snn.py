@@ -17,7 +17,7 @@ from probatum.spec import Data, Part
 from probatum.techniques.layer.selu_snn import apply, layer_moments, outside_domain
 from probatum.train.assemble import budget_for
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import Run
 
 DEPTH, WIDTH = 32, 64
@@ -62,7 +62,7 @@ def _trained(net: nn.Module, data: Data, seed: int, epochs: int) -> nn.Module:
     budget = budget_for(training, len(data.train))
     run = Run(net, nn.CrossEntropyLoss(), optimizer, data.spec, data.train, data.valid, budget)
     try:
-        train(run, [], stream(seed, "order"), schedule=training.schedule, select=training.select)
+        train(run, [], generator_for(seed, "order"), schedule=training.schedule, select=training.select)
     except TrainingFailed:
         net.eval()
     return net
@@ -76,7 +76,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             data = _flat(dataset.prepare(seed))
             row: dict[str, float | str] = {"data": name, "seed": float(seed)}
             nets = {kind: _relu_net(data.train.x.shape[1], data.spec.outputs, seed) for kind in ("relu", "selu")}
-            apply(nets["selu"], generator=stream(seed, "technique", "selu-snn"))
+            apply(nets["selu"], generator=generator_for(seed, "technique", "selu-snn"))
             moments = layer_moments(nets["selu"], data.train.x)
             row["share_of_layers_in_domain"] = 1 - len(outside_domain(moments)) / len(moments)
             for kind, net in nets.items():

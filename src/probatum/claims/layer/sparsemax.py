@@ -14,7 +14,7 @@ from probatum.data.library import library
 from probatum.kinds.text.network import AttentionText
 from probatum.spec import Part
 from probatum.techniques.layer.sparsemax.sparsemax import sparsemax, sparsemax_loss
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 TOPICS, WORDS, LENGTH, ROWS = 10, 300, 200, 600
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -112,7 +112,7 @@ def _proportions(seeds: Sequence[int]) -> Evidence:
     for seed in seeds:
         row: dict[str, float | str] = {"seed": float(seed)}
         for labels in LABELS:
-            generator = stream(seed, "documents", str(labels))
+            generator = generator_for(seed, "documents", str(labels))
             topics = torch.rand(TOPICS, WORDS, generator=generator).pow(8)
             topics = topics / topics.sum(dim=1, keepdim=True)
             x, q = _documents(labels, 3 * ROWS, topics, generator)

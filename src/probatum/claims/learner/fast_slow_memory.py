@@ -18,7 +18,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 ITEMS, TIMES, BATCH, STEPS = 3, 4, 32, 300
 WIDTH, SLOTS = 32, 8
@@ -82,11 +82,11 @@ def trainer(
 def recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> list[float]:
     """Accuracy on held-out digits at the first, second, ... presentation after training on episodes."""
     net, update = trainer(kind, 64 + ITEMS, ITEMS, seed, rate, fast_rate)
-    draw = stream(seed, "episodes")
+    draw = generator_for(seed, "episodes")
     for _ in range(STEPS):
         shown = episodes(data.train, BATCH, draw)
         update(shown.x, shown.y)
-    asked = episodes(held, 300, stream(seed, "held-out episodes"))
+    asked = episodes(held, 300, generator_for(seed, "held-out episodes"))
     with torch.no_grad():
         right = net(asked.x).argmax(dim=2) == asked.y
     return [float(right[asked.before == k].float().mean()) for k in range(TIMES)]
@@ -111,7 +111,7 @@ def rare_data(seed: int) -> Data:
 def rare_recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> tuple[float, float]:
     """Recall of the rare class and accuracy, label asked for at every step, told by the last."""
     net, update = trainer(kind, 8, 10, seed, rate, fast_rate)
-    x, y, draw = data.train.x.transpose(1, 2), data.train.y, stream(seed, "order")
+    x, y, draw = data.train.x.transpose(1, 2), data.train.y, generator_for(seed, "order")
     for _ in range(RARE_STEPS):
         index = torch.randint(len(y), (BATCH,), generator=draw)
         update(x[index], y[index][:, None].expand(-1, x.shape[1]).contiguous())

@@ -24,7 +24,7 @@ from probatum.numerics.posterior.predictors import Drawn
 from probatum.spec import Budget, Data, Optimisation
 from probatum.techniques.learner.flat_seeking_bnn import fit, worst_nearby
 from probatum.train.loop import rate_factor
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 WIDTH, BATCH, GRADIENTS, NOISE = 100, 64, 3000, 0.2
 RHO, RATES, SWAG_RATE = 0.1, {"plain": 1e-3, "flat": 3e-3}, 0.2
@@ -33,7 +33,7 @@ METHODS = ("swag", "ensemble")
 
 def noisy(seed: int) -> Data:
     """digits with a fifth of the training labels moved to one of the other classes."""
-    data, draw = open_dataset("digits").prepare(seed), stream(seed, "label noise")
+    data, draw = open_dataset("digits").prepare(seed), generator_for(seed, "label noise")
     y = data.train.y
     moved = torch.rand(len(y), generator=draw) < NOISE
     other = (y + torch.randint(1, data.spec.outputs, (len(y),), generator=draw)) % data.spec.outputs
@@ -53,7 +53,7 @@ def trained(data: Data, seed: int, method: str, rho: float, rate: float, swag_ra
     how = Optimisation(rate, 1e-2, lambda step, steps: rate_factor(step, steps, "cosine"))
     budget = Budget(GRADIENTS, BATCH, len(data.train) // BATCH)
     own = {"members_budget": "full", "choose": False, "swag_rate": swag_rate}
-    return fit(data, budget, stream(seed, "fit", method), network, how, method=method, rho=rho, **own)
+    return fit(data, budget, generator_for(seed, "fit", method), network, how, method=method, rho=rho, **own)
 
 
 def training_losses(found: Drawn, data: Data) -> Losses:

@@ -26,7 +26,7 @@ from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     tune_prior,
     wasserstein,
 )
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 WIDTH, STEPS, BATCH, ROWS = 50, 2000, 32, 600
 TUNING = {"steps": 100, "critic_steps": 40, "functions": 100, "points": 40, "width": 100}
@@ -37,7 +37,7 @@ Rows = tuple[Tensor, Tensor]
 
 def gap(seed: int) -> tuple[Rows, Rows]:
     """A smooth function at 64 places outside of (-1, 1) with noise 0.1, and 100 places in [-3, 3] to test; x by its scale."""
-    draw = stream(seed, "gap")
+    draw = generator_for(seed, "gap")
     x = torch.cat([-3 + 2 * torch.rand(32, 1, generator=draw), 1 + 2 * torch.rand(32, 1, generator=draw)])
     new = 6 * torch.rand(100, 1, generator=draw) - 3
     both = torch.cat([x, new])
@@ -60,7 +60,7 @@ def one(name: str, seed: int) -> dict[str, float]:
     """Distances to the process before and after, and test log-loss with the fixed and the tuned prior."""
     (x, y), (new, truth) = gap(seed) if name == "gap" else table(name, seed)
     kernel, noise = process_for(x, y, 1.0)
-    net, draw = Perceptron((x.shape[1], WIDTH, WIDTH, 1)), stream(seed, "prior", name)
+    net, draw = Perceptron((x.shape[1], WIDTH, WIDTH, 1)), generator_for(seed, "prior", name)
     priors = {"fixed": GaussianPrior(net), "tuned": GaussianPrior(net)}
     target = process_functions(kernel, 1, draw)
     tune_prior(priors["tuned"], net, target, x, draw, **TUNING)
@@ -71,7 +71,7 @@ def one(name: str, seed: int) -> dict[str, float]:
         ours, theirs = net(prior.draw(512, draw), places), target(places, 512)
         found[f"distance_{kind}"] = wasserstein(theirs, ours, draw, steps=300, width=100)
         weights = sample_posterior(
-            net, prior, x, y, noise, STEPS, BATCH, stream(seed, "chains", name), chains=4, draws=25, rate=0.1
+            net, prior, x, y, noise, STEPS, BATCH, generator_for(seed, "chains", name), chains=4, draws=25, rate=0.1
         )
         means = net(weights.flatten(0, 1), new)
         density = RealPredictive(means, torch.full_like(means, noise**2)).log_density(truth)

@@ -25,7 +25,7 @@ from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner import gbnn
 from probatum.train.assemble import budget_for
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 WIDTH = 60
 TABLES = ("breast-cancer", "wine", "diabetes", "sonar", "ionosphere", "wheat_seeds")
@@ -64,7 +64,7 @@ def score(output: Tensor, part: Part, task: str) -> float:
 def boosted(data: Data, seed: int, units: int, eta: float) -> gbnn.Boosted:
     """The boosted network on one split."""
     budget = budget_for(Training(), len(data.train))
-    return gbnn.fit(data, budget, stream(seed, "technique", "gbnn", ""), total=WIDTH, units=units, eta=eta)
+    return gbnn.fit(data, budget, generator_for(seed, "technique", "gbnn", ""), total=WIDTH, units=units, eta=eta)
 
 
 def adam(data: Data, seed: int, rate: float, decay: float) -> nn.Module:

@@ -22,7 +22,7 @@ from probatum.techniques.learner.intermediate_layer_classifiers import (
     probe_layers,
     sensitivity,
 )
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 from probatum.worlds.evidence import marked
 
 ALIGNED, SHOTS = 0.95, 100
@@ -60,7 +60,7 @@ def _test_accuracy(probed: Probed, features: dict[str, Tensor], y: Tensor) -> fl
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
-        plain, draws = open_dataset("digits").prepare(seed), stream(seed, "marks")
+        plain, draws = open_dataset("digits").prepare(seed), generator_for(seed, "marks")
         spec = Spec("table", "classes", (64,), 10, numeric=64)
         parts = [replace(part, x=part.x.flatten(1)) for part in (plain.train, plain.valid, plain.test)]
         train = with_marks(parts[0], spec, ALIGNED, draws)

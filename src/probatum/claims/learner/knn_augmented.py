@@ -19,7 +19,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Data
 from probatum.techniques.learner.knn_augmented import augment
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 LABELS = (5, 10, 20, 10_000)
 """Labels a class; the last stands for all there are."""
@@ -38,7 +38,7 @@ def _few(y: Tensor, each: int, generator: torch.Generator) -> Tensor:
 
 def _row(data: Data, seed: int, each: int) -> dict[str, float]:
     features = Backbone(None)
-    rows = _few(data.train.y, each, stream(seed, "labels"))
+    rows = _few(data.train.y, each, generator_for(seed, "labels"))
     train = (features(data.train.x[rows]), data.train.y[rows])
     valid = (features(data.valid.x), data.valid.y)
     row = {}

@@ -26,7 +26,7 @@ from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     spread,
 )
 from probatum.techniques.learner.pfn.prior import gp_prior
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 POINTS, LEAST, MOST = 50, 3, 47
 WIDTH, STEPS, TASKS, DRAWS, RATE = 64, 3000, 4, 5, 1e-3
@@ -49,19 +49,19 @@ def masks(tasks: int, generator: torch.Generator) -> Tensor:
 
 def one(seed: int) -> dict[str, float]:
     """Held-out log-likelihood a point of every network, and the martingale one's spread by context size."""
-    draw = stream(seed, "test")
+    draw = generator_for(seed, "test")
     tests = [(*functions(16, draw), masks(16, draw)) for _ in range(10)]
     row = {"seed": float(seed)}
     for name, kind in KINDS.items():
         with seeded(seed, "initial weights"):
             model = kind(1, 1, width=WIDTH)
-        order = stream(seed, "tasks")
+        order = generator_for(seed, "tasks")
 
         def task(order: torch.Generator = order) -> tuple[Context, Tensor, Tensor]:
             (x, y), mask = functions(TASKS, order), masks(TASKS, order)
             return Context(x, y, mask), x, y
 
-        fit_tasks(model, task, STEPS, DRAWS, RATE, stream(seed, "noise"))
+        fit_tasks(model, task, STEPS, DRAWS, RATE, generator_for(seed, "noise"))
         with torch.no_grad():
             found = [
                 joint_log_likelihood(model.functions(Context(x, y, mask), x, 50, draw), y, ~mask)

@@ -14,7 +14,7 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.techniques.learner.naive_bayes_head import PENALTIES, logistic, naive_bayes
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 CLASSES, WIDTH, SCALE = 5, 200, 0.18
 LABELS = (4, 40, 200, 2000)
@@ -30,7 +30,7 @@ def _rows(means: Tensor, each: int, own: torch.Generator) -> tuple[Tensor, Tenso
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
-        own = stream(seed, "mixture")
+        own = generator_for(seed, "mixture")
         means = SCALE * torch.randn(CLASSES, WIDTH, generator=own)
         test, truth = _rows(means, 4000, own)
         row = {"seed": float(seed)}

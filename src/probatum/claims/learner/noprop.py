@@ -20,7 +20,7 @@ from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part
 from probatum.techniques.learner.noprop import NoProp, chain_coefficients, fit
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BLOCKS, BATCH = 10, 128
 EPOCHS = {"digits": 60, "mnist": 20}
@@ -64,7 +64,7 @@ def chained(net: NoProp, x: Tensor, generator: torch.Generator) -> Tensor:
 
 def by_back_propagation(kind: str, data: Data, budget: Budget, seed: int, rate: float) -> nn.Module:
     """The same chain end to end, or "plain": the encoder of one block with a linear head."""
-    generator, order = stream(seed, "noise"), stream(seed, "order")
+    generator, order = generator_for(seed, "noise"), generator_for(seed, "order")
     with seeded(seed, "initial weights"):
         chain = NoProp(data.spec, blocks=BLOCKS)
         look = chain.blocks[0].look
@@ -83,7 +83,7 @@ def by_back_propagation(kind: str, data: Data, budget: Budget, seed: int, rate: 
 def accuracy(net: nn.Module, part: Part, seed: int) -> float:
     """Of the mean over eight chains, or of the plain network."""
     with torch.no_grad():
-        found = net.probabilities(part.x, stream(seed, "chains"), 8) if isinstance(net, NoProp) else net(part.x)
+        found = net.probabilities(part.x, generator_for(seed, "chains"), 8) if isinstance(net, NoProp) else net(part.x)
     return float((found.argmax(dim=1) == part.y).float().mean())
 
 
@@ -103,7 +103,7 @@ def held_bytes(passes: Callable[[], Tensor]) -> float:
 
 def memories(net: NoProp, data: Data, seed: int) -> tuple[float, float]:
     """Bytes held in a step: the most of any block alone, and of the whole chain."""
-    x, y, generator = data.train.x[:BATCH], data.train.y[:BATCH], stream(seed, "memory")
+    x, y, generator = data.train.x[:BATCH], data.train.y[:BATCH], generator_for(seed, "memory")
     z = torch.randn(BATCH, net.table.shape[1], generator=generator)
     one = max(
         held_bytes(lambda block=block: (net.expected(block(z, x)) - net.table[y]).square().sum())
@@ -118,7 +118,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
         for seed in seeds:
             data = data_of(name, seed)
             budget = budget_of(name, data)
-            ours = fit(data, budget, stream(seed, "noprop"), blocks=BLOCKS, rate=RATES[name, "noprop"]).net
+            ours = fit(data, budget, generator_for(seed, "noprop"), blocks=BLOCKS, rate=RATES[name, "noprop"]).net
             row: dict[str, float | str] = {"data": name, "seed": float(seed)}
             row["noprop"] = accuracy(ours, data.test, seed)
             for kind in ("chain", "plain"):

@@ -18,7 +18,7 @@ from probatum.data.library import library, subset
 from probatum.numerics.networks.backbone import Backbone
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.learner.off_the_shelf_features import Machines, extract, off_the_shelf, unit
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 LABELS = (3, 10)
 LAYERS = {"conv1": "1", "conv2": "4", "dense": "8", "last": "9"}
@@ -37,7 +37,7 @@ def _row(seed: int) -> dict[str, float]:
     data = subset(library("mnist"), 12_000, seed).prepare(seed)
     old, new = data.train.y < 5, data.train.y >= 5
     with seeded(seed, "initial weights"):
-        net = fit_network(_network(), data.train.x[old], data.train.y[old], 500, 64, 2e-3, stream(seed, "order"))
+        net = fit_network(_network(), data.train.x[old], data.train.y[old], 500, 64, 2e-3, generator_for(seed, "order"))
     features = Backbone(net.requires_grad_(False))
     x, y = data.train.x[new], data.train.y[new] - 5
     late = data.test.y >= 5
@@ -47,7 +47,7 @@ def _row(seed: int) -> dict[str, float]:
         return float((scores.argmax(dim=1) == truth).double().mean())
 
     row: dict[str, float] = {"seed": float(seed)}
-    order = torch.randperm(len(y), generator=stream(seed, "labels"))
+    order = torch.randperm(len(y), generator=generator_for(seed, "labels"))
     for each in LABELS:
         few = torch.cat([order[y[order] == c][:each] for c in range(5)])
         chosen = off_the_shelf(features, x[few], y[few], 5, layers=list(LAYERS.values()))
@@ -58,7 +58,7 @@ def _row(seed: int) -> dict[str, float]:
             row[f"{name}_{each}"] = right(machines.scores(unit(extract(net, test, layer))))
         row[f"pixels_{each}"] = right(off_the_shelf(Backbone(None), x[few], y[few], 5).scores(test))
         with seeded(seed, "from scratch"):
-            own = fit_network(_network(), x[few], y[few], 400, 32, 2e-3, stream(seed, "few"))
+            own = fit_network(_network(), x[few], y[few], 400, 32, 2e-3, generator_for(seed, "few"))
         with torch.no_grad():
             row[f"scratch_{each}"] = right(own(test))
     return row

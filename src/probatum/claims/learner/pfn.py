@@ -26,7 +26,7 @@ from probatum.techniques.learner.pfn.network import Limits, PriorFitted, fit_pri
 from probatum.techniques.learner.pfn.pfn import fit as answer
 from probatum.techniques.learner.pfn.prior import gp_prior
 from probatum.train.loop import outputs
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 LENGTH, NOISE, MOST = 0.3, 0.1, 30
 STEPS, BATCH = 2500, 32
@@ -39,10 +39,10 @@ def _network(seed: int) -> PriorFitted:
     def prior(g: torch.Generator) -> tuple[Tensor, Tensor]:
         return gp_prior(BATCH, MOST, g, LENGTH, NOISE)
 
-    sample = gp_prior(2000, 5, stream(seed, "borders"), LENGTH, NOISE)[1]
+    sample = gp_prior(2000, 5, generator_for(seed, "borders"), LENGTH, NOISE)[1]
     with seeded(seed, "initial weights"):
         model = PriorFitted(Limits(1, MOST, 100, False), 64, 3, 4, 128, borders_of(sample, 100))
-    return fit_prior(model, prior, STEPS, stream(seed, "prior"), lr=1e-3)
+    return fit_prior(model, prior, STEPS, generator_for(seed, "prior"), lr=1e-3)
 
 
 def _hyper_chain(x: Tensor, y: Tensor, query: Tensor, own: torch.Generator) -> float:
@@ -72,7 +72,7 @@ def _hyper_chain(x: Tensor, y: Tensor, query: Tensor, own: torch.Generator) -> f
 def _functions(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
-        model, own = _network(seed), stream(seed, "held out")
+        model, own = _network(seed), generator_for(seed, "held out")
         x, y = gp_prior(60, MOST + 20, own, LENGTH, NOISE)
         row: dict[str, float] = {"seed": float(seed)}
         gaps = []
@@ -125,7 +125,7 @@ def _tables(seeds: Sequence[int]) -> Evidence:
         for seed in seeds:
             data = _open(name, seed)
             begun = time.perf_counter()
-            given = answer(data, Budget(1, 1, 1), stream(seed, "pfn"))
+            given = answer(data, Budget(1, 1, 1), generator_for(seed, "pfn"))
             p = given.predict(data.test)
             took = time.perf_counter() - begun
             begun = time.perf_counter()

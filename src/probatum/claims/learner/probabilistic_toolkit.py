@@ -18,7 +18,7 @@ from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit.bayes_opt import maximise
 from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import fit
 from probatum.train.loop import rate_factor
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 TEN = tuple(range(101, 111))
 EVALUATIONS, SIDE = 25, 41
@@ -38,7 +38,7 @@ def regrets(seed: int) -> dict[str, float]:
     grid = torch.cartesian_prod(axis, axis)
     best = float(branin(grid).max())
     return {
-        strategy: best - float(maximise(branin, grid, EVALUATIONS, stream(seed, "branin"), strategy)[1].max())
+        strategy: best - float(maximise(branin, grid, EVALUATIONS, generator_for(seed, "branin"), strategy)[1].max())
         for strategy in ("ucb", "random")
     }
 
@@ -59,7 +59,7 @@ def noise_of(x: Tensor) -> Tensor:
 
 def toy(seed: int, rows: int = ROWS) -> Data:
     """y = sin 3x with noise that grows with |x|, rows drawn from [-1, 1]; targets are about standardised as they are."""
-    draw = stream(seed, "rows")
+    draw = generator_for(seed, "rows")
 
     def part(n: int) -> Part:
         x = 2 * torch.rand(n, 1, generator=draw) - 1
@@ -82,7 +82,7 @@ def ensemble(seed: int, width: int = WIDTH, rate: float = RATE, steps: int = STE
 
     how = Optimisation(rate, 1e-4, lambda step, steps: rate_factor(step, steps, "cosine"))
     budget = Budget(steps, 64, ROWS // 64)
-    found = fit(data, budget, stream(seed, "fit"), network, how, members_budget="full")
+    found = fit(data, budget, generator_for(seed, "fit"), network, how, members_budget="full")
     inside, outside = (torch.linspace(*ends, 201)[:, None] for ends in ((-1.0, 1.0), (1.5, 3.0)))
     outside = torch.cat([outside, -outside])
     within, beyond = (found.posterior.predict_reals(x) for x in (inside, outside))

@@ -34,7 +34,7 @@ from probatum.techniques.learner.sgmcmc_multichain.sgmcmc_multichain import (
     observe,
     sample_chains,
 )
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 TEN = tuple(range(101, 111))
 SCALE, NOISE, ROWS, WIDTH = 0.03, 1.0, 60, 24
@@ -74,7 +74,7 @@ def rows(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Places and noisy forces (seeds, ROWS, 2), places from a run."""
     places, seen = [], []
     for seed in seeds:
-        draw = stream(seed, "places")
+        draw = generator_for(seed, "places")
         start = torch.tensor([-0.55, 1.45]).repeat(1, ROWS, 1)
         start[:, ::2] = torch.tensor([0.6, 0.05])
         run = simulate(lambda x: forces(truth, x), start, 400, STEP, draw, temperature=1.0, burn=399)
@@ -122,7 +122,7 @@ def drawn(seeds: Sequence[int], kind: str, blind: bool = False, rate: float = RA
     copies = 1 if kind in ("one", "long") else CHAINS
     x, y = rows(seeds)
     stacked, weights = starts(seeds, copies, blind)
-    data = batches(x, y, copies, stream(seeds[0], "batches", kind))
+    data = batches(x, y, copies, generator_for(seeds[0], "batches", kind))
     if kind == "ensemble":
         found = warmed(stacked, weights, data, START + STEPS)[:, None]
     else:
@@ -132,7 +132,7 @@ def drawn(seeds: Sequence[int], kind: str, blind: bool = False, rate: float = RA
             data,
             ROWS,
             CHAINS * (START + STEPS) - START if kind == "long" else STEPS,
-            stream(seeds[0], "chains", kind),
+            generator_for(seeds[0], "chains", kind),
             draws=DRAWS * CHAINS // copies,
             rate=rate,
             prior_scale=PRIOR_SCALE,
@@ -158,7 +158,7 @@ def walk(energy: object, count: int, seed: int) -> Paths:
     """Walkers in `count` energies, half of them from either well."""
     start = torch.tensor([-0.55, 1.45]).repeat(count, WALKERS, 1)
     start[:, ::2] = torch.tensor([0.6, 0.05])
-    draw = stream(seed, "walk")
+    draw = generator_for(seed, "walk")
     return simulate(lambda x: forces(energy, x), start, MOVES, STEP, draw, burn=MOVES // 5, every=10, reach=5.0)
 
 

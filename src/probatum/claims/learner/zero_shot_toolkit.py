@@ -30,7 +30,7 @@ from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
     choose_penalty,
     scorer,
 )
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 STROKES = (
     ((2, 2), (2, 13)), ((13, 2), (13, 13)), ((2, 2), (13, 2)), ((2, 13), (13, 13)),
@@ -68,7 +68,7 @@ def _codes(own: torch.Generator) -> Tensor:
 
 
 def _split(seed: int, draw: int) -> dict[str, float]:
-    own = stream(seed, "glyphs", str(draw))
+    own = generator_for(seed, "glyphs", str(draw))
     codes = _codes(own)
     seen, unseen = torch.arange(SEEN), torch.arange(SEEN, CLASSES)
     check_disjoint(seen.tolist(), unseen.tolist())
@@ -79,13 +79,15 @@ def _split(seed: int, draw: int) -> dict[str, float]:
     given, late = Descriptions.of(codes, seen), test_y >= SEEN
     row: dict[str, float] = {}
     for method in METHODS:
-        penalty = choose_penalty(method, x, y, given, stream(seed, "folds", str(draw)))
-        score = scorer(method, x, y, given, stream(seed, "method", method, str(draw)), penalty)(test)
+        penalty = choose_penalty(method, x, y, given, generator_for(seed, "folds", str(draw)))
+        score = scorer(method, x, y, given, generator_for(seed, "method", method, str(draw)), penalty)(test)
         row[method] = class_accuracy(score[late], test_y[late], unseen)
         if method == "eszsl":
             inner, held = seen[:13], seen[13:]
             old = torch.isin(y, inner)
-            other = scorer(method, x[old], y[old], Descriptions.of(codes, inner), stream(seed, "inner"), penalty)(x)
+            other = scorer(
+                method, x[old], y[old], Descriptions.of(codes, inner), generator_for(seed, "inner"), penalty
+            )(x)
             kept = other[:, :SEEN]
             best = max(GAMMAS, key=lambda g: generalised(kept, y, inner, g * float(kept.std())).harmonic)
             plain = generalised(score, test_y, seen)

@@ -14,7 +14,7 @@ from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 NOISE = 0.4
 TRAINING = Training(epochs=150, batch_size=64, lr=3e-4, weight_decay=0.0, schedule="constant", select="last")
@@ -38,7 +38,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
         clean = digits.prepare(seed)
-        noisy = _with_noise(clean.train.y, clean.spec.outputs, stream(seed, "label noise"))
+        noisy = _with_noise(clean.train.y, clean.spec.outputs, generator_for(seed, "label noise"))
         wrong = noisy != clean.train.y
         data = replace(clean, train=replace(clean.train, y=noisy))
         row: dict[str, float | str] = {"seed": float(seed), "wrong_labels": float(wrong.float().mean())}

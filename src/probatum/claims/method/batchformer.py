@@ -18,7 +18,7 @@ from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.batchformer import group_accuracy
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 ROWS, LARGEST, IMBALANCE = 20_000, 1000, 100
 TRAINING = Training(epochs=20, batch_size=128, weight_decay=1e-4, select="last")
@@ -56,7 +56,7 @@ def network(spec: Spec) -> nn.Module:
 
 def long_tailed(data: Data, seed: int) -> tuple[Data, Tensor]:
     """Images at half size, training rows thinned to LARGEST .. LARGEST / IMBALANCE a class, in an order drawn from the seed."""
-    order = torch.randperm(data.spec.outputs, generator=stream(seed, "classes"))
+    order = torch.randperm(data.spec.outputs, generator=generator_for(seed, "classes"))
     kept, counts = [], torch.zeros(data.spec.outputs)
     for rank, c in enumerate(order.tolist()):
         want = round(LARGEST * IMBALANCE ** (-rank / (data.spec.outputs - 1)))
@@ -78,7 +78,9 @@ def scores(arm: str | None, data: Data, counts: Tensor, seed: int, loss: str) ->
     if loss == "balanced":
         parts.run.loss = BalancedSoftmax(counts)
     with seeded(seed, "training"):
-        train(parts.run, parts.methods, stream(seed, "order"), schedule=TRAINING.schedule, select=TRAINING.select)
+        train(
+            parts.run, parts.methods, generator_for(seed, "order"), schedule=TRAINING.schedule, select=TRAINING.select
+        )
     predicted = outputs(parts.run.model, data.test.x).argmax(dim=1)
     overall = float((predicted == data.test.y).float().mean())
     return {"overall": overall, **group_accuracy(predicted, data.test.y, counts)}

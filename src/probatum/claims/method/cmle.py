@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.techniques.method.cmle.cmle import balanced_nll
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 ROWS, STEPS, BATCH, RATE, LOOK = 1000, 600, 128, 1e-3, 20
 WEIGHT, METRIC, DECAYS = 0.1, "transport", {"light": 0.01, "strong": 3.0}
@@ -52,7 +52,7 @@ def train(seed: int, rows: Rows, valid: Rows, decay: float, kind: str) -> tuple[
         encoder = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         head = nn.Sequential(nn.Linear(66, 64), nn.ReLU(), nn.Linear(64, 2))
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=RATE, weight_decay=decay)
-    order, shuffles = stream(seed, "order"), stream(seed, "shuffles")
+    order, shuffles = generator_for(seed, "order"), generator_for(seed, "shuffles")
     x, t, y = rows
     weights = propensity_weights(x, t)
     best, kept = float("inf"), (encoder, head)
@@ -86,7 +86,7 @@ def nll(encoder: nn.Module, head: nn.Module, rows: Rows) -> float:
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
-        draws = stream(seed, "world")
+        draws = generator_for(seed, "world")
         known, valid = world(ROWS, draws, False), world(ROWS // 2, draws, False)
         biased, fair = world(20_000, draws, False), world(20_000, draws, True)
         row = {"seed": float(seed)}

@@ -26,7 +26,7 @@ from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.deeply_supervised_nets import DeeplySupervisedNets, gradient_norms, probe_accuracy
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 EPOCHS = 15
 PLAIN_RATE = 0.02
@@ -59,7 +59,7 @@ def _fit(arm: str | None, data: Data, seed: int, rate: float) -> nn.Module:
     run = parts.run
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
     with seeded(seed, "training"):
-        train(run, parts.methods, stream(seed, "order"))
+        train(run, parts.methods, generator_for(seed, "order"))
     return run.model
 
 

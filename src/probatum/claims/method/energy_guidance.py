@@ -30,7 +30,7 @@ from probatum.techniques.method.energy_guidance import (
 )
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 SIDE, ALIGNED = 16, 0.95
 TRAINING = Training(steps=600, batch_size=64, lr=3e-3, weight_decay=1e-3, select="last")
@@ -76,11 +76,11 @@ def _scene(part: Part, aligned: bool, own: torch.Generator) -> tuple[Part, Tenso
 
 
 def _row(seed: int) -> dict[str, float]:
-    source, own = open_dataset("digits").prepare(seed), stream(seed, "scene")
+    source, own = open_dataset("digits").prepare(seed), generator_for(seed, "scene")
     (known, boxes), (valid, _), (test, where) = (
         _scene(part, part is not source.test, own) for part in (source.train, source.valid, source.test)
     )
-    aligned, _ = _scene(source.test, True, stream(seed, "aligned"))
+    aligned, _ = _scene(source.test, True, generator_for(seed, "aligned"))
     data = Data(replace(source.spec, shape=(1, SIDE, SIDE)), known, valid, test)
     mask = masks_of(where, torch.arange(len(where)), len(where), SIDE, SIDE)
     named = {int(row): box.tolist() for row, box in zip(known.rows, boxes, strict=True)}
@@ -99,14 +99,14 @@ def _row(seed: int) -> dict[str, float]:
         parts = assemble(alone(Recipe(training=TRAINING), data, seed, factory=_network))
         parts.run.loss = _OneAgainstRest()
         guide = EnergyGuidance(
-            stream(seed, "guide"),
+            generator_for(seed, "guide"),
             WEIGHTS.get(loss, 0.0),
             loss if loss in LOSSES else "energy",
             boxes=named,
             annotated=0.1,
         )
         with seeded(seed, "training"):
-            train(parts.run, [guide], stream(seed, "order"), schedule="cosine", select="last")
+            train(parts.run, [guide], generator_for(seed, "order"), schedule="cosine", select="last")
         look(loss, parts.run.model)
     return row
 

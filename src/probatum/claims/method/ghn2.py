@@ -15,7 +15,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
 from probatum.techniques.method.ghn2.ghn2 import GraphHypernet, put, random_net, run_with, train_hypernet
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 POOL, STEPS, META_BATCH, BATCH, RATE = 100, 600, 4, 48, 3e-3
 CHANNELS, NODES = (8, 16), (3, 5)
@@ -63,10 +63,10 @@ def tuned(net: nn.Module, data: Data, epochs: int, order: torch.Generator) -> li
 
 def trained(data: Data, seed: int, edges: bool = True) -> GraphHypernet:
     """A hypernetwork trained on the pool."""
-    own = stream(seed, "pool")
+    own = generator_for(seed, "pool")
     nets = [random_net(data.spec, own, NODES, CHANNELS) for _ in range(POOL)]
-    hyper = GraphHypernet(most=32, edges=edges, generator=stream(seed, "hypernetwork"))
-    train_hypernet(hyper, nets, data.train.x, data.train.y, STEPS, stream(seed, "meta"), META_BATCH, BATCH, RATE)
+    hyper = GraphHypernet(most=32, edges=edges, generator=generator_for(seed, "hypernetwork"))
+    train_hypernet(hyper, nets, data.train.x, data.train.y, STEPS, generator_for(seed, "meta"), META_BATCH, BATCH, RATE)
     return hyper
 
 
@@ -78,7 +78,7 @@ def zero_shot(hyper: GraphHypernet, nets: list[nn.Module], data: Data) -> list[f
 
 def row_of(hyper: GraphHypernet, alone: GraphHypernet, data: Data, seed: int) -> dict[str, list[float]]:
     """Unseen networks of this seed: accuracies at once, after one epoch and after longer training from ordinary weights."""
-    own, row = stream(seed, "unseen"), {}
+    own, row = generator_for(seed, "unseen"), {}
     for split, settings in SPLITS.items():
         chosen: dict[str, Any] = {"nodes": NODES, "channels": CHANNELS, **settings}
         nets = [random_net(data.spec, own, **chosen) for _ in range(UNSEEN if split == "alike" else OTHERS)]
@@ -92,10 +92,10 @@ def row_of(hyper: GraphHypernet, alone: GraphHypernet, data: Data, seed: int) ->
             made = hyper.predict(nets)
         for net, values in zip(nets, made, strict=True):
             state = {name: value.clone() for name, value in net.state_dict().items()}
-            first, end = tuned(net, data, EPOCHS, stream(seed, "order"))
+            first, end = tuned(net, data, EPOCHS, generator_for(seed, "order"))
             net.load_state_dict(state)
             put(net, values)
-            predicted.append(tuned(net, data, 1, stream(seed, "order"))[0])
+            predicted.append(tuned(net, data, 1, generator_for(seed, "order"))[0])
             ordinary.append(first)
             last.append(end)
         row |= {"one_epoch_predicted": predicted, "one_epoch_random": ordinary, "trained_random": last}

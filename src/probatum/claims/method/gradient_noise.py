@@ -16,7 +16,7 @@ from probatum.spec import Data
 from probatum.techniques.method.gradient_noise import GradientNoise
 from probatum.train.assemble import budget_for
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import Run
 
 DEPTH, WIDTH = 5, 50
@@ -52,9 +52,9 @@ def _accuracy(data: Data, seed: int, zero: bool, eta: float) -> float:
     optimizer = torch.optim.SGD(net.parameters(), lr=TRAINING.lr)
     budget = budget_for(TRAINING, len(data.train))
     run = Run(net, nn.CrossEntropyLoss(), optimizer, data.spec, data.train, data.valid, budget)
-    noise = GradientNoise(eta, generator=stream(seed, "technique", "gradient-noise"))
+    noise = GradientNoise(eta, generator=generator_for(seed, "technique", "gradient-noise"))
     try:
-        train(run, [noise], stream(seed, "order"), schedule=TRAINING.schedule, select=TRAINING.select)
+        train(run, [noise], generator_for(seed, "order"), schedule=TRAINING.schedule, select=TRAINING.select)
     except TrainingFailed:
         return 0.0
     return accuracy(net, data.test)

@@ -18,7 +18,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 NOISE = 0.4
 TRAINING = Training(steps=2000, batch_size=64, lr=2e-3, weight_decay=1e-2, select="last")
@@ -37,7 +37,7 @@ def _network(spec: Spec) -> nn.Module:
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
-        data, own = open_dataset("digits").prepare(seed), stream(seed, "flips")
+        data, own = open_dataset("digits").prepare(seed), generator_for(seed, "flips")
         y = data.train.y
         flipped = torch.rand(len(y), generator=own) < NOISE
         y = torch.where(flipped, (y + torch.randint(1, 10, y.shape, generator=own)) % 10, y)

@@ -22,7 +22,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.neural_collapse_longtail import geometry
 from probatum.train.loop import outputs
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 HEAD, RATIO = 100, 50
 TRAINING = Training(steps=1500, batch_size=64, lr=2e-3, weight_decay=1e-2, select="last")
@@ -46,7 +46,7 @@ def _network(spec: Spec) -> nn.Module:
 
 
 def _long_tailed(data: Data, seed: int) -> Data:
-    order = torch.randperm(len(data.train), generator=stream(seed, "tail"))
+    order = torch.randperm(len(data.train), generator=generator_for(seed, "tail"))
     kept = []
     for c in range(10):
         mine = order[data.train.y[order] == c]

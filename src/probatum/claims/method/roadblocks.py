@@ -13,7 +13,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 from probatum.worlds.evidence import marked
 
 TRAINING = Training(steps=1200, batch_size=64, lr=2e-3, weight_decay=1e-4, select="last")
@@ -37,7 +37,7 @@ def with_marks(seed: int) -> tuple[Data, Part]:
     spec = Spec("table", "classes", (64,), plain.spec.outputs, numeric=64, classes=plain.spec.classes)
     parts = [replace(part, x=part.x.flatten(1)) for part in (plain.train, plain.valid, plain.test)]
     train, valid, test = (marked(part, part.y, spec) for part in parts)
-    codes = torch.randint(plain.spec.outputs, (len(test),), generator=stream(seed, "marks"))
+    codes = torch.randint(plain.spec.outputs, (len(test),), generator=generator_for(seed, "marks"))
     wide = replace(spec, shape=(64 + spec.outputs,), numeric=64 + spec.outputs)
     return Data(wide, train, valid, test), marked(parts[2], codes, spec)
 

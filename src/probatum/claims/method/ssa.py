@@ -18,7 +18,7 @@ from probatum.claims.windows import four_layers, loss_of, windows
 from probatum.recipe import Training
 from probatum.spec import Part
 from probatum.techniques.method.ssa import score_cost, self_ensemble
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 STEPS, LENGTH, RATIO, PASSES = 200, 128, 4.0, 16
 ROWS = 128
@@ -33,7 +33,7 @@ NOTE = (
 
 def ensemble_loss(model: nn.Module, part: Part, seed: int) -> float:
     """Cross-entropy of a self-ensemble's mean probabilities, nats a character."""
-    probabilities, _ = self_ensemble(model, part.x, PASSES, RATIO, generator=stream(seed, "self-ensemble"))
+    probabilities, _ = self_ensemble(model, part.x, PASSES, RATIO, generator=generator_for(seed, "self-ensemble"))
     return float(F.nll_loss(probabilities.log().flatten(0, 1), part.y.flatten()))
 
 

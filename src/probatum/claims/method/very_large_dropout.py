@@ -21,7 +21,7 @@ from probatum.techniques.method.very_large_dropout import energy_rank, soup
 from probatum.train.adapt import Adapted, state_of
 from probatum.train.loop import outputs
 from probatum.train.pretrain import SEED, pretrain
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 SOURCE = Recipe(training=Training(steps=1500, batch_size=64, lr=4e-3))
 ROWS, TRAINED, TUNED = 7000, 200, 400
@@ -90,7 +90,7 @@ def _halved(data: Data) -> Data:
 def start() -> Adapted:
     """The network pretrained on 9,600 digits in many styles, the same for all seeds."""
     data = _halved(subset(library("mnist"), 12_000, 0).prepare(0, fractions=(0.8, 0.1, 0.1)))
-    generator = stream(0, "styles")
+    generator = generator_for(0, "styles")
     train, valid, test = (replace(p, x=styled(p.x, generator)) for p in (data.train, data.valid, data.test))
     return Adapted(
         pretrain(alone(SOURCE, replace(data, train=train, valid=valid, test=test), SEED, factory=WideNet))[0], WideNet
@@ -101,7 +101,7 @@ def target(seed: int) -> tuple[Data, Part]:
     """Plain digits with the shortcut in all parts, and the test rows with marks that say nothing."""
     data = _halved(subset(library("mnist"), ROWS, seed + 2000).prepare(seed))
     data = replace(data, train=first_rows(data.train, TRAINED), valid=first_rows(data.valid, TUNED))
-    generator = stream(seed, "marks")
+    generator = generator_for(seed, "marks")
     train, valid, test = (patched(part, CORRECT, generator) for part in (data.train, data.valid, data.test))
     return replace(data, train=train, valid=valid, test=test), patched(data.test, 0.0, generator)
 

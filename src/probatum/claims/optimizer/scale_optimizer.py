@@ -13,7 +13,7 @@ from probatum.claims.language import MakeOptimizer, next_character_loss, shakesp
 from probatum.claims.tools import mean
 from probatum.numerics.optimisation.adamw import state_bytes
 from probatum.techniques.optimizer.scale_optimizer import ScaleOptimizer, gradient_variances
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 STEPS = 400
 RATES = {"adamw": 4e-3, "scale": 2e-3, "no_momentum": 2e-3, "sgd": 0.3}
@@ -58,7 +58,7 @@ ABLATIONS: dict[str, MakeOptimizer] = {
 
 def _variances(model: nn.Module, seed: int) -> dict[str, float]:
     """Gradient variance of the last layer and the largest one of the other matrices, over 16 batches, after training."""
-    text, draw = shakespeare(), stream(seed, "variance")
+    text, draw = shakespeare(), generator_for(seed, "variance")
     starts = [torch.randint(len(text.train) - 80, (16,), generator=draw) for _ in range(16)]
     found = gradient_variances(model, [partial(next_character_loss, model, text.train, start) for start in starts])
     return {"variance_last_layer": found.pop("head.weight"), "variance_elsewhere": max(found.values())}

@@ -22,7 +22,7 @@ from probatum.techniques.posthoc.utility_probability import (
     gather_candidates,
     sample,
 )
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 LETTERS, LENGTH, CORRUPTED, SAMPLES = 8, 5, 0.15, 20
 
@@ -49,16 +49,16 @@ def _candidates(model: Seq2Seq, x: Tensor, own: torch.Generator) -> tuple[Candid
 
 
 def _row(seed: int) -> dict[str, float]:
-    own = stream(seed, "strings")
+    own = generator_for(seed, "strings")
     (x, y, _), (held, held_y, _), (test, _, truth) = (_rows(n, own) for n in (4000, 600, 600))
     with seeded(seed, "initial weights"):
         model = Seq2Seq(3 + LETTERS, 64)
-    fit_pairs(model, x, y, 1000, stream(seed, "order"))
-    found, _ = _candidates(model, held, stream(seed, "held"))
+    fit_pairs(model, x, y, 1000, generator_for(seed, "order"))
+    found, _ = _candidates(model, held, generator_for(seed, "held"))
     chosen = [row.index(want) if (want := _cut(t)) in row else -1 for row, t in zip(found.outputs, held_y, strict=True)]
     target = torch.tensor(chosen)
     usable = (target >= 0) & (torch.isfinite(found.utilities).sum(dim=1) > 1)
-    asked, raw = _candidates(model, test, stream(seed, "asked"))
+    asked, raw = _candidates(model, test, generator_for(seed, "asked"))
     wanted = [_cut(t) for t in truth]
 
     def right(says: list[tuple[int, ...]]) -> float:
@@ -76,7 +76,7 @@ def _row(seed: int) -> dict[str, float]:
         p[:, 0] = 1.0  # a row with one candidate has nothing to choose
         p[several] = fitted(asked.utilities[several])
         row["same_mode"] = min(row["same_mode"], float((p.argmax(dim=1) == 0).double().mean()))
-        picks = sample(p, stream(seed, "sample", g)).tolist()
+        picks = sample(p, generator_for(seed, "sample", g)).tolist()
         row[g] = right([outputs[k] for outputs, k in zip(asked.outputs, picks, strict=True)])
     return row
 

@@ -14,7 +14,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part
 from probatum.techniques.probe.focus_protocol.focus_protocol import focus_protocol
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 SIDE = 24
 VALUES = {
@@ -85,7 +85,7 @@ def render(digits: Tensor, codes: dict[str, Tensor], generator: torch.Generator)
 
 def twin(seed: int, c: float | None) -> tuple[Data, dict[str, dict[str, list[str]]]]:
     """Training rows whose attributes go with the class by c, test rows with even ones; and the attributes in words."""
-    plain, generator = open_dataset("digits").prepare(seed), stream(seed, "twin")
+    plain, generator = open_dataset("digits").prepare(seed), generator_for(seed, "twin")
     parts, told = [], {}
     for name, copies, share in (("train", TRAIN_COPIES, c), ("valid", 1, c), ("test", TEST_COPIES, None)):
         part = getattr(plain, name)
@@ -117,7 +117,13 @@ def _run(seeds: Sequence[int]) -> Evidence:
             data, told = twin(seed, c)
             with seeded(seed, "initial weights"):
                 found = focus_protocol(
-                    network, data, stream(seed, "focus"), attributes=told, uncommon=declared(), steps=STEPS, lr=RATE
+                    network,
+                    data,
+                    generator_for(seed, "focus"),
+                    attributes=told,
+                    uncommon=declared(),
+                    steps=STEPS,
+                    lr=RATE,
                 )
             for k in range(4):
                 row[f"{name}_accuracy_{k}"] = found[f"accuracy with {k} uncommon"]

@@ -10,7 +10,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.library import library
 from probatum.techniques.probe.label_noise_dilution import label_noise_dilution
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 ROWS, ALPHA, DELTA = 10_000, 10, 0.2
 BATCH, EPOCHS, RATE = 256, 3, 1e-3
@@ -31,7 +31,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             found = label_noise_dilution(
                 _network,
                 mnist.prepare(seed),
-                stream(seed, "dilution"),
+                generator_for(seed, "dilution"),
                 alphas=(ALPHA,),
                 sources=("repeated",),
                 delta=DELTA,

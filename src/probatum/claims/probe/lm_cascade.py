@@ -31,7 +31,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     tokens,
 )
 from probatum.techniques.probe.lm_cascade.lm_cascade import DeferralRule
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BETWEEN, DIGITS, LETTERS = 1, 3, 13
 """A separator; first ids of the digits 0-9 and of the letters a-l."""
@@ -110,13 +110,13 @@ def log_p(written: Written) -> Tokens:
 
 def one(seed: int) -> dict[str, float]:
     """AUDC of every rule, and how much of the way to the oracle the learned one goes."""
-    own = np.random.default_rng(int(torch.randint(2**62, (1,), generator=stream(seed, "tasks"))))
+    own = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator_for(seed, "tasks"))))
     parts = {name: rows(n, own) for name, n in ROWS.items()}
     written: dict[str, dict[str, Written]] = {}
     for name, width in WIDTHS.items():
         with seeded(seed, "initial weights", name):
             model = Seq2Seq(VOCABULARY, width)
-        fit_pairs(model, *parts["train"], STEPS[name], stream(seed, "order", name))
+        fit_pairs(model, *parts["train"], STEPS[name], generator_for(seed, "order", name))
         written[name] = {part: model.write(parts[part][0], TARGET) for part in ("teach", "test")}
     judged = {m: {part: quality(w, parts[part][1]) for part, w in found.items()} for m, found in written.items()}
     small, large = judged["small"]["test"], judged["large"]["test"]

@@ -19,7 +19,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Part
 from probatum.techniques.probe.perceptual_score import Draws, perceptual_scores
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 RELIABLE = (0.1, 0.3, 0.5, 0.7, 0.9)
 GROUPS = {"image": range(64), "hint": range(64, 74)}
@@ -36,12 +36,12 @@ def _run(seeds: Sequence[int]) -> Evidence:
     for seed in seeds:
         data, row = open_dataset("digits").prepare(seed), {"seed": float(seed)}
         for reliability in RELIABLE:
-            own = stream(seed, "hints", str(reliability))
+            own = generator_for(seed, "hints", str(reliability))
             x, test = (_with_hint(part, reliability, own) for part in (data.train, data.test))
             with seeded(seed, "initial weights"):
                 net = nn.Sequential(nn.Linear(74, 128), nn.ReLU(), nn.Linear(128, 10))
-            fit_network(net, x, data.train.y, 600, 64, 2e-3, stream(seed, "order"))
-            draws = Draws.of(len(test), 10, stream(seed, "draws"))
+            fit_network(net, x, data.train.y, 600, 64, 2e-3, generator_for(seed, "order"))
+            draws = Draws.of(len(test), 10, generator_for(seed, "draws"))
             with torch.no_grad():
                 found = perceptual_scores(net, test, data.test.y, GROUPS, draws)
             for name, score in found.items():

@@ -15,7 +15,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.probe.randomization_tests.interpolation import memorise
 from probatum.techniques.probe.randomization_tests.randomization_tests import randomization_tests
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 CORRUPTION = (0.25, 0.5, 0.75)
 
@@ -32,7 +32,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             found = randomization_tests(
                 _network,
                 data,
-                stream(seed, "randomization"),
+                generator_for(seed, "randomization"),
                 corruption=CORRUPTION,
                 regularisers=("weight-decay", "dropout"),
                 max_steps=6000,
@@ -40,8 +40,8 @@ def _run(seeds: Sequence[int]) -> Evidence:
             )
         errors = [found["true labels: test error"], *(found[f"{p:g} corrupted: test error"] for p in CORRUPTION)]
         errors.append(found["random labels: test error"])
-        x, y = data.train.x.flatten(1), torch.randint(10, (len(data.train),), generator=stream(seed, "labels"))
-        exact = memorise(x[:200], y[:200], stream(seed, "construction"))
+        x, y = data.train.x.flatten(1), torch.randint(10, (len(data.train),), generator=generator_for(seed, "labels"))
+        exact = memorise(x[:200], y[:200], generator_for(seed, "construction"))
         row = {"seed": float(seed), "monotone": float(errors == sorted(errors))}
         row["construction_error"] = float((exact(x[:200]) - y[:200]).abs().max())
         rows.append(row | {key.replace(": ", "_").replace(" ", "_"): value for key, value in found.items()})

@@ -18,7 +18,7 @@ from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs
 from probatum.techniques.select.data_filtering_network.data_filtering_network import check_apart, keep_top
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 MISMATCHED = 0.6
 SHARE = 0.4
@@ -72,7 +72,7 @@ def _mismatch(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 def _row(seed: int) -> dict[str, float]:
     data = open_dataset("digits").prepare(seed)
-    own = stream(seed, "pairs")
+    own = generator_for(seed, "pairs")
     pool, clean, test = data.train, data.valid, data.test
     check_apart(torch.cat([pool.x, clean.x]), test.x)
     said = _mismatch(pool.y, MISMATCHED, own)
@@ -84,7 +84,7 @@ def _row(seed: int) -> dict[str, float]:
         return float((model.classify(test.x, prompts).argmax(dim=1) == test.y).float().mean())
 
     def induced(rows: Tensor, name: str) -> float:
-        order = stream(seed, "induced")
+        order = generator_for(seed, "induced")
         return accuracy(fit_pairs(_towers(seed, "induced"), pool.x[rows], captions[rows], SEEN, 64, 2e-3, order))
 
     everything = torch.arange(len(pool))
@@ -94,7 +94,7 @@ def _row(seed: int) -> dict[str, float]:
     results = []
     for k, (size, poison) in enumerate(FILTERS):
         part = _mismatch(clean.y[:size], poison, own)
-        order = stream(seed, "filter", str(k))
+        order = generator_for(seed, "filter", str(k))
         net = fit_pairs(_towers(seed, "filter"), clean.x[:size], _captions(part, own), FILTER_SEEN, 64, 2e-3, order)
         kept = keep_top(net.scores(pool.x, captions), SHARE, pool.y)
         results.append((1 - poison, accuracy(net), induced(kept.rows, str(k)), float(right[kept.rows].float().mean())))

@@ -17,7 +17,7 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import mean
 from probatum.data.open import open_dataset
 from probatum.techniques.select.outlier_scores.outlier_scores import NAMES, combine, scores, spearman
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 FLIPPED = 0.03
 
@@ -34,12 +34,12 @@ def _area(wrong: Tensor, score: Tensor) -> float:
 def _row(seed: int) -> dict[str, float]:
     data = open_dataset("digits").prepare(seed)
     x, y = data.train.x, data.train.y.clone()
-    own = stream(seed, "flips")
+    own = generator_for(seed, "flips")
     flipped = torch.randperm(len(y), generator=own)[: round(FLIPPED * len(y))]
     y[flipped] = (y[flipped] + torch.randint(1, 10, flipped.shape, generator=own)) % 10
     wrong = torch.zeros(len(y), dtype=torch.int64).index_fill(0, flipped, 1)
     with seeded(seed, "initial weights"):
-        found = scores(_network, x, y, stream(seed, "outlier scores"))
+        found = scores(_network, x, y, generator_for(seed, "outlier scores"))
     together = spearman(found.raw)
     row = {"seed": float(seed)}
     for i, j in itertools.combinations(range(len(NAMES)), 2):

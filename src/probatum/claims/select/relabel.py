@@ -16,7 +16,7 @@ from probatum.data.open import open_dataset
 from probatum.numerics.labels.annotators import SimulatedAnnotator
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.techniques.select.relabel import clean, find_suspects, predict
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 NOISE = 0.3
 
@@ -28,36 +28,36 @@ def _network() -> nn.Module:
 def _row(seed: int) -> dict[str, float]:
     data = open_dataset("digits").prepare(seed)
     x, truth = data.train.x, data.train.y
-    own = stream(seed, "flips")
+    own = generator_for(seed, "flips")
     flipped = torch.rand(len(truth), generator=own) < NOISE
     other = (truth + torch.randint(1, 10, truth.shape, generator=own)) % 10
     y = torch.where(flipped, other, truth)
 
     def test(labels: Tensor) -> float:
         with seeded(seed, "initial weights"):
-            net = fit_network(_network(), x, labels, 400, 64, 2e-3, stream(seed, "order"))
+            net = fit_network(_network(), x, labels, 400, 64, 2e-3, generator_for(seed, "order"))
         with torch.no_grad():
             return float((net(data.test.x).argmax(dim=1) == data.test.y).float().mean())
 
     row: dict[str, float] = {"seed": float(seed), "base_rate": float(flipped.float().mean())}
     for name, folds in (("out_of_fold", 5), ("in_sample", 1)):
         with seeded(seed, "models", name):
-            p = predict(_network, x, y, stream(seed, "relabel", name), folds=folds)
+            p = predict(_network, x, y, generator_for(seed, "relabel", name), folds=folds)
         found = find_suspects(p, y)
         row[f"{name}_recall"] = float(flipped[found.rows].sum() / flipped.sum())
         row[f"{name}_precision"] = float(flipped[found.rows].float().mean())
-        oracle = SimulatedAnnotator(truth, 10, stream(seed, "oracle"))
+        oracle = SimulatedAnnotator(truth, 10, generator_for(seed, "oracle"))
         after = y.clone()
         after[found.rows] = oracle(found.rows, y[found.rows], found.predictions)
         row[f"{name}_accuracy"] = test(after)
         row[f"{name}_asked"] = float(len(found.rows))
-    pick = torch.randperm(len(y), generator=stream(seed, "at random"))[: int(row["out_of_fold_asked"])]
+    pick = torch.randperm(len(y), generator=generator_for(seed, "at random"))[: int(row["out_of_fold_asked"])]
     at_random = y.clone()
     at_random[pick] = truth[pick]
     row["random_accuracy"], row["uncleaned_accuracy"], row["clean_accuracy"] = test(at_random), test(y), test(truth)
-    leaning = SimulatedAnnotator(truth, 10, stream(seed, "oracle"), error=0.05, anchoring=0.2)
+    leaning = SimulatedAnnotator(truth, 10, generator_for(seed, "oracle"), error=0.05, anchoring=0.2)
     with seeded(seed, "models", "cycle"):
-        cycle = clean(_network, x, y, leaning, stream(seed, "cycle"), rounds=2)
+        cycle = clean(_network, x, y, leaning, generator_for(seed, "cycle"), rounds=2)
     row["cycle_wrong_labels"], row["cycle_accuracy"] = float((cycle.y != truth).float().mean()), test(cycle.y)
     return row
 

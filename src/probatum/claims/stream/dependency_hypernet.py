@@ -22,7 +22,7 @@ from probatum.measure.continual import continual
 from probatum.spec import Budget, Optimisation, Part, Stage
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.dependency_hypernet.dependency_hypernet import DependencyHypernet
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BENCHMARKS = ("split", "permuted")
 TASKS, CLASSES, PIXELS, WIDTH = 5, 10, 14 * 14, 64
@@ -46,7 +46,7 @@ def tasks(name: str, seed: int) -> list[tuple[Stage, Tensor, Tensor]]:
     def rows(part: Part) -> Tensor:
         return F.avg_pool2d(part.x, 2).flatten(1)
 
-    train, test, draw = rows(data.train), rows(data.test), stream(seed, "tasks")
+    train, test, draw = rows(data.train), rows(data.test), generator_for(seed, "tasks")
     found = []
     groups = torch.randperm(CLASSES, generator=draw).split(CLASSES // TASKS)
     for number in range(TASKS):
@@ -64,13 +64,19 @@ def tasks(name: str, seed: int) -> list[tuple[Stage, Tensor, Tensor]]:
 
 def hypernet(cell: str, seed: int) -> DependencyHypernet:
     """A hypernetwork of either kind."""
-    given = (stream(seed, "hypernet"), stream(seed, "order"), None, Optimisation(RATES[cell], 0.0))
+    given = (generator_for(seed, "hypernet"), generator_for(seed, "order"), None, Optimisation(RATES[cell], 0.0))
     return DependencyHypernet(CLASSES, network, *given, cell=cell, hidden=HIDDEN, chunk=CHUNK, beta=BETA[cell])
 
 
 def fine_tuned(seed: int) -> ClassIncremental:
     """The network itself, trained on."""
-    given = (stream(seed, "own"), stream(seed, "order"), 0, BUDGET.batch_size, Optimisation(RATES["finetune"], 0.0))
+    given = (
+        generator_for(seed, "own"),
+        generator_for(seed, "order"),
+        0,
+        BUDGET.batch_size,
+        Optimisation(RATES["finetune"], 0.0),
+    )
     with seeded(seed, "network"):
         first = network()
     return ClassIncremental(CLASSES, lambda: first, *given, method="finetune")

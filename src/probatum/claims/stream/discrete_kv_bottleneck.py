@@ -18,7 +18,7 @@ from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import overlap, touched
 from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import KeyValueLearner
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BUDGET = Budget(500, 64, 25)
 CODEBOOKS, PAIRS, KEY_SIZE, RATE = 32, 1024, 16, 1.0
@@ -34,7 +34,7 @@ ABLATIONS: dict[str, dict[str, object]] = {
 def bottleneck(data: FrozenStream, seed: int, **changed: object) -> KeyValueLearner:
     """A bottleneck whose keys were prepared on Fashion-MNIST."""
     settings = {"codebooks": CODEBOOKS, "pairs": PAIRS, "key_size": KEY_SIZE, "rate": RATE, **changed}
-    draws, order = stream(seed, "bottleneck"), stream(seed, "order")
+    draws, order = generator_for(seed, "bottleneck"), generator_for(seed, "order")
     learner = KeyValueLearner(CLASSES, nn.Identity, draws, order, encoder=nn.Identity(), **settings)
     learner.prepare(data.other)
     return learner
@@ -54,7 +54,13 @@ def head(make: Callable[[], nn.Module], seed: int) -> ClassIncremental:
     """A head that is trained on."""
     with seeded(seed, "head"):
         network = make()
-    settings = (stream(seed, "head"), stream(seed, "order"), 0, BUDGET.batch_size, Optimisation(HEAD_RATE))
+    settings = (
+        generator_for(seed, "head"),
+        generator_for(seed, "order"),
+        0,
+        BUDGET.batch_size,
+        Optimisation(HEAD_RATE),
+    )
     return ClassIncremental(CLASSES, lambda: network, *settings, method="finetune")
 
 

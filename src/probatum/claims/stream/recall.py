@@ -17,7 +17,7 @@ from probatum.claims.tools import mean
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.class_incremental import ClassIncremental
 from probatum.techniques.stream.recall import Recall
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 BUDGET = Budget(300, 64, 25)
 HIDDEN, OMEGA, RATE = 128, 10.0, 1e-3
@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, object]] = {
 
 def recall(seed: int, **settings: object) -> Recall:
     """Heads of 128 units."""
-    draws, order = stream(seed, "recall"), stream(seed, "order")
+    draws, order = generator_for(seed, "recall"), generator_for(seed, "order")
     own = {"hidden": HIDDEN, "omega": OMEGA, **settings}
     return Recall(CLASSES, nn.Identity, draws, order, None, Optimisation(RATE), encoder=nn.Identity(), **own)
 
@@ -45,7 +45,13 @@ def rival(seed: int, method: str) -> ClassIncremental:
     with seeded(seed, "head"):
         units = HIDDEN * STAGES
         network = nn.Sequential(nn.Linear(WIDTH, units), nn.ReLU(), nn.Linear(units, CLASSES))
-    given = (stream(seed, "head"), stream(seed, "order"), 0, BUDGET.batch_size, Optimisation(RATES[method]))
+    given = (
+        generator_for(seed, "head"),
+        generator_for(seed, "order"),
+        0,
+        BUDGET.batch_size,
+        Optimisation(RATES[method]),
+    )
     return ClassIncremental(CLASSES, lambda: network, *given, method=method)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swap
 from probatum.numerics.networks.watch import hooked, is_output
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Batch, Budget, Optimisation
 
 Loss = Callable[[Batch, Any], Tensor]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def still(net: nn.Module) -> Iterator[None]:
 
     The flags are set one by one, so that a `train` of the network's own is not called.
     """
-    with modes_kept(net), streams_kept(), torch.no_grad():
+    with modes_kept(net), random_state_kept(), torch.no_grad():
         for module in net.modules():
             module.training = False
         yield

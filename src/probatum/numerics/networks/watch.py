@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.surgery import OffFastPath
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -62,13 +62,13 @@ def look(
     before: Before | None = None,
 ) -> Any:
     """The network's output for x in evaluation mode and without gradients, `hooked` meanwhile; nothing of it or of x changes."""
-    with hooked(net, modules, after, before), evaluating(net), streams_kept(), torch.no_grad():
+    with hooked(net, modules, after, before), evaluating(net), random_state_kept(), torch.no_grad():
         return net(x.clone())
 
 
 def outputs_of(net: nn.Module, x: Tensor, block: int = 512) -> Tensor:
     """The network's outputs for all rows, `block` at once, in evaluation mode and without gradients; nothing of it changes."""
-    with evaluating(net), streams_kept(), torch.no_grad():
+    with evaluating(net), random_state_kept(), torch.no_grad():
         return torch.cat([net(rows) for rows in x.split(block)])
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.streams import own_draws
 from probatum.numerics.tensors.targets import IGNORED, class_targets, real_targets
 
 

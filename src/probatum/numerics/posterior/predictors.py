@@ -11,7 +11,7 @@ from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swapped
 from probatum.numerics.posterior.ensembles import Members, RowLoss, class_losses, gaussian_losses, square_losses
 from probatum.numerics.posterior.stacked import Posterior, Stacked
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Data, Part, Spec
 

@@ -28,7 +28,7 @@ from probatum.numerics.labels import acquisition as parts
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import hooked, last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Pool
 
 CARD = Card(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention, Rotary
 from probatum.numerics.networks.surgery import check_plain, layers, swap
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 
 CARD = Card(
     paper="arXiv:2501.13629",
@@ -245,7 +245,7 @@ class DiffQKVAttention(nn.Module):
         """A layer that starts from another's weights; settings as for `apply`, `pool` = mean of grouped heads."""
         key_heads, value_heads, query_heads, size = _sizes(old, key_cut, value_cut, query_growth, key_size)
         own = generator or torch.Generator().manual_seed(0)
-        with streams_kept():  # what is drawn here is written over
+        with random_state_kept():  # what is drawn here is written over
             made = cls(old.out.out_features, query_heads, key_heads, value_heads, size, old.size).to(old.query.weight)
         planes = torch.cat([torch.arange(size // 2), old.size // 2 + torch.arange(size // 2)])
         planes = planes if size < old.size else torch.arange(size)

@@ -37,7 +37,7 @@ from probatum.numerics.hypernetworks.hypernet import (
     layer_weights,
     supply,
 )
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.spec import Spec
 
 CARD = Card(
@@ -94,7 +94,7 @@ class Mixer(nn.Module):
         if body == "cnn":
             self.net: nn.Module = nn.utils.skip_init(nn.Conv1d, width, width, 3, padding=1)
         elif body == "rnn":
-            with streams_kept():  # it draws as it is built; drawn again below
+            with random_state_kept():  # it draws as it is built; drawn again below
                 self.net = nn.GRU(width, width, batch_first=True)
         elif body == "attention":
             self.net = draw_linear(width, 3 * width, 1 / width, generator)

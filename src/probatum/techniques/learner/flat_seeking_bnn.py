@@ -39,7 +39,7 @@ from probatum.numerics.posterior.predictors import (
     with_variance,
 )
 from probatum.numerics.posterior.stacked import Posterior
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Optimisation
 
 CARD = Card(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import pass_through
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(
@@ -268,7 +268,7 @@ def last_hidden(network: nn.Module, layer: nn.Module, x: Tensor) -> Array:
 
     The network is run in evaluation mode and given back with every module in the mode it had, without hooks.
     """
-    with evaluating(network), streams_kept(), torch.no_grad():
+    with evaluating(network), random_state_kept(), torch.no_grad():
         _, caught = pass_through(network, x, layer, inputs=True)
     if not caught:
         raise ValueError(

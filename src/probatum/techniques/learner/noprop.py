@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.tables.embedded_table import TableEncoder
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Part, Spec
 
 CARD = Card(

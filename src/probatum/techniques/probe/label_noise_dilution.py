@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Data
 
 CARD = Card(

@@ -31,7 +31,7 @@ from probatum.techniques.method.cmle.cmle import (
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 SPEC = Spec("table", "classes", (5,), 2, numeric=4, cardinalities=(4,), features=("a", "b", "c", "d", "drug"))
 SHORT = Training(steps=30, batch_size=32)
@@ -149,7 +149,7 @@ def test_training_with_terms_is_charged_told_and_leaves_nothing(settings: str) -
     arm = make_arm(f"cmle(treatment='drug', judge_steps=30, {settings})", Recipe(training=SHORT))
     parts = assemble(alone(arm.recipe, data(), 1))
     with seeded(1, "training"):
-        train(parts.run, parts.methods, stream(1, "order"))
+        train(parts.run, parts.methods, generator_for(1, "order"))
     told = parts.methods[0].report()
     assert told["treatments"] == 3
     assert parts.run.extra_passes > 0

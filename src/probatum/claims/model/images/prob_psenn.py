@@ -16,7 +16,7 @@ from probatum.claims.tools import accuracy, fit, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.techniques.model.images.prob_psenn import ProbPSENN, rejected
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 EPOCHS = 60
 RATE, POINT_RATE = 1e-2, 3e-2
@@ -30,7 +30,7 @@ def _row(seed: int) -> dict[str, float]:
         "prototype-autoencoder", data, seed, training=Training(epochs=EPOCHS, batch_size=64, lr=POINT_RATE)
     ).model
     row["point_accuracy"] = accuracy(point, data.test)
-    noise = torch.rand(data.test.x.shape, generator=stream(seed, "noise"))
+    noise = torch.rand(data.test.x.shape, generator=generator_for(seed, "noise"))
     for name, arm in ARMS.items():
         model = fit(arm, data, seed, training=Training(epochs=EPOCHS, batch_size=64, lr=RATE)).model
         if not isinstance(model, ProbPSENN):

@@ -19,7 +19,7 @@ from probatum.spec import Batch, Data
 from probatum.techniques.model.images.resnet import build, response_std
 from probatum.train.assemble import budget_for
 from probatum.train.loop import train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 from probatum.train.run import Run
 
 ARMS = {"plain_20": (20, True), "plain_56": (56, True), "residual_56": (56, False)}
@@ -45,7 +45,7 @@ def trained(data: Data, seed: int, depth: int, plain: bool) -> tuple[nn.Module, 
     budget = budget_for(Training(epochs=EPOCHS, batch_size=BATCH), len(data.train))
     run = Run(model, nn.CrossEntropyLoss(), optimizer, data.spec, data.train, data.valid, budget)
     losses = _Losses()
-    train(run, [losses], stream(seed, "order"), schedule="constant", select="last")
+    train(run, [losses], generator_for(seed, "order"), schedule="constant", select="last")
     return model, mean(losses.values[-budget.steps_per_epoch :])
 
 

@@ -19,7 +19,7 @@ from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.model.text.text_cnn.text_cnn import build
 from probatum.techniques.model.text.text_cnn.word_vectors import ppmi_vectors
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 WIDTH, FILTERS = 100, 64
 ARM = f"text-cnn(width={WIDTH}, filters={FILTERS})"
@@ -60,7 +60,7 @@ def movie_data(seed: int) -> tuple[Data, Tensor]:
 def movie_models(data: Data, tokens: Tensor, seed: int, rates: dict[str, float]) -> dict[str, nn.Module]:
     """`rand` from scratch, and `non-static` from vectors of all sentences without their labels."""
     trainings = {name: Training(epochs=15, batch_size=50, lr=rate) for name, rate in rates.items()}
-    vectors = ppmi_vectors(tokens, data.spec.vocabulary, WIDTH, stream(seed, "word vectors"))
+    vectors = ppmi_vectors(tokens, data.spec.vocabulary, WIDTH, generator_for(seed, "word vectors"))
 
     def tuned(spec: Spec) -> nn.Module:
         return build(spec, "non-static", vectors, filters=FILTERS)
@@ -72,7 +72,7 @@ def movie_models(data: Data, tokens: Tensor, seed: int, rates: dict[str, float])
 
 
 def _first(part: Part, n: int, seed: int) -> Part:
-    kept = torch.randperm(len(part), generator=stream(seed, "labels"))[:n]
+    kept = torch.randperm(len(part), generator=generator_for(seed, "labels"))[:n]
     text = None if part.text is None else tuple(part.text[i] for i in kept.tolist())
     return Part(part.x[kept], part.y[kept], part.rows[kept], text)
 

@@ -18,7 +18,7 @@ from probatum.data.library import library
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.model.text.wide_attention import latency
-from probatum.train.rng import stream
+from probatum.train.rng import generator_for
 
 DEEP, WIDE = "wide-attention(layers=6)", "wide-attention"
 STEPS = {"questions": 300, "lists": 300}
@@ -69,7 +69,7 @@ def _draw(depth: int, generator: torch.Generator) -> list[str]:
 
 def list_operations(seed: int, train: int = 6000, other: int = 1000) -> Data:
     """Different nested list operations of depth 3 at most and their values, `other` rows to validate and to test."""
-    generator, rows = stream(seed, "list operations"), {}
+    generator, rows = generator_for(seed, "list operations"), {}
     while len(rows) < train + 2 * other:
         words = _draw(DEPTH, generator)
         if len(words) <= LENGTH:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from probatum.numerics.posterior.gaussian_process import Kernel, cholesky
 from probatum.numerics.posterior.variational import inverse_softplus
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 
 Functions = Callable[[Tensor, int], Tensor]
 """(points (M, d), N) -> N functions there (N, M, outputs)."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     Context,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.techniques.learner.pfn.bar_distribution import BarDistribution
 
 Prior = Callable[[torch.Generator], tuple[Tensor, Tensor]]
@@ -235,7 +235,7 @@ def load(path: Path) -> PriorFitted:
     except (OSError, KeyError, ValueError) as problem:
         raise ValueError(f"{path} is no file of a prior-fitted network: {problem}") from problem
     borders = torch.from_numpy(arrays["borders"])
-    with streams_kept():
+    with random_state_kept():
         model = PriorFitted(
             Limits(features, rows, outputs, bool(classes)),
             width,

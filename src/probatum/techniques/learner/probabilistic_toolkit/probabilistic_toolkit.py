@@ -40,7 +40,7 @@ from probatum.numerics.posterior.predictors import (
     with_variance,
 )
 from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit.laplace import Laplace, last_layer_gauss_newton
 

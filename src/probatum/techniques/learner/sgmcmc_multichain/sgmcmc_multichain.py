@@ -44,7 +44,7 @@ from probatum.numerics.posterior.sgmcmc import (
     psgld,
 )
 from probatum.numerics.posterior.stacked import Posterior, Stacked
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Optimisation
 from probatum.techniques.learner.sgmcmc_multichain.langevin import forces
 

@@ -28,8 +28,8 @@ from probatum.card import Card
 from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.watch import pass_through
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.streams import own_draws
 from probatum.spec import Spec
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import Layout, Trunk, draw_linear
 from probatum.numerics.networks.modes import modes_kept
-from probatum.numerics.tensors.streams import streams_kept
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2.net_graph import KINDS, SIZES, NetGraph, trace
 
@@ -134,7 +134,7 @@ def random_net(
     operations = ["conv3"] + [OPERATIONS[draw(0, len(OPERATIONS) - 1)] for _ in range(count - 1)]
     sources = [list(range(i + 1)) if dense else sorted({draw(0, i) for _ in range(2)}) for i in range(count)]
     joined = [draw(0, 1) == 1 for _ in range(count)]
-    with streams_kept():
+    with random_state_kept():
         torch.manual_seed(draw(0, 2**31 - 2))
         shrink: list[nn.Module] = [nn.AvgPool2d(side // 8)] if side >= 16 else []
         stem = nn.Sequential(
@@ -187,7 +187,7 @@ class GraphHypernet(nn.Module):
         self.embed = nn.Parameter(torch.randn(len(KINDS), width, generator=generator))
         self.sizes = draw_linear(SIZES, width, 1 / 16 / SIZES, generator)
         self.near, self.far = (Trunk(width, [width], generator=generator) for _ in range(2))
-        with streams_kept():  # it draws as it is built; drawn again below
+        with random_state_kept():  # it draws as it is built; drawn again below
             self.update = nn.GRUCell(width, width)
         with torch.no_grad():
             for parameter in self.update.parameters():

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Spec
 from probatum.techniques.method.guidance.cka import FEWEST_ROWS, centred_gram, check_rows, cka_of_grams

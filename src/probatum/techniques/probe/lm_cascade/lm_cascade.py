@@ -34,7 +34,7 @@ from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
 from probatum.numerics.cost.operations import counted
 from probatum.numerics.networks.watch import hooked, pass_through
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,

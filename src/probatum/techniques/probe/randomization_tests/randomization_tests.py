@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.surgery import swap
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Data, Spec
 
 CARD = Card(

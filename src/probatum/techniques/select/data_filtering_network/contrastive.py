@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.networks.modes import evaluating
-from probatum.numerics.tensors.streams import own_draws
+from probatum.numerics.tensors.draws import own_draws
 
 LARGEST_SCALE = math.log(100.0)
 """The learned inverse temperature may not pass 100 (Radford et al. 2021)."""

@@ -1,4 +1,4 @@
-"""Random streams: what draws from torch's global streams draws from a technique's own instead."""
+"""Draws from torch's global streams, by code that can draw from nowhere else: made to come from a seed or a generator."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ import torch
 
 
 @contextmanager
-def streams_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """A block after which the global streams of every device that is in use stand where they stood."""
     with torch.random.fork_rng(devices=_devices()):
         yield
 
 
 @contextmanager
-def own_draws(generator: torch.Generator) -> Iterator[None]:
-    """A block whose draws from torch's global streams (dropout, initial weights) come from `generator` alone."""
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with streams_kept():
+def draws_of(seed: int) -> Iterator[None]:
+    """A block whose draws from torch's global streams (dropout, initial weights) are those of this seed."""
+    with random_state_kept():
         if _devices():
             torch.manual_seed(seed)  # of every device, so that every device's stream is kept
         else:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would leave a seed for a device yet to come
+        yield
+
+
+@contextmanager
+def own_draws(generator: torch.Generator) -> Iterator[None]:
+    """A block whose draws from torch's global streams come from `generator` alone."""
+    with draws_of(int(torch.randint(2**62, (), generator=generator, device=generator.device))):
         yield
 
 

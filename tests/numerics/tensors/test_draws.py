@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probatum.numerics.tensors.streams import own_draws, streams_kept
+from probatum.numerics.tensors.draws import own_draws, random_state_kept
 
 
 def test_draws_come_from_the_generator_and_the_stream_stays() -> None:
@@ -17,7 +17,7 @@ def test_draws_come_from_the_generator_and_the_stream_stays() -> None:
     with own_draws(torch.Generator().manual_seed(3)):
         assert torch.equal(torch.rand(4), first)
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(RuntimeError), streams_kept():
+    with pytest.raises(RuntimeError), random_state_kept():
         torch.rand(3) @ torch.rand(4)
     assert torch.equal(torch.get_rng_state(), before)
 
