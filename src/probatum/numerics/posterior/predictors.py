@@ -137,6 +137,41 @@ class Drawn:
         return self.told
 
 
+def fresh_network(model_factory: Factory, spec: Spec, *, own_variance: bool, dropout: float | None) -> nn.Module:
+    """A fresh network as a posterior needs it.
+
+    Args:
+        model_factory: gives networks (n, ...) -> (n, outputs).
+        spec: of the data.
+        own_variance: whether it gives a logarithm of the variance beside every mean.
+        dropout: rate before the last layer where it has no dropout; None = it stays as it is.
+    """
+    net, width = model_factory(), spec.outputs * (2 if own_variance else 1)
+    net = with_variance(net, spec.outputs) if own_variance else net
+    return net if dropout is None else with_dropout(net, dropout, width)
+
+
+def predictor_of(
+    posterior: Posterior, data: Data, passes: float, generator: torch.Generator, *, own_variance: bool, dropout: bool
+) -> Drawn:
+    """The predictor; real targets without variances of the networks' own get the validation rows' error as noise.
+
+    Args:
+        posterior: the networks.
+        data: the split.
+        passes: rows that training passed forward and backward.
+        generator: of the seed of dropout masks.
+        own_variance: whether the networks give variances.
+        dropout: whether dropout stays on in prediction.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator)) if dropout else None
+    found = Drawn(posterior, data.spec.task, passes, dropout=seed)
+    if data.spec.task == "reals" and not own_variance:
+        found.posterior.noise = torch.ones(data.spec.outputs)
+        found.posterior.noise = residual_noise(found.predict(data.valid), data)
+    return found
+
+
 def residual_noise(output: Tensor, data: Data) -> Tensor:
     """Root mean squared error (outputs,) of predictions (n, outputs) for the validation rows, at least 1e-3."""
     return (output - real_targets(output, data.valid.y)).square().mean(dim=0).sqrt().clamp_min(1e-3)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,10 @@ from probatum.numerics.posterior.ensembles import Members, train_members
 from probatum.numerics.posterior.predictors import (
     Drawn,
     Factory,
+    fresh_network,
     losses_for,
-    residual_noise,
+    predictor_of,
     started,
-    with_dropout,
-    with_variance,
 )
 from probatum.numerics.posterior.stacked import Posterior
 from probatum.numerics.tensors.draws import own_draws
@@ -234,69 +234,36 @@ def fit(
         raise ValueError(f"swag_rate is {swag_rate} and sgld_rate {sgld_rate}; both must be positive")
     spec = data.spec
     own_variance = spec.task == "reals" and heteroscedastic
-    row_losses, width = losses_for(spec, own_variance), spec.outputs * (2 if own_variance else 1)
-
-    def network() -> nn.Module:
-        net = model_factory()
-        net = with_variance(net, spec.outputs) if own_variance else net
-        return with_dropout(net, dropout, width) if method == "mc-dropout" else net
-
+    row_losses = losses_for(spec, own_variance)
     count = members if method == "ensemble" else 1
     passes = 2 if rho > 0 else 1
     steps = budget.steps // (passes if budget_is == "gradients" else 1)
     steps = max(1, steps // count if members_budget == "shared" else steps)
     first = steps - {"swag": steps // 4, "sgld": steps // 2, "mean-field": steps}.get(method, 0)
-    nets = [network() for _ in range(count)]
+    off = dropout if method == "mc-dropout" else None
+    nets = [fresh_network(model_factory, spec, own_variance=own_variance, dropout=off) for _ in range(count)]
     with own_draws(generator):
         start = started(nets)
         flat = flat_gradient(start, rho)
-        batch, train = budget.batch_size, data.train
+        at = (data.train, steps - first, budget.batch_size, generator)
         if first:
-            valid = data.valid if choose else None
-            train_members(start, train, valid, first, batch, generator, optimisation, row_losses, gradient=flat)
+            valid, begin = data.valid if choose else None, (first, budget.batch_size, generator)
+            train_members(start, data.train, valid, *begin, optimisation, row_losses, gradient=flat)
+        told: dict[str, Any] = {"draws": draws, "gradient": flat}
+        cold = {"temperature": temperature, "prior_scale": prior_scale}
         if method == "mean-field":
-            posterior = fit_mean_field(
-                start,
-                train,
-                steps,
-                batch,
-                generator,
-                optimisation,
-                row_losses,
-                draws=draws,
-                prior_scale=prior_scale,
-                temperature=temperature,
-                gradient=flat,
-            )
+            posterior = fit_mean_field(start, *at, optimisation, row_losses, **told, **cold)
         elif method == "swag":
-            left = steps - first
-            posterior = fit_swag(
-                start, train, left, batch, generator, row_losses, draws=draws, rate=swag_rate, gradient=flat
-            )
+            posterior = fit_swag(start, *at, row_losses, rate=swag_rate, **told)
         elif method == "sgld":
-            posterior = fit_sgld(
-                start,
-                train,
-                steps - first,
-                batch,
-                generator,
-                row_losses,
-                draws=draws,
-                rate=sgld_rate,
-                temperature=temperature,
-                prior_scale=prior_scale,
-                gradient=flat,
-            )
+            posterior = fit_sgld(start, *at, row_losses, rate=sgld_rate, **told, **cold)
+        elif method == "mc-dropout":
+            posterior = repeated(nets[0], start, draws)
         else:
-            posterior = (
-                repeated(nets[0], start, draws) if method == "mc-dropout" else Posterior(nets[0], start.samples())
-            )
-    seed = int(torch.randint(2**62, (), generator=generator)) if method == "mc-dropout" else None
-    found = Drawn(posterior, spec.task, float(passes * count * steps * min(batch, len(train))), dropout=seed)
-    if spec.task == "reals" and not own_variance:
-        found.posterior.noise = torch.ones(spec.outputs)
-        found.posterior.noise = residual_noise(found.predict(data.valid), data)
-    return found
+            posterior = Posterior(nets[0], start.samples())
+    spent = float(passes * count * steps * min(budget.batch_size, len(data.train)))
+    dropout_stays = method == "mc-dropout"
+    return predictor_of(posterior, data, spent, generator, own_variance=own_variance, dropout=dropout_stays)
 
 
 def _check(

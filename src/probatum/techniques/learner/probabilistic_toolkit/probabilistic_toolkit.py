@@ -32,12 +32,12 @@ from probatum.numerics.posterior.gaussian_process import bayesian_linear, fit_rb
 from probatum.numerics.posterior.predictors import (
     Drawn,
     Factory,
+    fresh_network,
     last_linear,
     losses_for,
+    predictor_of,
     residual_noise,
     started,
-    with_dropout,
-    with_variance,
 )
 from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive
 from probatum.numerics.tensors.draws import own_draws
@@ -185,15 +185,8 @@ def fit(
         return fit_closed(data, generator, method, draws, prior_scale)
     own_variance = spec.task == "reals" and heteroscedastic and method != "laplace"
     row_losses = losses_for(spec, own_variance)
-
-    def network() -> nn.Module:
-        net = model_factory()
-        net = with_variance(net, spec.outputs) if own_variance else net
-        width = spec.outputs * (2 if own_variance else 1)
-        return with_dropout(net, dropout, width) if method == "mc-dropout" else net
-
-    count = members if method == "ensemble" else 1
-    nets = [network() for _ in range(count)]
+    rate, count = dropout if method == "mc-dropout" else None, members if method == "ensemble" else 1
+    nets = [fresh_network(model_factory, spec, own_variance=own_variance, dropout=rate) for _ in range(count)]
     steps = budget.steps // count if members_budget == "shared" else budget.steps
     first = max(1, steps if method != "swag" else steps - steps // 4)
     passes = float(count * max(1, steps) * min(budget.batch_size, len(data.train)))
@@ -219,20 +212,14 @@ def fit(
             )
             posterior = Posterior(nets[0], members.samples())
             if method == "swag":
-                left, size = steps - first, budget.batch_size
-                posterior = fit_swag(
-                    members, data.train, left, size, generator, row_losses, draws=draws, rate=swag_rate, rank=rank
-                )
+                at = (data.train, steps - first, budget.batch_size, generator)
+                posterior = fit_swag(members, *at, row_losses, draws=draws, rate=swag_rate, rank=rank)
             elif method == "laplace":
                 posterior = _laplace(nets[0], members, data, generator, draws, temperature)
             elif method == "mc-dropout":
                 posterior = repeated(nets[0], members, draws)
-    seed = int(torch.randint(2**62, (), generator=generator)) if method == "mc-dropout" else None
-    found = Drawn(posterior, spec.task, passes, dropout=seed)
-    if spec.task == "reals" and not own_variance:
-        found.posterior.noise = torch.ones(spec.outputs)
-        found.posterior.noise = residual_noise(found.predict(data.valid), data)
-    return found
+    dropout_stays = method == "mc-dropout"
+    return predictor_of(posterior, data, passes, generator, own_variance=own_variance, dropout=dropout_stays)
 
 
 def _laplace(

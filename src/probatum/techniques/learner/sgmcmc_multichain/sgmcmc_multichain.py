@@ -268,12 +268,9 @@ def fit(
         ValueError: a setting outside its range; chains that diverge.
     """
     check_sampler(rate, power, offset, temperature, decay, damping, burn)
-    if chains < 1 or draws < 2:
-        raise ValueError(f"chains is {chains} and draws {draws}; use chains >= 1 and draws >= 2")
-    if chains_budget not in BUDGETS:
-        raise ValueError(f"chains_budget is {chains_budget!r}; use one of {', '.join(BUDGETS)}")
-    if not 0 <= start < 1 or not prior_scale > 0:
-        raise ValueError(f"start is {start} and prior_scale {prior_scale}; need [0, 1) and a positive scale")
+    _check(chains, chains_budget, draws, start, prior_scale)
+    chain = {"draws": draws, "rate": rate, "power": power, "offset": offset, "temperature": temperature}
+    chain |= {"prior_scale": prior_scale, "decay": decay, "damping": damping, "burn": burn}
     spec, train, reals = data.spec, data.train, data.spec.task == "reals"
     nets = [model_factory() for _ in range(chains)]
     steps = max(2, budget.steps // chains if chains_budget == "shared" else budget.steps)
@@ -299,24 +296,29 @@ def fit(
             len(train),
             steps - first,
             generator,
-            draws=draws,
-            rate=rate,
-            power=power,
-            offset=offset,
-            temperature=temperature,
-            prior_scale=prior_scale,
-            decay=decay,
-            damping=damping,
-            burn=burn,
+            **chain,
         )
-    flat = found.flatten(0, 1)
-    weights, logs = flat[:, : members.stacked.size], flat[:, members.stacked.size :]
-    noise = logs.exp()[:, None, :] if reals else None
-    posterior = Posterior(members.stacked.model, members.stacked.named(weights), noise)
+    posterior = _posterior(members, found.flatten(0, 1), reals)
     posterior.renew_batch_norm(train.x)
     result = Drawn(posterior, spec.task, float(chains * steps * min(budget.batch_size, len(train))))
     result.told = agreement(result, data, found.shape[:2])
     return result
+
+
+def _check(chains: int, chains_budget: str, draws: int, start: float, prior_scale: float) -> None:
+    if chains < 1 or draws < 2:
+        raise ValueError(f"chains is {chains} and draws {draws}; use chains >= 1 and draws >= 2")
+    if chains_budget not in BUDGETS:
+        raise ValueError(f"chains_budget is {chains_budget!r}; use one of {', '.join(BUDGETS)}")
+    if not 0 <= start < 1 or not prior_scale > 0:
+        raise ValueError(f"start is {start} and prior_scale {prior_scale}; need [0, 1) and a positive scale")
+
+
+def _posterior(members: Members, drawn: Tensor, reals: bool) -> Posterior:
+    """The networks of draws (S, P); for real targets the last weights of each are its log sigma."""
+    weights, logs = drawn[:, : members.stacked.size], drawn[:, members.stacked.size :]
+    noise = logs.exp()[:, None, :] if reals else None
+    return Posterior(members.stacked.model, members.stacked.named(weights), noise)
 
 
 def row_likelihoods(members: Members, reals: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -378,38 +378,62 @@ def lm_cascade(
 
     def tell(name: str, held: np.ndarray, score: np.ndarray, extra: float = 0.0) -> None:
         curve = deferral_curve(score, second.small, second.large)
-        cost = cost_curve(curve, cheap, 1.0, extra)
-        result[f"{name}: AUDC"] = audc(curve)
-        result[f"{name}: gap closed"] = closed_share(audc(curve), start, top)
-        result[f"{name}: area over cost"] = area_over_cost(cost)
-        for budget in budgets:
-            result[f"{name}: quality at {budget:g} of the way in cost"] = quality_at(cost, cheap + budget)
+        result.update(_of_curve(name, curve, cost_curve(curve, cheap, 1.0, extra), start, top, cheap, budgets))
         for rate in rates:
             found = at_threshold(threshold_for(held, rate), score, second.small, second.large)
             result[f"{name}: rate for {rate:g}"], result[f"{name}: quality for {rate:g}"] = found
 
     for name, score in (("sum", chow_sum), ("average", chow_average)):
         tell(name, score(first.tokens)[hold], score(second.tokens))
-    areas = {}
-    for level in levels:
-        held = chow_quantile(first.tokens, level)[hold]
-        areas[level] = audc(deferral_curve(held, first.small[hold], first.large[hold]))
-        result[f"quantile {level:g}: AUDC"] = audc(
-            deferral_curve(chow_quantile(second.tokens, level), second.small, second.large)
-        )
+    areas, shown = _quantiles(first, second, hold, levels)
     chosen = max(areas, key=lambda level: areas[level])
-    result["chosen quantile"] = float(chosen)
+    result |= {**shown, "chosen quantile": float(chosen)}
     tell("quantile", chow_quantile(first.tokens, chosen)[hold], chow_quantile(second.tokens, chosen))
     for name in ("learned", "embed-1", "embed-1+2"):
         x, z = first.features(name), second.features(name)
         mine = DeferralRule(proto.rule, proto.target).fit(x[teach], first.small[teach], first.large[teach], seed)
         tell(name, mine.score(x[hold]), mine.score(z), partial if name == "embed-1+2" else 0.0)
         if target == "better":
-            gained = (second.large > second.small).astype(np.float64)
-            bins = min(10, len(gained))
-            result[f"{name}: ECE before calibration"] = mean_gap(equal_mass(mine.raw_probability(z), gained, bins))
-            result[f"{name}: ECE"] = mean_gap(equal_mass(mine.gain(z), gained, bins))
+            result |= _calibration(name, mine, z, second)
     return result
+
+
+def _of_curve(
+    name: str, curve: Any, cost: Any, start: float, top: float, cheap: float, budgets: Sequence[float]
+) -> dict[str, float]:
+    """What one rule's curves over deferral and over cost tell."""
+    area = audc(curve)
+    told = {
+        f"{name}: AUDC": area,
+        f"{name}: gap closed": closed_share(area, start, top),
+        f"{name}: area over cost": area_over_cost(cost),
+    }
+    for budget in budgets:
+        told[f"{name}: quality at {budget:g} of the way in cost"] = quality_at(cost, cheap + budget)
+    return told
+
+
+def _calibration(name: str, rule: DeferralRule, x: np.ndarray, rows: Judged) -> dict[str, float]:
+    """Calibration error of a rule's probability that the large model is better, before and after its calibration."""
+    gained = (rows.large > rows.small).astype(np.float64)
+    bins = min(10, len(gained))
+    return {
+        f"{name}: ECE before calibration": mean_gap(equal_mass(rule.raw_probability(x), gained, bins)),
+        f"{name}: ECE": mean_gap(equal_mass(rule.gain(x), gained, bins)),
+    }
+
+
+def _quantiles(
+    first: Judged, second: Judged, hold: np.ndarray, levels: Sequence[float]
+) -> tuple[dict[float, float], dict[str, float]]:
+    """AUDC of Chow's quantile rules by level: on the held validation rows, which choose, and on the test rows, named."""
+    areas, shown = {}, {}
+    for level in levels:
+        held = chow_quantile(first.tokens, level)[hold]
+        areas[level] = audc(deferral_curve(held, first.small[hold], first.large[hold]))
+        curve = deferral_curve(chow_quantile(second.tokens, level), second.small, second.large)
+        shown[f"quantile {level:g}: AUDC"] = audc(curve)
+    return areas, shown
 
 
 class Judged(NamedTuple):

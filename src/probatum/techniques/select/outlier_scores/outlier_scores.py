@@ -132,37 +132,57 @@ def scores(
             learned.append(torch.zeros(n, dtype=torch.bool).index_fill(0, kept, True))
         p = torch.stack([_probabilities(model, x) for model in ensemble])
         seen.append(p)
-        if "agr" in use:
-            raw["agr"][out] = -mean_pairwise_js(p[:, out])
-        if "conf" in use:
-            raw["conf"][out] = p[:, out].amax(dim=2).mean(dim=0)
-        if "adv" in use:
-            distance = torch.stack([boundary_distance(model, x[out], y[out]) for model in ensemble])
-            raw["adv"][out] = distance.nan_to_num(posinf=1e30).double().mean(dim=0)
+        for name, values in _of_ensemble(ensemble, p[:, out], x[out], y[out], use).items():
+            raw[name][out] = values
         if "ret" in use:
-            change = torch.zeros(len(out), dtype=torch.float64)
-            for before, model in zip(p[:, out], ensemble, strict=True):
-                again = max(1, round(retrain_share * steps))
-                fit_network(model, x[out], y[out], again, batch_size, retrain_lr, generator, cosine=False)
-                change += symmetric_kl(before, _probabilities(model, x[out]))
+            again = max(1, round(retrain_share * steps))
+            change = _changed(ensemble, p[:, out], x[out], y[out], again, batch_size, retrain_lr, generator)
             raw["ret"][out] = -change / members
         if "priv" in use:
             for level, noise in enumerate(noises):
                 votes = torch.zeros(len(out))
                 for _ in range(private_models):
-                    model = fit_privately(
-                        model_factory(), x[within], y[within], private_steps, private_share, noise, clip, private_lr,
-                        generator,
-                    )  # fmt: skip
+                    private = (private_steps, private_share, noise, clip, private_lr)
+                    model = fit_privately(model_factory(), x[within], y[within], *private, generator)
                     votes += _probabilities(model, x[out]).argmax(dim=1) == y[out]
                 right[level, out] = votes > private_models / 2
     if "priv" in use:
         first = torch.where(right.any(dim=0), right.int().argmax(dim=0), len(noises))  # strongest level that is right
         raw["priv"] = (1 - first / len(noises)).double()
     trained = _where_trained(torch.cat(seen), torch.stack(learned))
-    share = 1.0 / max(2, n)
-    spent = tuple(epsilon(noise, private_share, private_steps, share) for noise in noises)
+    spent = tuple(epsilon(noise, private_share, private_steps, 1.0 / max(2, n)) for noise in noises)
     return Scores(raw, {name: ranks(values) for name, values in raw.items()}, trained, right, spent)
+
+
+def _of_ensemble(models: Sequence[nn.Module], p: Tensor, x: Tensor, y: Tensor, use: Sequence[str]) -> dict[str, Tensor]:
+    """Scores (n,) of rows that the models were not trained on, by what these answer: p (models, n, classes)."""
+    found = {}
+    if "agr" in use:
+        found["agr"] = -mean_pairwise_js(p)
+    if "conf" in use:
+        found["conf"] = p.amax(dim=2).mean(dim=0)
+    if "adv" in use:
+        distance = torch.stack([boundary_distance(model, x, y) for model in models])
+        found["adv"] = distance.nan_to_num(posinf=1e30).double().mean(dim=0)
+    return found
+
+
+def _changed(
+    models: Sequence[nn.Module],
+    before: Tensor,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """How far answers (models, n, classes) move, summed over models (n,), when each is trained on these rows alone."""
+    change = torch.zeros(len(x), dtype=torch.float64)
+    for old, model in zip(before, models, strict=True):
+        fit_network(model, x, y, steps, batch_size, lr, generator, cosine=False)
+        change += symmetric_kl(old, _probabilities(model, x))
+    return change
 
 
 def outlier_scores(
