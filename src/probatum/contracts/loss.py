@@ -2,7 +2,8 @@
 
 A loss with per-example state takes a third argument `index` (positions in the training part). A loss whose outputs are
 scores rather than log-probabilities sets the class attribute ``probabilistic = False``; the bench then fits a
-temperature on validation rows before it measures probabilities.
+temperature on validation rows before it measures probabilities. Parameters of a loss are trained with the network's;
+beside an optimizer that treats a network's parameters by their role they are refused.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ finish(run)                             after the last step; leave the model as 
 detach()                                instead of finish, where training was broken off; take off hooks
 ======================================  =============================================================
 
-`run` is a `probatum.train.run.Run`. The class attributes `reads` and `writes` name what it touches, out of
+`run` is a `probatum.train.run.Run`. A method that looks at the loss a second time in a step calls `run.second_pass()` in
+its `gradients` hook; what it passes forward and backward beyond that, it adds to `run.extra_passes`. The class attributes `reads` and `writes` name what it touches, out of
 `TOUCHES`. A method may keep state across a restart with `state_dict` and `load_state_dict`.
 """
 

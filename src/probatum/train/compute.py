@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,11 @@ LOOKS = 64
 """Steps of a training that are counted, spread evenly; a row of the others costs what one of the last counted cost."""
 
 
+TRIES = 5
+CLOSE = 0.02
+"""A schedule is tried at other lengths until its cost is so near to what is allowed, or it has been tried so often."""
+
+
 @dataclass(frozen=True)
 class Costs:
     """Floating-point operations of a training of `steps` updates: those of the steps, and the `fixed` ones besides."""
@@ -31,7 +36,7 @@ class Costs:
     steps: int
 
     def fitting(self, total: float) -> int:
-        """Updates of this training, drawn out or shortened as a whole, that use so many operations; at least 1."""
+        """Updates that use so many operations if each costs what one of these costs; at least 1."""
         if self.stepwise <= 0:
             return self.steps
         return max(1, int((total - self.fixed) * self.steps / self.stepwise + 1e-6))
@@ -46,11 +51,34 @@ def equal_steps(work: Work, recipe: Recipe) -> int:
     """Updates after which `recipe` has used the floating-point operations of the whole baseline run, at least 1.
 
     Operations are counted, not timed, so that the answer is the same on every machine. Both sides are charged for all that
-    comes before, between and after the steps (`prepare`, the ends of epochs, `finish`).
+    comes before, between and after the steps (`prepare`, the ends of epochs, `finish`). A schedule whose cost is not
+    proportional to its length is counted at several lengths.
     """
     rows = len(work.data.train)
-    allowed = costs(work, work.base, budget_for(work.base.training, rows).steps)
-    return costs(work, recipe, budget_for(recipe.training, rows).steps).fitting(allowed.total)
+    allowed = costs(work, work.base, budget_for(work.base.training, rows).steps).total
+    found = costs(work, recipe, budget_for(recipe.training, rows).steps)
+    steps = found.fitting(allowed)
+    if not _changes(recipe):
+        return steps
+    known = {found.steps: found.total}
+    while len(known) < TRIES and steps not in known:
+        last = costs(work, recipe, steps)
+        known[steps] = last.total
+        if abs(last.total - allowed) <= max(CLOSE * allowed, last.stepwise / steps):
+            break
+        steps = _between(known, allowed) or last.fitting(allowed)
+    within = [count for count, total in known.items() if total <= allowed * (1 + CLOSE)]
+    return max(within, default=min(known))
+
+
+def _between(known: Mapping[int, float], allowed: float) -> int | None:
+    """Where the line through the nearest lengths above and below meets what is allowed; None without both."""
+    below = max((count for count, total in known.items() if total <= allowed), default=None)
+    above = min((count for count, total in known.items() if total > allowed), default=None)
+    if below is None or above is None or above - below < 2:
+        return None
+    share = (allowed - known[below]) / (known[above] - known[below])
+    return min(above - 1, max(below + 1, below + round(share * (above - below))))
 
 
 def costs(work: Work, recipe: Recipe, steps: int) -> Costs:
@@ -64,13 +92,17 @@ def costs(work: Work, recipe: Recipe, steps: int) -> Costs:
     try:
         with seeded(work.seed, "training", work.arm.salt):
             session = _Counting(parts, order, steps)
-            if any(getattr(recipe, slot) for slot in CHANGING):
+            if _changes(recipe):
                 train_session(session, recipe.training.schedule, "last")
             else:
                 session.one_epoch(steps)
     finally:
         detach(parts.methods)
     return Costs(session.fixed, session.stepwise, steps)
+
+
+def _changes(recipe: Recipe) -> bool:
+    return any(getattr(recipe, slot) for slot in CHANGING)
 
 
 class _Counting:
