@@ -68,7 +68,7 @@ def _plain(source: Any, said: Reading) -> Any:
 
 def _opened_before(source: Any, said: Reading) -> Any:
     """Data that were opened already: of them only a name can be said."""
-    others = sorted(set(told(said)) - {"name", "world"})
+    others = sorted({*told(said), *said.options} - {"name", "world", "options"})
     if others:
         raise InputError(
             f"{source.name} was opened already, and takes no {', '.join(others)} any more; say it where it is opened"

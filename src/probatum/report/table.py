@@ -98,9 +98,12 @@ def verdict_table_html(results: Results) -> str:
     )
     base = results.mean(results.baseline, primary.name)
     rows = [_html_row((results.baseline, _number(base), "", "", ""))]
+    untimed = results.untimed()
     for verdict in results.primary_verdicts():
-        cells = (verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), verdict.word, verdict.note)
-        rows.append(_html_row(cells))
+        note = "; ".join(filter(None, (verdict.note, untimed.get(verdict.arm, ""))))
+        rows.append(
+            _html_row((verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), verdict.word, note))
+        )
     answer = html.escape(results.answer())
     return (
         f"<p><strong>{answer}</strong></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
