@@ -225,23 +225,8 @@ def label_noise_dilution(
         )
 
     def best(name: str, pool: Tensor, diluted: Diluted) -> Run:
-        kept: tuple[int, float, Run] | None = None  # the one network there is, beside that in training
-        for multiple in batch_multiples:
-            mine: tuple[float, float] | None = None
-            for factor in rate_multiples:
-                run = one(pool, diluted, multiple * batch, factor * lr)
-                if mine is None or run.valid > mine[0]:
-                    mine = (run.valid, run.test)
-                if kept is None or run.valid > kept[2].valid:
-                    kept = (multiple, factor, run)
-            if len(batch_multiples) > 1 and mine is not None:
-                result[f"{name}: accuracy at batch {multiple * batch}"] = mine[1]
-        if kept is None:
-            raise ValueError("there is no batch size or no rate to train with; give one of each at least")
-        multiple, factor, run = kept
-        result[f"{name}: accuracy"], result[f"{name}: batch"] = run.test, float(multiple * batch)
-        result[f"{name}: rate"] = factor * lr
-        return run
+        sizes, rates = [multiple * batch for multiple in batch_multiples], [factor * lr for factor in rate_multiples]
+        return _best(result, name, sizes, rates, lambda size, rate: one(pool, diluted, size, rate))
 
     with own_draws(generator):  # dropout draws from the global stream
         clean = best("clean", x, dilute(y, 0.0, uniform, generator))
@@ -273,6 +258,32 @@ def label_noise_dilution(
                     if reached:
                         result[f"{name}: smallest n that reaches the target"] = min(reached)
     return result
+
+
+def _best(
+    result: dict[str, float],
+    name: str,
+    sizes: Sequence[int],
+    rates: Sequence[float],
+    train: Callable[[int, float], Run],
+) -> Run:
+    """The run of highest validation accuracy, noted in `result`; its network alone is kept, beside that in training."""
+    kept: tuple[int, float, Run] | None = None
+    for size in sizes:
+        mine: tuple[float, float] | None = None
+        for rate in rates:
+            run = train(size, rate)
+            if mine is None or run.valid > mine[0]:
+                mine = (run.valid, run.test)
+            if kept is None or run.valid > kept[2].valid:
+                kept = (size, rate, run)
+        if len(sizes) > 1 and mine is not None:
+            result[f"{name}: accuracy at batch {size}"] = mine[1]
+    if kept is None:
+        raise ValueError("there is no batch size or no rate to train with; give one of each at least")
+    size, rate, run = kept
+    result[f"{name}: accuracy"], result[f"{name}: batch"], result[f"{name}: rate"] = run.test, float(size), rate
+    return run
 
 
 def confused(p: Tensor, y: Tensor, classes: int) -> Tensor:
