@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probatum import catalogue, inject
 from probatum.contracts.method import ordered
@@ -60,14 +60,15 @@ def assemble(work: Work, recipe: Recipe | None = None, steps: int | None = None)
     offer = {**offer_for(data, budget), "pretrained": is_pretrained(factory)}
     with seeded(seed, "initial weights", salt):
         model = _model(recipe, data.spec, factory, offer)
-    swaps = _swap_layers(recipe, model, offer, seed, salt)
+    few = data.train.x[:2]
+    swaps = _swap_layers(recipe, model, few, offer, seed, salt)
     engine.network(model)
     offer = {**offer, "model": model, "model_factory": _fresh(recipe, data.spec, factory, offer, seed, salt, engine)}
-    loss = task(data.spec.task).loss() if recipe.loss is None else _built(recipe.loss, offer, seed, salt)
+    loss = task(data.spec.task).loss() if recipe.loss is None else _built(recipe.loss, few, offer, seed, salt)
     engine.network(loss)
-    methods = [(use.id, _built(use, offer, seed, salt)) for use in recipe.method]
+    methods = [(use.id, _built(use, few, offer, seed, salt)) for use in recipe.method]
     if recipe.compress is not None:
-        methods.append((recipe.compress.id, _built(recipe.compress, offer, seed, salt)))
+        methods.append((recipe.compress.id, _built(recipe.compress, few, offer, seed, salt)))
     run = Run(
         model,
         loss,
@@ -84,14 +85,16 @@ def assemble(work: Work, recipe: Recipe | None = None, steps: int | None = None)
     return Assembly(run, [method for _, method in ordered(methods)], swaps)
 
 
-def _swap_layers(recipe: Recipe, model: nn.Module, offer: Mapping[str, Any], seed: int, salt: str) -> dict[str, int]:
+def _swap_layers(
+    recipe: Recipe, model: nn.Module, few: Tensor, offer: Mapping[str, Any], seed: int, salt: str
+) -> dict[str, int]:
     """How many places each technique of slot layer changed."""
     swaps = {}
     for use in recipe.layer:
         with seeded(seed, "technique", use.id, salt):
             own = {**offer, "model": model, "generator": generator_for(seed, "technique", use.id, salt)}
             if _wants_last(use):
-                own["last_layer"] = last_layer(model)
+                own["last_layer"] = _last(model, few)
             swaps[use.id] = int(inject.call(use.id, catalogue.entry(use.id), use.settings, own, net=model))
     return swaps
 
@@ -125,11 +128,17 @@ def offer_for_learner(work: Work, recipe: Recipe | None = None) -> dict[str, Any
     }
 
 
-def _built(use: Use, offer: Mapping[str, Any], seed: int, salt: str) -> Any:
+def _last(model: nn.Module, few: Tensor) -> nn.Module:
+    """The layer that runs last on these rows, wherever the network is."""
+    first = next(model.parameters(), None)
+    return last_layer(model, few if first is None else few.to(first.device))
+
+
+def _built(use: Use, few: Tensor, offer: Mapping[str, Any], seed: int, salt: str) -> Any:
     own = {**offer, "generator": generator_for(seed, "technique", use.id, salt)}
     entry = catalogue.entry(use.id)
     if _wants_last(use):
-        own["last_layer"] = last_layer(offer["model"])
+        own["last_layer"] = _last(offer["model"], few)
     with seeded(seed, "technique", use.id, "construction", salt):
         return inject.call(use.id, entry, use.settings, own)
 

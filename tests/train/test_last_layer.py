@@ -1,0 +1,28 @@
+"""The layer that techniques on the bench are given as the last one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from probatum.errors import InputError
+from probatum.train.run import last_layer
+
+
+class HeadFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 2), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and float(x.sum()) > 1e9:  # cannot be traced
+            return x
+        return self.head(self.body(x))
+
+
+def test_the_layer_that_runs_last_and_none() -> None:
+    model = HeadFirst()
+    assert last_layer(model, torch.randn(3, 6)) is model.head
+    with pytest.raises(InputError, match="no linear or convolution layer"):
+        last_layer(nn.Sequential(nn.ReLU()))
