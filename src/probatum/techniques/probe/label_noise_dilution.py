@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -215,21 +216,9 @@ def label_noise_dilution(
     result = {"chance": 1 / classes, "rows": float(n)}
     uniform = torch.full((classes, classes), 1 / classes, dtype=torch.float64)
 
-    def one(pool: Tensor, diluted: Diluted, size: int, rate: float) -> Run:
-        model = fit(copy.deepcopy(first), pool, diluted, steps, size, rate, generator)
-        return Run(
-            model,
-            accuracy(model, data.valid.x, data.valid.y),
-            accuracy(model, data.test.x, data.test.y),
-            accuracy(model, pool, diluted.y[diluted.noisy], diluted.index[diluted.noisy]),
-        )
-
-    def best(name: str, pool: Tensor, diluted: Diluted) -> Run:
-        sizes, rates = [multiple * batch for multiple in batch_multiples], [factor * lr for factor in rate_multiples]
-        return _best(result, name, sizes, rates, lambda size, rate: one(pool, diluted, size, rate))
-
+    trainings = _Trainings(data, first, generator, steps, batch, lr, batch_multiples, rate_multiples, result)
     with own_draws(generator):  # dropout draws from the global stream
-        clean = best("clean", x, dilute(y, 0.0, uniform, generator))
+        clean = trainings.best("clean", x, dilute(y, 0.0, uniform, generator))
         if confusion is None:
             confusion = confused(probabilities(clean.model, data.valid.x), data.valid.y, classes)
         known = probabilities(clean.model, data.test.x)
@@ -239,7 +228,7 @@ def label_noise_dilution(
             for pattern, source in _runs(patterns, sources):
                 name, law = f"{pattern}, {source}, alpha {alpha:g}", noise[pattern]
                 pool, other = _pool(x, source, train.x[spare], train.y[spare], generator)
-                run = best(name, pool, dilute(y, alpha, law, generator, other))
+                run = trainings.best(name, pool, dilute(y, alpha, law, generator, other))
                 if alpha > 0:
                     result[f"{name}: memorised"] = run.memorised
                 result[f"{name}: survives"] = float(survives(known, law[known.argmax(dim=1)], alpha).double().mean())
@@ -250,9 +239,7 @@ def label_noise_dilution(
                     reached = [float(n)] if run.test >= target * clean.test else []
                     for share in sizes:
                         few = max(2, round(share * n))
-                        part = dilute(y[:few], alpha, law, generator)
-                        size, rate = int(result[f"{name}: batch"]), result[f"{name}: rate"]
-                        smaller = one(x, part, size, rate)
+                        smaller = trainings.again(name, x, dilute(y[:few], alpha, law, generator))
                         result[f"{name}: accuracy of {few} rows"] = smaller.test
                         reached += [float(few)] if smaller.test >= target * clean.test else []
                     if reached:
@@ -260,30 +247,52 @@ def label_noise_dilution(
     return result
 
 
-def _best(
-    result: dict[str, float],
-    name: str,
-    sizes: Sequence[int],
-    rates: Sequence[float],
-    train: Callable[[int, float], Run],
-) -> Run:
-    """The run of highest validation accuracy, noted in `result`; its network alone is kept, beside that in training."""
-    kept: tuple[int, float, Run] | None = None
-    for size in sizes:
-        mine: tuple[float, float] | None = None
-        for rate in rates:
-            run = train(size, rate)
-            if mine is None or run.valid > mine[0]:
-                mine = (run.valid, run.test)
-            if kept is None or run.valid > kept[2].valid:
-                kept = (size, rate, run)
-        if len(sizes) > 1 and mine is not None:
-            result[f"{name}: accuracy at batch {size}"] = mine[1]
-    if kept is None:
-        raise ValueError("there is no batch size or no rate to train with; give one of each at least")
-    size, rate, run = kept
-    result[f"{name}: accuracy"], result[f"{name}: batch"], result[f"{name}: rate"] = run.test, float(size), rate
-    return run
+@dataclass(frozen=True)
+class _Trainings:
+    """Trainings from the same initial weights; `best` tells what it found in `result`."""
+
+    data: Data
+    first: nn.Module
+    generator: Generator
+    steps: int
+    batch: int
+    lr: float
+    batch_multiples: Sequence[int]
+    rate_multiples: Sequence[float]
+    result: dict[str, float]
+
+    def one(self, pool: Tensor, diluted: Diluted, size: int, rate: float) -> Run:
+        model = fit(copy.deepcopy(self.first), pool, diluted, self.steps, size, rate, self.generator)
+        return Run(
+            model,
+            accuracy(model, self.data.valid.x, self.data.valid.y),
+            accuracy(model, self.data.test.x, self.data.test.y),
+            accuracy(model, pool, diluted.y[diluted.noisy], diluted.index[diluted.noisy]),
+        )
+
+    def best(self, name: str, pool: Tensor, diluted: Diluted) -> Run:
+        """The training of the batch size and rate that do best on the validation rows."""
+        kept: tuple[int, float, Run] | None = None  # the one network there is, beside that in training
+        for multiple in self.batch_multiples:
+            mine: tuple[float, float] | None = None
+            for factor in self.rate_multiples:
+                run = self.one(pool, diluted, multiple * self.batch, factor * self.lr)
+                if mine is None or run.valid > mine[0]:
+                    mine = (run.valid, run.test)
+                if kept is None or run.valid > kept[2].valid:
+                    kept = (multiple, factor, run)
+            if len(self.batch_multiples) > 1 and mine is not None:
+                self.result[f"{name}: accuracy at batch {multiple * self.batch}"] = mine[1]
+        if kept is None:
+            raise ValueError("there is no batch size or no rate to train with; give one of each at least")
+        multiple, factor, run = kept
+        self.result[f"{name}: accuracy"], self.result[f"{name}: batch"] = run.test, float(multiple * self.batch)
+        self.result[f"{name}: rate"] = factor * self.lr
+        return run
+
+    def again(self, name: str, pool: Tensor, diluted: Diluted) -> Run:
+        """A training with the batch size and rate that `best` chose under this name."""
+        return self.one(pool, diluted, int(self.result[f"{name}: batch"]), self.result[f"{name}: rate"])
 
 
 def confused(p: Tensor, y: Tensor, classes: int) -> Tensor:
