@@ -107,9 +107,9 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         one = study("auto", tmp_path / "s.sqlite")
         bench = one.bench()
         jobs = bench.jobs(one.plan.seeds, one.plan.arms, with_references=False)
-        first = grouping.groups(bench.context, jobs, store)
+        first = list(grouping.groups(bench.context, jobs, store))
         probes = len(asked)
-        assert grouping.groups(bench.context, jobs, store) == first
+        assert list(grouping.groups(bench.context, jobs, store)) == first
         assert len(asked) == probes == 4
         assert sorted(len(group) for group in first) == [1] * 18 + [6, 6]
         assert all(json.loads(json.dumps(vars(g[0].together)))["stack"] for g in first if len(g) > 1)

@@ -8,7 +8,7 @@ import os
 import socket
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -62,7 +62,7 @@ class Cluster:
         self._parcel: tuple[Context, bytes, str] | None = None
         self._sent: Any = None
 
-    def run(self, context: Context, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
+    def run(self, context: Context, groups: Iterable[list[Job]], listener: Listener) -> Iterator[Ended]:
         """Run every group; yield jobs with their trials as soon as they have ended.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Executor(Protocol):
     """Who runs groups of jobs: this process, several processes, or a cluster. It writes nothing to the store."""
 
     def run(
-        self, context: Context, groups: Sequence[list[Job]], listener: Listener
+        self, context: Context, groups: Iterable[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
         """Run every group; yield jobs with their trials as soon as they have ended, in any order."""
         ...
@@ -61,7 +61,7 @@ class Here:
     """Runs one group after another in this process."""
 
     def run(
-        self, context: Context, groups: Sequence[list[Job]], listener: Listener
+        self, context: Context, groups: Iterable[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
         """Run every group in turn."""
         for group in groups:
@@ -114,11 +114,10 @@ class Bench:
             if job.key in known:
                 self.listener.ended(job, known[job.key])
         pending = list({job.key: job for job in jobs if job.key not in known}.values())
-        fits = grouping.groups(self.context, [job for job in pending if job.kind != "timing"], self.store)
+        fits = [job for job in pending if job.kind != "timing"]
         timings = [[job] for job in pending if job.kind == "timing"]
-        for executor, groups in ((self.executor, fits), (Here(), timings)):
-            if not groups:
-                continue
+        work = [(self.executor, grouping.groups(self.context, fits, self.store))] if fits else []
+        for executor, groups in (*work, (Here(), iter(timings))):
             for group, trials in executor.run(self.context, groups, self.listener):
                 self.store.put_all(trials)
                 for job, trial in zip(group, trials, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from probatum.arenas.predict import stacks as together
@@ -20,27 +20,32 @@ STACK = ("auto", "always", "never")
 """Whether seeds of an arm are trained as one computation: where a probe says that it pays, wherever it can be done, never."""
 
 
-def groups(context: Context, jobs: Sequence[Job], store: Store) -> list[list[Job]]:
+def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list[Job]]:
     """Cut jobs into groups, in the order in which they are to be run; every job is in one group.
 
+    They come seed by seed, so that a study cut short is paired as far as it got, and an arm is probed when its turn comes.
     The choice for an arm is made once in a study and kept in the store, so that a resumed study, which finds whole groups
     missing, makes the same groups again and comes to the same bits.
     """
     arms: dict[str, list[Job]] = {}
     for job in jobs:
-        arms.setdefault(key_of({"recipe": job.plan["recipe"], "salt": job.arm.salt, "name": job.arm.name}), []).append(
-            job
-        )
-    found = []
-    for arm, members in arms.items():
-        for start in range(0, len(members), together.MOST):
-            block = members[start : start + together.MOST]
-            choice = _choice(context, arm, block, store)
-            if choice.stack:
-                found.append([replace(job, together=choice) for job in block])
-            else:
-                found += [[job] for job in block]
-    return _seed_by_seed(found)
+        arm = key_of({"recipe": job.plan["recipe"], "salt": job.arm.salt, "name": job.arm.name})
+        arms.setdefault(arm, []).append(job)
+    blocks = [
+        (arm, members[start : start + together.MOST])
+        for arm, members in arms.items()
+        for start in range(0, len(members), together.MOST)
+    ]
+    stacked: dict[int, bool] = {}
+    for seed in sorted({job.seed for job in jobs}):
+        for number, (arm, block) in enumerate(blocks):
+            if number not in stacked and block[0].seed == seed:
+                choice = _choice(context, arm, block, store)
+                stacked[number] = choice.stack
+                if choice.stack:
+                    yield [replace(job, together=choice) for job in block]
+            if stacked.get(number) is False:
+                yield from ([job] for job in block if job.seed == seed)
 
 
 def run_group(context: Context, group: Sequence[Job], progress: Progress | None = None) -> list[Trial]:
@@ -114,8 +119,3 @@ def _probed(context: Context, block: Sequence[Job]) -> Choice:
             return Choice(False, reason=str(problem))
         except Exception as problem:  # it will show again when the trials are run
             return Choice(False, reason=f"{type(problem).__name__}: {problem}")
-
-
-def _seed_by_seed(found: list[list[Job]]) -> list[list[Job]]:
-    """Groups by their first seed, so that a study cut short is paired as far as it got."""
-    return sorted(found, key=lambda group: group[0].seed)

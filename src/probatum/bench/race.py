@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import special, stats
 
 from probatum.bench.statistics import FEWEST_SEEDS
 
@@ -135,11 +134,15 @@ def weights(looks: Sequence[int]) -> np.ndarray:
 
 def half_widths(n: np.ndarray, ratio: float | None, levels: np.ndarray) -> np.ndarray:
     """Return the half-widths of the intervals at `n` seeds in standard deviations of the differences."""
+    from scipy import stats
+
     return stats.t.ppf((1 + np.asarray(levels)) / 2, n - 1) * np.sqrt(1 / n + (ratio or 0.0))
 
 
 def nominal_p(mean: np.ndarray, sd: np.ndarray, n: np.ndarray, ratio: float | None) -> np.ndarray:
     """Return two-sided p-values of the corrected t test, 1 where mean and sd are both 0."""
+    from scipy import special
+
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(mean) / (sd * np.sqrt(1 / n + (ratio or 0.0)))
     return np.where(np.isnan(t), 1.0, 2 * special.stdtr(n - 1, -t))
@@ -167,6 +170,8 @@ class Law:
 
     def p(self, minimum: np.ndarray) -> np.ndarray:
         """Return an upper limit of P(M <= minimum): the smaller of the simulated one and the union bound."""
+        from scipy import special
+
         minimum = np.asarray(minimum, dtype=np.float64)
         draws = len(self.minima)
         below = np.searchsorted(self.minima, minimum, side="right")

@@ -8,6 +8,7 @@ import torch
 
 from probatum import catalogue, inject, slots
 from probatum.errors import InputError
+from probatum.recipe import Recipe, Use
 from probatum.rooms.arena import TrainingFailed, Work, arena
 from probatum.spec import Data, Part
 from probatum.train.assemble import budget_for
@@ -31,9 +32,18 @@ def rehearse(work: Work, where: str) -> None:
         inject.check_settings(use.id, getattr(entry, "for_model", entry), use.settings, fixed)
     rows = ROWS if work.recipe.learner is None else LEARNER_ROWS
     try:
-        _try_on(rows, STEPS, work, where)
+        _try_on(rows, STEPS, replace(work, arm=replace(work.arm, recipe=_small(work.recipe))), where)
     except InputError:
         _try_on(MORE_ROWS, MORE_STEPS, work, where)
+
+
+def _small(recipe: Recipe) -> Recipe:
+    """The recipe with its techniques that the loop does not train at their cards' tiny settings, but for what the user set."""
+    for use in recipe.uses():
+        slot = catalogue.place(use.id).slot
+        if not slots.contract(slot).TRAINED:
+            recipe = recipe.placed(Use(use.id, {**catalogue.card(use.id).tiny, **use.settings}), slot)
+    return recipe
 
 
 def _try_on(rows: int, steps: int, work: Work, where: str) -> None:

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
 
 FEWEST_SEEDS = 6
 """Paired seeds below which no verdict is given."""
@@ -40,6 +39,8 @@ def paired(differences: Sequence[float], *, test_fraction_ratio: float | None, c
     Raises:
         ValueError: without differences, if one is not finite, or for a ratio or confidence out of range.
     """
+    from scipy import stats
+
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"differences have shape {values.shape}; give a list of at least one number")
@@ -109,6 +110,8 @@ def power(effect: float, sd: float, n: int, ratio: float | None, confidence: flo
         effect: true mean difference.
         sd: standard deviation of the differences over seeds, greater than 0.
     """
+    from scipy import special, stats
+
     if not (math.isfinite(sd) and sd > 0):
         raise ValueError(f"sd is {sd}; use a finite number greater than 0")
     if n < 2:
@@ -146,6 +149,8 @@ def binomial_upper(k: int, n: int, confidence: float = 0.95) -> float:
     Raises:
         ValueError: unless 0 <= k <= n and n >= 1.
     """
+    from scipy import stats
+
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} of {n} is not a count; give 0 <= k <= n and n >= 1")
     return 1.0 if k == n else float(stats.beta.ppf(1 - _alpha(confidence), k + 1, n - k))
@@ -154,6 +159,8 @@ def binomial_upper(k: int, n: int, confidence: float = 0.95) -> float:
 def _decided(
     mean: float, error: np.ndarray, freedom: np.ndarray, margin: float, alpha: float, multiplicity: float
 ) -> np.ndarray:
+    from scipy import stats
+
     half = stats.t.ppf(1 - alpha / 2, freedom) * error
     equivalent = (abs(mean) + half < margin) | ((mean == 0) & (half == 0))
     with np.errstate(divide="ignore", invalid="ignore"):

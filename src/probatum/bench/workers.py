@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -90,7 +90,7 @@ class Workers:
         self._parcel: tuple[Context, bytes] | None = None
         self._false_starts = 0
 
-    def run(self, context: Context, groups: Sequence[list[Job]], listener: Listener) -> Iterator[Ended]:
+    def run(self, context: Context, groups: Iterable[list[Job]], listener: Listener) -> Iterator[Ended]:
         """Run every group; yield jobs with their trials as soon as they have ended.
 
         Raises:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from probatum.data.arrays import Arrays, given_arrays, read_arrays
 from probatum.data.frame import Framed, framed
 from probatum.data.lazy.memory import memory_limit
-from probatum.data.lazy.parquet import ParquetRows, open_parquet, parquet_files
 from probatum.data.read import TABLE_SUFFIXES, read_table, to_polars
 from probatum.errors import InputError
 from probatum.settings import Reading
+
+if TYPE_CHECKING:
+    from probatum.data.lazy.parquet import ParquetRows
 
 
 class Door:
@@ -72,7 +74,11 @@ class Door:
     @cached_property
     def tables(self) -> tuple[Path, ...]:
         """The Parquet files of a folder of them."""
-        return tuple(parquet_files(self.path)) if self.path is not None and self.path.is_dir() else ()
+        if self.path is None or not self.path.is_dir():
+            return ()
+        from probatum.data.lazy.parquet import parquet_files
+
+        return tuple(parquet_files(self.path))
 
     @property
     def is_table(self) -> bool:
@@ -86,6 +92,8 @@ class Door:
         """Parquet files whose rows would take more memory than they may; None for whatever is read at once."""
         if self.path is None or not (self.tables or self.ends(".parquet")):
             return None
+        from probatum.data.lazy.parquet import open_parquet  # only what is in Parquet files pays for pyarrow
+
         rows = open_parquet(self.path)
         return rows if rows.size > self.limit else None
 

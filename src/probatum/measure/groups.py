@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ def wilson(right: int, rows: int, level: float = 0.95) -> tuple[float, float]:
     Raises:
         ValueError: for counts or a level out of range.
     """
+    from scipy.stats import norm
+
     if not (0 <= right <= rows and rows >= 1 and 0 < level < 1):
         raise ValueError(f"{right} of {rows} at level {level}; use 0 <= right <= rows, rows >= 1, a level in (0, 1)")
     z = float(norm.ppf((1 + level) / 2))

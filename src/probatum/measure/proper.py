@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtr
 
 from probatum.numerics.calibration.reliability import equal_mass, equal_width
 
@@ -56,6 +55,8 @@ def crps_gaussian(mean: np.ndarray, std: np.ndarray, y: np.ndarray) -> np.ndarra
     Raises:
         ValueError: for a standard deviation that is not above 0.
     """
+    from scipy.special import ndtr
+
     if not (np.asarray(std) > 0).all():
         raise ValueError(f"std is as small as {np.min(std):.3g}; normal forecasts need standard deviations above 0")
     z = (y - mean) / std

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
 from torch import Tensor
 
 from probatum.measure.base import Measure
@@ -103,6 +102,8 @@ def checked(probabilities: Tensor, y: Tensor, outputs: int) -> tuple[np.ndarray,
 
 
 def _classes(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics
+
     guess, labels = p.argmax(1), np.arange(p.shape[1])
     seen = np.unique(y)
     found = {
@@ -120,6 +121,8 @@ def _classes(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def _reals(output: Tensor, y: Tensor, outputs: int, scale: Tensor | float | None) -> dict[str, float]:
+    from sklearn import metrics
+
     guess, truth = (value.detach().cpu().double().numpy() for value in (output, y))
     if guess.shape != truth.shape or guess.ndim != 2 or guess.shape[1] != outputs or not len(guess):
         raise ValueError(f"output {guess.shape} and y {truth.shape} do not fit; give (n, {outputs}) for both, n >= 1")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from probatum import catalogue
 from probatum.recipe import MANY, Recipe, Use, field_of
 from probatum.train.rng import derive
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], float]) -> Recipe:
@@ -22,6 +23,8 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     defaults: the rows they are fitted on cannot choose among them too. The sampler's seed comes from the trial's, so
     the result is a pure function of its arguments.
     """
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

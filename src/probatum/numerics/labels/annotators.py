@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 COLUMNS = ("row", "label", "prediction", "answer")
@@ -123,6 +122,8 @@ def binomial_interval(hits: int, trials: int, level: float = 0.95) -> tuple[floa
     Raises:
         ValueError: more hits than trials, a level outside (0, 1).
     """
+    from scipy.stats import beta
+
     if not 0 <= hits <= trials:
         raise ValueError(f"{hits} hits in {trials} trials")
     if not 0 < level < 1:
