@@ -29,7 +29,7 @@ from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.measure.truth import measures_of
 from probatum.recipe import Arm, Recipe, make_arm, parse_arm
-from probatum.rooms.arena import ModelFactory, arena
+from probatum.rooms.arena import ModelFactory, arena, competes
 from probatum.rooms.kind import takes
 from probatum.rooms.task import task
 from probatum.settings import FineTuning, Judging, Reading, Running
@@ -255,7 +255,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         seeds=tuple(range(seeds)),
         primary=primary,
         skipped=skipped,
-        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and where != "probe" else (),
+        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and competes(where) else (),
         equal_compute=judging.budget == "compute",
         tune=wishes.tune,
         margins=margins,
@@ -339,8 +339,10 @@ def _data_plan(dataset: Any, truth: Truth | None) -> DataPlan:
 
 
 def _check_race(seeds: int, where: str) -> None:
-    if where == "probe":
-        raise InputError("probes measure and do not compete, so that there is no race; leave race out")
+    if not competes(where):
+        raise InputError(
+            f"what plays in arena {where} measures and does not compete, so that there is no race; leave race out"
+        )
     if seeds <= FEWEST_SEEDS:
         raise InputError(f"a race needs more than {FEWEST_SEEDS} seeds, seeds is {seeds}; give the most you would run")
 
