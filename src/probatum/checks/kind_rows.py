@@ -157,8 +157,7 @@ def check_description_fits(subject: KindSubject) -> None:
     names = spec.features
     demand(all(isinstance(name, str) for name in names), f"features should be names, they are {names}")
     demand(len(set(names)) == len(names), "features has a name twice")
-    held = spec.shape[0] if len(spec.shape) else 0
-    demand(len(names) in (0, 1, held), f"{len(names)} features are named for x of shape {spec.shape}")
+    demand(len(names) in (0, 1, *spec.shape), f"{len(names)} features are named for x of shape {spec.shape}")
 
 
 def check_pipeline_is_saved_and_loaded(subject: KindSubject) -> None:

@@ -341,7 +341,10 @@ def kind_of(modality: str, task: str) -> Kind:
     """The kind whose examples look so and of which this is asked; InputError where there is none."""
     found = [one for one in kinds() if one.modality == modality and task in one.TASKS]
     if not found:
-        raise InputError(f"no kind of data has modality {modality!r} and task {task!r}; there are {_told()}")
+        raise InputError(
+            f"no kind of data has modality {modality!r} and task {task!r}; there are {_told()}; one of your own joins by its "
+            "folder (--kind, or probatum.rooms.find.add)"
+        )
     return found[0]
 
 
