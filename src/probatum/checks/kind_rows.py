@@ -24,7 +24,7 @@ from probatum.data.target import Target
 from probatum.errors import InputError
 from probatum.recipe import Training
 from probatum.rooms import find
-from probatum.rooms.kind import Kind, NamedSet, kind_of, kinds
+from probatum.rooms.kind import Kind, NamedSet, kinds
 from probatum.settings import Reading, documented
 from probatum.spec import WORD, Part, Spec
 
@@ -38,8 +38,9 @@ def check_says_what_it_is(subject: KindSubject) -> None:
     unknown = set(kind.TASKS) - set(find.names("task"))
     demand(bool(kind.TASKS) and not unknown, f"TASKS is {kind.TASKS}; tasks are {', '.join(find.names('task'))}")
     for task in kind.TASKS:
-        other = kind_of(kind.modality, task)
-        demand(other.NAME == kind.NAME, f"{other.NAME} data have modality {kind.modality} and task {task}, too")
+        alike = (one.NAME for one in kinds() if one.modality == kind.modality and task in one.TASKS)
+        other = [name for name in alike if name != kind.NAME]
+        demand(not other, f"{', '.join(other)} data have modality {kind.modality} and task {task}, too; choose another")
         demand(isinstance(kind.training(task), Training), f"training({task!r}) gives no Training")
     lines = {name: getattr(kind, name) for name in ("ABOUT", "UNIT", "NEW")}
     bad = [name for name, line in lines.items() if not isinstance(line, str) or not line.strip() or "\n" in line]
