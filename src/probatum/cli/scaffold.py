@@ -139,11 +139,9 @@ def _arena(name: str, inside: bool) -> Files:
             "checkout of Probatum (--to CHECKOUT)"
         )
     stem = name.replace("-", "_")
-    taken = [sort for sort, names in (("arena", find.names("arena")), ("slot", slots.names())) if name in names]
-    if taken or stem in (*slots.names(), *BASE):
-        raise InputError(
-            f"there is {'an arena' if taken == ['arena'] else 'a slot'} called {name} already; choose another name"
-        )
+    if name in find.names("arena") or stem in (*slots.names(), *BASE):
+        sort = "an arena" if name in find.names("arena") else "a slot"
+        raise InputError(f"there is {sort} called {name} already; choose another name")
     words, templates = _words(name), SOURCE / "cli" / "templates"
     files = {
         SOURCE / "arenas" / stem / "arena.py": "arena.py.txt",
