@@ -3,8 +3,9 @@ the command that repeats a study."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -53,9 +54,10 @@ class Option:
 
 @cache
 def options() -> tuple[Option, ...]:
-    """All options, those of the kinds of data and of the arenas among them."""
+    """All options, those of the kinds of data and of the arenas among them; kinds from outside join later, see `own_options`."""
     found = [option for group, value in VALUES.items() for option in _of(group, value)]
-    own = (kind.options() for kind in kinds())
+    outside = {room.name for room in find.added() if room.sort == "kind"}
+    own = (kind.options() for kind in kinds() if kind.NAME not in outside)
     found += [option for value in own if value is not None for option in _of(OWN, value)]
     rules = (rules_of(name) for name in find.names("arena"))
     found += [option for value in rules if value is not None for option in _of(RULES, value)]
@@ -126,6 +128,52 @@ def words_for(holder: type, said: Mapping[str, Any]) -> list[str]:
         for one in got if option.many else (got,):
             words += [option.flag, f"{one:g}" if isinstance(one, float) else str(one)]
     return words
+
+
+def with_own(values: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
+    """The arguments of `Study` with what `own_options` reads from these texts; InputError where a flag says it as well."""
+    own, reading = own_options(texts), values["reading"]
+    both = sorted(set(own) & set(reading.options))
+    if both:
+        raise InputError(f"{both[0]} is said twice, by --{both[0].replace('_', '-')} and by --option; say it once")
+    return {**values, "reading": replace(reading, options={**reading.options, **own})}
+
+
+def own_options(texts: Iterable[str]) -> dict[str, Any]:
+    """What ``NAME=VALUE`` says of options that only one kind of data asks, of kinds from outside too; for `Reading.options`.
+
+    Raises:
+        InputError: no such form or option, a value of another type, or an option said twice.
+    """
+    known = {one.name: one for kind in kinds() if (own := kind.options()) is not None for one in fields(own)}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
+        if not (name and equals):
+            raise InputError(f"--option {text!r}: write NAME=VALUE, e.g. --option size=32")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(
+                f"--option {text!r}: no kind of data asks {name!r}{hint} (they ask {', '.join(sorted(known))})"
+            )
+        if name in found:
+            raise InputError(f"--option {text!r}: {name} is said twice; say it once")
+        found[name] = _read(text, value, *_kind(known[name]))
+    return found
+
+
+def _read(text: str, value: str, kind: type, many: bool) -> Any:
+    """A value from its words."""
+    if many:
+        return tuple(word.strip() for word in value.split(","))
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    try:
+        return words[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError) as problem:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"--option {text!r}: {value!r} is not {wanted}") from problem
 
 
 def own_holders() -> Iterable[type]:

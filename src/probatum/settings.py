@@ -31,7 +31,7 @@ class Reading:
         world: put every split into a world of known truth: label-noise:RATE, human-labels, spurious:RATE, long-tail:RATIO,
             covariate-shift, label-shift, ood or probabilities.
         options: what only one kind of data asks, by name, e.g. ``{"tokens": "bpe"}`` for long texts, ``{"size": 32}`` for
-            folders of images, ``{"text": "review"}`` for a column of texts; see the `OPTIONS` of the kinds.
+            folders of images, ``{"text": "review"}`` for a column of texts; see the `options` of the kinds.
     """
 
     target: str | None = field(default=None, metadata={"flag": ""})

@@ -29,7 +29,8 @@ from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.measure.truth import measures_of
 from probatum.recipe import Arm, Recipe, make_arm, parse_arm
-from probatum.rooms.arena import ModelFactory, arena
+from probatum.rooms import find
+from probatum.rooms.arena import ModelFactory, arena, competes
 from probatum.rooms.kind import takes
 from probatum.rooms.task import task
 from probatum.settings import FineTuning, Judging, Reading, Running
@@ -136,12 +137,18 @@ def read(data: Any, reading: Reading) -> tuple[Any, dict[str, Any] | None]:
     place = str(Path(data).resolve()) if Path(data).exists() else str(data)
     said = {name: getattr(reading, name) for name in reading.__dataclass_fields__}
     world = None if reading.world is None else str(getattr(reading.world, "name", reading.world))
-    return dataset, {"data": place, **said, "drop": list(reading.drop), "memory": memory, "world": world}
+    source = {"data": place, **said, "drop": list(reading.drop), "memory": memory, "world": world}
+    outside = {room.name: str(room.folder) for room in find.added() if room.sort == "kind"}
+    kind = dataset.kind.NAME
+    return dataset, source | ({"kind": kind, "folder": outside[kind]} if kind in outside else {})
 
 
 def read_again(source: dict[str, Any]) -> Any:
-    """The data of which `read` gave this."""
+    """The data of which `read` gave this; InputError where they are of a kind from outside that has not joined."""
     said = {**source, "drop": tuple(source["drop"])}
+    kind, folder = (said.pop(name, None) for name in ("kind", "folder"))
+    if kind is not None and kind not in find.names("kind"):
+        raise InputError(f"the data are of kind {kind}, which is no part of Probatum; give its folder: --kind {folder}")
     return open_dataset(said.pop("data"), Reading(**said))
 
 
@@ -255,7 +262,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         seeds=tuple(range(seeds)),
         primary=primary,
         skipped=skipped,
-        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and where != "probe" else (),
+        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and competes(where) else (),
         equal_compute=judging.budget == "compute",
         tune=wishes.tune,
         margins=margins,
@@ -339,8 +346,10 @@ def _data_plan(dataset: Any, truth: Truth | None) -> DataPlan:
 
 
 def _check_race(seeds: int, where: str) -> None:
-    if where == "probe":
-        raise InputError("probes measure and do not compete, so that there is no race; leave race out")
+    if not competes(where):
+        raise InputError(
+            f"what plays in arena {where} measures and does not compete, so that there is no race; leave race out"
+        )
     if seeds <= FEWEST_SEEDS:
         raise InputError(f"a race needs more than {FEWEST_SEEDS} seeds, seeds is {seeds}; give the most you would run")
 

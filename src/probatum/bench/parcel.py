@@ -38,8 +38,8 @@ def unpack(parcel: bytes) -> Context:
     files, rooms, rest = cloudpickle.loads(parcel)
     for file in files:
         catalogue.add_file(_placed(file))
-    for sort, path, contents in rooms:
-        find.add(_at(Path(path), contents), sort)
+    for sort, path, package, contents in rooms:
+        find.add(_at(Path(path), contents), sort, package=package)
     try:
         return cloudpickle.loads(rest)
     except (ImportError, AttributeError) as problem:
@@ -74,13 +74,13 @@ def _contents(place: catalogue.Place) -> dict[str, bytes]:
     return {str(file.relative_to(place.path.parent)): file.read_bytes() for file in place.files()}
 
 
-def _rooms() -> list[tuple[str, str, dict[str, bytes]]]:
-    """Sort, folder and files of kinds of data (and other rooms) that are no part of an installed package."""
+def _rooms() -> list[tuple[str, str, str, dict[str, bytes]]]:
+    """Sort, folder, package and files of kinds of data (and other rooms) that are no part of an installed package."""
     found = {}
     for room in find.added():
         if room.sort != "task" or not (room.folder / "kind.py").is_file():
-            files = {str(f.relative_to(room.folder)): f.read_bytes() for f in sorted(room.folder.rglob("*.py"))}
-            found[room.folder] = (room.sort, str(room.folder), files)
+            files = {str(f.relative_to(room.folder)): f.read_bytes() for f in find.files(room.folder)}
+            found[room.folder] = (room.sort, str(room.folder), room.package, files)
     return list(found.values())
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 
 from probatum import catalogue, inject, slots
-from probatum.checks.subject import NotThisOneError, Subject, demand
+from probatum.checks.subject import Subject, demand
 from probatum.rooms.kind import kinds, modalities
 
 ALLOWED = ("probatum.card", "probatum.spec", "probatum.errors", "probatum.numerics")
@@ -74,13 +72,3 @@ def check_size(subject: Subject) -> None:
         if file.suffix == ".py":
             lines = file.read_text(encoding="utf-8").count("\n")
             demand(lines <= MOST_LINES, f"{file.name} has {lines} lines; keep a file within {MOST_LINES}")
-
-
-def check_claims_match(subject: Subject) -> None:
-    """The claims that the card names are those its claim file runs."""
-    where = catalogue.place(subject.name)
-    if where.inside is None or importlib.util.find_spec("probatum.claims") is None:
-        raise NotThisOneError("a technique from outside the package")
-    module = ".".join(("probatum", "claims", *where.inside.parts))
-    claims = tuple(claim.id for claim in importlib.import_module(module).CLAIMS)
-    demand(claims == subject.card.claims, f"the card names claims {subject.card.claims}, the claim file runs {claims}")

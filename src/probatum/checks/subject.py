@@ -31,6 +31,10 @@ class NotThisOneError(Exception):
     """The check does not apply to this technique; the message says why."""
 
 
+class NotDoneYetError(Exception):
+    """Nothing is wrong, but something is still to be done; the message says what to run."""
+
+
 class CheckFailedError(AssertionError):
     """The technique breaks its contract; the message says how and what to do."""
 

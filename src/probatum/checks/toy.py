@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from probatum.rooms.kind import kind_of
+from probatum.rooms.kind import Kind, kind_of
 from probatum.spec import Data, Part, Spec
 
 ROWS = (64, 40, 40)
@@ -13,7 +13,11 @@ ROWS = (64, 40, 40)
 
 def toy(modality: str, task: str) -> Data:
     """Three classes or one real target that can be seen in x, or what the kind's own task asks."""
-    kind = kind_of(modality, task)
+    return toy_of(kind_of(modality, task), task)
+
+
+def toy_of(kind: Kind, task: str) -> Data:
+    """The same of a kind."""
     generator = torch.Generator().manual_seed(7)
     n = sum(ROWS)
     hidden = torch.randint(3, (n,), generator=generator)

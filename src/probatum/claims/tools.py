@@ -1,14 +1,18 @@
-"""Shared steps of claims: train an arm on one split and look at it."""
+"""Shared steps of claims: train an arm on one split and look at it, or let its arena do so."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probatum.recipe import Recipe, Training, make_arm
-from probatum.rooms.arena import ModelFactory, alone
+from probatum.bench.contest import contest_of
+from probatum.measure.base import all_measures
+from probatum.recipe import Arm, Recipe, Training, make_arm
+from probatum.rooms.arena import ModelFactory, Terms, Work, alone, arena
+from probatum.rooms.task import task
 from probatum.spec import Data, Part
 from probatum.train.assemble import assemble
 from probatum.train.baselines import training_for
@@ -36,6 +40,37 @@ def fit(
             select=recipe.training.select,
         )
     return parts.run
+
+
+def measured(
+    where: str,
+    arm: str | None,
+    data: Data,
+    seed: int,
+    *,
+    training: Training | None = None,
+    rules: Any = None,
+    factory: ModelFactory | None = None,
+) -> dict[str, float]:
+    """What an arena measures of an arm on one split, as the bench would: named numbers.
+
+    Args:
+        where: the arena's name, which a claim says itself, so that its evidence rests on that arena.
+        arm: "id(setting=...)+id"; None = the arena's baseline.
+        data: the split.
+        seed: the paired seed; the same one for both arms.
+        training: how networks are trained; None = as the baseline of such data is.
+        rules: the frozen value of the arena's rules; None = its usual ones.
+        factory: builds the baseline network, None = the built-in one.
+    """
+    room, spec = arena(where), data.spec
+    primary = room.measures(spec)[0]
+    found = training or training_for(spec.modality, spec.task)
+    found = replace(found, select=task(spec.task).selection(primary, all_measures()[primary].axis))
+    base = Recipe(training=found)
+    playing = Arm(room.BASELINE, base) if arm is None else make_arm(arm, base)
+    terms = Terms(base=base, primary=primary, contest=contest_of(where, rules, data))
+    return room.trial(Work(playing, room.BASELINE if arm is None else "", terms, data, seed, factory)).measures
 
 
 def first_rows(part: Part, n: int) -> Part:

@@ -133,6 +133,10 @@ def try_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
     technique: Technique = None,
     kind: Kinds = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="NAME=VALUE: what only one kind of data asks; may be given several times."),
+    ] = None,
     said: Any = None,
 ) -> None:
     """Try techniques against the baseline on your data and print verdicts.
@@ -148,11 +152,11 @@ def try_command(
         raise InputError("say which data: --data FILE, FOLDER or the name of a set, e.g. --data digits")
     if epochs is not None and steps is not None:
         raise InputError("give --epochs or --steps, not both")
-    for path, option in ((report, "--report"), (json_file, "--json")):
-        _check_writable(path, option)
+    for path, flag in ((report, "--report"), (json_file, "--json")):
+        _check_writable(path, flag)
     _add(technique, kind)
     from probatum.cli.try_view import Outputs, run_try
-    from probatum.options import values_of
+    from probatum.options import values_of, with_own
 
     basic = {
         "target": target,
@@ -165,7 +169,7 @@ def try_command(
         "margin": margin,
         "tune": tune,
     }
-    run_try(ids or None, data, {**basic, **values_of(said)}, Outputs(store, report, json_file))
+    run_try(ids or None, data, {**basic, **with_own(values_of(said), option or ())}, Outputs(store, report, json_file))
 
 
 @app.command("report")
@@ -219,26 +223,34 @@ def claim(
 @app.command()
 def check(
     what: Annotated[
-        list[str] | None, typer.Argument(help="Ids or files; none: every technique.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Ids or files of techniques, kind/NAME or folders of kinds of data; none: all.", show_default=False
+        ),
     ] = None,
+    kind: Kinds = None,
 ) -> None:
-    """Run the contract suite on techniques, your own files included.
+    """Run the contract suite on techniques and kinds of data, your own files included, and say what is still to be done.
 
-    Example: [dim]probatum check my_loss.py[/dim]
+    Examples: [dim]probatum check my_loss.py[/dim] · [dim]probatum check kind/table points/[/dim]
     """
     from probatum.cli.check_view import print_checks
 
+    _add(None, kind)
     print_checks(what)
 
 
 @app.command()
 def new(
-    what: Annotated[str, typer.Argument(help="SLOT/NAME, e.g. loss/my-loss.")],
-    to: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
+    what: Annotated[
+        str, typer.Argument(help="SLOT/NAME, e.g. loss/my-loss or model/tables/my-model; kind/NAME; arena/NAME.")
+    ],
+    to: Annotated[Path, typer.Option(help="Folder to write into; a checkout of Probatum, or any other.")] = Path(),
 ) -> None:
-    """Write the files of a new technique: the technique, its claim and its test.
+    """Write the files of a new technique (itself, its claim, its test), kind of data or arena.
 
-    Example: [dim]probatum new loss/my-loss[/dim], then [dim]probatum check loss/my_loss.py[/dim]
+    Example: [dim]probatum new loss/my-loss[/dim], then [dim]probatum check loss/my_loss.py[/dim], in a checkout
+    [dim]probatum check my-loss[/dim]
     """
     from probatum.cli.scaffold import scaffold
 
@@ -253,12 +265,13 @@ def ship(
     to: Annotated[Path, typer.Option(help="Folder to write into; it must be new or empty.")],
     study: Annotated[str | None, typer.Option(help="Beginning of a study's key; default: the newest.")] = None,
     technique: Technique = None,
+    kind: Kinds = None,
 ) -> None:
     """Write one arm as a folder: weights, preprocessing, ONNX where the model allows, a model card with the evidence.
 
     Example: [dim]probatum ship probatum-runs/store.sqlite --arm encouraging-loss --to model/[/dim]
     """
-    _add(technique)
+    _add(technique, kind)
     from probatum.cli.ship_view import ship_from_store
 
     ship_from_store(store, study, arm, to)
@@ -269,12 +282,15 @@ def predict(
     folder: Annotated[Path, typer.Argument(help="A folder written by `probatum ship`.")],
     data: Annotated[str, typer.Option(help="Rows to predict: a file of the same columns.")],
     to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; default: CSV on standard output.")] = None,
+    technique: Technique = None,
+    kind: Kinds = None,
 ) -> None:
     """Predict new rows with a shipped model.
 
     Example: [dim]probatum predict model/ --data new.csv --to predictions.parquet[/dim]
     """
     _check_writable(to, "--to")
+    _add(technique, kind)
     from probatum.cli.ship_view import predict_file
 
     predict_file(folder, data, to)
@@ -287,11 +303,14 @@ def explain(
     row: Annotated[int, typer.Option(help="Which row, from 0.")] = 0,
     by: Annotated[str, typer.Option(help="A technique of slot explain.")] = "integrated-gradients",
     as_json: JsonFlag = False,
+    technique: Technique = None,
+    kind: Kinds = None,
 ) -> None:
     """Explain one prediction of a shipped model.
 
     Example: [dim]probatum explain model/ --data new.csv --row 3 --by integrated-gradients[/dim]
     """
+    _add(technique, kind)
     from probatum.cli.ship_view import explain_row
 
     explain_row(folder, data, row, by, as_json=as_json)
@@ -320,11 +339,14 @@ def audit(
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where a fault is found.")] = False,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     as_json: JsonFlag = False,
+    technique: Technique = None,
+    kind: Kinds = None,
 ) -> None:
     """Check a model you already have: calibration, errors, corruption, shift, labels, groups, shortcuts.
 
     Example: [dim]probatum audit model/ --data new.csv --groups region --out audit[/dim]
     """
+    _add(technique, kind)
     from probatum.cli.audit_view import limits_of, run_audit
 
     report = run_audit(

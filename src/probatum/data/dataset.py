@@ -139,6 +139,7 @@ class Dataset:
         out: dict[str, Any] = {
             "name": self.name,
             "n": self.n,
+            "unit": self.kind.UNIT,
             "modality": self.modality,
             "task": self.task,
             "target": self.target,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from typing import Any
 
 from probatum.bench.plan import StudyPlan
@@ -23,8 +24,7 @@ def repeat_command(results: Results) -> str:
     reading = {**source, "task": plan.data.task, "world": plan.data.world or None}
     reading["drop"] = tuple(source.get("drop", ()))
     words += words_for(Reading, reading)
-    for holder in own_holders():
-        words += words_for(holder, source.get("options") or {})
+    words += _own(source)
     words += ["--seeds", str(len(plan.seeds)), "--primary", plan.primary]
     training = plan.base.training
     words += ["--steps", str(training.steps)] if training.steps else ["--epochs", str(training.epochs)]
@@ -36,6 +36,21 @@ def repeat_command(results: Results) -> str:
         words += ["--model", str(plan.base.model)]
     words += _values(plan)
     return " ".join(shlex.quote(word) for word in words)
+
+
+def _own(source: dict[str, Any]) -> list[str]:
+    """What only the data's kind asks, and the folder of a kind from outside."""
+    said = source.get("options") or {}
+    words = ["--kind", str(source["folder"])] if "folder" in source else []
+    known: set[str] = set()
+    for holder in own_holders():
+        words += words_for(holder, said)
+        known |= {one.name for one in fields(holder)}
+    for name, value in said.items():
+        if name not in known and value is not None:
+            told = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            words += ["--option", f"{name}={told}"]
+    return words
 
 
 def _values(plan: StudyPlan) -> list[str]:

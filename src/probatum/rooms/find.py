@@ -75,13 +75,24 @@ def load(sort: str, name: str) -> ModuleType:
 
 def part(where: Room, file: str) -> ModuleType | None:
     """Another module of the room's folder, by the name of its file; None where there is none."""
-    if not (where.folder / f"{file}.py").is_file():
+    path = where.folder / f"{file}.py"
+    if not path.is_file():
         return None
-    return importlib.import_module(f"{where.package}.{file}")
+    try:
+        return importlib.import_module(f"{where.package}.{file}")
+    except Exception as problem:
+        if PACKAGE in path.parents or isinstance(problem, InputError):
+            raise
+        raise InputError(f"{path}: importing it fails: {type(problem).__name__}: {problem}") from problem
 
 
-def add(folder: str | Path, sort: str = "kind") -> str:
+def add(folder: str | Path, sort: str = "kind", *, package: str | None = None) -> str:
     """Let a room from outside the package take part, and the task that a kind's folder may hold; returns its name.
+
+    Args:
+        folder: what holds it; its modules import one another relatively, ``from .encode import Encoder``.
+        sort: kind, task or arena.
+        package: what its modules are called where what is pickled comes from; None = by the folder's path.
 
     Raises:
         InputError: no such folder, no file of the sort in it, or a name that is taken.
@@ -89,7 +100,7 @@ def add(folder: str | Path, sort: str = "kind") -> str:
     place = Path(folder).resolve()
     if not (place / f"{sort}.py").is_file():
         raise InputError(f"{str(folder)!r} is no folder of a {sort}: {sort}.py is missing in it")
-    package = f"{ADDED}{place.name}_{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+    package = package or f"{ADDED}{place.name}_{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
     for what in (sort, "task"):
         if (place / f"{what}.py").is_file():
             found = Room(what, _name(what, place), place, package)
@@ -111,13 +122,23 @@ def added() -> tuple[Room, ...]:
     return tuple(_added.values())
 
 
+def files(folder: Path) -> list[Path]:
+    """All that a room consists of: every file in its folder, data among them, but for what Python and editors leave there."""
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in found if not any(_left_behind(part) for part in file.relative_to(folder).parts))
+
+
 def digest() -> str:
     """Hash of the files of rooms that joined by `add`; "" without any. Records made with them depend on it."""
     found = hashlib.sha256()
     for one in sorted({room.folder for room in _added.values()}):
-        for file in sorted(one.rglob("*.py")):
+        for file in files(one):
             found.update(file.relative_to(one).as_posix().encode() + file.read_bytes())
     return found.hexdigest()[:16] if _added else ""
+
+
+def _left_behind(name: str) -> bool:
+    return name == "__pycache__" or name.startswith(".")
 
 
 def _rooms(sort: str) -> dict[str, Room]:

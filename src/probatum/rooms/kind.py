@@ -187,10 +187,10 @@ class Kind:
         TASKS: tasks that can be asked of it.
         ABOUT: one line, with the forms that it comes in.
         ORDER: kinds are asked in this order whether data are theirs; what takes nearly everything comes late.
-        OPTIONS: a frozen dataclass, documented by its docstring, of what is asked of these data alone; None = nothing.
         ROWS: whether rows are given as such, and not cut out of something longer as the seed draws them.
         UNIT: what is counted when the size of the data is told.
         NEW: the name of a file of new data in examples.
+        EXAMPLE: the name of an embedded set, a small one, on which `probatum check kind/NAME` tries what needs raw rows.
     """
 
     NAME: ClassVar[str] = ""
@@ -201,6 +201,7 @@ class Kind:
     ROWS: ClassVar[bool] = True
     UNIT: ClassVar[str] = "rows"
     NEW: ClassVar[str] = "new.csv"
+    EXAMPLE: ClassVar[str] = ""
 
     @property
     def modality(self) -> str:
@@ -245,6 +246,10 @@ class Kind:
 
     def new_rows(self, encoder: Any, source: Any, exclude: Sequence[str] = ()) -> tuple[Any, pl.DataFrame]:
         """Raw rows of new data, and the same rows as a frame to show beside predictions; `exclude` are target columns."""
+        raise NotImplementedError
+
+    def as_new(self, raw: Any) -> Any:
+        """Raw rows as a user hands them over: what `new_rows` takes, and X where targets stand beside, (X, y); for trying out."""
         raise NotImplementedError
 
     def predicted(self, pipeline: Any, predict: Callable[[Any], Tensor], source: Any) -> Any:
@@ -314,7 +319,9 @@ def _facet(kind_name: str, name: str) -> _Facet:
 
 def kind(name: str) -> Kind:
     """The kind of data of this name; InputError where there is none."""
-    found = find.load("kind", name).KIND
+    found = getattr(find.load("kind", name), "KIND", None)
+    if not isinstance(found, Kind):
+        raise InputError(f"{find.room('kind', name).folder / 'kind.py'} holds no KIND, an object of its class; add it")
     if name != found.NAME:
         raise InputError(f"the kind in the folder {name} calls itself {found.NAME!r}; let NAME say {name!r}")
     return found
@@ -334,7 +341,10 @@ def kind_of(modality: str, task: str) -> Kind:
     """The kind whose examples look so and of which this is asked; InputError where there is none."""
     found = [one for one in kinds() if one.modality == modality and task in one.TASKS]
     if not found:
-        raise InputError(f"no kind of data has modality {modality!r} and task {task!r}; there are {_told()}")
+        raise InputError(
+            f"no kind of data has modality {modality!r} and task {task!r}; there are {_told()}; one of your own joins by its "
+            "folder (--kind, or probatum.rooms.find.add)"
+        )
     return found[0]
 
 

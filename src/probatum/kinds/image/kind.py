@@ -22,6 +22,7 @@ class Image(Kind):
     NAME = "image"
     ABOUT = "images, as a folder with a subfolder of .png or .jpg files a class, or arrays (n, channels, height, width)"
     ORDER = 40
+    EXAMPLE = "digits"
 
     def options(self) -> type:
         """The size that files are brought to."""
@@ -81,6 +82,10 @@ class Image(Kind):
         from probatum.kinds.image.read import new_rows
 
         return new_rows(encoder, source)
+
+    def as_new(self, raw: Any) -> np.ndarray:
+        """The pixels (n, channels, height, width)."""
+        return raw.pixels
 
     def training(self, task: str) -> Training:
         """Chosen on validation rows of development seeds, see decisions/baselines.md."""

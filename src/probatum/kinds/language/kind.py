@@ -27,6 +27,7 @@ class Language(Kind):
     ROWS = False
     UNIT = "characters"
     NEW = "new.txt"
+    EXAMPLE = "python-topics"
 
     def options(self) -> type:
         """How the text is cut into tokens."""

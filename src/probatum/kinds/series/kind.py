@@ -22,6 +22,7 @@ class Series(Kind):
     NAME = "series"
     ABOUT = "series, as arrays (n, channels, time), or tables with a numeric column a step"
     ORDER = 20
+    EXAMPLE = "cbf"
 
     def sets(self) -> Mapping[str, NamedSet]:
         """Cylinder, bell and funnel, and the sets of the folder of data."""
@@ -86,6 +87,10 @@ class Series(Kind):
         from probatum.kinds.series.read import new_rows
 
         return new_rows(encoder, source, exclude)
+
+    def as_new(self, raw: Any) -> np.ndarray:
+        """The values (n, channels, time)."""
+        return raw.values
 
     def training(self, task: str) -> Training:
         """Chosen on validation rows of development seeds, see decisions/baselines.md."""

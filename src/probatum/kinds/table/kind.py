@@ -23,6 +23,7 @@ class Table(Kind):
     NAME = "table"
     ABOUT = "tables, as .csv, .tsv, .parquet, data frames or arrays (n, columns)"
     ORDER = 90
+    EXAMPLE = "iris"
 
     def sets(self) -> Mapping[str, NamedSet]:
         """Six embedded tables, and those of the folder of data."""
@@ -84,6 +85,10 @@ class Table(Kind):
 
         frame = new_frame(encoder, source)
         return read_rows(frame, encoder.columns), frame
+
+    def as_new(self, raw: Any) -> pl.DataFrame:
+        """The columns as a frame."""
+        return raw.frame
 
     def adapted(self, dataset: Any, encoder: Any) -> Any:
         """The same columns as in pretraining, and its codes."""

@@ -48,7 +48,7 @@ def input_features(parts: list[Any], dimensions: int) -> list[np.ndarray]:
     reduced = TruncatedSVD(min(dimensions, size - 1), random_state=0).fit_transform(weighed)
     norm = np.linalg.norm(reduced, axis=1, keepdims=True)
     reduced = reduced / np.maximum(norm, 1e-12) * np.sqrt(dimensions)
-    ends = np.cumsum([len(rows) for rows in parts])[:-1]
+    ends = np.cumsum([len(rows.part.x) for rows in parts])[:-1]
     return np.split(reduced, ends)
 
 

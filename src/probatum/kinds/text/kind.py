@@ -23,6 +23,7 @@ class Text(Kind):
     NAME = "text"
     ABOUT = "texts, as a column of a table, or a list of strings"
     ORDER = 30
+    EXAMPLE = "toy-topics"
 
     def options(self) -> type:
         """The column of the texts."""
@@ -95,6 +96,10 @@ class Text(Kind):
         from probatum.kinds.text.read import new_rows
 
         return new_rows(encoder, source)
+
+    def as_new(self, raw: Any) -> list[str]:
+        """The strings."""
+        return list(raw.texts)
 
     def adapted(self, dataset: Any, encoder: Any) -> Any:
         """The token ids of pretraining."""

@@ -33,6 +33,7 @@ CARD = Card(
     entry="fit",
     number=96,
     tags=("training", "local learning", "diffusion"),
+    modalities=("table", "image", "text", "series"),
     tasks=("classes",),
     tiny={"blocks": 2, "width": 64, "rate": 2e-2, "samples": 4},
     tune={

@@ -38,6 +38,7 @@ CARD = Card(
     entry="Guidance",
     number=32,
     tags=("training", "distillation", "representation", "inductive bias"),
+    modalities=("table", "image", "text", "series"),
     alone="its alignment reads hidden activations that forward hooks catch",
     neutral={"weight": 0.0},
     tiny={"guide_steps": 4, "width": 4},
