@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,14 @@ import numpy as np
 import pytest
 
 from probatum.data.open import open_dataset
+from processes import ran
 
 SHORT = ["--seeds", "2", "--steps", "4", "--pretrain-steps", "5", "--no-timing", "--no-references", "--no-confirm"]
 
 
 def probatum(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder."""
-    command = [sys.executable, "-m", "probatum", *words]
-    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    return ran(sys.executable, "-m", "probatum", *words, cwd=cwd, env={"COLUMNS": "100", "NO_COLOR": "1"})
 
 
 @pytest.fixture(scope="module")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from holding import Holding
 from probatum import slots
+from probatum.bench.store import Store
 from probatum.checks.run import check
+from processes import ran, started, until
 
 SHORT = ["--seeds", "6", "--steps", "4", "--no-timing", "--no-references"]
 
 
 def probatum(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder."""
-    command = [sys.executable, "-m", "probatum", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
+    return ran(sys.executable, "-m", "probatum", *words, cwd=cwd, env=env)
 
 
 def test_eighty_columns_no_colour_no_terminal(tmp_path: Path) -> None:
@@ -59,39 +58,19 @@ def test_eighty_columns_no_colour_no_terminal(tmp_path: Path) -> None:
     assert (tmp_path / "again.html").is_file()
 
 
-def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "probatum",
-        "try",
-        "encouraging-loss",
-        "--data",
-        "digits",
-        "--seeds",
-        "6",
-        "--no-timing",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    store = tmp_path / "probatum-runs" / "store.sqlite"
-    for _ in range(600):
-        time.sleep(0.1)
-        if store.is_file() and stored(store):
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+def test_ctrl_c_keeps_what_has_ended(holding: Holding, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "probatum", "try", "encouraging-loss", holding.arm(), "--data", "iris"]
+    command += ["--seeds", "6", "--steps", "150", "--no-timing", "--technique", str(holding.file)]
+    with started(*command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        until(holding.held, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
     assert process.returncode == 130
     assert err.strip() == "stopped; what has ended is stored, and the same command goes on from there"
-    assert stored(store) >= 1
-
-
-def stored(path: Path) -> int:
-    """Trials in a store that another process is writing; 0 while it is being made."""
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-            return int(connection.execute("select count(*) from trials").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
+    with Store(tmp_path / "probatum-runs" / "store.sqlite") as store:
+        ended = [(trial.arm, trial.seed) for study in store.studies() for trial in store.trials(study.key)]
+    assert {("baseline", 0), ("encouraging-loss", 0), (holding.arm(), 0)} < set(ended)
+    assert (holding.arm(), 1) not in ended
 
 
 def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:
