@@ -17,18 +17,19 @@ CONTRACT = "test_contract.py"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file stays on one worker, of the contract suite the cases of one technique.
-
-    Small groups come last, so that no worker is idle for long in the end.
-    """
-    order: dict[str, int] = {}
+    """For ``--dist loadgroup``: what stays on one worker; small groups come last, so that no worker is idle for long."""
     for item in items:
-        file = str(item.path.relative_to(item.config.rootpath))
-        technique = item.callspec.params["name"] if item.path.name == CONTRACT and hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{file}:{technique}"))
-        last = 2 if item.get_closest_marker("fast") is not None else int(item.path.name == CONTRACT)
-        order[item.nodeid] = last
-    items.sort(key=lambda item: order[item.nodeid])
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: 2 if item.get_closest_marker("fast") else int(item.path.name == CONTRACT))
+
+
+def group_of(item: pytest.Item) -> str:
+    """The file; of the contract suite the cases of one technique; and all that looks at the one finished study."""
+    if "small_study" in getattr(item, "fixturenames", ()):
+        return "small_study"
+    file = item.path.relative_to(item.config.rootpath).as_posix()
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return f"{file}-{parameters.get('name', '')}" if item.path.name == CONTRACT else file
 
 
 @pytest.fixture(autouse=True, scope="session")

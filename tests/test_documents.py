@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from probatum import catalogue
 from probatum.cli.main import app
@@ -53,6 +55,19 @@ def test_readme_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target} is not in the Makefile"
+
+
+def test_modules_that_the_makefile_runs_exist() -> None:
+    modules = re.findall(r"python -m (probatum[\w.]+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert modules
+    for module in modules:
+        assert importlib.util.find_spec(module) is not None, f"the Makefile runs {module}, which is not there"
+
+
+@pytest.mark.parametrize("name", options())
+def test_every_command_explains_itself(name: str) -> None:
+    told = CliRunner().invoke(app, [name, "--help"])
+    assert told.exit_code == 0, told.output
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:

@@ -14,6 +14,7 @@ from sklearn.datasets import load_wine
 from torch import nn
 
 import probatum
+from commands import told
 from probatum import Study
 from probatum.errors import InputError
 from probatum.ship.seen import row_hashes, seen_rows
@@ -234,9 +235,9 @@ def test_command_line(network: Path, tmp_path: Path) -> None:
     assert run.returncode == 1, run.stderr  # an untrained network knows nothing of its errors
     assert "a fault would be" in run.stdout
     assert (tmp_path / "out" / "audit.html").is_file()
-    run = ran(*base, "--json", "--limit", "level=1e-9", cwd=tmp_path)
+    run = told(*base[3:], "--json", "--limit", "level=1e-9", cwd=tmp_path)
     assert json.loads(run.stdout)["limits"]["level"] == 1e-9
-    run = ran(*base, "--limit", "level", cwd=tmp_path)
+    run = told(*base[3:], "--limit", "level", cwd=tmp_path)
     assert run.returncode == 2
     assert run.stderr.startswith("error: --limit 'level'")
 

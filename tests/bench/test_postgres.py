@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from commands import told
 from loosely import study_of
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, results_of, trials_of
@@ -161,7 +162,7 @@ def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp
     )
     command = [sys.executable, "-c", code, url]
     with started(*command) as one, started(*command) as other:
-        told = [process.communicate()[0] for process in (one, other)]
+        answers = [process.communicate()[0] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0]
     file = study_of("iris", ["gradient-noise", "encouraging-loss"], store=tmp_path / "store.sqlite", **SHORT)
     workers = study_of("iris", ["gradient-noise", "encouraging-loss"], **SHORT, running=Running(workers=2))
@@ -170,7 +171,9 @@ def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp
         found = find_study(store)
         held = results_of(store, found)
         assert records(trials_of(store, found, "fit")) == records(file.run().trials) == records(workers.run().trials)
-    assert {line.strip() for line in told} == {held.answer()} == {file.results.answer()} == {workers.results.answer()}
+    assert (
+        {line.strip() for line in answers} == {held.answer()} == {file.results.answer()} == {workers.results.answer()}
+    )
     words = [{(v.arm, v.measure, v.word, str(v.mean)) for v in r.verdicts()} for r in (held, file.results)]
     assert words[0] == words[1]
 
@@ -179,7 +182,8 @@ def test_the_command_line(url: str, tmp_path: Path) -> None:
     secret = url.replace("postgres@", "postgres:sesame@")
 
     def probatum(*words: str) -> subprocess.CompletedProcess[str]:
-        run = ran(sys.executable, "-m", "probatum", *words, cwd=tmp_path)
+        own = (sys.executable, "-m", "probatum")
+        run = ran(*own, *words, cwd=tmp_path) if words[0] == "try" else told(*words, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
         assert "sesame" not in run.stdout + run.stderr
         return run

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import told
 from holding import Holding
 from probatum import slots
 from probatum.bench.store import Store
@@ -20,7 +21,7 @@ SHORT = ["--seeds", "6", "--steps", "4", "--no-timing", "--no-references"]
 
 
 def probatum(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a folder."""
+    """The command line in a folder and a process of its own."""
     return ran(sys.executable, "-m", "probatum", *words, cwd=cwd, env=env)
 
 
@@ -42,19 +43,19 @@ def test_eighty_columns_no_colour_no_terminal(tmp_path: Path) -> None:
     table = [line for line in run.stdout.splitlines() if not line.startswith(("report:", "store:"))]
     assert max(map(len, table)) <= 80
     assert "12/12 trials" in run.stdout
-    report = next(line for line in run.stdout.splitlines() if line.startswith("report:")).split(": ", 1)[1]
-    assert Path(report).is_file()
+    page = next(line for line in run.stdout.splitlines() if line.startswith("report:")).split(": ", 1)[1]
+    assert Path(page).is_file()
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["answer"] in " ".join(run.stdout.split())
     assert found["plan"]["arms"][0]["name"] == "encouraging-loss"
 
-    again = probatum("try", "encouraging-loss", "--data", "iris", *SHORT, cwd=tmp_path)
+    again = told("try", "encouraging-loss", "--data", "iris", *SHORT, cwd=tmp_path)
     assert "12 of 12 trials are in the store already" in again.stdout
 
-    runs = probatum("runs", "probatum-runs/store.sqlite", "--json", cwd=tmp_path)
+    runs = told("runs", "probatum-runs/store.sqlite", "--json", cwd=tmp_path)
     assert json.loads(runs.stdout)[0]["answer"] == found["answer"]
-    told = probatum("report", "probatum-runs/store.sqlite", "--to", "again.html", cwd=tmp_path)
-    assert found["answer"] in " ".join(told.stdout.split())
+    report = told("report", "probatum-runs/store.sqlite", "--to", "again.html", cwd=tmp_path)
+    assert found["answer"] in " ".join(report.stdout.split())
     assert (tmp_path / "again.html").is_file()
 
 
@@ -74,11 +75,11 @@ def test_ctrl_c_keeps_what_has_ended(holding: Holding, tmp_path: Path) -> None:
 
 
 def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:
-    made = probatum("new", "loss/my-loss", cwd=tmp_path)
+    made = told("new", "loss/my-loss", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py"))
     assert files == ["loss/claim_my_loss.py", "loss/my_loss.py", "loss/test_my_loss.py"]
-    run = probatum(
+    run = told(
         "try",
         "my-loss(strength=0.1)",
         "my-loss+gradient-noise",
@@ -91,7 +92,7 @@ def test_a_new_technique_is_one_file_and_no_other_edit(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert "my-loss(strength=0.1)" in run.stdout
-    shown = probatum("show", "my-loss", "--json", "--technique", "loss/my_loss.py", cwd=tmp_path)
+    shown = told("show", "my-loss", "--json", "--technique", "loss/my_loss.py", cwd=tmp_path)
     assert json.loads(shown.stdout)[0]["slot"] == "loss"
     edited = (tmp_path / "loss" / "my_loss.py").read_text().replace("self.strength *", "2 * self.strength *")
     (tmp_path / "loss" / "my_loss.py").write_text(edited)
@@ -117,15 +118,15 @@ def test_every_template_passes_the_contract_suite(slot: str, tmp_path: Path, mon
 
 
 def test_explain_a_shipped_model(tmp_path: Path) -> None:
-    run = probatum("try", "encouraging-loss", "--data", "breast-cancer", *SHORT, cwd=tmp_path)
+    run = told("try", "encouraging-loss", "--data", "breast-cancer", *SHORT, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    shipped = probatum("ship", "probatum-runs/store.sqlite", "--arm", "encouraging-loss", "--to", "model", cwd=tmp_path)
+    shipped = told("ship", "probatum-runs/store.sqlite", "--arm", "encouraging-loss", "--to", "model", cwd=tmp_path)
     assert shipped.returncode == 0, shipped.stderr
     assert "the very weights" in shipped.stderr
     from sklearn.datasets import load_breast_cancer
 
     load_breast_cancer(as_frame=True).frame.head(5).to_csv(tmp_path / "new.csv", index=False)
-    explained = probatum(
+    explained = told(
         "explain", "model", "--data", "new.csv", "--row", "3", "--by", "integrated-gradients", "--json", cwd=tmp_path
     )
     assert explained.returncode == 0, explained.stderr
@@ -134,6 +135,6 @@ def test_explain_a_shipped_model(tmp_path: Path) -> None:
     assert abs(found["gap"]) < 0.5
     sizes = [abs(item["contribution"]) for item in found["contributions"]]
     assert sizes == sorted(sizes, reverse=True)
-    far = probatum("explain", "model", "--data", "new.csv", "--row", "9", cwd=tmp_path)
+    far = told("explain", "model", "--data", "new.csv", "--row", "9", cwd=tmp_path)
     assert far.returncode == 2
     assert "rows 0 to 4" in far.stderr

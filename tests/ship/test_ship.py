@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
+from commands import told
 from probatum import Study
 from probatum.arenas.predict import arena as predict
 from probatum.errors import InputError
@@ -80,7 +81,7 @@ def test_predict_command_in_another_process(small_study: Study, tmp_path: Path) 
     np.testing.assert_allclose(probabilities, from_the_bench(small_study, "baseline").numpy(), atol=1e-5)
     missing = raw_rows(small_study).drop("alcohol")
     missing.write_csv(tmp_path / "new.csv")
-    run = ran(*command)
+    run = told(*command[3:])
     assert run.returncode == 2
     assert "alcohol" in run.stderr
 
