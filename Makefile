@@ -7,7 +7,10 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: help setup try examples test check bench claims stale-claims honesty racing clean
+# what says in a minute that something is missing or out of place
+HOUSE := $(addprefix tests/test_,architecture.py startup.py catalogue.py documents.py claims.py)
+
+.PHONY: help setup try examples test fast check bench claims stale-claims honesty racing clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,13 +35,17 @@ examples: $(READY) ## studies: language, a stream, fine-tuning, active learning,
 	  $(BIN)/python examples/$$name.py --store probatum-runs/examples.sqlite --report probatum-runs/$$name.html || exit 1; done
 
 test: $(READY)   ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-check: $(READY)  ## lint, format, types, house rules, README and docstring examples
+fast: $(READY)   ## the tests that take about a minute together
+	$(BIN)/python -m pytest -m fast
+
+check: $(READY)  ## lint, format, types beside house rules, and whether anything is missing: claims, tests, README commands
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 tests/test_architecture.py tests/test_startup.py tests/test_catalogue.py tests/test_documents.py
+	@$(BIN)/mypy >$(VENV)/mypy.txt 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest $(HOUSE); house=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/mypy.txt; test $$house -eq 0 -a $$types -eq 0
 
 bench: $(READY)  ## speed, side by side, as ratios
 	$(BIN)/python benchmarks/run.py
@@ -53,7 +60,7 @@ honesty: $(READY) ## how often the bench is wrong: A/A studies and planted effec
 	$(BIN)/python -m probatum.bench.honesty
 
 racing: $(READY) ## what racing over seeds saves, and how often it is wrong, beside the full grid
-	$(BIN)/python -m probatum.bench.racing
+	$(BIN)/python -m probatum.bench.race_simulation
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache probatum-runs

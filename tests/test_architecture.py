@@ -91,6 +91,37 @@ def test_no_circles() -> None:
         pytest.fail(f"these import one another: {' -> '.join(circle.args[1])}")
 
 
+@cache
+def names_in(module: str) -> frozenset[str]:
+    """What a module's text defines or imports at its top level, branches included, and what its folder holds."""
+    path = modules()[module]
+    found = {other.rpartition(".")[2] for other in modules() if other.rpartition(".")[0] == module}
+    todo: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        else:
+            todo += ast.iter_child_nodes(node)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
+def test_what_is_imported_exists(folder: str) -> None:
+    """Also where it is imported late, so that no run is needed to see a name that has moved."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("probatum."):
+                where = f"{path}:{node.lineno}"
+                assert node.module in modules(), f"{where}: there is no {node.module}"
+                gone = {alias.name for alias in node.names} - names_in(node.module)
+                assert not gone, f"{where}: {node.module} has no {', '.join(sorted(gone))}"
+
+
 @pytest.mark.parametrize("name", catalogue.names())
 def test_techniques_stand_alone(name: str) -> None:
     where = catalogue.place(name)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from processes import ran
+
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "benchmarks" / "run.py"
 RIVALS = {
@@ -55,7 +57,7 @@ OURS = {
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(RUN), *words], capture_output=True, text=True, check=False)
+    return ran(sys.executable, RUN, *words)
 
 
 @pytest.fixture(scope="module")

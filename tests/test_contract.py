@@ -7,18 +7,8 @@ import pytest
 from probatum import catalogue
 from probatum.checks.run import checks_for, run_check
 from probatum.checks.subject import Subject
-from probatum.checks.universal import fresh_fingerprints
 
 CASES = [(name, check) for name in catalogue.names() for check in checks_for(catalogue.place(name).slot)]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_fresh_process() -> None:
-    """Start the fresh interpreter once for all techniques; a failure shows in the checks that need it."""
-    try:
-        fresh_fingerprints(catalogue.names())
-    except AssertionError:
-        return
 
 
 @pytest.mark.parametrize(("name", "check"), CASES)

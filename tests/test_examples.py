@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from processes import ran
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -15,9 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize("name", ["language", "stream", "fine_tuning", "labels"])
 def test_example(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--seeds", "1", "--steps", "5", "--report", "report.html"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
-    )
+    run = ran(*command, cwd=tmp_path, env={"COLUMNS": "100"})
     assert run.returncode == 0, run.stderr
     assert any(name in run.stdout for name in ("baseline", "fine-tuning", "random sampling"))
     assert "report: " in run.stdout
@@ -26,9 +24,7 @@ def test_example(name: str, tmp_path: Path) -> None:
 
 def test_audit_example(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "audit.py"), "--out", "audit"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
-    )
+    run = ran(*command, cwd=tmp_path, env={"COLUMNS": "100"})
     assert run.returncode == 0, run.stderr
     assert "column 10 = -1, class 1" in run.stdout
     assert (tmp_path / "audit" / "audit.html").is_file()
@@ -36,9 +32,7 @@ def test_audit_example(tmp_path: Path) -> None:
 
 def test_worlds_example(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "worlds.py"), "--seeds", "1", "--steps", "5", "--report", "in"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=False
-    )
+    run = ran(*command, cwd=tmp_path, env={"COLUMNS": "100"})
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("in the world") >= 5
     for kind in ("label-noise", "spurious", "long-tail", "probabilities", "ood"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from probatum import catalogue
+from processes import ran
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "polars", "pandas", "sqlalchemy")
 
@@ -16,7 +16,7 @@ HEAVY = ("torch", "numpy", "scipy", "sklearn", "polars", "pandas", "sqlalchemy")
 def loaded_after(code: str) -> set[str]:
     """Which heavy packages are imported once `code` has run in a fresh interpreter."""
     probe = f"import sys\n{code}\nprint('HEAVY:' + ','.join(sorted(m for m in {HEAVY!r} if m in sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    run = ran(sys.executable, "-c", probe)
     assert run.returncode == 0, run.stderr
     return set(filter(None, run.stdout.rpartition("HEAVY:")[2].strip().split(",")))
 
@@ -51,16 +51,14 @@ def test_the_probe_can_see_a_heavy_import() -> None:
 
 
 def test_json_has_the_promised_fields() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "probatum", "list", "--json"], capture_output=True, text=True, check=True
-    )
+    run = ran(sys.executable, "-m", "probatum", "list", "--json")
+    assert run.returncode == 0, run.stderr
     items = json.loads(run.stdout)
     assert [item["id"] for item in items] == catalogue.names()
     for item in items:
         assert {"id", "slot", "number", "title", "paper", "tags", "claims"} <= set(item)
-    one = subprocess.run(
-        [sys.executable, "-m", "probatum", "show", items[0]["id"], "--json"], capture_output=True, text=True, check=True
-    )
+    one = ran(sys.executable, "-m", "probatum", "show", items[0]["id"], "--json")
+    assert one.returncode == 0, one.stderr
     assert json.loads(one.stdout)[0]["id"] == items[0]["id"]
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from probatum.numerics.posterior.ensembles import Members, class_losses, train_members
 from probatum.numerics.posterior.sgmcmc import Chains, gaussian_log_prior, gradient_of, log_posterior, psgld
-from probatum.numerics.posterior.stacked import Posterior, Stacked, own_draws
+from probatum.numerics.posterior.stacked import Posterior, Stacked
+from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Optimisation, Part
 from suite.timing import Benchmark, Call, updating, versus
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from sklearn.datasets import load_wine
 from torch import nn
 
 import probatum
+from commands import told
 from probatum import Study
 from probatum.errors import InputError
 from probatum.ship.seen import row_hashes, seen_rows
+from processes import ran
 
 FRAME = load_wine(as_frame=True).frame.rename(columns={"target": "cultivar"})
 FRAME["cultivar"] = [f"class_{code}" for code in FRAME["cultivar"]]
@@ -230,15 +231,13 @@ def test_command_line(network: Path, tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv")
     base = [sys.executable, "-m", "probatum", "audit", f"{network}:ready", "--data", str(path), "--target", "kind"]
     base += ["--drop", "region"]
-    run = subprocess.run([*base, "--out", "out", "--strict"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = ran(*base, "--out", "out", "--strict", cwd=tmp_path)
     assert run.returncode == 1, run.stderr  # an untrained network knows nothing of its errors
     assert "a fault would be" in run.stdout
     assert (tmp_path / "out" / "audit.html").is_file()
-    run = subprocess.run(
-        [*base, "--json", "--limit", "level=1e-9"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    run = told(*base[3:], "--json", "--limit", "level=1e-9", cwd=tmp_path)
     assert json.loads(run.stdout)["limits"]["level"] == 1e-9
-    run = subprocess.run([*base, "--limit", "level"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = told(*base[3:], "--limit", "level", cwd=tmp_path)
     assert run.returncode == 2
     assert run.stderr.startswith("error: --limit 'level'")
 

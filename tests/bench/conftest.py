@@ -32,25 +32,24 @@ CARD = Card(paper="unpublished", title="Deadly", entry="Deadly", slot="method", 
 
 
 class Deadly:
-    """Kills its process as often as told, but never the one called parent; or says where it is and waits for a sign."""
+    """Kills its process as often as told, but never the one called parent; or says on which node it is and waits for a sign."""
 
     reads = ()
     writes = ()
 
-    def __init__(self, folder="", parent=0, deaths=1, patience=0.0):
-        self.folder, self.parent, self.deaths, self.patience = Path(folder), parent, deaths, patience
+    def __init__(self, folder="", parent=0, deaths=1, waits=False):
+        self.folder, self.parent, self.deaths, self.waits = Path(folder), parent, deaths, waits
 
     def prepare(self, run):
         """Hook: die, if it is time to."""
         if os.getpid() == self.parent:
             return
-        if self.patience:
+        if self.waits:
             import ray
 
             (self.folder / f"node-{ray.get_runtime_context().get_node_id()}").touch()
-            end = time.monotonic() + self.patience
-            while not (self.folder / "go").exists() and time.monotonic() < end:
-                time.sleep(0.05)
+            while not (self.folder / "go").exists():
+                time.sleep(0.02)
             return
         name = hashlib.sha256(str(run.train.rows.tolist()).encode()).hexdigest()
         try:
@@ -75,10 +74,8 @@ def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     file.write_text(DEADLY, encoding="utf-8")
     catalogue.add_file(file)
 
-    def arm(deaths: int = 1, patience: float = 0.0) -> str:
-        return (
-            f"deadly(folder={str(tmp_path / 'graves')!r}, parent={os.getpid()}, deaths={deaths}, patience={patience})"
-        )
+    def arm(deaths: int = 1, waits: bool = False) -> str:
+        return f"deadly(folder={str(tmp_path / 'graves')!r}, parent={os.getpid()}, deaths={deaths}, waits={waits})"
 
     return arm
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from probatum.bench.store import Store
 from probatum.bench.stored import find_study, trials_of
 from probatum.errors import InputError
 from probatum.settings import Running
+from processes import PATIENCE, ran, until
 
 ray = pytest.importorskip("ray", reason="runs trials on Ray, which is not installed; pip install 'probatum[cluster]'")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")
@@ -37,12 +37,28 @@ def nodes() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        found.add_node(num_cpus=1)
-        ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
-        yield found
-        ray.shutdown()
-        found.shutdown()
+        patch.setenv("RAY_worker_register_timeout_seconds", f"{PATIENCE:.0f}")
+        found = Cluster()
+        try:
+            add_node(found, include_dashboard=False)
+            add_node(found)
+            ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+            yield found
+        finally:
+            ray.shutdown()
+            kinds = [kind for node in found.list_all_nodes() for kind in node.all_processes.values()]
+            processes = [one.process for kind in kinds for one in kind]
+            found.shutdown()
+            for process in processes:
+                process.wait(PATIENCE)
+            gc.collect()  # what Ray leaves open is told of here, not in whatever test comes next
+
+
+def add_node(nodes: Any, **settings: Any) -> Any:
+    """A node more, with one CPU, once the cluster knows it."""
+    node = nodes.add_node(wait=False, num_cpus=1, **settings)
+    nodes.wait_for_nodes(PATIENCE)
+    return node
 
 
 class Starts:
@@ -91,23 +107,25 @@ def test_a_trial_that_always_kills_is_given_up(nodes: Any, deadly: Callable[...,
 
 
 def test_a_node_that_is_lost(nodes: Any, deadly: Callable[..., str], records: Records, tmp_path: Path) -> None:
-    arm = deadly(patience=120.0)  # no trial of the arm ends before the node is lost, however slowly it starts work
-    doomed = nodes.add_node(num_cpus=1)
+    arm = deadly(waits=True)  # no trial of the arm ends before the node is lost, however slowly it starts work
+    doomed = add_node(nodes)
     graves = tmp_path / "graves"
 
     def remove_when_busy() -> None:
-        end = time.monotonic() + 100
-        while not (graves / f"node-{doomed.node_id}").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        nodes.remove_node(doomed, allow_graceful=False)
-        (graves / "go").touch()
+        try:
+            until(lambda: (graves / f"node-{doomed.node_id}").exists() or over.is_set())
+        finally:
+            nodes.remove_node(doomed, allow_graceful=False)
+            (graves / "go").touch()
 
+    over = threading.Event()
     remover = threading.Thread(target=remove_when_busy)
     remover.start()
     starts = Starts()
     try:
         wild = study_of("iris", [arm], **SHORT, running=Running(on="ray")).run(starts)
     finally:
+        over.set()
         remover.join()
     assert (graves / f"node-{doomed.node_id}").exists(), "the lost node had work"
     assert starts.count > 12
@@ -137,7 +155,7 @@ def test_a_client_of_a_cluster_elsewhere(nodes: Any, records: Records, tmp_path:
     ]
     command += ["--no-timing", "--no-references", "--no-confirm", "--stack", "never", "--on", f"ray://127.0.0.1:{port}"]
     try:
-        run = subprocess.run([*command, "--store", "s.db"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        run = ran(*command, "--store", "s.db", cwd=tmp_path)
     finally:
         door.grpc_server.stop(None)
     assert run.returncode == 0, run.stderr

@@ -13,17 +13,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from commands import told
 from loosely import study_of
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, results_of, trials_of
 from probatum.errors import InputError
 from probatum.settings import Running
+from processes import PATIENCE, at_once, ran, started
 
 psycopg = pytest.importorskip("psycopg", reason="the driver is not installed; pip install 'probatum[cluster]'")
 
@@ -62,14 +66,15 @@ def server() -> Iterator[str]:
     run = {"user": user, "cwd": home, "check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
     data, log = str(home / "data"), str(home / "log")
+    control = [folder / "pg_ctl", "-D", data, "-w", "-t", f"{PATIENCE:.0f}"]
     try:
         if user is not None:
             shutil.chown(home, user)
         subprocess.run([folder / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8"], **run)
-        subprocess.run([folder / "pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start"], **run)
+        subprocess.run([*control, "-l", log, "-o", options, "start"], **run)
         yield f"postgresql://postgres@127.0.0.1:{port}"
     finally:
-        subprocess.run([folder / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **{**run, "check": False})
+        subprocess.run([*control, "-m", "immediate", "stop"], **{**run, "check": False})
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -128,19 +133,18 @@ def test_processes_that_race(url: str) -> None:
     code = (
         "import sys\n"
         "from probatum.bench.store import Store, Trial\n"
+        "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "store, order = Store(sys.argv[1]), range(120) if sys.argv[2] != 'two' else range(119, -1, -1)\n"
         "trials = [Trial(str(k), 's', 'a', k, 'fit', 'ok', {}, {'by': sys.argv[2]}) for k in order]\n"
         "print(sum(store.put_all(trials[i : i + 12]) for i in range(0, 120, 12)))\n"
     )
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     names = ("one", "two", "three")
-    writers = [subprocess.Popen([sys.executable, "-c", code, url, name], **pipes) for name in names]
-    for writer in writers:  # they make the tables, and write the same keys, as nearly together as can be
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    written = {name: int(writer.communicate()[0]) for name, writer in zip(names, writers, strict=True)}
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    with ExitStack() as held:  # they make the tables, and write the same keys, as nearly together as can be
+        writers = {
+            name: held.enter_context(started(sys.executable, "-c", code, url, name, stdin=PIPE)) for name in names
+        }
+        written = at_once(writers)
     assert sum(written.values()) == 120
     with Store(url) as store:
         trials = store.trials("s")
@@ -156,10 +160,10 @@ def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp
         f"study = study_of('iris', ['gradient-noise', 'encouraging-loss'], store=sys.argv[1], **{SHORT!r})\n"
         "print(study.run().answer())\n"
     )
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    command = [sys.executable, "-c", code, url]
+    with started(*command) as one, started(*command) as other:
+        answers = [process.communicate()[0] for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0]
     file = study_of("iris", ["gradient-noise", "encouraging-loss"], store=tmp_path / "store.sqlite", **SHORT)
     workers = study_of("iris", ["gradient-noise", "encouraging-loss"], **SHORT, running=Running(workers=2))
     with Store(url) as store:
@@ -167,7 +171,9 @@ def test_two_studies_at_once_and_the_same_answer(url: str, records: Records, tmp
         found = find_study(store)
         held = results_of(store, found)
         assert records(trials_of(store, found, "fit")) == records(file.run().trials) == records(workers.run().trials)
-    assert {line.strip() for line in told} == {held.answer()} == {file.results.answer()} == {workers.results.answer()}
+    assert (
+        {line.strip() for line in answers} == {held.answer()} == {file.results.answer()} == {workers.results.answer()}
+    )
     words = [{(v.arm, v.measure, v.word, str(v.mean)) for v in r.verdicts()} for r in (held, file.results)]
     assert words[0] == words[1]
 
@@ -176,9 +182,8 @@ def test_the_command_line(url: str, tmp_path: Path) -> None:
     secret = url.replace("postgres@", "postgres:sesame@")
 
     def probatum(*words: str) -> subprocess.CompletedProcess[str]:
-        run = subprocess.run(
-            [sys.executable, "-m", "probatum", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        own = (sys.executable, "-m", "probatum")
+        run = ran(*own, *words, cwd=tmp_path) if words[0] == "try" else told(*words, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
         assert "sesame" not in run.stdout + run.stderr
         return run

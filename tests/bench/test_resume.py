@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import signal
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from loosely import study_of
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
 from probatum.settings import Judging, Running
+from processes import PATIENCE
 
 KILLS = 20
 
 
-def study(store: str) -> None:
-    """What runs, again and again, in a process of its own."""
+def study(store: str, clock: str, seconds: float) -> None:
+    """What runs, again and again, in a process of its own; it is killed when it has computed for so long, 0 = never."""
     import torch
 
     torch.set_num_threads(1)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # the system ends it at once; a busy machine makes it no longer
     arms = ["encouraging-loss", "gradient-noise", "h-calibration(window=10, steps=20)"]
     budget = {"seeds": 6, "steps": 150, "batch_size": 16}
+    begun = time.process_time()
     study_of(
         "iris",
         arms,
@@ -34,15 +35,23 @@ def study(store: str) -> None:
         judging=Judging(references=False, confirm=False),
         running=Running(timing=False),
     ).run()
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    Path(clock).write_text(str(time.process_time() - begun))
 
 
-def start(store: Path) -> ForkServerProcess:
-    """A fresh process that has the imports behind it already, so that kills meet work rather than imports."""
+def run(store: Path, seconds: float = 0.0) -> tuple[int, float]:
+    """Exit code of a run, and how long it computed if it came to its end.
+
+    The process has the imports behind it already, so that kills meet work rather than imports.
+    """
+    clock = store.with_suffix(".clock")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["probatum.study", "probatum.report.write"])
-    process = context.Process(target=study, args=(str(store),))
+    process = context.Process(target=study, args=(str(store), str(clock), seconds))
     process.start()
-    return process
+    process.join(PATIENCE)
+    assert process.exitcode is not None
+    return process.exitcode, float(clock.read_text()) if process.exitcode == 0 else seconds
 
 
 def records(store: Path) -> dict[str, str]:
@@ -55,30 +64,15 @@ def records(store: Path) -> dict[str, str]:
         return {t.key: json.dumps([t.arm, t.seed, t.status, t.record], sort_keys=True) for t in trials if t is not None}
 
 
-def undisturbed(store: Path) -> float:
-    """Run the study to its end and return the seconds it took."""
-    begun = time.monotonic()
-    process = start(store)
-    process.join(300)
-    assert process.exitcode == 0
-    return time.monotonic() - begun
-
-
 def test_killed_twenty_times_and_resumed(tmp_path: Path) -> None:
     calm, wild = tmp_path / "calm.sqlite", tmp_path / "wild.sqlite"
-    whole, setting_up = (undisturbed(calm) for _ in range(2))  # the second finds everything in the store
-    draw = random.Random(4)
-    alive = 0
+    (ended, whole), (again, setting_up) = (run(calm) for _ in range(2))  # the second finds everything in the store
+    assert ended == again == 0
+    kills, draw = 0, random.Random(4)
     for _ in range(KILLS):
-        process = start(wild)
-        time.sleep(draw.uniform(0, setting_up + (whole - setting_up) / 10))
-        alive += process.is_alive()
-        assert process.pid is not None
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    assert alive >= KILLS // 2, f"only {alive} of {KILLS} kills met a running study"
-    final = start(wild)
-    final.join(300)
-    assert final.exitcode == 0
+        killed, _ = run(wild, draw.uniform(0.001, setting_up + (whole - setting_up) / 10))
+        assert killed in (-signal.SIGPROF, 0)
+        kills += killed != 0
+    assert kills >= KILLS // 2, f"only {kills} of {KILLS} kills met a running study"
+    assert run(wild)[0] == 0
     assert records(wild) == records(calm)

@@ -6,15 +6,17 @@ import hashlib
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import sqlalchemy as sa
 
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
+from processes import at_once, started
 
 
 def trial(key: str = "k1", **changes: object) -> Trial:
@@ -166,7 +168,8 @@ def test_store_survives_kill_while_inserting(tmp_path: Path) -> None:
     )
     acknowledged: set[str] = set()
     for rows in (0, 1, 7, 20, 33):
-        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        with started(sys.executable, "-c", code, path) as process:
+            assert process.stdout is not None
             acknowledged |= {process.stdout.readline().strip() for _ in range(rows)}
             process.send_signal(signal.SIGKILL)
             # the last line may be cut by the kill; a whole line means a committed row
@@ -189,21 +192,17 @@ def test_processes_that_write_the_same_keys_at_once(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from probatum.bench.store import Store, Trial\n"
+        "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "store = Store(sys.argv[1])\n"
         "new = [store.put(Trial(str(k), 's', 'a', k, 'fit', 'ok', {}, {'by': sys.argv[2]})) for k in range(150)]\n"
         "print(sum(new))\n"
     )
-    command = [sys.executable, "-c", code, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([*command, name], **pipes) for name in ("one", "two", "three")]
-    for worker in workers:  # let them open the absent file as nearly together as can be
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    written = {
-        name: int(worker.communicate()[0]) for name, worker in zip(("one", "two", "three"), workers, strict=True)
-    }
-    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    names = ("one", "two", "three")
+    with ExitStack() as held:  # let them open the absent file as nearly together as can be
+        written = at_once(
+            {name: held.enter_context(started(sys.executable, "-c", code, path, name, stdin=PIPE)) for name in names}
+        )
     assert sum(written.values()) == 150
     with Store(path) as store:
         trials = store.trials("s")

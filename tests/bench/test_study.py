@@ -15,10 +15,12 @@ from sklearn.datasets import load_wine
 
 from loosely import study_of
 from probatum import Study, catalogue
+from probatum.bench import making
 from probatum.bench.plan import key_of, plan_from
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
 from probatum.errors import InputError
+from probatum.rooms.arena import Work
 
 SHORT = {"seeds": 6, "steps": 4, "timing": False, "references": False, "confirm": False}
 
@@ -86,10 +88,21 @@ def test_frames_arrays_and_tensors_are_one_dataset() -> None:
     np.testing.assert_allclose(pandas, arrays, atol=0.2)
 
 
-def test_no_ids_means_all_that_apply_and_says_why_not() -> None:
+def test_no_ids_means_all_that_apply_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is rehearsed; what the rehearsal refuses is left out and told of. (Real rehearsals are tried by name.)"""
+    rehearsed: list[str] = []
+
+    def rehearse(work: Work, where: str) -> None:
+        rehearsed.append(work.arm.name)
+        if work.arm.name == "selu-snn":
+            raise InputError("refused on purpose")
+
+    monkeypatch.setattr(making, "rehearse", rehearse)
     study = study_of("iris", **SHORT)
     tried = {arm.name for arm in study.plan.arms}
     assert {"encouraging-loss", "tabm", "gbnn"} <= tried
+    assert sorted(rehearsed) == sorted({*tried, "baseline", "selu-snn"})
+    assert study.plan.skipped["selu-snn"] == "refused on purpose"
     assert "text" in study.plan.skipped["text-cnn"]
     slots = {catalogue.place(name).slot for name in tried}
     assert not slots & {"explain", "attack", "select", "probe"}

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from holding import Holding
 from loosely import study_of
-from probatum import Study
+from probatum import Study, catalogue
 from probatum.bench import workers
 from probatum.bench.execute import Here
 from probatum.bench.parcel import check_versions, pack, unpack
@@ -29,6 +30,7 @@ from probatum.bench.workers import Task, Workers, checked_workers, cores, too_ma
 from probatum.cli.try_view import LiveTable
 from probatum.errors import InputError
 from probatum.settings import Running
+from processes import alive, children, ran, started, until
 
 Records = Callable[..., dict[str, str]]
 SHORT: dict[str, Any] = {
@@ -61,9 +63,8 @@ class Log:
 @pytest.fixture(scope="module")
 def two() -> Iterator[Workers]:
     """Two workers that several tests share: a worker takes in one study after another."""
-    pool = Workers(2)
-    yield pool
-    pool.close()
+    with closing(Workers(2)) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -159,74 +160,39 @@ def test_a_group_that_kills_is_taken_apart(
     assert [alone.again(), alone.again(), alone.again()] == [[alone], [alone], None]
 
 
-def children(process: int) -> set[int]:
-    """Ids of a process's children that run Python code of a worker."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (path / "cmdline").read_bytes()
-        except (OSError, IndexError, ValueError):
-            continue
-        if parent == process and b"probatum.bench.workers" in command:
-            found.add(int(path.name))
-    return found
-
-
-def alive(processes: set[int]) -> set[int]:
-    """Those that still run; a zombie does not."""
-    found = set()
-    for process in processes:
-        try:
-            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if state != "Z":
-            found.add(process)
-    return found
-
-
 def stored(path: Path) -> int:
     """Trials in the store of the only study."""
-    if not path.is_file():
-        return 0
     with Store(path) as store:
         return sum(len(store.trials(study.key)) for study in store.studies())
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """What it says as soon as it says something true; fails after some time."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds} s in vain")
-        time.sleep(0.02)
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found through /proc")
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
-def test_no_orphans_and_the_same_command_goes_on(blow: signal.Signals, records: Records, tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
-    command = [sys.executable, "-m", "probatum", "try", "gradient-noise", "encouraging-loss", *LONG]
+def test_no_orphans_and_the_same_command_goes_on(
+    blow: signal.Signals, holding: Holding, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, arms = tmp_path / "store.sqlite", ["gradient-noise", holding.arm()]
+    command = [sys.executable, "-m", "probatum", "try", *arms, *LONG, "--technique", str(holding.file)]
     command += ["--workers", "2", "--store", str(path), "--report", str(tmp_path / "report.html")]
-    pipes = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
-    wait_for(lambda: stored(path) >= 2 or process.poll() is not None)
-    known = children(process.pid)
-    assert len(known) == 2
-    process.send_signal(blow)
-    _, told = process.communicate(timeout=60)
-    wait_for(lambda: not alive(known), 30)
+    with started(*command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        until(lambda: len(holding.held()) == 2, process)
+        known = children(process.pid, b"probatum.bench.workers")
+        assert known == holding.held(), "both workers are in the middle of a training"
+        process.send_signal(blow)
+        _, told = process.communicate()
+        until(lambda: not alive(known))
     held = stored(path)
     assert 2 <= held < 18
     if blow == signal.SIGINT:
         assert process.returncode == 130
         assert told.strip() == "stopped; what has ended is stored, and the same command goes on from there"
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    holding.let_go()
+    again = ran(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"{held} of 18 trials are in the store already" in again.stdout
-    calm = study_of("iris", ["gradient-noise", "encouraging-loss"], seeds=6, steps=150, **_without("seeds", "epochs"))
+    monkeypatch.setattr(catalogue, "_added", {})
+    catalogue.add_file(holding.file)
+    calm = study_of("iris", arms, seeds=6, steps=150, **_without("seeds", "epochs"))
     with Store(path) as store:
         found = find_study(store)
         assert records(trials_of(store, found, "fit")) == records(calm.run().trials)
@@ -241,10 +207,13 @@ def test_two_studies_write_one_file_at_once(records: Records, tmp_path: Path) ->
     path = tmp_path / "store.sqlite"
     command = [sys.executable, "-m", "probatum", "try", "gradient-noise", *LONG]
     command += ["--store", str(path), "--report"]
-    both = [
-        subprocess.Popen([*command, str(tmp_path / f"{name}.html")], stdout=subprocess.DEVNULL) for name in ("a", "b")
-    ]
-    assert [process.wait(120) for process in both] == [0, 0]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL}
+    with (
+        started(*command, tmp_path / "a.html", **quiet) as one,
+        started(*command, tmp_path / "b.html", **quiet) as other,
+    ):
+        told = [process.communicate()[1] for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], told
     calm = study_of("iris", ["gradient-noise"], seeds=6, steps=150, **_without("seeds", "epochs"))
     with Store(path) as store:
         assert len(store.studies()) == 1
@@ -273,8 +242,6 @@ def test_what_cannot_travel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_technique_file_travels_with_the_study(deadly: Callable[..., str], tmp_path: Path) -> None:
-    from probatum import catalogue
-
     study = study_of("iris", [deadly()], **SHORT)
     digest = catalogue.digest("deadly")
     parcel = pack(study.context)

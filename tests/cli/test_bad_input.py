@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from probatum import catalogue
 from probatum.cli.main import main
+from processes import ran
 
 ROWS = 60
 
@@ -162,7 +162,7 @@ def test_unwritable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_no_traceback_from_the_real_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "probatum", "try", "encouraging-loss", "--data", "one_class.csv", "--target", "y"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    ended = ran(*command, cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.strip().count("\n") == 0, ended.stderr
     assert "yes" in ended.stderr

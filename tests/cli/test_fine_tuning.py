@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from commands import told
 from probatum.data.open import open_dataset
 
 SHORT = ["--seeds", "2", "--steps", "4", "--pretrain-steps", "5", "--no-timing", "--no-references", "--no-confirm"]
 
 
 def probatum(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a folder."""
-    command = [sys.executable, "-m", "probatum", *words]
-    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    """The command line in a folder, 100 columns wide."""
+    return told(*words, cwd=cwd, env={"COLUMNS": "100", "NO_COLOR": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +52,7 @@ def test_a_first_fine_tuning_study_and_its_shipping(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "says"),
     [
         (["flora-tucker"], "flora-tucker adapts a pretrained network; give data to pretrain on by --pretrain"),
         (
@@ -67,8 +64,8 @@ def test_a_first_fine_tuning_study_and_its_shipping(folder: Path) -> None:
         (["gradient-noise", "--pretrain", "target.npz"], "is the target itself"),
     ],
 )
-def test_one_clear_line(folder: Path, words: list[str], told: str) -> None:
+def test_one_clear_line(folder: Path, words: list[str], says: str) -> None:
     run = probatum("try", *words, "--data", "target.npz", "--seeds", "2", cwd=folder)
     assert run.returncode == 2
-    assert told in run.stderr
+    assert says in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from probatum.data import embedded_names, open_dataset, subset
 from probatum.errors import InputError
 from probatum.settings import Reading
+from processes import ran
 
 N = 120
 RNG = np.random.default_rng(0)
@@ -293,17 +293,17 @@ def test_fingerprint_depends_on_values_target_task_and_split():
 def test_fingerprint_is_stable_in_a_fresh_process():
     names = ("iris", "toy-topics", "cbf", "digits")
     code = f"from probatum.data import open_dataset\nfor n in {names!r}: print(open_dataset(n).fingerprint)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
+    out = ran(sys.executable, "-c", code, env=_environment())
+    assert out.returncode == 0, out.stderr
     assert out.stdout.split() == [open_dataset(name).fingerprint for name in names]
 
 
 def _environment() -> dict[str, str]:
-    import os
     from pathlib import Path
 
     import probatum
 
-    return os.environ | {"PYTHONPATH": str(Path(probatum.__file__).parents[1]), "PYTHONHASHSEED": "7"}
+    return {"PYTHONPATH": str(Path(probatum.__file__).parents[1]), "PYTHONHASHSEED": "7"}
 
 
 # Embedded sets, subsets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from probatum.data.dataset import Dataset
 from probatum.data.lazy.rows import TooLarge
 from probatum.errors import InputError
 from probatum.settings import Reading
+from processes import PATIENCE
 
 CLASSES = ("cat", "dog")
 
@@ -42,9 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_left():  # type: ignore[no-untyped-def]
     yield
-    deadline = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    for process in multiprocessing.active_children():  # they have been told to end
+        process.join(PATIENCE)
     assert not multiprocessing.active_children()
 
 
@@ -131,16 +130,17 @@ def test_killed_workers_are_survived(folder: Path) -> None:
     streamed.ahead(batches)  # type: ignore[attr-defined]
     assert torch.equal(streamed[batches[0]], resident[batches[0]])
     found, said = [], ""
+    workers = multiprocessing.active_children()
+    steps = [lambda worker=worker: os.kill(worker.pid or 0, signal.SIGKILL) for worker in workers]
+    steps += [lambda worker=worker: worker.join(PATIENCE) for worker in workers]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, signal.SIGKILL)
-        for batch in batches[1:]:
+        for step in (*steps, *(lambda batch=batch: found.append(streamed[batch]) for batch in batches[1:])):
             try:
-                found.append(streamed[batch])
+                step()
             except RuntimeError as problem:  # torch tells the death of a worker wherever the main thread then is
                 said = str(problem)
-                found.append(streamed[batch])
+                step()
     assert torch.equal(torch.cat(found), resident[1:])
     assert said or any("decodes images ended" in str(warning.message) for warning in caught)
     streamed.close()  # type: ignore[attr-defined]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from processes import ran
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "stream.py"
@@ -37,13 +37,8 @@ def test_a_large_file_trains_in_little_more_memory_than_a_small_one(tmp_path: Pa
     small, large = tmp_path / "small.parquet", tmp_path / "large.parquet"
     benchmark.write(small, 2e6, 60, 2000)
     benchmark.write(large, 150e6, 60, 20_000)
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(BENCHMARK), str(small), str(large)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-    )
+    environment = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    ended = ran(sys.executable, "-c", SCRIPT, BENCHMARK, small, large, env=environment)
     assert ended.returncode == 0, ended.stderr
     first, both = json.loads(ended.stdout.splitlines()[-1])
     # Read into memory, the large one takes 1800 MB more: 300 as numbers, 150 encoded, and copies of both on the way.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from probatum.measure.base import Measure, all_measures
+from processes import ran
 
 
 def test_every_measure_is_found_and_says_what_it_is() -> None:
@@ -36,4 +36,4 @@ def test_bad_measures_are_refused(margin: float, kind: str) -> None:
 
 def test_base_is_light() -> None:
     code = "import sys, probatum.measure.base; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert ran(sys.executable, "-c", code).returncode == 0

@@ -16,6 +16,7 @@ from probatum import Study
 from probatum.drawing import charts
 from probatum.report.commands import repeat_command
 from probatum.report.write import render, write_report
+from processes import PATIENCE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -102,6 +103,7 @@ def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(
             executable_path=CHROMIUM,
+            timeout=1000 * PATIENCE,
             args=[
                 "--no-sandbox",
                 "--disable-gpu",
@@ -117,6 +119,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 def test_renders_in_a_browser_without_console_errors(browser: Any, page_file: Path, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    page.set_default_timeout(1000 * PATIENCE)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
+from commands import told
 from probatum import Study
 from probatum.arenas.predict import arena as predict
 from probatum.errors import InputError
 from probatum.settings import Judging, Running
 from probatum.ship.load import load
+from processes import ran
 
 FRAME = load_wine(as_frame=True).frame
 
@@ -73,14 +74,14 @@ def test_predict_command_in_another_process(small_study: Study, tmp_path: Path) 
     folder = small_study.ship("baseline", tmp_path / "model")
     raw_rows(small_study).write_csv(tmp_path / "new.csv")
     command = [sys.executable, "-m", "probatum", "predict", str(folder), "--data", str(tmp_path / "new.csv")]
-    run = subprocess.run([*command, "--to", str(tmp_path / "out.parquet")], capture_output=True, text=True, check=False)
+    run = ran(*command, "--to", tmp_path / "out.parquet")
     assert run.returncode == 0, run.stderr
     frame = pl.read_parquet(tmp_path / "out.parquet")
     probabilities = frame.select(pl.col("^p.*$")).to_numpy()
     np.testing.assert_allclose(probabilities, from_the_bench(small_study, "baseline").numpy(), atol=1e-5)
     missing = raw_rows(small_study).drop("alcohol")
     missing.write_csv(tmp_path / "new.csv")
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = told(*command[3:])
     assert run.returncode == 2
     assert "alcohol" in run.stderr
 

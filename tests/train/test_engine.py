@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from probatum.study import Study
 from probatum.train.assemble import assemble
 from probatum.train.loop import train
 from probatum.train.rng import generator_for, seeded
+from processes import ran
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 BASE = Recipe(training=Training(steps=12, batch_size=16, lr=4e-3))
@@ -98,7 +98,9 @@ def test_precision_auto_needs_the_probe() -> None:
 
 def test_everything_runs_elsewhere_with_the_same_bits() -> None:
     """Baselines and techniques of every modality on a pretended device that refuses operands on two devices."""
-    code = """
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import faraway
 faraway.join()
 import torch
@@ -114,13 +116,7 @@ for data, technique in cases:
     assert here.digest == there.digest and here.measures == there.measures, (data, technique)
 print("the same")
 """
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = ran(sys.executable, "-W", "ignore", "-c", code, cwd=Path(__file__).parent)
     assert run.stdout.strip() == "the same", run.stderr[-2000:]
 
 

@@ -18,7 +18,7 @@ from probatum.rooms.task import task as task_of
 from probatum.spec import Data
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
-from probatum.train.rng import seeded, stream
+from probatum.train.rng import generator_for, seeded
 
 STEPS = 80
 SEEN = 0.55
@@ -100,7 +100,7 @@ def check_a_loss_trains_on_it(subject: KindSubject) -> None:
         recipe = recipe.filled(Use(name, dict(catalogue.card(name).tiny)))
         parts = assemble(alone(recipe, data, 1))
         with seeded(1, "training"):
-            train(parts.run, parts.methods, stream(1, "order"), select="last")
+            train(parts.run, parts.methods, generator_for(1, "order"), select="last")
         finite = all(bool(torch.isfinite(value).all()) for value in parts.run.model.state_dict().values())
         demand(finite, f"{task}: weights are not finite after a training with {name}")
         return
@@ -119,7 +119,7 @@ def trained(subject: KindSubject, data: Data) -> nn.Module:
     work = alone(recipe, data, 0, factory=lambda spec: network(subject, replace(data, spec=spec)))
     parts = assemble(work)
     with seeded(0, "training"):
-        train(parts.run, parts.methods, stream(0, "order"), schedule="constant", select="last")
+        train(parts.run, parts.methods, generator_for(0, "order"), schedule="constant", select="last")
     return parts.run.model.eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def check_predicts(subject: Subject) -> None:
     """Finite predictions of the right shape for every task, better than knowing nothing; the test rows are not read."""
     for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
-        output = predictions(subject, data)
+        output = fitted_once(subject.name, modality, task).predict(data.valid)
         where = f"{modality}, {task}"
         demand(
             output.shape == (len(data.valid), *task_of(task).shape(data.spec)), f"{where}: shape {tuple(output.shape)}"
@@ -49,7 +50,7 @@ def check_samples_are_what_is_predicted(subject: Subject) -> None:
     seen = False
     for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
-        predictor = fitted(subject, data)
+        predictor = fitted_once(subject.name, modality, task)
         if not callable(getattr(predictor, "samples", None)) or task == "next-token":
             continue
         seen, where = True, f"{modality}, {task}"
@@ -74,12 +75,14 @@ def check_samples_are_what_is_predicted(subject: Subject) -> None:
         raise NotThisOneError("its predictors have no samples")
 
 
-def predictions(subject: Subject, data: Data) -> Tensor:
-    """Predictions for the validation rows by the learner at its tiny settings; it is given no test rows."""
-    return fitted(subject, data).predict(data.valid)
+@cache
+def fitted_once(name: str, modality: str, task: str) -> Any:
+    """The predictor of a learner at its tiny settings, which the checks share."""
+    subject = Subject(name)
+    return fitted(subject, subject.data(modality=modality, task=task))
 
 
 def fitted(subject: Subject, data: Data, settings: Mapping[str, Any] | None = None) -> Any:
-    """The predictor of the learner at its tiny settings; it is given no test rows."""
+    """The predictor of the learner at its tiny settings or these; it is given no test rows."""
     hidden = replace(data, test=no_rows(data.test))
     return subject.call(data, settings, data=hidden, budget=Budget(12, 16, 4))

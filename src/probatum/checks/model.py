@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from probatum.checks.subject import Subject, demand, fingerprint
-from probatum.checks.trained import draws, exercise, final_weights, neutral  # noqa: F401  (tried in a training)
+from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (tried in a training)
 from probatum.rooms.arena import alone
 from probatum.rooms.task import task as task_of
 from probatum.spec import Batch, Data
@@ -80,13 +80,6 @@ def check_rows_do_not_mix(subject: Subject) -> None:
     with torch.no_grad():
         together, alone = model(data.valid.x[:8]), torch.cat([model(data.valid.x[i : i + 1]) for i in range(8)])
     demand(torch.allclose(together, alone, atol=1e-4), "outputs depend on the other rows of the batch")
-
-
-def check_seeds_reproduce(subject: Subject) -> None:
-    """Two trainings from one seed end with the same weights."""
-    data = subject.data()
-    first, second = (fingerprint(final_weights(subject.recipe(), data)) for _ in range(2))
-    demand(first == second, "weights differ")
 
 
 def build(subject: Subject, modality: str | None = None, task: str | None = None, seed: int = 1) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from probatum import catalogue
+from probatum.checks import fresh
 from probatum.checks.kind_subject import KindSubject
 from probatum.checks.subject import CheckFailedError, NotDoneYetError, NotThisOneError, Subject
 from probatum.rooms import find
@@ -66,7 +67,8 @@ def check(what: str) -> list[Result]:
     name = catalogue.add_file(what) if what.endswith(".py") or Path(what).is_file() else what
     subject = Subject(name)
     known = checks_for(subject.slot)
-    results = [run_check(subject, check_name) for check_name in known]
+    with fresh.kept():
+        results = [run_check(subject, check_name) for check_name in known]
     unknown = set(subject.card.expect_fail) - set(known)
     results += [Result(name, "failed", "the card's expect_fail names a check that does not exist") for name in unknown]
     return results

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from probatum.checks.networks import anatomy
 from probatum.checks.subject import Subject, fingerprint
+from probatum.checks.toy import toy
 from probatum.recipe import Recipe, Training
 from probatum.rooms.arena import alone
 from probatum.spec import Data
@@ -27,8 +28,14 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dic
 
 def neutral(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, Any]:
     """Final weights without the technique, and with it at these settings."""
-    base = Recipe(training=Training(steps=12, batch_size=16, lr=1e-2))
-    return final_weights(base, subject.data()), exercise(subject, settings)
+    spec = subject.data().spec
+    return plain(spec.modality, spec.task), exercise(subject, settings)
+
+
+@cache
+def plain(modality: str, task: str) -> dict[str, Tensor]:
+    """Final weights of a short training without any technique."""
+    return final_weights(Recipe(training=Training(steps=12, batch_size=16, lr=1e-2)), toy(modality, task))
 
 
 def draws(subject: Subject) -> bool:

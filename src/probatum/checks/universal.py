@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
-import subprocess
-import sys
 
 from probatum import inject, slots
 from probatum.checks import exercise
+from probatum.checks.fresh import elsewhere
 from probatum.checks.subject import NotThisOneError, Subject, demand, expect_error, fingerprint
 
 ABSURD = -12345.0
@@ -27,7 +25,7 @@ def check_same_result_twice(subject: Subject) -> None:
 def check_same_result_in_a_fresh_process(subject: Subject) -> None:
     """The same seed gives the same bits in another process with other hash seeds."""
     here = exercise.used(subject).result
-    demand(here == fresh_fingerprint(subject.name), "a fresh process gives another result for the same seed")
+    demand(here == elsewhere(subject.name), "a fresh process gives another result for the same seed")
 
 
 def check_absurd_settings_are_refused(subject: Subject) -> None:
@@ -55,27 +53,3 @@ def check_neutral_equals_doing_nothing(subject: Subject) -> None:
         fingerprint(plain) == fingerprint(neutral),
         f"at {dict(subject.card.neutral or {})} it differs from the baseline",
     )
-
-
-def fresh_fingerprint(name: str) -> str:
-    """The exercise's fingerprint in a fresh interpreter."""
-    return fresh_fingerprints([name])[name]
-
-
-def fresh_fingerprints(names: list[str]) -> dict[str, str]:
-    """The exercises' fingerprints in one fresh interpreter; cached, since starting one takes seconds."""
-    wanted = [name for name in names if name not in _fresh]
-    if wanted:
-        from probatum import catalogue
-
-        outside = [
-            str(catalogue.place(n).path) for n in wanted if catalogue.place(n).module.startswith(catalogue.ADDED)
-        ]
-        command = [sys.executable, "-m", "probatum.checks.fresh", json.dumps({"names": wanted, "files": outside})]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        demand(run.returncode == 0, f"the fresh process failed: {run.stderr.strip()[-400:]}")
-        _fresh.update(json.loads(run.stdout.strip().splitlines()[-1]))
-    return {name: _fresh[name] for name in names}
-
-
-_fresh: dict[str, str] = {}
