@@ -21,8 +21,9 @@ from probatum.data.dataset import Dataset
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Training
+from probatum.rooms.task import task as task_of
 from probatum.train.baselines import training_for
-from probatum.train.loop import errors, outputs
+from probatum.train.loop import outputs
 
 SEEDS = (0, 1, 2)
 EMBEDDED = {
@@ -54,8 +55,8 @@ def score(training: Training, sets: Sequence[Dataset]) -> list[float]:
             data = dataset.prepare(seed)
             chosen = replace(training, select="rmse" if dataset.task == "reals" else "log-loss")
             model = fit(None, data, seed, training=chosen).model
-            found = errors(outputs(model, data.valid.x), data.valid, dataset.task)
-            values.append(found.get("valid_log_loss", found.get("valid_rmse", 0.0)))
+            found = task_of(dataset.task).errors(outputs(model, data.valid.x), data.valid.y)
+            values.append(found["rmse" if dataset.task == "reals" else "log_loss"])
         scores.append(sum(values) / len(values))
     return scores
 
