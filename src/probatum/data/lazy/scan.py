@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -22,9 +22,11 @@ from probatum.data.columns import (
     words_column,
 )
 from probatum.data.facts import HIGH_CARDINALITY, Facts
-from probatum.data.lazy.parquet import ParquetRows
 from probatum.data.target import Target, read_target
 from probatum.errors import InputError
+
+if TYPE_CHECKING:  # importing pyarrow takes 50 MiB, and images are scanned without it
+    from probatum.data.lazy.parquet import ParquetRows
 
 MOST_WORDS = 100_000
 """Distinct words of a column that are counted; beyond, the rows seen so far say whether it looks like an id."""
