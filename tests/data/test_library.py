@@ -44,7 +44,7 @@ def test_series_keep_their_split():
     both = np.concatenate([data.train.rows, data.valid.rows])
     train = dataset.raw.values[both, 0]
     test = dataset.raw.values[data.test.rows.numpy(), 0]
-    labels = dataset.values.values
+    labels = dataset.targets.values
     # One-nearest-neighbour accuracy on the official split is known to be 0.913.
     nearest = ((test[:, None] - train[None]) ** 2).sum(axis=2).argmin(axis=1)
     assert abs(np.mean(labels[both][nearest] == labels[data.test.rows.numpy()]) - 0.913) < 0.001

@@ -144,9 +144,9 @@ def _by_pipeline(source: Any, pipeline: Pipeline, target: str | None) -> Rows:
         dataset = source if isinstance(source, Dataset) else _opened(source, reading)
         x = pipeline.encode(_fitting(dataset, pipeline))
         words: Sequence[Any] = (
-            [dataset.classes[code] for code in dataset.values.values.tolist()]
+            [dataset.classes[code] for code in dataset.targets.values.tolist()]
             if spec.task == "classes"
-            else dataset.values.values.tolist()
+            else dataset.targets.values.tolist()
         )
         text, columns = getattr(dataset.raw, "texts", None), getattr(dataset.raw, "frame", None)
         return _whole(pipeline, x, words, text, columns, dataset.fingerprint)
@@ -193,7 +193,7 @@ def _as_they_are(dataset: Dataset, like: Rows | None) -> Rows:
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x.flatten(1))).any(dim=1).sum())
         raise InputError(f"{bad} row(s) have missing values, which the model cannot take as they are; fill them")
-    y = torch.from_numpy(np.asarray(dataset.values.values))
+    y = torch.from_numpy(np.asarray(dataset.targets.values))
     y = _codes(y, classes, like) if dataset.task == "classes" else y.double()
     found = _rows(x, y, dataset.task, dataset.modality, classes, names, like)
     return replace(found, columns=columns, fingerprint=dataset.fingerprint)

@@ -17,12 +17,12 @@ from probatum.arenas.predict.fit import fit
 from probatum.bench.splits import Splits
 from probatum.bench.statistics import binomial_upper, power
 from probatum.bench.verdict import verdicts
+from probatum.data.dataset import FRACTIONS
 from probatum.measure.base import Measure
 from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import Terms, Work
 
 ACCURACY = Measure("accuracy", "quality", True, 0.0)
-FRACTIONS = (0.6, 0.2, 0.2)
 RATIO = FRACTIONS[2] / FRACTIONS[0]
 
 

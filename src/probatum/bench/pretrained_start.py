@@ -27,7 +27,7 @@ from probatum.rooms.task import task
 from probatum.settings import FineTuning
 from probatum.train.adapt import Adapted, copy_body, identity_of, own_part, state_of
 from probatum.train.assemble import network_of
-from probatum.train.pretrain import FRACTIONS, SEED, pretrain, source_training
+from probatum.train.pretrain import SEED, SOURCE_FRACTIONS, pretrain, source_training
 
 TASKS = ("classes", "reals")
 """Tasks that a pretrained network can be adapted to."""
@@ -94,10 +94,10 @@ def find_start(
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InputError(f"pretrain steps are {steps!r}; give a whole number of updates, 1 or more")
     origin = _opened(tuning.source, dataset)
-    training = source_training(origin.kind.training(origin.task), round(FRACTIONS[0] * origin.n), steps)
+    training = source_training(origin.kind.training(origin.task), round(SOURCE_FRACTIONS[0] * origin.n), steps)
     training = replace(training, select=task(origin.task).SELECT)
     pretraining = Recipe(training=training, model=recipe.model)
-    data = origin.prepare(SEED, fractions=FRACTIONS)
+    data = origin.prepare(SEED, fractions=SOURCE_FRACTIONS)
     quick = replace(engine, devices=1, compile=False)
     work = replace(alone(pretraining, data, SEED, factory=factory, engine=quick), progress=progress)
     state, about = _kept(store, _key(origin, pretraining, own, threads, engine), origin.name, work, threads)
@@ -117,7 +117,7 @@ def _key(origin: Dataset, recipe: Recipe, own: str, threads: int, engine: Engine
         "recipe": recipe.plan(),
         "own": own,
         "seed": SEED,
-        "fractions": list(FRACTIONS),
+        "fractions": list(SOURCE_FRACTIONS),
         "threads": threads,
         "engine": engine.plan(),
         "versions": versions(),

@@ -98,7 +98,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyRecord:
     """One stored study: its key, its frozen plan (JSON values) and when it was created (UTC, ISO 8601)."""
 
     key: str
@@ -199,10 +199,10 @@ class Store:
         """Write the study's plan unless its key is there already; say whether it was written."""
         return self._insert(_STUDIES, {"key": key, "plan": _dump(plan), "created": _now()})
 
-    def studies(self) -> list[Study]:
+    def studies(self) -> list[StudyRecord]:
         """Return all studies, oldest first."""
         rows = self._rows(sa.select(_STUDIES).order_by(_STUDIES.c.created, _STUDIES.c.key))
-        return [Study(row["key"], json.loads(row["plan"]), row["created"]) for row in rows]
+        return [StudyRecord(row["key"], json.loads(row["plan"]), row["created"]) for row in rows]
 
     def put_blob(self, key: str, name: str, data: bytes) -> bool:
         """Write bytes (weights, curves) that belong to the trial `key`, unless there already; say whether written."""

@@ -8,7 +8,7 @@ from typing import Any
 from probatum.bench.plan import plan_from
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results
-from probatum.bench.store import Store, Study, Trial
+from probatum.bench.store import Store, StudyRecord, Trial
 from probatum.errors import InputError
 from probatum.recipe import Arm
 from probatum.rooms.arena import arena
@@ -22,7 +22,7 @@ class _Lacking(Exception):
         self.held, self.missing = held, missing
 
 
-def find_study(store: Store, beginning: str | None = None) -> Study:
+def find_study(store: Store, beginning: str | None = None) -> StudyRecord:
     """The newest study, or the one whose key begins so; InputError where there is none or more than one."""
     studies = store.studies()
     if not studies:
@@ -36,7 +36,7 @@ def find_study(store: Store, beginning: str | None = None) -> Study:
     return found[0]
 
 
-def results_of(store: Store, study: Study) -> Results:
+def results_of(store: Store, study: StudyRecord) -> Results:
     """The results of a stored study; InputError where trials of its screen are missing still."""
     held = {kind: trials_of(store, study, kind) for kind in ("timing", "confirm")}
     screen, missing = _screen(store, study)
@@ -53,18 +53,18 @@ def results_of(store: Store, study: Study) -> Results:
     return replace(results, confirmation=confirmation if both else ())
 
 
-def trials_of(store: Store, study: Study, kind: str) -> list[Trial]:
+def trials_of(store: Store, study: StudyRecord, kind: str) -> list[Trial]:
     """The stored trials of one kind: fit, timing or confirm."""
     return [trial for key in study.plan["keys"][kind] if (trial := store.get(key)) is not None]
 
 
-def progress_of(store: Store, study: Study) -> dict[str, Any]:
+def progress_of(store: Store, study: StudyRecord) -> dict[str, Any]:
     """How many trials of the screen are there, of how many; for a race, of those wanted so far."""
     held, missing = _screen(store, study)
     return {"done": len(held), "total": len(held) + missing}
 
 
-def _screen(store: Store, study: Study) -> tuple[list[Trial], int]:
+def _screen(store: Store, study: StudyRecord) -> tuple[list[Trial], int]:
     """The stored trials of the screen, and how many are missing still.
 
     A race is run through again on what is stored: trials that it never asked for may be there from other studies.

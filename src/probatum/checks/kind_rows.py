@@ -97,7 +97,7 @@ def check_copies_stay_on_one_side(subject: KindSubject) -> None:
     rows = subject.rows
     n, keys = rows.n, rows.raw.row_keys()  # type: ignore[attr-defined]
     demand(len(keys) == n, f"row_keys gives {len(keys)} keys for {n} rows")
-    x, y = rows.prepare(0).pipeline.encode(rows.raw), rows.values.values.reshape(n, -1)
+    x, y = rows.prepare(0).pipeline.encode(rows.raw), rows.targets.values.reshape(n, -1)
     shown = {fingerprint([x[i], y[i].tobytes()]) for i in range(n)}
     distinct = len({key + row.tobytes() for key, row in zip(keys, y, strict=True)})
     demand(distinct >= len(shown), f"{len(shown)} rows differ once encoded, but row_keys tells {distinct} apart")
@@ -241,8 +241,8 @@ def check_worlds_keep_the_form(subject: KindSubject) -> None:
 def labels(rows: Dataset) -> Any:
     """The targets as a user gives them: names of classes, or numbers."""
     if rows.task == "classes":
-        return [rows.classes[code] for code in rows.values.values.tolist()]
-    return rows.values.values
+        return [rows.classes[code] for code in rows.targets.values.tolist()]
+    return rows.targets.values
 
 
 def demand_x(x: Tensor, spec: Spec, what: str) -> None:
@@ -290,13 +290,13 @@ def _check_sets(kind: Kind) -> None:
 
 def _with_rows(rows: Dataset, kept: np.ndarray) -> Dataset:
     """A dataset of these rows, copies among them, none of what restricts its split."""
-    values = Target(rows.task, rows.values.names, rows.values.values[kept], rows.classes)
+    values = Target(rows.task, rows.targets.names, rows.targets.values[kept], rows.classes)
     return make_dataset(rows.name, rows.modality, rows.raw.take(kept), values, rows.target)
 
 
 def _fingerprint_of(rows: Dataset, kept: np.ndarray) -> str:
     """What it would be of these rows with the targets as they stand."""
-    return make_dataset(rows.name, rows.modality, rows.raw.take(kept), rows.values, rows.target).fingerprint
+    return make_dataset(rows.name, rows.modality, rows.raw.take(kept), rows.targets, rows.target).fingerprint
 
 
 def _check_corruption(name: str, corrupt: Corruption, x: Tensor, spec: Spec) -> None:

@@ -35,14 +35,14 @@ class Dataset:
         name: what it is called in reports.
         modality: what examples are, see `probatum.spec`.
         task: what is asked of them.
-        target: name of the target.
+        target: name of what is asked for (of the column, where there is one).
         n: number of rows.
         fingerprint: sha256 over values, schema, task, target and given split; equal in every process.
         classes: names of the classes in the order of their codes; () for reals.
         notices: one-line warnings found on reading, each with what was done or the remedy.
         fixed_split: whether all seeds share the same test rows (given by the user or the source, or by time).
         raw: the rows (`probatum.rooms.kind.Raw`).
-        values: their targets.
+        targets: one per row.
         plan: what restricts the split.
         encoder: what encodes the rows, instead of one fitted on the training rows: that of a pretrained network.
         world: what every split is put into, see `probatum.rooms.world`; None = the data as they are.
@@ -58,7 +58,7 @@ class Dataset:
     notices: tuple[str, ...]
     fixed_split: bool
     raw: Raw = field(repr=False)
-    values: Target = field(repr=False)
+    targets: Target = field(repr=False)
     plan: SplitPlan = field(repr=False)
     encoder: Encoder | None = field(repr=False, default=None)
     world: World | None = None
@@ -92,9 +92,9 @@ class Dataset:
         if self.streamed:
             return cast(Streamed, self.raw).prepared(self, parts, seed)
         if self.encoder is None:
-            pipeline = fit_pipeline(self.kind, self.raw, self.values, parts[0])
+            pipeline = fit_pipeline(self.kind, self.raw, self.targets, parts[0])
         else:
-            pipeline = pipeline_from(self.kind, self.encoder, self.values, parts[0])
+            pipeline = pipeline_from(self.kind, self.encoder, self.targets, parts[0])
         train, valid, test = (self._part(pipeline, rows) for rows in parts)
         data = Data(pipeline.spec, train, valid, test, pipeline)
         return data if self.world is None else self.world.apply(data, world_stream(self.world.name, seed), self)
@@ -107,13 +107,13 @@ class Dataset:
         self, pipeline: Pipeline, rows: np.ndarray, x: Tensor, text: tuple[str, ...] | None = None
     ) -> Part:
         """Encoded rows with their targets as a part."""
-        y = pipeline.target.encode(self.values.values[rows])
+        y = pipeline.target.encode(self.targets.values[rows])
         return Part(x, y, torch.from_numpy(rows.astype(np.int64, copy=False)), text)
 
     def take(self, rows: np.ndarray, name: str | None = None) -> Dataset:
         """These rows as a dataset of their own; raises InputError where classes become too small."""
         plan = self.plan
-        kept = Target(self.task, self.values.names, self.values.values[rows], self.classes)
+        kept = Target(self.task, self.targets.names, self.targets.values[rows], self.classes)
         found = make_dataset(
             name or self.name,
             self.modality,
@@ -153,7 +153,7 @@ class Dataset:
         if self.world is not None:
             told = {} if first.truth is None else dict(first.truth.counts)
             out["world"] = {"name": self.world.name, "about": self.world.ABOUT, "counts": told}
-        values = self.values.values
+        values = self.targets.values
         if self.task == "classes":
             counts = np.bincount(values, minlength=len(self.classes))
             out["classes"] = {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
@@ -161,7 +161,7 @@ class Dataset:
             levels = np.quantile(values, QUANTILES, axis=0)
             out["quantiles"] = {
                 name: {f"{q:g}": float(v) for q, v in zip(QUANTILES, levels[:, j], strict=True)}
-                for j, name in enumerate(self.values.names)
+                for j, name in enumerate(self.targets.names)
             }
         return out
 
@@ -213,7 +213,7 @@ def make_dataset(
         notices=(*notices, *(found if repeat_notices else ())),
         fixed_split=plan.fixed,
         raw=raw,
-        values=values,
+        targets=values,
         plan=plan,
     )
 

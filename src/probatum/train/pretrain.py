@@ -17,7 +17,7 @@ from probatum.train.rng import generator_for, seeded
 MOST_STEPS = 3000
 """Updates of pretraining unless the user gives another number."""
 
-FRACTIONS = (0.8, 0.1, 0.1)
+SOURCE_FRACTIONS = (0.8, 0.1, 0.1)
 """Training, validation and test rows of the source data."""
 
 SEED = 0

@@ -70,7 +70,7 @@ class StreamedImages:
     def prepared(self, dataset: Any, parts: Sequence[np.ndarray], seed: int) -> Data:
         """The split encoded: x of every part is a `probatum.spec.Rows`; shape and scale are read off a few training rows."""
         encoder = ImageEncoder.fit(self.take(self.sample(parts[0], seed)))
-        pipeline = pipeline_from(dataset.kind, encoder, dataset.values, parts[0])
+        pipeline = pipeline_from(dataset.kind, encoder, dataset.targets, parts[0])
         train, valid, test = (dataset.with_targets(pipeline, rows, self.rows(encoder, rows)) for rows in parts)
         return Data(pipeline.spec, train, valid, test, pipeline)
 

@@ -79,7 +79,7 @@ class StreamedTable:
         fitted, other = self.select((self.sample(train, seed), valid))
         encoder = TableEncoder.fit(fitted)
         del fitted
-        pipeline = pipeline_from(dataset.kind, encoder, dataset.values, train)
+        pipeline = pipeline_from(dataset.kind, encoder, dataset.targets, train)
         held = dataset.with_targets(pipeline, valid, pipeline.encode(other))
         lazy = [dataset.with_targets(pipeline, rows, self.rows(encoder, rows)) for rows in (train, test)]
         return Data(pipeline.spec, lazy[0], held, lazy[1], pipeline)
