@@ -1,4 +1,4 @@
-"""Every Python block of the README and every docstring example is executed."""
+"""Every Python block of the README and of the pages in docs/, and every docstring example, is executed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import torch
 from processes import ran
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = [
+    (f"{path.stem}-{number}", block)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
     for path in (ROOT / "src" / "probatum").rglob("*.py")
-    if ">>>" in path.read_text(encoding="utf-8")
+    if re.search(r"^ *>>> ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 )
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_readme_python_runs(number: int, tmp_path: Path) -> None:
-    run = ran(sys.executable, "-c", PYTHON[number], cwd=tmp_path)
+@pytest.mark.parametrize("block", [block for _, block in PYTHON], ids=[name for name, _ in PYTHON])
+def test_python_in_documents_runs(block: str, tmp_path: Path) -> None:
+    run = ran(sys.executable, "-c", block, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 
