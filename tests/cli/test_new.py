@@ -111,7 +111,7 @@ def test_a_checkout_gets_every_file_in_its_place(checkout: Path) -> None:
     for path in (
         *(package / room / "model" / "tables" / "own_flat.py" for room in ("techniques", "claims")),
         tests / "techniques" / "model" / "tables" / "test_own_flat.py",
-        checkout / "changelog.d" / "own-flat.added.md",
+        checkout / "changelog.d" / "own-flat.technique.md",
         *(
             package / "kinds" / "points" / f"{part}.py"
             for part in ("__init__", "kind", "encode", "network", "toy", "sets")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from probatum import catalogue
 from probatum.arenas.predict import arena as predict
 from probatum.data.open import open_dataset
 from probatum.engine import Engine
@@ -65,6 +67,46 @@ def test_two_processes_find_what_one_finds(strategy: str, technique: str) -> Non
     for ours, theirs in zip(both.curve, alone.curve, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert (both.passes, both.effects.keys()) == (alone.passes, alone.effects.keys())
+
+
+TEMPERED = '''"""A loss that learns a temperature.
+
+Paper     none
+Computes  cross-entropy of output / temperature
+Shapes    (n, classes), (n,) -> ()
+Departs   none
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from probatum.card import Card
+
+CARD = Card(paper="none", title="Tempered", entry="Tempered", slot="loss", tasks=("classes",), separable=True)
+
+
+class Tempered(nn.Module):
+    """Cross-entropy of outputs divided by a temperature that is learned with the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return F.cross_entropy(output / self.temperature, target)
+'''
+
+
+def test_a_loss_learns_from_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning_fabric", reason="several devices need Lightning Fabric")
+    monkeypatch.setattr(catalogue, "_added", {})
+    (tmp_path / "tempered.py").write_text(TEMPERED, encoding="utf-8")
+    recipe = make_arm(catalogue.add_file(tmp_path / "tempered.py"), BASE).recipe
+    alone, both = fit(Engine(), recipe), fit(Engine(devices=2, strategy="ddp"), recipe)
+    assert alone.model is not None
+    assert both.model is not None
+    for ours, theirs in zip(both.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_what_goes_wrong_in_a_process_is_told() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.rooms.arena import TrainingFailed, alone
-from probatum.spec import Budget
+from probatum.spec import Budget, Part
 from probatum.train.assemble import assemble, budget_for
 from probatum.train.loop import outputs, rate_factor, train
 from probatum.train.rng import derive, generator_for, seeded
@@ -104,6 +104,38 @@ def test_clipping_comes_before_the_gradient_hooks() -> None:
     parts = assemble(alone(recipe, open_dataset("iris").prepare(0), 0))
     train(parts.run, [Watch()], generator_for(0, "order"))
     assert max(seen) <= 1e-3 * 1.001
+
+
+def part_of(part: Part, n: int) -> Part:
+    return Part(part.x[:n], part.y[:n], part.rows[:n])
+
+
+def test_parts_that_a_method_keeps_in_evaluation_stay_so_through_looks() -> None:
+    class Frozen:
+        def prepare(self, run: Run) -> None:
+            self.norm = next(m for m in run.model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+            self.before, self.seen = self.norm.running_mean.clone(), []  # type: ignore[union-attr, operator]
+
+        def step_end(self, run: Run) -> None:
+            self.seen.append((self.norm.training, run.model.training))
+
+    class Mistaken:
+        def prepare(self, run: Run) -> None:
+            run.model.eval()
+
+        def step_end(self, run: Run) -> None:
+            assert all(module.training for module in run.model.modules())
+
+    data = open_dataset("digits").prepare(0)
+    few = replace(data, train=part_of(data.train, 64), valid=part_of(data.valid, 16))
+    for method in (Frozen(), Mistaken()):
+        recipe = Recipe(training=replace(TRAINING, steps=8))
+        run = assemble(alone(recipe, few, 0)).run
+        train(run, [method], generator_for(0, "order"), select="last")
+        if isinstance(method, Frozen):
+            assert len(run.curve) > 1
+            assert method.seen == [(False, True)] * 8
+            assert torch.equal(method.norm.running_mean, method.before)  # type: ignore[arg-type]
 
 
 def test_streams_are_apart_and_the_same_everywhere() -> None:

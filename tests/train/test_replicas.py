@@ -233,6 +233,40 @@ def test_unlike_data_budgets_and_objectives_are_refused() -> None:
         together(parts)
 
 
+def test_parameters_of_a_loss_are_trained_as_alone() -> None:
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(output / self.temperature, target)
+
+    def ready() -> list[Assembly]:
+        parts = prepared(toy("table", "classes"))
+        for one in parts:
+            run = one.run
+            run.loss = Tempered()
+            run.optimizer = torch.optim.AdamW([*run.model.parameters(), run.loss.temperature], lr=1e-2)
+        return parts
+
+    wanted, found = run_alone(ready()), together(ready())[0]
+    assert_same(wanted, found)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.loss.temperature.item() == pytest.approx(theirs.loss.temperature.item(), abs=1e-12) != 1.0  # type: ignore[union-attr, operator]
+
+
+def test_parts_kept_in_evaluation_are_not_stacked() -> None:
+    class Frozen:
+        reads, writes = (), ("model",)
+
+        def prepare(self, run: Run) -> None:
+            next(m for m in run.model.modules() if isinstance(m, nn.Dropout | nn.LayerNorm | nn.BatchNorm2d)).eval()
+
+    with pytest.raises(CannotStackError, match="stay in evaluation"):
+        together(prepared(toy("image", "classes"), [Frozen()]))
+
+
 def test_methods_are_detached_after_an_error() -> None:
     left: list[int] = []
 

@@ -77,7 +77,7 @@ def print_one(name: str) -> None:
         "computes": header.fields["Computes"],
         "shapes": header.fields["Shapes"],
         "departs": header.fields["Departs"],
-        "takes": f"{', '.join(card.modalities)}; {' or '.join(card.tasks)}",
+        "takes": f"{', '.join(card.modalities) or 'any kind of data'}; {' or '.join(card.tasks)}",
         "neutral at": ", ".join(f"{key}={value!r}" for key, value in card.neutral.items()) if card.neutral else "",
         "tuned over": ", ".join(f"{key}: {value}" for key, value in card.tune.items()),
         "tags": ", ".join(card.tags),

@@ -328,7 +328,9 @@ def audit(
     time: Annotated[str | None, typer.Option(help="Column that orders the rows: later against earlier ones.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column that the model does not take.")] = None,
     task: Annotated[str, typer.Option(help="classes, reals or auto.")] = "auto",
-    modality: Annotated[str, typer.Option(help="table, image, text, series or auto.")] = "auto",
+    modality: Annotated[
+        str, typer.Option(help="What examples are, as kinds of data call it (table, image, text, series ...), or auto.")
+    ] = "auto",
     pipeline: Annotated[Path | None, typer.Option(help="A shipped folder whose preprocessing encodes rows.")] = None,
     limit: Annotated[
         list[str] | None, typer.Option(help="Another limit, e.g. calibration=0.05; may be given several times.")

@@ -102,7 +102,8 @@ def _technique(slot: str, folders: list[str], name: str, to: Path, inside: bool)
         for room in ("techniques", "claims")
         for depth in range(2, len(home.parts) + 1)
     }
-    return files | _fragment(name, f"`{name}` (slot {slot}): say in a sentence what it does for a user.") | inits
+    about = f"`{name}` (slot {slot}): say in a sentence what it does for a user."
+    return files | _fragment(name, about, "technique") | inits
 
 
 def _kind(name: str, inside: bool) -> Files:
@@ -171,8 +172,8 @@ def _written(files: Mapping[Path, str]) -> list[Path]:
     return list(new)
 
 
-def _fragment(name: str, text: str) -> Files:
-    return {FRAGMENTS / f"{name}.added.md": text + "\n"}
+def _fragment(name: str, text: str, sort: str = "added") -> Files:
+    return {FRAGMENTS / f"{name}.{sort}.md": text + "\n"}
 
 
 def _words(name: str) -> dict[str, str]:

@@ -129,12 +129,14 @@ def files(folder: Path) -> list[Path]:
 
 
 def digest() -> str:
-    """Hash of the files of rooms that joined by `add`; "" without any. Records made with them depend on it."""
+    """Hash of the files of rooms from outside; "" without any. Records made where they take part depend on it."""
     found = hashlib.sha256()
-    for one in sorted({room.folder for room in _added.values()}):
+    installed = (room for sort in SORTS for room in _packaged(sort).values() if PACKAGE not in room.folder.parents)
+    folders = sorted({room.folder for room in (*_added.values(), *installed)})
+    for one in folders:
         for file in files(one):
             found.update(file.relative_to(one).as_posix().encode() + file.read_bytes())
-    return found.hexdigest()[:16] if _added else ""
+    return found.hexdigest()[:16] if folders else ""
 
 
 def _left_behind(name: str) -> bool:
@@ -166,7 +168,10 @@ def _from_entry_points(sort: str) -> dict[str, Room]:
 
     found = {}
     for point in entry_points(group=f"probatum.{sort}s"):
-        package = importlib.util.find_spec(point.value)
+        try:
+            package = importlib.util.find_spec(point.value)
+        except ModuleNotFoundError:  # what it lies in is not there
+            package = None
         if package is None or not package.submodule_search_locations:
             raise InputError(f"entry point probatum.{sort}s:{point.name} names {point.value}, which is no package")
         folder = Path(next(iter(package.submodule_search_locations)))

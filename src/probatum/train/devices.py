@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from probatum import catalogue
 from probatum.engine import Engine
 from probatum.errors import InputError
+from probatum.numerics.networks.modes import evaluating
 from probatum.recipe import Recipe
 from probatum.rooms import find
 from probatum.rooms.arena import TrainingFailed, Work
@@ -75,6 +76,14 @@ class Shard:
         """The loss of this share, whose mean over processes is that of the whole batch."""
         return loss * self.share
 
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients of what is no part of the network, such as a loss's own parameters: their mean over the processes."""
+        for parameter in parameters:
+            if parameter.requires_grad:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(grad)
+                parameter.grad = grad / self.count
+
     def total(self, loss: Tensor) -> float:
         """The loss of the whole last batch, the same in all processes."""
         value = loss.detach().clone()
@@ -88,12 +97,8 @@ class Shard:
             dist.broadcast(buffer, 0)
         each = math.ceil(len(x) / self.count)
         rows = torch.arange(self.rank * each, (self.rank + 1) * each).clamp_max(len(x) - 1)
-        mode = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             mine = torch.cat([model(x[index]) for index in rows.split(batch_size)]).contiguous()
-        finally:
-            model.train(mode)
         found = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(found, mine)
         return torch.cat(found)[: len(x)]

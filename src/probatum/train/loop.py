@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.contracts.method import HOOKS
+from probatum.numerics.networks.modes import evaluating
 from probatum.rooms.arena import TrainingFailed
 from probatum.rooms.task import task
 from probatum.spec import Batch, Part
@@ -166,11 +167,13 @@ class Single:
         self.hooks = {name: [getattr(one, name) for one in methods if hasattr(one, name)] for name in HOOKS}
         self.batch_size = run.budget.batch_size
         run.loss_hooks = self.hooks["loss"]
+        self.model.train()
         for hook in self.hooks["prepare"]:
             hook(run)
+        if not self.model.training:  # parts may be kept in evaluation, the whole network only by mistake
+            self.model.train()
         self.rates = [group["lr"] for group in run.optimizer.param_groups]
         self.closure = run.second_pass if wants_closure(run.optimizer) else None
-        self.model.train()
 
     def epoch(self) -> list[Tensor]:
         """Begin an epoch: positions of its batches."""
@@ -197,11 +200,7 @@ class Single:
         run.batch = batch
         loss = run.loss_of(batch)
         run.optimizer.zero_grad(set_to_none=True)
-        if self.shard is not None:
-            loss = self.shard.weighted(loss)
-        loss.backward()
-        if run.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), run.clip)
+        loss = run.backward(loss)
         for hook in self.hooks["gradients"]:
             hook(run)
         for group, rate in zip(run.optimizer.param_groups, self.rates, strict=True):
@@ -302,15 +301,12 @@ def rate_factor(step: int, steps: int, schedule: str) -> float:
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
-    """Outputs (n, outputs) in evaluation mode, where x is, by a network that may be elsewhere; its mode is put back."""
-    mode, first = model.training, next(model.parameters(), None)
+    """Outputs (n, outputs) in evaluation mode, where x is, by a network that may be elsewhere; modes are put back."""
+    first = next(model.parameters(), None)
     there, back = x.device if first is None else first.device, x.device
-    model.eval()
-    try:
+    with evaluating(model):
         pieces = (x[start : start + batch_size] for start in range(0, len(x), batch_size))
         return torch.cat([model(piece.to(there)).to(back) for piece in pieces])
-    finally:
-        model.train(mode)
 
 
 def batch_order(part: Part, generator: torch.Generator) -> Tensor:

@@ -105,10 +105,15 @@ class Stacked:
             run = replica.run
             run.loss_hooks = _hooks(replica, "loss")
             before = (run.model, run.train, run.budget)
+            run.model.train()
             for hook in _hooks(replica, "prepare"):
                 hook(run)
             if any(new is not old for new, old in zip((run.model, run.train, run.budget), before, strict=True)):
                 raise CannotStackError("a method replaces the network, the rows or the budget")
+            if not run.model.training:
+                run.model.train()
+            if not all(module.training for module in run.model.modules()):
+                raise CannotStackError(f"parts of {type(run.model).__name__} stay in evaluation while it is trained")
         check_alike(runs)
         try:
             self.stack = stack = Stack([run.model for run in runs])
@@ -381,6 +386,9 @@ class _Update:
         self.closures = [run.second_pass for run in runs] if self.looks_again else [None] * len(self.optimizers)
 
     def zero_grad(self) -> None:
+        if not self.shared:  # what they own besides the networks, such as a loss's parameters
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         for stacked, peers in self.stack.parameters:
             stacked.grad = None
             for peer in peers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ class Share(Protocol):
     def part(self, batch: Batch) -> Batch: ...
 
     def weighted(self, loss: Tensor) -> Tensor: ...
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None: ...
 
     def total(self, loss: Tensor) -> float: ...
 
@@ -107,6 +109,17 @@ class Run:
                 loss = hook(self, batch, output, loss)
         return loss
 
+    def backward(self, loss: Tensor) -> Tensor:
+        """Gradients of a batch's loss, over all devices and clipped; the loss of this process's share."""
+        if self.shard is not None:
+            loss = self.shard.weighted(loss)
+        loss.backward()
+        if self.shard is not None:
+            self.shard.average(self.loss.parameters())
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        return loss
+
     def second_pass(self, batch: Batch | None = None) -> Tensor:
         """Gradients at the weights as they are now, in place of those of the first pass; the loss, detached.
 
@@ -124,9 +137,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad(), seeded(self.draws, "second pass", str(self._seconds)), still_statistics(self.model):
             loss = self.loss_of(rows)
-            (loss if self.shard is None else self.shard.weighted(loss)).backward()
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.backward(loss)
         self.extra_passes += len(rows.y)
         return loss.detach()
 
