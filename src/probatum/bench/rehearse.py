@@ -56,7 +56,7 @@ def _try_on(rows: int, steps: int, work: Work, where: str) -> None:
         return  # a failure in training is a result of the trial, not a mistake of the user's
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as problem:
+    except Exception as problem:  # whatever a technique of the user's raises
         line = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         raise InputError(f"{work.arm.name} does not run on these data: {type(problem).__name__}: {line}") from problem
 

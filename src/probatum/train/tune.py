@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,8 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     The space is the built-in optimizer's learning rate and weight decay (unless a technique replaces it) and what the
     cards of the recipe's techniques offer in `tune`, less the settings the user fixed. Calibrators are left at their
     defaults: the rows they are fitted on cannot choose among them too. The sampler's seed comes from the trial's, so
-    the result is a pure function of its arguments.
+    the result is a pure function of its arguments. A candidate that fails, or whose score is not finite, is worse than all
+    others; where every one fails, the first one's exception (that of the recipe as it stands) is raised.
     """
     import optuna
 
@@ -35,11 +37,20 @@ def tuned(recipe: Recipe, trials: int, seed: int, score: Callable[[Recipe], floa
     study = optuna.create_study(direction="minimize", sampler=sampler)
     candidates: dict[int, Recipe] = {}
 
+    problems: list[Exception] = []
+
     def objective(trial: optuna.Trial) -> float:
         candidates[trial.number] = recipe if trial.number == 0 else _candidate(recipe, trial)
-        return score(candidates[trial.number])
+        try:
+            value = score(candidates[trial.number])
+        except Exception as problem:  # settings that the tuner chose need not be good ones
+            problems.append(problem)
+            return math.inf
+        return value if math.isfinite(value) else math.inf
 
     study.optimize(objective, n_trials=trials)
+    if len(problems) == trials:
+        raise problems[0]
     return candidates[study.best_trial.number]
 
 
