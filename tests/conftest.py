@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from holding import Holding
-from probatum import Study
+from probatum import Study, catalogue
 from probatum.checks import fresh
+from probatum.rooms import find
 
 CONTRACT = "test_contract.py"
 
@@ -35,6 +36,16 @@ def group_of(item: pytest.Item) -> str:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_joined_leaves() -> Iterator[None]:
+    """Techniques and rooms that the tests of a file brought from outside are gone with its last test."""
+    techniques, rooms = dict(catalogue._added), dict(find._added)
+    yield
+    for known, before in ((catalogue._added, techniques), (find._added, rooms)):
+        known.clear()
+        known.update(before)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True, scope="session")

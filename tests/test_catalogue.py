@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from probatum import catalogue
 from probatum.card import Card
@@ -106,3 +107,40 @@ def test_numbers_and_titles_agree_with_the_catalogue_of_papers() -> None:
             row = rows[f"{card.number:03d}"]
             assert row[1] == name
             assert row[5].strip().lower() == card.title.strip().lower()
+
+
+TUNED = '''"""A loss with a factor.
+
+Paper     nobody
+Computes  cross-entropy times a factor
+Shapes    (n, classes), (n,) -> ()
+Departs   none
+"""
+from torch.nn import functional as F
+
+from probatum.card import Card
+
+CARD = Card(paper="none", title="FACTOR", entry="scaled", slot="loss", tasks=("classes",))
+
+
+def scaled(output, target):
+    """Cross-entropy of outputs (n, classes) times a factor."""
+    return FACTOR * F.cross_entropy(output, target)
+'''
+
+
+def test_a_file_that_is_edited_and_added_again_is_imported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_added", {})
+    file, output, target = tmp_path / "edited_loss.py", torch.zeros(2, 2), torch.tensor([0, 1])
+    file.write_text(TUNED.replace("FACTOR", "1"), encoding="utf-8")
+    name = catalogue.add_file(file)
+    once, before = float(catalogue.entry(name)(output, target)), catalogue.digest(name)
+    file.write_text(TUNED.replace("FACTOR", "20"), encoding="utf-8")
+    assert float(catalogue.entry(name)(output, target)) == once
+    assert catalogue.digest(name) == before, "records say what ran, not what the file says now"
+    assert catalogue.add_file(file) == name
+    assert catalogue.card(name).title == "20"
+    assert float(catalogue.entry(name)(output, target)) == pytest.approx(20 * once)
+    assert catalogue.digest(name) != before

@@ -77,6 +77,8 @@ class Header:
 
 
 _added: dict[str, Place] = {}
+_imported: dict[str, str] = {}
+"""Digests of the techniques that are imported, by module."""
 
 
 def names(slot: str | None = None) -> list[str]:
@@ -108,7 +110,13 @@ def header(name: str) -> Header:
 
 def load(name: str) -> ModuleType:
     """Import the technique's module (this is where torch comes in)."""
-    return _load(place(name))
+    where = place(name)
+    _imported.setdefault(where.module, _digest(where))
+    try:
+        return _load(where)
+    except BaseException:
+        _imported.pop(where.module, None)
+        raise
 
 
 def entry(name: str) -> Any:
@@ -133,8 +141,15 @@ def find(*, slot: str | None = None, tag: str | None = None, text: str | None = 
 
 
 def digest(name: str) -> str:
-    """Short hash of the technique's files; part of every trial's key, so an edited technique is run again."""
+    """Short hash of the technique's files; part of every trial's key, so an edited technique is run again.
+
+    Once it is imported they count as they were then: that is what runs in this process.
+    """
     where = place(name)
+    return _imported.get(where.module) or _digest(where)
+
+
+def _digest(where: Place) -> str:
     found = hashlib.sha256(where.path.read_bytes())
     for file in where.files()[1:]:
         found.update(file.relative_to(where.path.parent).as_posix().encode() + file.read_bytes())
@@ -145,13 +160,15 @@ def add_file(path: str | Path) -> str:
     """Let one technique from outside the package take part, a file or a folder ``NAME/NAME.py``; returns its id.
 
     The slot is the card's `slot`, or the name of the folder that holds the file or folder. What lies beside the
-    technique in its own folder is imported relatively: ``from .network import Network``.
+    technique in its own folder is imported relatively: ``from .network import Network``. A file that was edited since it
+    was added is read and imported anew.
     """
     path = Path(path).resolve()
     if path.is_dir():
         path = path / f"{path.name}.py"
     if not path.is_file() or path.suffix != ".py":
         raise InputError(f"--technique {path}: no such Python file")
+    _forget_edited(path)
     its = _card(path)
     slot = its.slot or (_own_folder(path) or path).parent.name
     if slot not in slots.names():
@@ -165,6 +182,18 @@ def add_file(path: str | Path) -> str:
     module = f"{ADDED}{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     _added[name] = Place(name, slot, path, module if _own_folder(path) is None else f"{module}.{path.stem}")
     return name
+
+
+def _forget_edited(path: Path) -> None:
+    """Where a technique has joined before and its files were edited since, nothing of before is kept."""
+    known = next((place for place in _added.values() if place.path == path), None)
+    _card.cache_clear()
+    _header.cache_clear()
+    if known is not None and _imported.get(known.module) not in (None, _digest(known)):
+        del _imported[known.module]
+        package = known.module.rpartition(".")[0] if known.folder is not None else known.module
+        for module in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[module]
 
 
 def _own_folder(path: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.datasets import load_wine
+from torch import nn
 
 from loosely import study_of
 from probatum import Study, catalogue
@@ -159,6 +161,28 @@ def test_diverging_training_is_a_failed_trial_with_its_reason() -> None:
     verdict = results.primary_verdicts()[0]
     assert verdict.word == "failed"
     assert "loss" in verdict.note or "finite" in verdict.note
+
+
+class Diverges(nn.Module):
+    """Its training loss is no number, in training proper (batches are smaller in a rehearsal)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * (math.nan if self.training and len(x) > 40 else 1)
+
+
+def test_where_every_trial_fails_the_answer_says_so() -> None:
+    results = study_of("iris", ["encouraging-loss", "gradient-noise"], model=Diverges, **SHORT).run()
+    assert {v.arm: v.word for v in results.primary_verdicts()} == {
+        "encouraging-loss": "failed",
+        "gradient-noise": "failed",
+    }
+    answer = results.answer()
+    assert answer.startswith("Nothing could be judged: 2 of 2 failed (encouraging-loss: seed 0: the training loss is nan")
+    assert "The baseline failed on 6 of 6 seeds." in answer
 
 
 @pytest.mark.parametrize(

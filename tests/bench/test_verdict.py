@@ -134,6 +134,30 @@ def test_failures_of_the_baseline_are_named_as_its_own() -> None:
     assert "out of memory" in verdict.note
 
 
+@pytest.mark.parametrize(("own", "word"), [(1, "undecided"), (3, "failed")])
+def test_an_arm_has_failed_only_by_its_own_failures(own: int, word: str) -> None:
+    """The baseline lost three of eight seeds and the arm others: what is left is too little, but by whose fault?"""
+    found = records({"arm": [0.05 + w for w in WIGGLE]})
+    for row in found:
+        if row["arm"] == "baseline" and row["seed"] < 3:
+            row.update(status="failed", reason="out of memory")
+        if row["arm"] == "arm" and 3 <= row["seed"] < 3 + own:
+            row.update(status="failed", reason="loss is nan")
+    (verdict,) = verdicts(found, "baseline", [ACCURACY], ratio=None)
+    assert verdict.word == word
+    assert "seed 3: loss is nan" in verdict.note
+    assert "the baseline failed on 3 of 8 seeds" in verdict.note
+
+
+def test_failures_are_told_on_the_primary_measure_even_where_nothing_is_reported() -> None:
+    found = [record(arm, s, status="failed", reason="loss is nan") for arm in ("baseline", "arm") for s in range(6)]
+    for row in found:
+        row["measures"] = {}
+    assert verdicts(found, "baseline", [ACCURACY], ratio=None) == []
+    (verdict,) = verdicts(found, "baseline", [ACCURACY], ratio=None, primary="accuracy")
+    assert verdict.word == "failed"
+
+
 def test_pairs_are_made_by_seed_not_by_position() -> None:
     found = records({"arm": [0.05 + w for w in WIGGLE]})
     shuffled = [found[i] for i in np.random.default_rng(0).permutation(len(found))]

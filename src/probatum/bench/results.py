@@ -92,6 +92,7 @@ class Results:
                 ratio=ratio,
                 confidence=self.plan.confidence,
                 looks=stages,
+                primary=self.plan.primary,
             )
         return [v for v in found if v.note != NOT_MEASURED]
 
@@ -163,6 +164,7 @@ class Results:
         primary = self.plan.primary
         words = [v for v in self.primary_verdicts() if v.word != "not applicable"]
         winner, confirmed = self.winner(), self.confirmed()
+        lost = [trial for trial in self.trials if trial.arm == self.baseline and trial.status == "failed"]
         if winner is not None:
             best = next(v for v in words if v.arm == winner)
             change = change_text(best, self.measure(primary))
@@ -177,14 +179,8 @@ class Results:
                 f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
                 f"{confirmed.word!r} ({again}): do not count on it."
             )
-        undecided = [v for v in words if v.word == "undecided"]
-        if not undecided:
-            return f"Nothing tried here improves {primary} by a material amount."
-        needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
-        more = f"; {min(needs)} seeds would decide the nearest" if needs else ""
-        return (
-            f"Nothing tried here is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
-        )
+        told = f" The baseline failed on {len(lost)} of {len(self.plan.seeds)} seeds." if lost else ""
+        return _no_winner(words, primary) + told
 
     def reference_note(self) -> str:
         """Whether a classical reference beats the baseline: the sentence a user should see first; "" for upper bounds."""
@@ -302,6 +298,26 @@ def change_text(verdict: Verdict, measure: Measure) -> str:
     low, high = sorted((sign * verdict.low, sign * verdict.high))
     form = "+,.0f" if max(abs(low), abs(high)) >= 1000 else "+.4f"  # bytes and parameters are counted
     return f"{sign * verdict.mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _no_winner(words: Sequence[Verdict], primary: str) -> str:
+    """What is answered where no arm helps, by the verdicts on the primary measure."""
+    if not words:
+        return "Nothing could be judged: nothing tried here applies."
+    failed = [v for v in words if v.word == "failed"]
+    undecided = [v for v in words if v.word == "undecided"]
+    broken = f"{len(failed)} of {len(words)} failed ({failed[0].arm}: {failed[0].note})." if failed else ""
+    if len(failed) == len(words):
+        return f"Nothing could be judged: {broken}"
+    if all(v.n == 0 for v in words):
+        return f"Nothing could be judged: {undecided[0].note}."
+    if undecided:
+        needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
+        more = f"; {min(needs)} seeds would decide the nearest" if needs else ""
+        said = f"is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
+    else:
+        said = f"improves {primary} by a material amount."
+    return " ".join(filter(None, (f"Nothing tried here {said}", broken)))
 
 
 def _finite(value: Any) -> Any:

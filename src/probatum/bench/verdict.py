@@ -119,12 +119,13 @@ def verdicts(
     ratio: float | None,
     confidence: float = 0.95,
     looks: Sequence[int] = (),
+    primary: str = "",
 ) -> list[Verdict]:
     """Judge every arm but the baseline on every measure, pairing by seed.
 
     P-values are Benjamini-Hochberg adjusted over the arms within each measure. A seed counts only if both arms are "ok"
     and have a finite value; seeds lost to failures are said in the note, and an arm with failures that is left with
-    fewer than 6 pairs has "failed". A measure that no trial reports gives no verdict.
+    fewer than 6 pairs has "failed". A measure that no trial reports gives no verdict, unless it is the primary one.
 
     Args:
         records: mappings with arm, seed, status ("ok", "failed", "not applicable"), measures (name -> number), and
@@ -136,6 +137,7 @@ def verdicts(
         confidence: of intervals; 1 - confidence is the false-discovery rate.
         looks: of a race, in numbers of seeds (see `probatum.bench.race`): arms may have stopped at any of them, and what
             is said holds all the same; () = all arms ran all seeds, as planned.
+        primary: the measure on which failures are told even where every trial has failed.
 
     Raises:
         ValueError: for two records of one arm and seed, an unknown status, no record of the baseline, a margin for an
@@ -153,7 +155,8 @@ def verdicts(
     found: list[Verdict] = []
     for measure in chosen:
         margin = margins.get(measure.name, measure.margin)
-        if any(measure.name in record["measures"] for seeds in arms.values() for record in seeds.values()):
+        reported = any(measure.name in record["measures"] for seeds in arms.values() for record in seeds.values())
+        if reported or measure.name == primary:
             found += _judge(_Question(arms, baseline, measure, margin, ratio, confidence, race))
     return found
 
@@ -218,7 +221,8 @@ def _without_test(question: _Question, pairs: _Pairs) -> Verdict | None:
         return _untested(arm, measure, margin, "not applicable", absent[0])
     if pairs.lost and len(pairs.values) < FEWEST_SEEDS:
         note = _join(_stopped(question.race, question.ran(arm)), *_why_lost(pairs, question.ran(arm)))
-        word = "failed" if pairs.own else "undecided"  # an arm has not failed where the baseline has
+        # an arm has failed where its own failures alone leave too few pairs, not where the baseline's do
+        word = "failed" if pairs.own and question.ran(arm) - len(pairs.own) < FEWEST_SEEDS else "undecided"
         return _untested(arm, measure, margin, word, note, len(pairs.values))
     return None if pairs.values else _untested(arm, measure, margin, "undecided", NOT_MEASURED)
 
@@ -331,10 +335,11 @@ def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:
 
 def _why_lost(pairs: _Pairs, ran: int) -> tuple[str, ...]:
     """What is said of an arm that is left with too few pairs: its own failures first, then the baseline's."""
-    if pairs.own:
+    others = len(pairs.lost) - len(pairs.own)
+    if not others:
         return (pairs.own[0],)
-    count = len(pairs.lost)
-    return (f"the baseline failed on {count} of {ran} seeds, so that {len(pairs.values)} pairs are left", pairs.lost[0])
+    left = f"the baseline failed on {others} of {ran} seeds, so that {len(pairs.values)} pairs are left"
+    return (*pairs.own[:1], left, *([] if pairs.own else pairs.lost[:1]))
 
 
 def _lost(pairs: _Pairs) -> str:

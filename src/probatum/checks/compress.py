@@ -17,7 +17,7 @@ from probatum.measure.cost import nonzero
 
 def check_leaves_no_traces(subject: Subject) -> None:
     """Afterwards the model is of its own kinds of modules and torch's, without hooks or other forwards, and works alone."""
-    done = trained(subject.name, subject.modalities()[0])
+    done = trained(subject, subject.modalities()[0])
     model = done.parts.run.model
     for name, module in model.named_modules():
         known = type(module) in done.types or type(module).__module__.startswith("torch.nn")
@@ -28,7 +28,7 @@ def check_leaves_no_traces(subject: Subject) -> None:
 
 def check_really_shrinks(subject: Subject) -> None:
     """Fewer parameters, or fewer that are not zero, than before; and its report says so."""
-    done = trained(subject.name, subject.modalities()[0])
+    done = trained(subject, subject.modalities()[0])
     after = nonzero(done.parts.run.model)
     demand(after < done.parameters, f"{after} of {done.parameters} parameters are left")
     report = next(method.report() for method in done.parts.methods if hasattr(method, "report"))

@@ -37,12 +37,12 @@ def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> Any
 
 def used(subject: Subject) -> Used:
     """A use at the card's tiny settings; the first one is kept for whoever asks later."""
-    return _used(subject.name)
+    return _used(subject)
 
 
 @cache
-def _used(name: str) -> Used:
-    return use_again(Subject(name))
+def _used(subject: Subject) -> Used:
+    return use_again(subject)
 
 
 def use_again(subject: Subject) -> Used:

@@ -35,10 +35,11 @@ def kept() -> Iterator[None]:
 
 def elsewhere(name: str) -> str:
     """The fingerprint of a technique's exercise in a process with hash seeds of its own; asked for once."""
-    if name not in _known:
+    subject = Subject(name)
+    if subject not in _known:
         with kept():
-            _known[name] = _asked(name)
-    return _known[name]
+            _known[subject] = _asked(name)
+    return _known[subject]
 
 
 class _Process:
@@ -69,7 +70,7 @@ class _Process:
             return self.said.read().strip()[-400:]
 
 
-_known: dict[str, str] = {}
+_known: dict[Subject, str] = {}
 _depth = 0
 _process: _Process | None = None
 

@@ -26,7 +26,7 @@ def check_predicts(subject: Subject) -> None:
     """Finite predictions of the right shape for every task, better than knowing nothing; the test rows are not read."""
     for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
-        output = fitted_once(subject.name, modality, task).predict(data.valid)
+        output = fitted_once(subject, modality, task).predict(data.valid)
         where = f"{modality}, {task}"
         demand(
             output.shape == (len(data.valid), *task_of(task).shape(data.spec)), f"{where}: shape {tuple(output.shape)}"
@@ -50,7 +50,7 @@ def check_samples_are_what_is_predicted(subject: Subject) -> None:
     seen = False
     for modality, task in subject.pairs():
         data = subject.data(modality=modality, task=task)
-        predictor = fitted_once(subject.name, modality, task)
+        predictor = fitted_once(subject, modality, task)
         if not callable(getattr(predictor, "samples", None)) or task == "next-token":
             continue
         seen, where = True, f"{modality}, {task}"
@@ -76,9 +76,8 @@ def check_samples_are_what_is_predicted(subject: Subject) -> None:
 
 
 @cache
-def fitted_once(name: str, modality: str, task: str) -> Any:
+def fitted_once(subject: Subject, modality: str, task: str) -> Any:
     """The predictor of a learner at its tiny settings, which the checks share."""
-    subject = Subject(name)
     return fitted(subject, subject.data(modality=modality, task=task))
 
 

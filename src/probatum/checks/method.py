@@ -34,14 +34,14 @@ def check_declares_what_it_touches(subject: Subject) -> None:
 def check_trains_to_finite_weights(subject: Subject) -> None:
     """A short training with it ends, on every modality it takes, with finite weights."""
     for modality in subject.modalities():
-        parts = trained(subject.name, modality).parts
+        parts = trained(subject, modality).parts
         finite = all(bool(torch.isfinite(value).all()) for value in parts.run.model.state_dict().values())
         demand(finite, f"{modality}: weights are not finite")
 
 
 def check_leaves_no_traces(subject: Subject) -> None:
     """Afterwards the model has its own modules and parameters, no hooks, and works alone."""
-    done = trained(subject.name, subject.modalities()[0])
+    done = trained(subject, subject.modalities()[0])
     demand(anatomy(done.parts.run.model) == done.anatomy, "hooks, modules or parameters were left on the model")
 
 
@@ -67,14 +67,14 @@ def check_leaves_no_traces_after_a_failure(subject: Subject) -> None:
 def check_training_data_are_not_changed(subject: Subject) -> None:
     """The training rows are read only."""
     for modality in subject.modalities():
-        done = trained(subject.name, modality)
+        done = trained(subject, modality)
         rows = done.parts.run.train
         demand(fingerprint([rows.x, rows.y]) == done.rows, "the training rows were changed")
 
 
 def check_state_dict_round_trip(subject: Subject) -> None:
     """State saved and loaded is the same state."""
-    method = trained(subject.name, subject.modalities()[0]).parts.methods[0]
+    method = trained(subject, subject.modalities()[0]).parts.methods[0]
     if not hasattr(method, "state_dict"):
         raise NotThisOneError("it keeps no state")
     state = copy.deepcopy(method.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from probatum import inject
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (tried in a training)
+from probatum.train.loop import wants_closure
 from probatum.train.rng import seeded
 
 
@@ -44,10 +46,8 @@ def check_frozen_and_unused_parameters_are_untouched(subject: Subject) -> None:
     """Parameters without a gradient stay as they are."""
     model, optimizer, x, y = setting(subject)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    F.mse_loss(model(x), y).backward()
-    frozen = model[0].weight
-    frozen.grad = None
-    optimizer.step()
+    frozen = model[0].weight.requires_grad_(False)
+    step_once(model, optimizer, x, y)
     demand(torch.equal(frozen, before["0.weight"]), "a parameter without gradient was changed")
     demand(not torch.equal(model[2].weight, before["2.weight"]), "a parameter with a gradient was not changed")
 
@@ -55,13 +55,8 @@ def check_frozen_and_unused_parameters_are_untouched(subject: Subject) -> None:
 def check_closure_is_called(subject: Subject) -> None:
     """`step(closure)` evaluates the closure and returns its loss."""
     model, optimizer, x, y = setting(subject)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.mse_loss(model(x), y)
-        loss.backward()
-        return loss
-
+    closure = looks(model, optimizer, x, y)
+    closure()  # as in the loop, where the batch's own pass comes first
     demand(optimizer.step(closure) is not None, "step(closure) must return the closure's loss")
 
 
@@ -78,8 +73,23 @@ def setting(subject: Subject) -> tuple[nn.Sequential, torch.optim.Optimizer, Ten
     return model, inject.call(subject.name, entry, settings, {"model": model}, params=list(model.parameters())), x, y
 
 
+def looks(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    """What finds gradients at the weights as they are, and returns the loss."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def step_once(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    """One full-batch update."""
-    optimizer.zero_grad()
-    F.mse_loss(model(x), y).backward()
-    optimizer.step()
+    """One full-batch update, with a closure where the optimizer wants one."""
+    closure = looks(model, optimizer, x, y)
+    closure()
+    if wants_closure(optimizer):
+        optimizer.step(closure)  # type: ignore[arg-type]
+    else:
+        optimizer.step()

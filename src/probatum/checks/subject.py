@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,9 +47,13 @@ def demand(truth: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """One technique under check."""
+    """One technique under check, as it is now: an edited one is another subject."""
 
     name: str
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", catalogue.digest(self.name))
 
     @cached_property
     def slot(self) -> str:

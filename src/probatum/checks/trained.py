@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probatum.checks.networks import anatomy
 from probatum.checks.subject import Subject, fingerprint
@@ -44,8 +44,10 @@ def draws(subject: Subject) -> bool:
     data = subject.data(modality=preferred[0] if preferred else None)
     parts = assemble(alone(subject.recipe(), data, 3))
     for module in parts.run.model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+        if type(module).__module__.startswith("torch.nn."):
+            for name in ("p", "dropout"):  # of dropout, and inside attention and recurrent layers
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
     with seeded(3, "training"):
         before = torch.get_rng_state()
         train(parts.run, parts.methods, generator_for(3, "order"), schedule="constant")
@@ -80,9 +82,9 @@ class Trained:
 
 
 @cache
-def trained(name: str, modality: str) -> Trained:
+def trained(subject: Subject, modality: str) -> Trained:
     """A short training of a technique on toy data of a modality."""
-    parts = prepared(Subject(name), modality)
+    parts = prepared(subject, modality)
     model, rows = parts.run.model, parts.run.train
     types = frozenset(type(module) for module in model.modules())
     before = (anatomy(model), types, fingerprint([rows.x, rows.y]), sum(p.numel() for p in model.parameters()))

@@ -7,6 +7,7 @@ neither; it counts steps, looks at validation rows, keeps the best weights and s
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -264,11 +265,8 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer looks at the loss again in its step: it says ``closure = True``, or cannot step without one."""
     if getattr(type(optimizer), "closure", False) is True:
         return True
-    step = getattr(type(optimizer).step, "__wrapped__", type(optimizer).step)
-    code, defaults = getattr(step, "__code__", None), getattr(step, "__defaults__", None) or ()
-    if code is None or "closure" not in code.co_varnames[: code.co_argcount]:
-        return False
-    return code.co_varnames.index("closure") < code.co_argcount - len(defaults)
+    step = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters  # torch wraps it, some of it twice
+    return "closure" in step and step["closure"].default is inspect.Parameter.empty
 
 
 def curve_point(run: Run, loss: float, found: dict[str, float]) -> dict[str, float]:

@@ -190,7 +190,7 @@ def test_a_layer_before_an_activation_in_place_and_frozen_modes() -> None:
     plain[1].eval()
     data = toy("image", "classes")
     recipe = Recipe(training=Training(steps=3, batch_size=16))
-    parts = assemble(recipe, data, 0)
+    parts = assemble(alone(recipe, data, 0))
     norm = next(m for m in parts.run.model.modules() if isinstance(m, nn.BatchNorm2d))
     norm.eval()
     method = EnergyGuidance(torch.Generator(), region=[0.25, 0.25, 0.75, 0.75])
