@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict import stacks
 from probatum.data.open import open_dataset
 from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import ModelFactory, Terms, Work, alone
@@ -125,7 +125,7 @@ def benchmark(name: str, dataset: str, factory: ModelFactory | None, what: str) 
     def prepare(scale: Scale) -> Measure:
         works = works_of(dataset, factory, scale.replicas)
         begun = time.perf_counter()
-        choice = together.probe(works, 1, scale.threads)
+        choice = stacks.probe(works, 1, scale.threads)
         probe_seconds = time.perf_counter() - begun
 
         def measure() -> dict[str, Figures]:
@@ -156,7 +156,7 @@ def hopeless(way: Callable[[list[Work], int, int], Call], works: list[Work], ste
     return best[2] > SLOW_DOWN * best[1]
 
 
-def figures(taken: dict[str, list[float]], choice: together.Choice, probe_seconds: float, what: str) -> Figures:
+def figures(taken: dict[str, list[float]], choice: stacks.Choice, probe_seconds: float, what: str) -> Figures:
     """The ratio of what the bench chooses, and all the others."""
     chosen = f"stacked_{choice.threads}" if choice.stack else "alone_1"
     told = {"stacked_1": "stacked, 1 thread", "stacked_2": "stacked, 2 threads", "alone_1": "one after another"}

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from loosely import study_of
-from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict import stacks
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.bench.context import Job
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
+from probatum.report.table import remarks
+from probatum.report.write import render
 from probatum.settings import Judging, Running
 from probatum.study import Study
 
@@ -102,7 +104,7 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(len(works))
         return Choice(len(asked) % 2 == 1, 1, 0.01, 2.0)
 
-    monkeypatch.setattr(together, "probe", choose)
+    monkeypatch.setattr(stacks, "probe", choose)
     with Store(tmp_path / "s.sqlite") as store:
         one = study("auto", tmp_path / "s.sqlite")
         bench = one.bench()
@@ -112,7 +114,7 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         assert list(grouping.groups(bench.context, jobs, store)) == first
         assert len(asked) == probes == 4
         assert sorted(len(group) for group in first) == [1] * 18 + [6, 6]
-        assert all(json.loads(json.dumps(vars(g[0].together)))["stack"] for g in first if len(g) > 1)
+        assert all(json.loads(json.dumps(vars(g[0].stacking)))["stack"] for g in first if len(g) > 1)
 
 
 def test_arms_are_cut_into_blocks_of_seeds() -> None:
@@ -137,9 +139,9 @@ def test_short_trainings_are_not_probed() -> None:
 def test_the_probe_stacks_small_networks_and_not_streamed_or_single_ones() -> None:
     plan = Study("iris", ["gradient-noise"], seeds=6, steps=200, running=Running(timing=False))
     works = [plan.context.work(plan.plan.arms[0], "", seed) for seed in range(6)]
-    choice = together.probe(works, 1, 1)
+    choice = stacks.probe(works, 1, 1)
     assert choice.ratio > 0
-    assert choice.stack == (choice.ratio >= together.GAIN)
+    assert choice.stack == (choice.ratio >= stacks.GAIN)
     assert choice.pace > 0
 
 
@@ -163,3 +165,21 @@ def test_a_trial_that_fails_in_a_group_is_told_of_the_right_seed() -> None:
         trials = [t for t in found.run().trials if t.arm != "baseline"]
         reasons.append([(t.seed, t.status, t.record.get("reason")) for t in trials])
     assert reasons[0] == reasons[1]
+
+
+@pytest.mark.parametrize(("stack", "broken"), [("always", "trials"), ("auto", "probe")])
+def test_what_goes_wrong_in_training_seeds_as_one_is_told_of(
+    stack: str, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials are run one by one all the same; that it took longer, and why, is said in table and report."""
+
+    def fail(*given: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(stacks, broken, fail)
+    results = study(stack).run()
+    assert {trial.status for trial in results.trials} == {"ok"}
+    why = "seeds were trained one by one: ZeroDivisionError: a fault of ours"
+    assert results.notes()["gradient-noise"] == why
+    assert any(why in line.plain for line in remarks(results))
+    assert why in render(results)

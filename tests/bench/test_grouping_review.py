@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loosely import study_of
-from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict import stacks
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.engine import Engine
@@ -51,7 +51,7 @@ def test_a_probe_detaches_methods_and_leaves_threads_and_the_global_stream(monke
     monkeypatch.setattr(gradient_noise.GradientNoise, "detach", lambda self: left.append(1), raising=False)
     monkeypatch.setattr(gradient_noise.GradientNoise, "finish", lambda self, run: finished.append(1), raising=False)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    choice = together.probe(seeds, threads, threads)
+    choice = stacks.probe(seeds, threads, threads)
     assert "global random stream" in choice.reason
     assert not choice.stack
     assert len(left) == 2 * SEEDS
@@ -65,14 +65,14 @@ def test_a_probe_times_steps_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     seeds = works(study())
     for session in (Single, Stacked):
         monkeypatch.setattr(session, "looks", lambda self: looks.append(1) or [])
-    choice = together.probe(seeds, 1, 1)
+    choice = stacks.probe(seeds, 1, 1)
     assert choice.ratio > 0
     assert not looks
 
 
 def test_a_seed_that_cannot_be_measured_after_a_stack_is_run_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = study("never").run()
-    measured, calls = together.measured, []
+    measured, calls = stacks.measured, []
 
     def once(work: Any, *given: Any) -> Any:
         calls.append(work.seed)
@@ -80,7 +80,7 @@ def test_a_seed_that_cannot_be_measured_after_a_stack_is_run_again_alone(monkeyp
             raise RuntimeError("on purpose")
         return measured(work, *given)
 
-    monkeypatch.setattr(together, "measured", once)
+    monkeypatch.setattr(stacks, "measured", once)
     found = study().run()
     assert len(calls) == 2 * SEEDS
     assert [trial.status for trial in found.trials] == [trial.status for trial in wanted.trials]
@@ -135,8 +135,8 @@ def test_splits_are_let_go_when_a_stack_falls_back(monkeypatch: pytest.MonkeyPat
         alive.append(sum(ref() is not None for ref in kept))
         return run_job(*given)
 
-    monkeypatch.setattr(together, "trials", refuse)
+    monkeypatch.setattr(stacks, "trials", refuse)
     monkeypatch.setattr(grouping, "run_job", watch)
-    group = [replace(job, together=Choice(True)) for job in jobs]
+    group = [replace(job, stacking=Choice(True)) for job in jobs]
     assert len(grouping.run_group(one.context, group)) == SEEDS
     assert alive == [0] * SEEDS

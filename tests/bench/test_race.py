@@ -379,7 +379,10 @@ def test_report_and_command_say_that_it_was_raced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arms", "seeds", "told"),
-    [(["encouraging-loss"], 6, "more than 6"), (["randomization-tests"], 9, "arena probe measures and does not compete")],
+    [
+        (["encouraging-loss"], 6, "more than 6"),
+        (["randomization-tests"], 9, "arena probe measures and does not compete"),
+    ],
 )
 def test_races_that_cannot_be_are_refused(arms: list[str], seeds: int, told: str) -> None:
     with pytest.raises(InputError, match=told):

@@ -181,7 +181,9 @@ def test_where_every_trial_fails_the_answer_says_so() -> None:
         "gradient-noise": "failed",
     }
     answer = results.answer()
-    assert answer.startswith("Nothing could be judged: 2 of 2 failed (encouraging-loss: seed 0: the training loss is nan")
+    assert answer.startswith(
+        "Nothing could be judged: 2 of 2 failed (encouraging-loss: seed 0: the training loss is nan"
+    )
     assert "The baseline failed on 6 of 6 seeds." in answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -224,11 +225,57 @@ class Needs(torch.optim.SGD):
         return super().step(closure)
 
 
+def test_no_buffer_of_the_network_or_the_loss_is_moved() -> None:
+    """Running statistics of instance norms, vectors of power iterations and what a loss keeps of its rows."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return F.cross_entropy(output, target)
+
+    class Normed(nn.Module):
+        def __init__(self, spec: Any) -> None:
+            super().__init__()
+            self.first = nn.utils.spectral_norm(nn.Linear(spec.shape[0], 8))
+            self.norm = nn.InstanceNorm1d(2, track_running_stats=True)
+            self.head = nn.Linear(8, spec.outputs)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.first(x).unflatten(1, (2, 4))).flatten(1))
+
+    class Look:
+        reads, writes = (), ("gradients",)
+
+        def gradients(self, run: Run) -> None:
+            before = [buffer.clone() for module in (run.model, run.loss) for buffer in module.buffers()]
+            run.second_pass()
+            after = [buffer for module in (run.model, run.loss) for buffer in module.buffers()]
+            assert len(before) == 6  # mean, deviation and count; two vectors; calls
+            for a, b in zip(before, after, strict=True):
+                assert torch.equal(a, b)
+
+    parts = prepared(2, Look(), factory=Normed)
+    parts.run.loss = Keeps()
+    assert float(run_alone(parts, 2).loss.calls) == TRAINING.steps  # type: ignore[arg-type]
+
+
 def test_optimizers_that_promise_a_closure_get_one() -> None:
     net = nn.Linear(2, 2)
     assert wants_closure(ClosureSam(net.parameters()))
     assert wants_closure(Needs(net.parameters(), lr=0.1))
     assert not wants_closure(torch.optim.AdamW(net.parameters()))
+    assert wants_closure(torch.optim.LBFGS(net.parameters()))  # whose step torch wraps twice
+
+    class Quiet(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, *, closure: Any) -> Any:
+            return super().step(closure)
+
+    assert wants_closure(Quiet(net.parameters(), lr=0.1))
     method, closure = prepared(6, Sam()), prepared(6)
     for parts in (method, closure):
         parts.run.optimizer = torch.optim.SGD(parts.run.model.parameters(), lr=0.05)
@@ -292,3 +339,24 @@ def test_a_loss_with_parameters_is_trained_or_refused(tmp_path: Any, monkeypatch
     by_role = next(n for n in catalogue.names("optimizer") if hasattr(catalogue.entry(n), "for_model"))
     with pytest.raises(InputError, match=f"{name} has parameters of its own, and {by_role} treats"):
         assemble(alone(make_arm(f"{name}+{by_role}", base).recipe, toy("table", "classes"), 0))
+
+
+def test_torch_s_lbfgs_runs_alone_and_stacked() -> None:
+    def ready(seed: int) -> Assembly:
+        whole = replace(TRAINING, batch_size=1000, steps=8)  # it remembers gradients, which must be of the same rows
+        parts = prepared(seed, training=whole, double=True, factory=lambda spec: nn.Linear(spec.shape[0], spec.outputs))
+        parts.run.optimizer = torch.optim.LBFGS(parts.run.model.parameters(), lr=0.1, max_iter=3)
+        return parts
+
+    alone_runs = [run_alone(ready(seed), seed) for seed in (1, 2)]
+    assert alone_runs[0].curve[-1]["train_loss"] < alone_runs[0].curve[0]["train_loss"]
+    assert all(run.extra_passes > 0 for run in alone_runs)
+    both = [ready(seed) for seed in (1, 2)]
+    replicas = [
+        Replica(one.run, one.methods, generator_for(seed, "order"), derive(seed, "training"))
+        for one, seed in zip(both, (1, 2), strict=True)
+    ]
+    assert train_replicas(replicas, schedule="constant", select="last") == [None, None]
+    for one, other in zip(alone_runs, both, strict=True):
+        for a, b in zip(one.model.parameters(), other.run.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

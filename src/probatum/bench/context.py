@@ -40,7 +40,7 @@ class Job:
     builtin: str
     seed: int
     kind: str
-    together: Choice | None = None
+    stacking: Choice | None = None
 
 
 @dataclass

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
-from probatum.arenas.predict import stacks as together
+from probatum.arenas.predict import stacks
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench.context import Context, Job, Progress, ended, lost, quiet, run_job, told
 from probatum.bench.plan import key_of
-from probatum.bench.store import Store, Trial
+from probatum.bench.store import REMARK, Store, Trial
 from probatum.rooms.arena import Outcome, TrainingFailed
 from probatum.rooms.task import task
 from probatum.train.stack import CannotStackError
@@ -32,9 +32,9 @@ def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list
         arm = key_of({"recipe": job.plan["recipe"], "salt": job.arm.salt, "name": job.arm.name})
         arms.setdefault(arm, []).append(job)
     blocks = [
-        (arm, members[start : start + together.MOST])
+        (arm, members[start : start + stacks.MOST])
         for arm, members in arms.items()
-        for start in range(0, len(members), together.MOST)
+        for start in range(0, len(members), stacks.MOST)
     ]
     stacked: dict[int, bool] = {}
     for seed in sorted({job.seed for job in jobs}):
@@ -42,30 +42,38 @@ def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list
             if number not in stacked and block[0].seed == seed:
                 choice = _choice(context, arm, block, store)
                 stacked[number] = choice.stack
+                if choice.stack or choice.problem:
+                    block = blocks[number][1][:] = [replace(job, stacking=choice) for job in block]
                 if choice.stack:
-                    yield [replace(job, together=choice) for job in block]
+                    yield block
             if stacked.get(number) is False:
                 yield from ([job] for job in block if job.seed == seed)
 
 
 def run_group(context: Context, group: Sequence[Job], progress: Progress | None = None) -> list[Trial]:
     """Run one group and return its trials in the group's order; one after another where they cannot be stacked."""
-    choice = group[0].together
-    if choice is None or len(group) < 2:
-        return [run_job(context, job, progress) for job in group]
+    choice = group[0].stacking
+    if choice is None or not choice.stack or len(group) < 2:
+        alone = [run_job(context, job, progress) for job in group]
+        return alone if choice is None or not choice.problem else _remarked(alone, choice.problem)
     start = time.perf_counter()
     outcomes = _stacked(context, group, choice, progress)
     if isinstance(outcomes, str):
-        alone = [run_job(context, job, progress) for job in group]
-        return [replace(trial, timing={**trial.timing, "remark": outcomes}) for trial in alone]
+        return _remarked([run_job(context, job, progress) for job in group], outcomes)
     seconds = (time.perf_counter() - start) / len(group)
     return [_trial(context, job, found, seconds, progress) for job, found in zip(group, outcomes, strict=True)]
 
 
+def _remarked(trials: Sequence[Trial], why: str) -> list[Trial]:
+    """Trials of seeds that were to be trained as one and were not, which is told of them."""
+    return [
+        replace(trial, timing={**trial.timing, REMARK: f"seeds were trained one by one: {why}"}) for trial in trials
+    ]
+
+
 def _why(problem: Exception) -> str:
-    """What is told of seeds that were to be trained as one and were not."""
     words = str(problem) if isinstance(problem, CannotStackError) else f"{type(problem).__name__}: {problem}"
-    return f"trained one by one: {words}"[:300]
+    return words[:300]
 
 
 def _stacked(
@@ -75,7 +83,7 @@ def _stacked(
     with quiet(context.plan.threads):
         try:
             works = [context.work(job.arm, job.builtin, job.seed, progress) for job in group]
-            return together.trials(works, choice, context.plan.threads)
+            return stacks.trials(works, choice, context.plan.threads)
         except Exception as problem:  # it shows again where they are run alone; its traceback would keep all splits
             return _why(problem)
 
@@ -97,7 +105,7 @@ def _choice(context: Context, arm: str, block: Sequence[Job], store: Store) -> C
     if not plan.engine.stacks:
         return Choice(False, reason=f"the engine is {plan.engine.words()}")
     classical = task(plan.data.task).references(context.data(first.seed).spec)
-    reason = together.obstacle(first.arm.recipe, first.builtin, plan.tune, classical)
+    reason = stacks.obstacle(first.arm.recipe, first.builtin, plan.tune, classical)
     if reason:
         return Choice(False, reason=reason)
     if context.stack == "always":
@@ -114,8 +122,8 @@ def _probed(context: Context, block: Sequence[Job]) -> Choice:
     with quiet(context.plan.threads):
         try:
             works = [context.work(job.arm, job.builtin, job.seed) for job in block]
-            return together.probe(works, context.plan.threads, context.most_threads)
+            return stacks.probe(works, context.plan.threads, context.most_threads)
         except CannotStackError as problem:
             return Choice(False, reason=str(problem))
         except Exception as problem:  # it will show again when the trials are run
-            return Choice(False, reason=f"{type(problem).__name__}: {problem}")
+            return Choice(False, reason=_why(problem), problem=_why(problem))

@@ -10,7 +10,7 @@ from typing import Any
 
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
-from probatum.bench.store import Trial
+from probatum.bench.store import REMARK, Trial
 from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
 from probatum.measure.base import Measure, all_measures
 from probatum.rooms.arena import arena, competes
@@ -207,6 +207,16 @@ class Results:
             if lost:
                 found[arm] = f"not timed on {len(lost)} of {len(mine)} seeds ({lost[0].record.get('reason', '')})"
         return found
+
+    def remarked(self) -> dict[str, str]:
+        """Arms of which something is told that is no result, such as seeds that could not be trained as one."""
+        told = ((trial.arm, str(trial.timing[REMARK])) for trial in self.trials if REMARK in trial.timing)
+        return dict(reversed(list(told)))
+
+    def notes(self) -> dict[str, str]:
+        """Arms with what went wrong beside their results."""
+        both = (*self.untimed().items(), *self.remarked().items())
+        return {arm: "; ".join(text for name, text in both if name == arm) for arm, _ in both}
 
     def measure(self, name: str) -> Measure:
         """A measure by name."""

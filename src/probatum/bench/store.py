@@ -68,6 +68,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+REMARK = "remark"
+"""Key, in what is stored of a trial's timing, of a sentence about how it was run."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One stored trial.

@@ -56,7 +56,7 @@ def verdict_table(results: Results) -> Table:
 def remarks(results: Results) -> list[Text]:
     """One line for each arm about which there is more to say: other axes, no effect, failures, what would decide."""
     lines = []
-    others, untimed = other_axes(results), results.untimed()
+    others, notes = other_axes(results), results.notes()
     for verdict in results.primary_verdicts():
         line = others.get(verdict.arm, Text())
         note = verdict.note
@@ -64,8 +64,8 @@ def remarks(results: Results) -> list[Text]:
             note = f"about {verdict.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
         if note:
             line = Text.assemble(line, "; " if line.plain else "", (note, "dim"))
-        if verdict.arm in untimed:
-            line = Text.assemble(line, "; " if line.plain else "", (untimed[verdict.arm], "red"))
+        if verdict.arm in notes:
+            line = Text.assemble(line, "; " if line.plain else "", (notes[verdict.arm], "red"))
         if line.plain:
             lines.append(Text.assemble((f"  {verdict.arm}: ", "bold"), line))
     return lines
@@ -98,9 +98,9 @@ def verdict_table_html(results: Results) -> str:
     )
     base = results.mean(results.baseline, primary.name)
     rows = [_html_row((results.baseline, _number(base), "", "", ""))]
-    untimed = results.untimed()
+    notes = results.notes()
     for verdict in results.primary_verdicts():
-        note = "; ".join(filter(None, (verdict.note, untimed.get(verdict.arm, ""))))
+        note = "; ".join(filter(None, (verdict.note, notes.get(verdict.arm, ""))))
         rows.append(
             _html_row((verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), verdict.word, note))
         )

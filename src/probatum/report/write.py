@@ -115,9 +115,9 @@ def _question(results: Results) -> str:
 
 
 def _verdict_rows(results: Results, primary: Measure) -> list[dict[str, Any]]:
-    rows = []
+    rows, notes = [], results.notes()
     for v in results.primary_verdicts():
-        note = v.note
+        note = "; ".join(filter(None, (v.note, notes.get(v.arm, ""))))
         if v.word == "undecided" and v.seeds_needed:
             note = f"about {v.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
         rows.append(

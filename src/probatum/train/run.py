@@ -125,7 +125,8 @@ class Run:
 
         For methods that move the weights and look again (SAM and its kin), in their `gradients` hook or in an optimizer's
         closure. It is the same pass as the loop's: objective, `loss` hooks, autocast, clipping. It draws (dropout) from a
-        stream of its own, so that seeds can be stacked, moves no running statistics of batch norms, and is charged.
+        stream of its own, so that seeds can be stacked, moves no buffers (running statistics, what a loss keeps a row), and
+        is charged.
 
         Args:
             batch: rows to look at; None = the present step's.
@@ -135,7 +136,11 @@ class Run:
             raise RuntimeError("there is no batch before the first step; a second pass belongs into a step's hooks")
         self._seconds += 1
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad(), seeded(self.draws, "second pass", str(self._seconds)), still_statistics(self.model):
+        with (
+            torch.enable_grad(),
+            seeded(self.draws, "second pass", str(self._seconds)),
+            buffers_kept(self.model, self.loss),
+        ):
             loss = self.loss_of(rows)
             self.backward(loss)
         self.extra_passes += len(rows.y)
@@ -143,18 +148,15 @@ class Run:
 
 
 @contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms go on by the statistics of the batch, and their running ones stay as they are."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+def buffers_kept(*modules: nn.Module) -> Iterator[None]:
+    """A block after which running statistics, power iterations and states a row are what they were before."""
+    kept = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
     try:
-        for norm in norms:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None  # the count is not moved either
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 def apply_loss(loss: nn.Module, output: Tensor, target: Tensor, index: Tensor) -> Tensor:

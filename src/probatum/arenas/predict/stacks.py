@@ -49,6 +49,7 @@ class Choice:
         pace: seconds that one stacked step took in the probe.
         ratio: time one after another over time stacked; NaN where it was not measured.
         reason: why not stacked, "" where it is.
+        problem: what went wrong where it should have been possible; "" = nothing did.
     """
 
     stack: bool
@@ -56,6 +57,7 @@ class Choice:
     pace: float = float("nan")
     ratio: float = float("nan")
     reason: str = ""
+    problem: str = ""
 
 
 def obstacle(recipe: Recipe, builtin: str, tune: int, classical: Sequence[str]) -> str:
