@@ -1,14 +1,18 @@
 """What a user may set beyond the dozen arguments of `Study`: frozen values, one a question.
 
 The docstrings are the one place that says what a field means: the command line makes its options and their help from
-them (`probatum.cli.options`). Values are checked where they are used; nothing heavy is imported here.
+them (`probatum.cli.options`). Their types are checked here, what they say where it is used; nothing heavy is imported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from probatum.errors import InputError
 
@@ -109,6 +113,71 @@ class FineTuning:
     source: Any = field(default=None, metadata={"flag": "--pretrain"})
     steps: int | None = field(default=None, metadata={"flag": "--pretrain-steps"})
     weights: Any = field(default=None, metadata={"flag": "--pretrained"})
+
+
+T = TypeVar("T")
+WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a word",
+    bool: "True or False",
+    NoneType: "None",
+    Path: "a path",
+    Mapping: "a mapping",
+    Sequence: "a list",
+    tuple: "a list of words",
+}
+
+
+def checked(value: Any, kind: type[T]) -> T:
+    """A value of this kind (None = its defaults) whose fields have the types that it says.
+
+    Numbers of numpy become Python's, and a word where several are asked becomes a tuple of one.
+
+    Raises:
+        InputError: it is something else, or one of its fields is; named, with what to give.
+    """
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise InputError(f"{value!r} stands where a {kind.__name__} is asked; give probatum.{kind.__name__}(...)")
+    hints = get_type_hints(kind)
+    found = {name: fitting(getattr(value, name), hints[name], name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return replace(value, **found)  # type: ignore[type-var]
+
+
+def fitting(value: Any, hint: Any, name: str) -> Any:
+    """The value as this type; InputError, by the setting's name, where it is none."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for one in choices:
+        found = _as(value, one)
+        if found is not _OTHER:
+            return found
+    asked = " or ".join(WORDS.get(get_origin(one) or one, str(one)) for one in choices)
+    raise InputError(f"{name} is {value!r}; give {asked}")
+
+
+_OTHER = object()
+
+
+def _as(value: Any, hint: Any) -> Any:
+    """The value as this type, or `_OTHER`."""
+    plain = get_origin(hint) or hint
+    if hint is Any:
+        return value
+    if plain is bool:
+        return bool(value) if type(value).__name__ in ("bool", "bool_") else _OTHER
+    if plain in (int, float):
+        number = isinstance(value, Integral if plain is int else Real) and type(value).__name__ not in ("bool", "bool_")
+        return plain(value) if number and math.isfinite(value) else _OTHER
+    if plain is tuple:
+        words = (value,) if isinstance(value, str) else value
+        fine = isinstance(words, tuple | list) and all(isinstance(word, str) for word in words)
+        return tuple(words) if fine else _OTHER
+    if plain is Sequence:
+        listed = hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, str | Mapping)
+        return value if listed else _OTHER
+    return value if isinstance(value, plain) else _OTHER
 
 
 def with_target(reading: Reading, target: str | None) -> Reading:

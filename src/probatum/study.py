@@ -22,7 +22,7 @@ from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
 from probatum.bench.workers import Workers
 from probatum.data.dataset import FRACTIONS
-from probatum.settings import FineTuning, Judging, Reading, Running, with_target
+from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target
 
 if TYPE_CHECKING:
     import polars
@@ -83,16 +83,14 @@ class Study:
         rules: Any = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        judging = judging or Judging()
-        self.running, engine = making.checked_running(running or Running())
-        chosen = None if techniques is None else list(techniques)
+        self.running, engine = making.checked_running(checked(running, Running))
+        chosen = None if techniques is None else list(fitting(techniques, tuple[str, ...], "techniques"))
         wishes = making.Wishes(
             *(chosen, model, seeds, epochs, steps, batch_size, primary, margin, tune),
-            *(judging, self.running, fine_tuning, rules),
-        )
-        wishes.check()
-        self.store = Store(":memory:" if store is None else store)
-        dataset, self._source = making.read(data, with_target(reading or Reading(), target))
+            *(checked(judging, Judging), self.running, fine_tuning and checked(fine_tuning, FineTuning), rules),
+        ).checked()
+        self.store = Store(fitting(":memory:" if store is None else store, str | Path, "store"))
+        dataset, self._source = making.read(data, with_target(checked(reading, Reading), target))
         base = making.baseline(dataset, wishes)
         self.dataset, base = making.pretrained(dataset, base, wishes, self.store, engine, progress)
         splits = Splits(self.dataset, FRACTIONS)

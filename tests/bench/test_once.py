@@ -126,9 +126,15 @@ def test_splits_that_fit_are_kept_and_the_oldest_goes_first(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("arm", "told"),
-    [("gbnn(units=-3)", "units is -3"), ("h-calibration(window=0)", "window is 0"), ("noprop(blocks=0)", "blocks")],
+    [
+        ("gbnn(units=-3)", "units is -3"),
+        ("h-calibration(window=0)", "window is 0"),
+        ("noprop(blocks=0)", "blocks"),
+        ("data-filtering-network(steps=-3)", "steps is -3"),
+        ("benign-oscillation(steps=-3)", "steps is -3"),
+    ],
 )
-def test_settings_of_learners_and_calibrators_are_rehearsed(arm: str, told: str) -> None:
+def test_settings_of_what_the_loop_does_not_train_are_rehearsed(arm: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         Study("breast-cancer", [arm], seeds=2, epochs=1, **QUICK)
 

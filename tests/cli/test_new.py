@@ -19,7 +19,8 @@ from probatum.cli.scaffold import scaffold
 from probatum.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("src", "pyproject.toml", "ARCHITECTURE.md", "changelog.d", "tests/conftest.py", "tests/test_architecture.py")
+SHARED = ("tests/conftest.py", "tests/holding.py", "tests/processes.py", "tests/test_architecture.py")
+COPIED = ("src", "pyproject.toml", "ARCHITECTURE.md", "changelog.d", *SHARED)
 SLOTS = slots.names()
 TECHNIQUES = [*(f"{slot}/own-{slot}" for slot in SLOTS), "model/tables/own-flat", "coreset/own-coreset"]
 NAMES = [what.split("/")[-1] for what in TECHNIQUES]
@@ -32,17 +33,17 @@ LOOK = f"""
 import doctest, importlib, json, sys
 import pytest
 from probatum import catalogue
+from probatum.checks import fresh
 from probatum.checks.run import check
-from probatum.checks.universal import fresh_fingerprints
 from probatum.claims import tools
 from probatum.claims.chosen import claims_of
 from probatum.cli.main import main
 from probatum.recipe import Training
 
 names, found = json.loads(sys.argv[1]), {{}}
-fresh_fingerprints(names)  # one interpreter for all
-for what in (*names, "kind/points"):
-    found[what] = {{result.check: [result.status, result.detail] for result in check(what)}}
+with fresh.kept():  # one other interpreter for all
+    for what in (*names, "kind/points"):
+        found[what] = {{result.check: [result.status, result.detail] for result in check(what)}}
 modules = [catalogue.place(name).module for name in names]
 found["examples"] = {{module: tuple(doctest.testmod(importlib.import_module(module))) for module in modules}}
 found["modalities"] = {{name: catalogue.card(name).modalities for name in names}}
@@ -212,6 +213,14 @@ def test_the_tests_written_outside_a_checkout_pass(slot: str, tmp_path: Path) ->
         ("loss/", "give SLOT/NAME"),
         ("kind/points/x", "a kind lies in one folder; give kind/x"),
         ("kind/table", "table is taken by"),
+        ("kind/usual", "'usual' means something else here"),
+        ("kind/torch", "'torch' is the name of a Python module"),
+        ("loss/json", "'json' is the name of a Python module"),
+        ("loss/class", "'class' is a word of Python's own"),
+        ("loss/match", "'match' is a word of Python's own"),
+        ("loss/none", "'None' is a word of Python's own"),
+        ("model/lambda/wide", "'lambda' is a word of Python's own"),
+        ("loss/base", "'base' means something else here"),
         ("arena/coreset", r"an arena brings a slot.*write it in a checkout"),
         ("loss/encouraging-loss", "is taken by"),
         ("model/My Tables/x", "'My Tables' is no name of a folder"),

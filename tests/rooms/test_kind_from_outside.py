@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -303,3 +303,44 @@ def test_a_folder_that_cannot_join_is_told_of(tmp_path: Path, joined: Path) -> N
         finally:
             find._added.clear()
             find._added.update(before)
+
+
+@pytest.fixture
+def changed(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Path]:
+    """Makes a copy of the kind, alone of its sort, in which a text of a file is another; it has joined for this test."""
+    monkeypatch.setattr(find, "_added", {})
+
+    def change(file: str, before: str, after: str) -> Path:
+        place = tmp_path / NAME
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (place / file).read_text(encoding="utf-8")
+        assert before in text
+        (place / file).write_text(text.replace(before, after), encoding="utf-8")
+        find.add(place)
+        return place
+
+    return change
+
+
+def test_a_kind_with_the_modality_and_task_of_another_is_told_of(changed: Callable[[str, str, str], Path]) -> None:
+    changed("kind.py", 'MODALITY = "edgelist"', 'MODALITY = "table"')
+    with pytest.raises(InputError, match=r"kinds (table|edgelists) and (table|edgelists) both have modality 'table'"):
+        open_dataset("iris")
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "told"),
+    [
+        ("encode.py", "def encode(self, raw: RawGraphs) -> Tensor:", "CUT", "encoding fails: KeyError: 'boom'"),
+        ("kind.py", "def opens(self, door: Any) -> bool:", "CUT", "looking whether data are its own fails: KeyError"),
+        ("kind.py", "def fit(self, raw: RawGraphs) -> GraphEncoder:", "CUT", "fitting its encoder fails: KeyError"),
+        ("kind.py", "def open(self, door: Any) -> Dataset:", "NONE", "open gives a NoneType; let it give a Dataset"),
+    ],
+)
+def test_faults_of_a_kind_from_outside_bear_its_name(
+    file: str, before: str, after: str, told: str, changed: Callable[[str, str, str], Path], lines: Path
+) -> None:
+    early = {"CUT": "        raise KeyError('boom')", "NONE": "        return None"}[after]
+    changed(file, before, f"{before}\n{early}")
+    with pytest.raises(InputError, match=f"kind edgelists.*{told}"):
+        open_dataset(str(lines)).prepare(0)

@@ -18,6 +18,8 @@ def contest_of(where: str, rules: Any, data: Data, *, tune: int = 0, budget: str
     Raises:
         InputError: rules of another arena, a tuner or equal arithmetic in one with rules, or values out of range.
     """
+    if rules is not None and not hasattr(rules, "arena"):
+        raise InputError(f"rules is {rules!r}; give the rules of an arena, e.g. probatum.StreamRules(...)")
     given = {} if rules is None else {name: value for name, value in asdict(rules).items() if value is not None}
     if rules is not None and rules.arena != where:
         raise InputError(

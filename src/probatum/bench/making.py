@@ -33,7 +33,7 @@ from probatum.rooms import find
 from probatum.rooms.arena import ModelFactory, arena, competes
 from probatum.rooms.kind import takes
 from probatum.rooms.task import task
-from probatum.settings import FineTuning, Judging, Reading, Running
+from probatum.settings import FineTuning, Judging, Reading, Running, fitting
 from probatum.spec import Spec, Truth
 from probatum.train.adapt import MEASURES, REFERENCES
 from probatum.train.devices import check_fabric, check_shared
@@ -63,9 +63,22 @@ class Wishes:
     fine_tuning: FineTuning | None
     rules: Any
 
-    def check(self) -> None:
-        """InputError for what cannot be used whatever the data are."""
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+    def checked(self) -> Wishes:
+        """The same with numbers of numpy as Python's; InputError for what cannot be used whatever the data are."""
+        hints: dict[str, Any] = {
+            "seeds": int,
+            "epochs": int | None,
+            "steps": int | None,
+            "batch_size": int | None,
+            "tune": int,
+        }
+        hints |= {"primary": str | None, "margin": float | None}
+        wishes = replace(self, **{name: fitting(getattr(self, name), hint, name) for name, hint in hints.items()})
+        wishes._check()
+        return wishes
+
+    def _check(self) -> None:
+        if self.seeds < 1:
             raise InputError(f"seeds is {self.seeds!r}; give a whole number, 6 or more for verdicts")
         if self.tune < 0:
             raise InputError(f"tune is {self.tune}; give 0 or more tuner trials")

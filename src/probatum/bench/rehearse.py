@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -35,6 +37,32 @@ def rehearse(work: Work, where: str) -> None:
         _try_on(rows, STEPS, replace(work, arm=replace(work.arm, recipe=_small(work.recipe))), where)
     except InputError:
         _try_on(MORE_ROWS, MORE_STEPS, work, where)
+    _try_settings(work, where)
+
+
+def _try_settings(work: Work, where: str) -> None:
+    """In arenas whose techniques take whole trainings: InputError where one refuses a setting that the user has set.
+
+    They are tried with what is asked, or less of it, on a few rows, which other settings may find too few.
+    """
+    play = getattr(arena(where), "play", None)
+    if play is None or work.builtin or not work.recipe.uses():
+        return
+    use = work.player
+    tiny = catalogue.card(use.id).tiny
+    few = replace(work, data=_few(work.data, ROWS), progress=None)
+    less = {name: _at_most(value, tiny.get(name)) for name, value in use.settings.items()}
+    recipe = work.recipe.placed(Use(use.id, {**tiny, **less}), catalogue.place(use.id).slot)
+    try:
+        play(replace(few, arm=replace(work.arm, recipe=recipe)))
+    except Exception as problem:  # of which only what names a setting is the user's
+        if any(re.search(rf"\b{name}\b", str(problem)) for name in use.settings):
+            raise InputError(f"{work.arm.name}: {problem}") from problem
+
+
+def _at_most(value: Any, tiny: Any) -> Any:
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (value, tiny))
+    return min(value, tiny) if numbers else value
 
 
 def _small(recipe: Recipe) -> Recipe:

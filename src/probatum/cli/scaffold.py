@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import itertools
+import keyword
 import re
 import sys
 from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from probatum import catalogue, slots
@@ -24,6 +26,9 @@ FOLDER = re.compile(r"[a-z][a-z0-9_]*")
 CLAIM = "say-what-it-claims"
 BASE = ("kind", "arena")
 """What stands before the slash where no technique is meant."""
+
+RESERVED = ("base", "baseline", "usual", "auto", "all", "none", "kind", "arena", "task")
+"""Names that are used for something else: the arm that others are compared with, what kinds have in common, words of options."""
 
 Files = dict[Path, str]
 
@@ -48,6 +53,7 @@ def scaffold(what: str, to: Path) -> list[Path]:
             f"{what!r}: give SLOT/NAME, e.g. loss/my-loss or model/tables/my-model, kind/NAME or arena/NAME; slots are "
             f"{', '.join(slots.names())}"
         )
+    _check_names(sort, folders, name, inside)
     if sort in BASE and folders:
         raise InputError(f"{what!r}: a {sort} lies in one folder; give {sort}/{name}")
     if sort == "kind":
@@ -57,6 +63,21 @@ def scaffold(what: str, to: Path) -> list[Path]:
     else:
         files = _technique(sort, folders, name, to, inside)
     return _written({to / path: text for path, text in files.items()})
+
+
+def _check_names(sort: str, folders: list[str], name: str, inside: bool) -> None:
+    """InputError for names that Python, a package or this house has for something else."""
+    words = _words(name)
+    for word in (*folders, words["STEM"], words["CLASS"]):
+        if keyword.iskeyword(word) or keyword.issoftkeyword(word):
+            raise InputError(f"{word!r} is a word of Python's own; choose another name")
+    if name in RESERVED:
+        raise InputError(f"{name!r} means something else here; choose another name")
+    stem = words["STEM"]
+    if not inside and (stem in sys.stdlib_module_names or (sort in BASE and stem in packages_distributions())):
+        raise InputError(
+            f"{name!r} is the name of a Python module, which a folder of that name would hide; choose another"
+        )
 
 
 def _technique(slot: str, folders: list[str], name: str, to: Path, inside: bool) -> Files:

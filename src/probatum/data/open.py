@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from probatum.data.door import Door
+from probatum.data.lazy.memory import memory_limit
 from probatum.data.library import embedded_names, open_named, resolve, unknown
 from probatum.errors import InputError
 from probatum.rooms import find
-from probatum.rooms.kind import Kind, kinds, modalities
+from probatum.rooms.kind import Kind, blamed, kinds, modalities
 from probatum.rooms.world import in_world, parse_world
-from probatum.settings import Reading, documented, told, with_target
+from probatum.settings import Reading, checked, documented, told, with_target
 
 
 def open_dataset(source: Any, reading: Reading | None = None, *, target: str | None = None) -> Any:
@@ -37,7 +38,7 @@ def open_dataset(source: Any, reading: Reading | None = None, *, target: str | N
         >>> open_dataset("wine").n
         178
     """
-    said = with_target(reading or Reading(), target)
+    said = with_target(checked(reading, Reading), target)
     if said.world is None:
         return _plain(source, said)
     world = parse_world(said.world)
@@ -46,7 +47,7 @@ def open_dataset(source: Any, reading: Reading | None = None, *, target: str | N
 
 def _plain(source: Any, said: Reading) -> Any:
     """The data, in no world."""
-    if hasattr(source, "prepare") and hasattr(source, "fingerprint"):
+    if _is_data(source):
         return _opened_before(source, said)
     if isinstance(source, str) and not source.strip():
         raise InputError("the name of the data is empty; give a name, a path, a data frame or arrays (X, y)")
@@ -59,11 +60,24 @@ def _plain(source: Any, said: Reading) -> Any:
         if not _like_a_file(source):
             raise unknown(source)
     door = Door(source, said)
-    kind = next((one for one in kinds() if one.opens(door)), None)
+    kind = next((one for one in kinds() if _opens(one, door)), None)
     if kind is None:
         raise _nobodys(door)
     _check_options(kind, said.options)
-    return kind.open(door)
+    with blamed(kind, "opening data"):
+        found = kind.open(door)
+        if not _is_data(found):
+            raise InputError(f"kind {kind.NAME}: open gives a {type(found).__name__}; let it give a Dataset")
+    return found
+
+
+def _opens(kind: Kind, door: Door) -> bool:
+    with blamed(kind, "looking whether data are its own"):
+        return kind.opens(door)
+
+
+def _is_data(found: Any) -> bool:
+    return hasattr(found, "prepare") and hasattr(found, "fingerprint")
 
 
 def _opened_before(source: Any, said: Reading) -> Any:
@@ -88,6 +102,15 @@ def _check_words(said: Reading) -> None:
     known = dict.fromkeys((*modalities(), *find.names("kind")))
     if said.modality not in ("auto", *known):
         raise InputError(f"modality is {said.modality!r}; use auto, {', '.join(known)}")
+    for name in ("group", "time"):
+        if said.target is not None and getattr(said, name) == said.target:
+            raise InputError(
+                f"{name} and target are both {said.target!r}; what is predicted cannot order or group rows"
+            )
+    if said.time is not None and said.split is not None and said.modality != "series":  # whose steps it may order
+        raise InputError("time and split both say which rows are the test; give one of them")
+    if said.memory is not None:
+        memory_limit(said.memory)
     for name in said.options:
         if not any(name in _options(kind) for kind in kinds()):
             raise InputError(f"no kind of data asks {name!r}; they ask {', '.join(_asked())}")
@@ -103,7 +126,8 @@ def _check_options(kind: Kind, options: Mapping[str, Any]) -> None:
 
 def _options(kind: Kind) -> dict[str, str]:
     own = kind.options()
-    return {} if own is None else documented(own)
+    about = {} if own is None else documented(own)
+    return {} if own is None else {one.name: about.get(one.name, "") for one in fields(own)}
 
 
 def _asked() -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probatum.data.target import Target, TargetCoder
 from probatum.errors import InputError
-from probatum.rooms.kind import Encoder, Kind, Raw, kind_of
+from probatum.rooms.kind import Encoder, Kind, Raw, blamed, kind_of
 from probatum.spec import Spec
 
 FORMAT = 1
@@ -35,8 +35,15 @@ class Pipeline:
     target: TargetCoder
 
     def encode(self, raw: Raw) -> Tensor:
-        """x of these raw rows, as probatum.spec describes it."""
-        return self.features.encode(raw)
+        """x of these raw rows, as probatum.spec describes it; InputError where a kind from outside does not encode them."""
+        kind = kind_of(self.spec.modality, self.spec.task)
+        with blamed(kind, "encoding"):
+            x = self.features.encode(raw)
+            if len(x) != len(raw):
+                raise InputError(
+                    f"kind {kind.NAME}: its encoder makes {len(x)} examples of {len(raw)} rows; let it keep all"
+                )
+        return x
 
     def encode_target(self, values: Sequence[Any]) -> Tensor:
         """y of raw labels: (n,) int64 class codes, or (n, outputs) float32 standardised reals."""
@@ -52,11 +59,12 @@ class Pipeline:
         The target column may be absent. Raises InputError that names missing columns, or sizes that do not fit.
         """
         kind = kind_of(self.spec.modality, self.spec.task)
-        if isinstance(source, (str, Path)):
-            if not Path(source).exists():
-                raise InputError(f"{str(source)!r} does not exist; check the path")
-            source = kind.read_new(Path(source))
-        raw, frame = kind.new_rows(self.features, source, self.target.names)
+        if isinstance(source, (str, Path)) and not Path(source).exists():
+            raise InputError(f"{str(source)!r} does not exist; check the path")
+        with blamed(kind, "reading new rows"):
+            if isinstance(source, (str, Path)):
+                source = kind.read_new(Path(source))
+            raw, frame = kind.new_rows(self.features, source, self.target.names)
         if len(raw) == 0:
             raise InputError("the new data has no rows")
         return self.encode(raw), frame
@@ -64,7 +72,9 @@ class Pipeline:
 
 def fit_pipeline(kind: Kind, raw: Raw, target: Target, rows: np.ndarray) -> Pipeline:
     """Fit encoder and target coder on these training rows alone."""
-    return pipeline_from(kind, kind.fit(raw.take(rows)), target, rows)
+    with blamed(kind, "fitting its encoder"):
+        features = kind.fit(raw.take(rows))
+    return pipeline_from(kind, features, target, rows)
 
 
 def pipeline_from(kind: Kind, features: Encoder, target: Target, rows: np.ndarray) -> Pipeline:

@@ -8,6 +8,8 @@
 - ``trial(work) -> Outcome``: one arm, one seed; a pure function of its plan,
 - ``timings(work) -> dict[str, float]``: speed ratios against the baseline, measured interleaved,
 - ``rehearse(work)``: the arm on a few rows, before any long work; InputError where it cannot take part,
+- where techniques take whole trainings, so that the rehearsal leaves them out, ``play(work)``: the technique alone, of which
+  a rehearsal wants to know whether it refuses settings,
 - if need be ``COMPETES = False`` (arms are measured, not compared) and ``RIVALS = False`` (references are bounds, no rivals),
 
 and, where the contest has rules that a user may set, ``contest(spec, train, ...) -> dict``, with a frozen dataclass `Rules`

@@ -18,7 +18,8 @@ a function, or a whole file, that a kind lacks is taken from there:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -292,7 +293,7 @@ class Kind:
 
     def facet(self, name: str) -> Any:
         """Further functions of this kind, by the name of their file; see the module's table."""
-        return _facet(self.NAME, name)
+        return _facet(find.room("kind", self.NAME), name)
 
 
 class _Facet:
@@ -309,8 +310,8 @@ class _Facet:
 
 
 @cache
-def _facet(kind_name: str, name: str) -> _Facet:
-    own = find.part(find.room("kind", kind_name), name)
+def _facet(room: find.Room, name: str) -> _Facet:
+    own = find.part(room, name)
     usual = find.part(find.Room("kind", "usual", find.PACKAGE / "kinds" / "usual", "probatum.kinds.usual"), name)
     if usual is None:
         raise ValueError(f"kinds of data have no facet {name!r}")
@@ -329,12 +330,36 @@ def kind(name: str) -> Kind:
 
 def kinds() -> tuple[Kind, ...]:
     """All kinds of data, in the order in which they are asked whether data are theirs."""
-    return _known(find.names("kind"))
+    return _known(tuple(find.room("kind", name) for name in find.names("kind")))
 
 
 @cache
-def _known(names: tuple[str, ...]) -> tuple[Kind, ...]:
-    return tuple(sorted((kind(name) for name in names), key=lambda one: (one.ORDER, one.NAME)))
+def _known(rooms: tuple[find.Room, ...]) -> tuple[Kind, ...]:
+    found = tuple(sorted((kind(room.name) for room in rooms), key=lambda one: (one.ORDER, one.NAME)))
+    whose: dict[tuple[str, str], Kind] = {}
+    for one in found:
+        for asked in one.TASKS:
+            other = whose.setdefault((one.modality, asked), one)
+            if other is not one:
+                raise InputError(
+                    f"the kinds {other.NAME} and {one.NAME} both have modality {one.modality!r} and task {asked!r}, so that "
+                    f"nobody could tell whose data are whose; give {one.NAME} a MODALITY or TASKS of its own"
+                )
+    return found
+
+
+@contextmanager
+def blamed(kind: Kind, doing: str) -> Iterator[None]:
+    """A block that a kind's own code runs in: what it raises is an InputError that names kind and folder, if it is not ours."""
+    try:
+        yield
+    except Exception as problem:
+        room = find.room("kind", kind.NAME)
+        if isinstance(problem, InputError) or find.PACKAGE in room.folder.parents:
+            raise
+        raise InputError(
+            f"kind {kind.NAME} ({room.folder}): {doing} fails: {type(problem).__name__}: {problem}"
+        ) from problem
 
 
 def kind_of(modality: str, task: str) -> Kind:

@@ -34,16 +34,21 @@ def trial(work: Work) -> Outcome:
     if work.builtin:
         found = task(work.data.spec.task).primary(work, Predictor(work.data.spec.task, trained(work)))
     else:
-        use = work.player
-        offer = {
-            "spec": work.data.spec,
-            "generator": generator_for(work.seed, "technique", use.id),
-            "model_factory": fresh_models(work),
-        }
-        measured = inject.call(use.id, catalogue.entry(use.id), use.settings, offer, data=work.data)
-        found = {str(name): float(value) for name, value in measured.items()}
+        found = play(work)
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
     return Outcome(found, {}, digest)
+
+
+def play(work: Work) -> dict[str, float]:
+    """What the probe measures on fresh networks."""
+    use = work.player
+    offer = {
+        "spec": work.data.spec,
+        "generator": generator_for(work.seed, "technique", use.id),
+        "model_factory": fresh_models(work),
+    }
+    measured = inject.call(use.id, catalogue.entry(use.id), use.settings, offer, data=work.data)
+    return {str(name): float(value) for name, value in measured.items()}
 
 
 def timings(work: Work) -> dict[str, float]:

@@ -70,6 +70,11 @@ def rehearse(work: Work) -> None:
     run_training(work.baseline())
 
 
+def play(work: Work) -> Tensor:
+    """Score every training row."""
+    return scorer(work)(work.data)
+
+
 def planted(work: Work) -> tuple[Part, Tensor, Tensor]:
     """The training rows with wrong labels among them, which rows those are (n,) bool, and the right labels (n,).
 
