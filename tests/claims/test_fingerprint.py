@@ -2,174 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from probatum.catalogue import Place
-from probatum.claims.fingerprint import Sources
+from claims.packages import CLAIM, FILES, edited, mark, moved
 from probatum.errors import InputError
-
-TECHNIQUE = '''"""A technique."""
-
-import math
-from dataclasses import dataclass
-
-from ours.card import Card
-from ours.numerics.maths import scaled
-
-CARD = Card(title="A title", entry="Mine", tags=("a",))
-
-
-@dataclass
-class Mine:
-    """It."""
-
-    rate: float = 0.5
-
-    def step(self, x: float) -> float:
-        """One step."""
-        if x < 0:
-            raise ValueError(f"x is {x}; it must not be negative")
-        return scaled(x) * self.rate + math.sqrt(x)
-'''
-CLAIM = '''"""Its claim."""
-
-from ours.claims.tools import fit
-from ours.techniques.loss.mine import Mine
-
-
-def _run(seeds: list[int]) -> float:
-    return fit(Mine(), seeds, "mine")
-
-
-CLAIMS = (Claim(id="it-works", run=_run, minutes=1.0),)
-'''
-TOOLS = '''"""Shared by claims."""
-
-from ours.numerics import deeper
-from ours.train.loop import train
-
-
-def fit(technique: object, seeds: list[int], name: str) -> float:
-    from ours.lazily import late
-
-    return train(technique, seeds) + late(deeper.depth(2))
-
-
-def not_used() -> float:
-    return 7.0
-'''
-MATHS = '''"""Shared maths."""
-
-import numpy as np
-
-SCALE = 2.0
-OTHER = 3.0
-
-
-def scaled(x: float) -> float:
-    """x, scaled."""
-    return _helper(x) * SCALE
-
-
-def _helper(x: float, power: int = 1) -> float:
-    return np.power(x, power)
-
-
-def unreached(x: float) -> float:
-    return x * OTHER
-'''
-LOOP = '''"""The loop."""
-
-from functools import cache
-
-STEPS = 10
-
-
-class Run:
-    """A run."""
-
-    def __init__(self, steps: int = STEPS) -> None:
-        self.steps = steps
-
-    @cache
-    def ratio(self) -> float:
-        return 1 / self.steps
-
-
-def train(technique: object, seeds: list[int]) -> float:
-    """Trains."""
-    run = Run()
-
-    def inner(seed: int) -> float:
-        return technique.step(float(seed)) * run.ratio()
-
-    return sum(inner(seed) for seed in seeds) if len(seeds) > 1 else again(technique, seeds)
-
-
-def again(technique: object, seeds: list[int]) -> float:
-    return train(technique, [*seeds, 1])
-'''
-FILES = {
-    "card.py": "class Card:\n    pass\n",
-    "techniques/loss/mine.py": TECHNIQUE,
-    "claims/loss/mine.py": CLAIM,
-    "claims/tools.py": TOOLS,
-    "numerics/maths.py": MATHS,
-    "numerics/deeper.py": "def depth(n: int) -> int:\n    return n + 1\n\n\ndef shallow() -> int:\n    return 0\n",
-    "train/loop.py": LOOP,
-    "lazily.py": "def late(x: float) -> float:\n    return x - 1\n",
-}
-
-
-def written(folder: Path, files: Mapping[str, str | bytes], techniques: Mapping[str, str]) -> Sources:
-    """A package ``ours`` of these files."""
-    root = folder / "ours"
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    for path in [root, *(path for path in root.rglob("*") if path.is_dir())]:
-        if not (path / "__init__.py").exists():
-            (path / "__init__.py").touch()
-    places = {}
-    for id, file in techniques.items():
-        module = ".".join(("ours", *Path(file).with_suffix("").parts))
-        places[id] = Place(id, "loss", root / file, module)
-    return Sources(root, "ours", places)
-
-
-def mark(
-    folder: Path,
-    files: Mapping[str, str | bytes],
-    techniques: Mapping[str, str] | None = None,
-    claim: str = "loss.mine",
-) -> str:
-    """The fingerprint of the technique `mine` in a package of these files."""
-    folder = folder / str(len(list(folder.iterdir())))
-    found = written(folder, files, techniques or {"mine": "techniques/loss/mine.py"})
-    return found.fingerprint("mine", f"ours.claims.{claim}")
-
-
-def edited(path: str, old: str, new: str, files: Mapping[str, str | bytes] = FILES) -> dict[str, str | bytes]:
-    text = files[path]
-    assert isinstance(text, str)
-    assert text.count(old) == 1, (path, old)
-    return {**files, path: text.replace(old, new)}
-
-
-def moved(
-    old: str, new: str, names: Mapping[str, str], files: Mapping[str, str | bytes] = FILES
-) -> dict[str, str | bytes]:
-    """A file under another path, and imports rewritten."""
-    found = {new if path == old else path: text for path, text in files.items()}
-    for before, after in names.items():
-        found = {path: text.replace(before, after) if isinstance(text, str) else text for path, text in found.items()}
-    assert found != dict(files)
-    return found
-
 
 COUNTS_NOT = {
     "docstring of the technique": ("techniques/loss/mine.py", '"""One step."""', '"""One step, said otherwise."""'),
@@ -393,6 +231,50 @@ def test_what_a_registering_decorator_dispatches_on_counts(tmp_path: Path) -> No
     files = {**FILES, "lazily.py": text + "@late.register\ndef _(x: int):\n    return 1\n"}
     assert mark(tmp_path, files) != mark(tmp_path, edited("lazily.py", "x: int", "x: str", files))
     assert mark(tmp_path, files) != mark(tmp_path, edited("lazily.py", "return 1", "return 2", files))
+
+
+ASKED = "def late(x):\n    return x - 1 if asks(x) else x\n\n\ndef asks(x):\n    return {}\n"
+
+
+@pytest.mark.parametrize(
+    ("asks", "field", "counts"),
+    [
+        ("card(x).separable", "separable=True", True),
+        ("card(x).separable", "tune={'a': (1, 2)}", False),
+        ("card(x).tune.items()", "tune={'a': (1, 2)}", True),
+        ("x.tasks", "tasks=('next-token',)", True),
+        ("getattr(x, 'tasks')", "tasks=('next-token',)", True),
+        ("x.needs", "needs=('index',)", True),
+        ("x", "needs=('index',)", False),
+        ("x", "separable=True", False),
+        ("x.title", "number=3", False),
+        ("x.number", "number=3", False),
+        ("card(x).number", "number=3", True),
+    ],
+)
+def test_fields_of_a_card_count_where_they_are_read(tmp_path: Path, asks: str, field: str, counts: bool) -> None:
+    files = {**FILES, "lazily.py": ASKED.format(asks)}
+    after = edited("techniques/loss/mine.py", 'entry="Mine"', f'entry="Mine", {field}', files)
+    assert (mark(tmp_path, files) != mark(tmp_path, after)) is counts
+
+
+def test_fields_of_a_card_count_for_their_technique(tmp_path: Path) -> None:
+    files = {**FILES, "lazily.py": ASKED.format("card(x).separable")}
+    files["claims/loss/mine.py"] = CLAIM.replace('"mine"', '"theirs"')
+    own = "CARD = Card(entry='build', separable={})\n\n\ndef build():\n    return {}\n"
+    where = {"mine": "techniques/loss/mine.py", "theirs": "techniques/loss/theirs.py"}
+
+    def found(mine: bool, theirs: bool) -> str:
+        its = {"techniques/loss/mine.py": own.format(mine, 1), "techniques/loss/theirs.py": own.format(theirs, 2)}
+        return mark(tmp_path, {**files, **its}, where)
+
+    assert found(True, False) != found(False, True)
+
+
+def test_words_of_a_card_choose_nothing(tmp_path: Path) -> None:
+    rooms = {**FILES, **ROOMS, "worlds/shift.py": ROOMS["worlds/shift.py"] + "\n\nASKS = 'x'.tasks\n"}
+    said = edited("techniques/loss/mine.py", 'entry="Mine"', 'entry="Mine", tasks=("shift",)', rooms)
+    assert mark(tmp_path, said) == mark(tmp_path, edited("worlds/shift.py", "return 1", "return 2", said))
 
 
 def test_data_files_count_by_their_bytes(tmp_path: Path) -> None:

@@ -6,10 +6,16 @@ formatting and moves of modules and definitions leave it as it is, and a change 
 **What is reached.** The start is every statement of the technique's own file and of its claim's file. A name in them is
 followed, through imports (also those within functions), to the definition that it stands for: a function, a class, an
 assignment; then the names in that, and so on. ``module.name`` is followed to that name; where a module is used in any
-other way, or the name is not found in it, all of the module counts. Statements that act when their module is imported
-(other than imports, definitions and ``if __name__ == "__main__"``) count as soon as something reached imports it; so do
-definitions under a decorator of our own, which may enter them in a list. What is imported for type checkers alone does not
+other way, or the name is not found in it, all of the module counts. What is imported for type checkers alone does not
 count. Files that lie in the technique's folder, or that reached code reads beside itself, count by their bytes.
+
+**What acts on import** counts as soon as something reached imports the module: statements other than imports, definitions
+and assignments, and any statement that stores into something or calls something meanwhile, be it in the body of a class, a
+default, a decorator, a test or on the right of an assignment. Calls that only make a value do not act: those named in
+`probatum.claims.module_text`, and of classes of ours whose constructors at most check. A class acts whose base keeps a list of
+its heirs (``__init_subclass__``, a metaclass). The body of ``if __name__ == "__main__"`` never runs on import; its else does.
+
+**Of a card** `entry` counts, and each other field where something that counts reads an attribute of that name.
 
 **What is found by name when it runs** counts where its name is said, as a string constant in what is reached:
 
@@ -25,8 +31,17 @@ count. Files that lie in the technique's folder, or that reached code reads besi
 So a claim on ``"digits"`` rests on images, and not on what is known of texts. A member that nobody says, being chosen by
 looking at the data alone, is not seen; `tests/claims` holds that what runs is what counts.
 
-**Not seen** either: names looked up in ``globals()``, registries filled by ``__init_subclass__`` or by an assignment
-(``X = register(...)``) that nothing reached names, versions of other packages, and the data under PROBATUM_DATA.
+A file that counts whole counts to its last constant, since its names may be asked for by any word (``getattr(how, name)``).
+
+**Not seen** either:
+
+- names looked up in ``globals()``, and definitions that nothing reached names and a ``vars()`` or ``dir()`` finds;
+- what happens on import without a call that is written: operators, subscripts and attributes of objects that do more than they
+  look like, ``__set_name__``, ``__class_getitem__``, annotations where they are evaluated;
+- what calls that count as quiet do with functions that they are given, such as a ``default_factory``;
+- imports of other packages for their effect alone, the versions of other packages, and the order in which modules run;
+- ``__all__``, by which a star import chooses; a card read as a whole (``asdict(card)``); the slot of a technique, its folder;
+- the environment, the machine, and the data under PROBATUM_DATA.
 
 Nothing is imported to find all this: ``python -m probatum.claims.fingerprint TECHNIQUE`` lists what counts.
 """
@@ -44,6 +59,7 @@ from pathlib import Path
 
 from probatum import catalogue
 from probatum.catalogue import Place
+from probatum.claims import module_text
 from probatum.claims import normal_form as form
 from probatum.claims.module_text import Module, own_names, parsed
 from probatum.claims.normal_form import WHOLE, Found, NormalForm, Ref, Target
@@ -85,7 +101,7 @@ class Sources:
         """The fingerprint of a technique (its id) together with its claim (the claim's module)."""
         reach = self.reach(technique, claim)
         parts = {self._label(ref, DEPTH) for ref in reach.refs if ref.position != WHOLE}
-        parts |= {hashlib.sha256(path.read_bytes()).hexdigest() for path in reach.data}
+        parts |= {*self._of_cards(reach.refs), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in reach.data)}
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:16]
 
     def reach(self, technique: str, claim: str) -> Reach:
@@ -234,6 +250,14 @@ class Sources:
             self._labels[ref, depth] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return self._labels[ref, depth]
 
+    def _of_cards(self, refs: Iterable[Ref]) -> Iterator[str]:
+        """The fields of the cards that count which something that counts may read."""
+        forms = {ref: self._form(ref) for ref in refs}
+        asked = set().union(*(its.asked for its in forms.values()))
+        for ref, its in forms.items():
+            for name in its.fields.keys() & asked:
+                yield f"{self._label(Ref(ref.module, WHOLE), 1)} {name}={its.fields[name]}"
+
     # what runs on import
 
     def _run_with(self, module: str, imported: Iterable[Target]) -> frozenset[str]:
@@ -263,17 +287,65 @@ class Sources:
     @cache  # noqa: B019  # one object of this class is made a process
     def _acting(self, name: str) -> frozenset[Ref]:
         module = self._module(name)
-        found = [Ref(name, position) for position in module.acting]
-        for position in module.decorated:
-            decorators = module.statements[position].decorator_list  # type: ignore[attr-defined]
-            if any(self._ours(module, decorator) for decorator in decorators):
-                found.append(Ref(name, position))
-        return frozenset(found)
+        acting = set(module.acting)
+        acting |= {at for at, called in module.called.items() if any(self._acts(module, one) for one in called)}
+        acting |= {at for at, bases in module.derived.items() if any(self._enters(module, one) for one in bases)}
+        return frozenset(Ref(name, position) for position in acting)
 
-    def _ours(self, module: Module, decorator: ast.expr) -> bool:
-        roots = [node for node in ast.walk(decorator) if isinstance(node, ast.Name)]
-        targets = self._known(module, roots[0].id) if roots else None
-        return any(isinstance(found, Ref) for found, _ in self._resolve(targets or [], []))
+    def _acts(self, module: Module, called: ast.expr) -> bool:
+        """Whether a call of this, while the module is imported, may do more than make a value."""
+        root, words = form.dotted(called)
+        targets = self._known(module, root) if root else None
+        if targets is None:  # a builtin, a name within a class, or a method of whatever stands before it
+            return not (module_text.is_quiet(".".join([root, *words])) or module_text.is_quiet_method(words))
+        for found, taken in self._resolve(targets, words):
+            if isinstance(found, str):
+                quiet = module_text.is_quiet(".".join([found, *words[taken:]]))
+            else:
+                quiet = module_text.is_quiet_method(words[taken:]) if words[taken:] else self._made_quietly(found)
+            if not quiet:
+                return True
+        return False
+
+    @cache  # noqa: B019
+    def _made_quietly(self, ref: Ref) -> bool:
+        """Whether to make an object of ours does nothing beyond that."""
+        its, bases = self._class(ref)
+        for one in its.body if its is not None else ():
+            if isinstance(one, ast.FunctionDef) and one.name in module_text.MAKING:
+                checks, called = module_text.only_checks(one)
+                if not checks or any(self._acts(self._module(ref.module), inner) for inner in called):
+                    return False
+        is_quiet = module_text.is_quiet_base
+        return its is not None and all(
+            is_quiet(base) if isinstance(base, str) else self._made_quietly(base) for base in bases
+        )
+
+    def _enters(self, module: Module, base: ast.expr) -> bool:
+        """Whether to derive a class from this runs our code, which may enter it in a list."""
+        return any(isinstance(one, Ref) and self._told_of_classes(one) for one in self._based_on(module, base))
+
+    @cache  # noqa: B019
+    def _told_of_classes(self, ref: Ref) -> bool:
+        its, bases = self._class(ref)
+        if its is None:
+            return False
+        own = "type" in bases or "__init_subclass__" in form.bound_names(its.body, "").names
+        return own or any(isinstance(base, Ref) and self._told_of_classes(base) for base in bases)
+
+    def _class(self, ref: Ref) -> tuple[ast.ClassDef | None, list[Found]]:
+        """A class of ours and what it is derived from; None where the statement is no class."""
+        module = self._module(ref.module)
+        its = module.statements[ref.position] if ref.position != WHOLE else None
+        if not isinstance(its, ast.ClassDef):
+            return None, []
+        nodes = (*its.bases, *(word.value for word in its.keywords))
+        return its, [found for node in nodes for found in self._based_on(module, node)]
+
+    def _based_on(self, module: Module, base: ast.expr) -> list[Found]:
+        root, words = form.dotted(base.value if isinstance(base, ast.Subscript) else base)  # Base[T] is Base
+        targets = self._known(module, root) if root else None
+        return [found for found, _ in self._resolve(targets, words)] if targets else [".".join([root, *words])]
 
     # what is found by name
 

@@ -1,4 +1,9 @@
-"""A module of our package as text: its statements that do something, what its names are bound to, what it runs."""
+"""A module of our package as text: its statements that do something, what its names are bound to, what it runs.
+
+Importing a module runs more than its plain statements: bodies of classes, defaults of arguments, decorators, tests, and
+whatever stands on the right of an assignment. What is called there may do anything, unless it is known to do nothing
+beyond making a value (`QUIET`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,30 @@ from pathlib import Path
 from probatum.claims import normal_form as form
 from probatum.claims.normal_form import Target
 from probatum.errors import InputError
+
+QUIET = """
+    abs all any bool bytes complex dict dict.fromkeys dir enumerate float frozenset getattr hasattr int isinstance len list max
+    min object range repr reversed round set slice sorted str sum super tuple zip
+    collections.namedtuple collections.OrderedDict dataclasses.field functools.partial operator.attrgetter operator.itemgetter
+    pathlib.Path re.compile threading.local types.MappingProxyType typing.NewType typing.ParamSpec typing.TypeVar typing.cast
+    torch.arange torch.device torch.finfo torch.linspace torch.ones torch.tensor torch.zeros
+    numpy.arange numpy.array numpy.dtype numpy.finfo numpy.linspace numpy.ones numpy.zeros
+
+    classmethod property staticmethod abc.abstractmethod contextlib.contextmanager dataclasses.dataclass functools.cache
+    functools.cached_property functools.lru_cache functools.singledispatch functools.total_ordering functools.wraps
+    torch.enable_grad torch.inference_mode torch.no_grad torch.autograd.function.once_differentiable
+    typing.final typing.overload typing.runtime_checkable
+"""
+"""What may be called while a module is imported: it makes a value, or wraps a function, and keeps and changes nothing else."""
+QUIET_METHODS = """
+    copy deleter encode endswith format fullmatch get getter items join keys lower match removeprefix removesuffix replace
+    resolve search setter split startswith strip upper values with_name with_suffix
+"""
+"""The same of methods of literals, of results and of our own tables."""
+QUIET_BASES = "object abc.ABC enum.Enum typing.Generic typing.NamedTuple typing.Protocol"
+"""Classes from outside that add nothing to how one of ours is made."""
+MAKING = ("__init__", "__new__", "__post_init__")
+_QUIET, _QUIET_METHODS, _QUIET_BASES = (frozenset(words.split()) for words in (QUIET, QUIET_METHODS, QUIET_BASES))
 
 
 @dataclass
@@ -26,7 +55,8 @@ class Module:
         typing: the same of imports for type checkers.
         stars: modules whose names are all imported.
         acting: statements that act when the module is imported.
-        decorated: definitions under decorators.
+        called: statement -> what it calls when the module is imported.
+        derived: statement -> what the classes in it are derived from, metaclasses included.
         runs: what is imported with it.
     """
 
@@ -39,7 +69,8 @@ class Module:
     typing: dict[str, Target] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
     acting: list[int] = field(default_factory=list)
-    decorated: list[int] = field(default_factory=list)
+    called: dict[int, list[ast.expr]] = field(default_factory=dict)
+    derived: dict[int, list[ast.expr]] = field(default_factory=dict)
     runs: set[Target] = field(default_factory=set)
 
 
@@ -71,7 +102,7 @@ def _indexed(module: Module, tree: ast.Module) -> Module:
             for inner in ast.walk(statement):
                 if isinstance(inner, form.IMPORTS):
                     module.typing |= form.import_targets(inner, module.package)
-    for statement in form.effective(tree.body):
+    for statement in _run_on_import(tree.body):
         if isinstance(statement, form.IMPORTS):
             for name, target in form.import_targets(statement, module.package).items():
                 if name == "*":
@@ -79,7 +110,7 @@ def _indexed(module: Module, tree: ast.Module) -> Module:
                 else:
                     module.imports.setdefault(name, []).append(target)
             module.runs |= _imported(statement, module.package)
-        elif not (_runs_as_program(statement) or _binds_nothing(statement)):
+        elif not _binds_nothing(statement):
             _place(module, statement)
     return module
 
@@ -92,15 +123,79 @@ def _place(module: Module, statement: ast.stmt) -> None:
         module.imports.setdefault(name, []).extend(targets or ())
         if not module.imports[name]:
             del module.imports[name]
-    if isinstance(statement, (*form.FUNCTIONS, ast.ClassDef)):
-        if statement.decorator_list:
-            module.decorated.append(position)
+    executed = list(_executed(statement))
+    if any(map(_stores, executed)) or not all(_only_binds(inner) for inner in _flat(statement)):
+        module.acting.append(position)
+    if called := [one for node in executed for one in _calls(node)]:
+        module.called[position] = called
+    classes = [node for node in executed if isinstance(node, ast.ClassDef)]
+    if derived := [one for node in classes for one in (*node.bases, *(word.value for word in node.keywords))]:
+        module.derived[position] = derived
+    for inner in executed:
+        if isinstance(inner, form.IMPORTS):
+            module.runs |= _imported(inner, module.package)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All that runs when a statement is met on import: of functions their decorators and defaults, and no annotations."""
+    if isinstance(node, (*form.FUNCTIONS, ast.Lambda)):
+        inner: Iterable[ast.AST | None] = (*node.args.defaults, *node.args.kw_defaults)
+        if not isinstance(node, ast.Lambda):
+            yield node
+            inner = (*node.decorator_list, *inner)
     else:
-        if not all(_only_binds(inner) for inner in _flat(statement)):
-            module.acting.append(position)
-        for inner in ast.walk(statement):
-            if isinstance(inner, form.IMPORTS):
-                module.runs |= _imported(inner, module.package)
+        yield node
+        inner = (node.target, node.value) if isinstance(node, ast.AnnAssign) else ast.iter_child_nodes(node)
+    for one in inner:
+        if one is not None:
+            yield from _executed(one)
+
+
+def _calls(node: ast.AST) -> Iterator[ast.expr]:
+    """What this node calls, and what it gives away to be called at once."""
+    if isinstance(node, ast.Call):
+        yield node.func
+        yield from (word.value for word in node.keywords if word.arg == "key")
+    elif isinstance(node, (*form.FUNCTIONS, ast.ClassDef)):
+        yield from (one for one in node.decorator_list if not isinstance(one, ast.Call))
+
+
+def is_quiet(name: str) -> bool:
+    """Whether a call of this, no thing of ours, does nothing beyond making a value; "" is no name."""
+    return name in _QUIET or name.startswith("math.")
+
+
+def is_quiet_method(words: list[str]) -> bool:
+    """Whether ``.word.word`` of something ends in a method that does nothing beyond making a value."""
+    return bool(words) and words[-1] in _QUIET_METHODS
+
+
+def is_quiet_base(name: str) -> bool:
+    """Whether a class from outside adds nothing to how one of ours that is derived from it is made."""
+    return name in _QUIET_BASES
+
+
+def only_checks(function: ast.FunctionDef) -> tuple[bool, list[ast.expr]]:
+    """Whether a constructor does nothing but check, and set what belongs to its object, and what it calls meanwhile.
+
+    What it raises does not count: then nothing is imported.
+    """
+    own, called = {one.arg for one in function.args.args[:1]}, []
+    stack: list[ast.AST] = [*function.body]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Raise):
+            continue
+        its = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in own
+        if isinstance(node, (*form.IMPORTS, ast.Global, ast.Nonlocal, ast.Delete)) or (_stores(node) and not its):
+            return False, []
+        called += _calls(node)
+        stack += ast.iter_child_nodes(node)
+    return True, called
+
+
+def _stores(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load)
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, package: str) -> set[Target]:
@@ -109,8 +204,13 @@ def _imported(statement: ast.Import | ast.ImportFrom, package: str) -> set[Targe
     return set(form.import_targets(statement, package).values())
 
 
-def _runs_as_program(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.If) and ast.unparse(statement.test).startswith("__name__ ==")
+def _run_on_import(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module that do something when it is imported: of ``if __name__ == "__main__"`` the else."""
+    for statement in form.effective(body):
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'":
+            yield from _run_on_import(statement.orelse)
+        else:
+            yield statement
 
 
 def _binds_nothing(statement: ast.stmt) -> bool:
@@ -135,14 +235,9 @@ def _flat(statement: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _only_binds(statement: ast.stmt) -> bool:
-    """Whether a statement does nothing beyond giving names to things."""
-    if isinstance(statement, (*form.IMPORTS, *form.FUNCTIONS, ast.ClassDef, ast.Pass)):
-        return True
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        return True
-    if not isinstance(statement, ast.Assign | ast.AnnAssign):
-        return False
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    inner = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.expr)]
-    plain = all(isinstance(node, ast.Name | ast.Tuple | ast.List | ast.Starred) for node in inner)
-    return plain and "_" not in form.assigned_names(statement)
+    """Whether a statement does nothing beyond giving names to things, but for what it calls meanwhile."""
+    if isinstance(statement, ast.ClassDef):
+        return all(_only_binds(inner) for one in statement.body for inner in _flat(one))
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, (*form.IMPORTS, *form.FUNCTIONS, ast.Pass, ast.Assign, ast.AnnAssign))

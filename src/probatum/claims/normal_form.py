@@ -1,7 +1,8 @@
 """One top-level statement of Python in normal form: what it does, without how it is written, and the names it reaches.
 
 Left out: comments, formatting, docstrings, statements without effect, annotations of arguments, results and variables,
-the words of raised errors and failed assertions, what is imported for type checkers alone, and a card but for its `entry`.
+the words of raised errors and failed assertions, what is imported for type checkers alone, and a card but for its `entry`
+(its other fields stand apart, for those who read them).
 An import is replaced by what it brings: ``np.mean``, ``mean`` from numpy and ``numpy.mean`` are one thing, and a name of
 our own package becomes a reference, so that neither paths nor aliases count.
 
@@ -15,6 +16,8 @@ import ast
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from probatum.card import Card
+
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 IMPORTS = (ast.Import, ast.ImportFrom)
@@ -22,6 +25,10 @@ UNSAID = ("ctx", "kind", "type_comment", "type_params", "type_ignores")
 DYNAMIC = ("importlib.import_module", "__import__")
 TIMING = {"Claim": "minutes"}
 """What a call says about its cost alone: (name of what is called, argument)."""
+
+FIELDS = frozenset(Card.__dataclass_fields__)
+FOR_PEOPLE = frozenset(("paper", "title", "number", "tags"))
+"""Fields of cards whose names are common ones: they are read only where a definition names a card as well."""
 
 
 @dataclass(frozen=True, order=True)
@@ -58,6 +65,8 @@ class NormalForm:
         imported: modules that it imports when it runs.
         opened: patterns of modules that it imports by a name made at run time; ``*`` is the part that is not known.
         reads_beside: whether it asks where its file lies.
+        fields: of a card, each field but `entry`, in normal form.
+        asked: fields of cards that it may read: attributes of such names.
     """
 
     text: str = ""
@@ -66,6 +75,8 @@ class NormalForm:
     imported: set[Target] = field(default_factory=set)
     opened: set[str] = field(default_factory=set)
     reads_beside: bool = False
+    fields: dict[str, str] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -95,6 +106,8 @@ def normal_form(
     else:
         writer.node(statement)
     writer.found.text = "".join(writer.out)
+    if not writer.names_card:
+        writer.found.asked -= FOR_PEOPLE
     return writer.found
 
 
@@ -147,6 +160,15 @@ def effective(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield statement
 
 
+def dotted(node: ast.expr) -> tuple[str, list[str]]:
+    """``root.a.b`` as root and attributes; the root is "" where it is no plain name."""
+    words: list[str] = []
+    while isinstance(node, ast.Attribute):
+        words.insert(0, node.attr)
+        node = node.value
+    return (node.id if isinstance(node, ast.Name) else ""), words
+
+
 def _is_constant(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
@@ -196,7 +218,7 @@ class _Writer:
         self.out: list[str] = []
         self.found = NormalForm()
         self.scopes: list[Scope] = []
-        self.refers, self.speaks = True, True
+        self.refers, self.speaks, self.names_card = True, True, False
 
     def card(self, statement: ast.stmt) -> None:
         value = statement.value  # type: ignore[attr-defined]
@@ -204,6 +226,13 @@ class _Writer:
         self.out.append("Card(")
         self.each(entry)
         self.out.append(")")
+        kept, self.refers, self.speaks = self.out, False, False  # a card's words choose nothing
+        for word in getattr(value, "keywords", ()):
+            if word.arg not in (None, "entry"):
+                self.out = []
+                self.node(word.value)
+                self.found.fields[word.arg] = "".join(self.out)
+        self.out, self.refers, self.speaks = kept, True, True
 
     def node(self, node: ast.AST) -> None:
         special = getattr(self, f"on_{type(node).__name__}", None)
@@ -265,6 +294,9 @@ class _Writer:
         while isinstance(root, ast.Attribute):
             names.append(root.attr)
             root = root.value
+        of_own = isinstance(root, ast.Name) and root.id == "self"
+        self.found.asked |= FIELDS.intersection(names[:-1] if of_own else names)
+        self.names_card |= any("card" in name.lower() for name in names)
         if isinstance(root, ast.Name):
             self.chain(root.id, names[::-1], True)
         else:
@@ -272,6 +304,7 @@ class _Writer:
 
     def chain(self, root: str, attributes: list[str], loads: bool) -> None:
         """``root.a.b``, as what it is outside, as a reference inside, or as it stands."""
+        self.names_card |= "card" in root.lower()
         if root == "__file__":
             self.found.reads_beside = True
         targets = self.lookup(root) if loads or self.scopes else None
@@ -415,6 +448,8 @@ class _Writer:
         if called in TIMING:
             words = [word for word in node.keywords if word.arg != TIMING[called]]
             node = ast.Call(func=node.func, args=node.args, keywords=words)
+        if called == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            self.found.asked |= FIELDS & {node.args[1].value}
         if called in ("import_module", "__import__") and node.args and self.outside(node.func) in DYNAMIC:
             self.found.opened.add(self.pattern(node.args[0]))
         self.plain(node)
