@@ -69,18 +69,25 @@ def restricted(found: Framed, reading: Reading) -> tuple[pl.DataFrame, Apart]:
     """The features without the group's column, and what restricts the split, as `make_dataset` takes it.
 
     Raises:
-        InputError: both a group and a time, a time that is none, or no feature left.
+        InputError: both a group and a time, both a time and a split, a time that is none, or no feature left.
     """
     features, groups = found.features, None
+    check_apart(reading)
     if reading.group is not None:
-        if reading.time is not None:
-            raise InputError("give group or time, not both, unless modality is series")
         groups = unit_numbers(str(cell).encode() for cell in features[reading.group].to_list())
         features = features.drop(reading.group)
     moment = None if reading.time is None else moment_of(found.frame[reading.time])
     if features.width == 0:
         raise InputError(f"{found.name!r} has no column besides the target {found.target!r}; bring features")
     return features, {"groups": groups, "moment": moment, "given": found.given}
+
+
+def check_apart(reading: Reading) -> None:
+    """InputError where two things say how rows are split."""
+    if reading.time is not None and reading.group is not None:
+        raise InputError("give group or time, not both, unless modality is series")
+    if reading.time is not None and reading.split is not None:
+        raise InputError("time and split both say which rows are the test; give one of them")
 
 
 def need_column(frame: pl.DataFrame, column: str, what: str) -> None:

@@ -107,8 +107,6 @@ def _check_words(said: Reading) -> None:
             raise InputError(
                 f"{name} and target are both {said.target!r}; what is predicted cannot order or group rows"
             )
-    if said.time is not None and said.split is not None and said.modality != "series":  # whose steps it may order
-        raise InputError("time and split both say which rows are the test; give one of them")
     if said.memory is not None:
         memory_limit(said.memory)
     for name in said.options:

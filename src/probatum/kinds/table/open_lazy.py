@@ -12,7 +12,7 @@ import polars as pl
 from probatum.data.columns import Column, conform
 from probatum.data.dataset import Dataset, make_dataset
 from probatum.data.facts import missing, remarks, unusable
-from probatum.data.frame import pick_target
+from probatum.data.frame import check_apart, pick_target
 from probatum.data.lazy.memory import Sizes, told
 from probatum.data.lazy.parquet import ParquetRows
 from probatum.data.lazy.scan import Coder, column_kinds, mix, salt_of, scan, stream_target, units_of, without
@@ -33,8 +33,7 @@ def stream_parquet(source: ParquetRows, limit: float, name: str, reading: Readin
     """
     target, group, time, split, drop = reading.target, reading.group, reading.time, reading.split, reading.drop
     _refuse_kinds(source, reading.modality, reading.options.get("text"))
-    if group is not None and time is not None:
-        raise InputError("give group or time, not both, unless modality is series")
+    check_apart(reading)
     notices = [f"{told(source.size)} in memory: streamed by row groups"]
     sizes = Sizes.of(limit)
     names = [c for c in source.schema if c not in set(drop)]
