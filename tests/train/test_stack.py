@@ -113,7 +113,7 @@ def test_dropout_draws_what_each_would_draw_alone(drop: nn.Module, inner: bool) 
 
     alone, x = networks(make), rows((5,))
     stack = Stack([copy.deepcopy(net) for net in alone])
-    stack.fold.streams = [torch.Generator().manual_seed(100 + k) for k in range(K)]
+    stack.fold.generators = [torch.Generator().manual_seed(100 + k) for k in range(K)]
     found = [stack.fold.split(stack.net(stack.fold.fold(x))) for _ in range(2)]
     for k, (net, part) in enumerate(zip(alone, x, strict=True)):
         with torch.random.fork_rng():

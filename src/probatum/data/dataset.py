@@ -17,7 +17,7 @@ from probatum.data.split import PART_NAMES, TEST, SplitPlan, draw_split, merge_u
 from probatum.data.target import Target
 from probatum.errors import InputError
 from probatum.rooms.kind import Encoder, Held, Kind, Raw, Streamed, kind_of
-from probatum.rooms.world import World, in_world, world_stream
+from probatum.rooms.world import World, in_world, world_generator
 from probatum.spec import Data, Part
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -97,7 +97,7 @@ class Dataset:
             pipeline = pipeline_from(self.kind, self.encoder, self.targets, parts[0])
         train, valid, test = (self._part(pipeline, rows) for rows in parts)
         data = Data(pipeline.spec, train, valid, test, pipeline)
-        return data if self.world is None else self.world.apply(data, world_stream(self.world.name, seed), self)
+        return data if self.world is None else self.world.apply(data, world_generator(self.world.name, seed), self)
 
     def _part(self, pipeline: Pipeline, rows: np.ndarray) -> Part:
         raw = self.raw.take(rows)

@@ -115,7 +115,7 @@ def world_mark(fingerprint: str, name: str) -> str:
     return hashlib.sha256(f"{fingerprint}\x1f{name}".encode()).hexdigest()
 
 
-def world_stream(name: str, seed: int) -> torch.Generator:
+def world_generator(name: str, seed: int) -> torch.Generator:
     """The generator of a world's draws for one seed."""
     digest = hashlib.sha256(f"world\x1f{name}\x1f{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

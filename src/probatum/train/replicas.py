@@ -119,7 +119,7 @@ class Stacked:
             self.stack = stack = Stack([run.model for run in runs])
         except (TypeError, RuntimeError) as problem:  # something in the network that cannot be copied
             raise CannotStackError(f"{type(runs[0].model).__name__}: {problem}") from problem
-        stack.fold.streams = [torch.Generator(device=device).manual_seed(replica.draws) for replica in replicas]
+        stack.fold.generators = [torch.Generator(device=device).manual_seed(replica.draws) for replica in replicas]
         same_step(stack, replicas)
         self.hooks = hooked = _Hooked(replicas)
         self.update = _Update(runs, stack, hooked.touches_optimizer)

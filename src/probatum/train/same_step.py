@@ -33,7 +33,7 @@ def same_step(stack: Stack, replicas: Sequence[Replica]) -> None:
         try:
             doubled = _doubled(replicas)
             exact = Stack([replica.run.model for replica in doubled])
-            exact.fold.streams = [stream.clone_state() for stream in stack.fold.streams]
+            exact.fold.generators = [generator.clone_state() for generator in stack.fold.generators]
             _compare_all(exact, doubled)
         except (TypeError, RuntimeError):  # it knows single precision only
             raise problem from None
@@ -76,7 +76,7 @@ def _compare(stack: Stack, replicas: Sequence[Replica], which: Sequence[int], x:
     fold, training, name = stack.fold, stack.net.training, type(stack.models[0]).__name__
     device, differs = x[0].device, f"{name} gives other outputs or gradients when it is stacked"
     kept = [stacked.detach().clone() for stacked in stack.buffers()]
-    states = [stream.get_state() for stream in fold.streams]
+    states = [generator.get_state() for generator in fold.generators]
     drawn = global_state(device)
     try:
         output = fold.split(stack.net(fold.fold(x)))
@@ -100,8 +100,8 @@ def _compare(stack: Stack, replicas: Sequence[Replica], which: Sequence[int], x:
                     raise CannotStackError(differs)
     finally:
         _put(stack.buffers(), kept)
-        for stream, state in zip(fold.streams, states, strict=True):
-            stream.set_state(state)
+        for generator, state in zip(fold.generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager

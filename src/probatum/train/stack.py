@@ -35,12 +35,12 @@ class Fold:
         count: number of replicas.
         inner: whether the replica is the fast index, (rows, replicas), as grouped convolutions and batch statistics want
             it, or the slow one, (replicas, rows), as matrix products want it.
-        streams: each replica's stream for dropout; empty outside training.
+        generators: each replica's own for dropout; empty outside training.
     """
 
     count: int
     inner: bool
-    streams: list[torch.Generator] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
 
     def fold(self, parts: Sequence[Tensor]) -> Tensor:
         """(n, ...) of each replica -> (count * n, ...)."""
@@ -364,7 +364,7 @@ class _Dropout(nn.Module):
         shape = (len(x) // self.fold.count, *x.shape[1:])
         keep, dim = 1 - self.p, 1 if self.fold.inner else 0
         draws = [
-            torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep, generator=g) for g in self.fold.streams
+            torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep, generator=g) for g in self.fold.generators
         ]
         mask = torch.stack(draws, dim=dim).view(x.shape)
         if not self.alpha:
