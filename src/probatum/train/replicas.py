@@ -106,14 +106,15 @@ class Stacked:
             run.loss_hooks = _hooks(replica, "loss")
             before = (run.model, run.train, run.budget)
             run.model.train()
+            modes = [module.training for module in run.model.modules()]  # parts of its own may stay in evaluation
             for hook in _hooks(replica, "prepare"):
                 hook(run)
             if any(new is not old for new, old in zip((run.model, run.train, run.budget), before, strict=True)):
                 raise CannotStackError("a method replaces the network, the rows or the budget")
             if not run.model.training:
                 run.model.train()
-            if not all(module.training for module in run.model.modules()):
-                raise CannotStackError(f"parts of {type(run.model).__name__} stay in evaluation while it is trained")
+            if [module.training for module in run.model.modules()] != modes:
+                raise CannotStackError(f"a method keeps parts of {type(run.model).__name__} in evaluation")
         check_alike(runs)
         try:
             self.stack = stack = Stack([run.model for run in runs])
