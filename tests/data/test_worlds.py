@@ -69,7 +69,9 @@ def test_a_world_is_a_pure_function_of_the_seed(name: str, world: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
     again = open_dataset(name, Reading(world=world)).prepare(3)
-    other = dataset.world.apply(replace(dataset, world=None).prepare(3), world_generator(dataset.world.name, 4), dataset)
+    other = dataset.world.apply(
+        replace(dataset, world=None).prepare(3), world_generator(dataset.world.name, 4), dataset
+    )
     for one, two in ((first.train, again.train), (first.valid, again.valid), (first.test, again.test)):
         assert torch.equal(one.x, two.x)
         assert torch.equal(one.y, two.y)

@@ -263,7 +263,7 @@ def test_parts_kept_in_evaluation_are_not_stacked() -> None:
         def prepare(self, run: Run) -> None:
             next(m for m in run.model.modules() if isinstance(m, nn.Dropout | nn.LayerNorm | nn.BatchNorm2d)).eval()
 
-    with pytest.raises(CannotStackError, match="keeps parts of .* in evaluation"):
+    with pytest.raises(CannotStackError, match=r"keeps parts of .* in evaluation"):
         together(prepared(toy("image", "classes"), [Frozen()]))
 
 

@@ -9,7 +9,9 @@ from probatum.checks import exercise
 from probatum.checks.fresh import elsewhere
 from probatum.checks.subject import NotThisOneError, Subject, demand, expect_error, fingerprint
 
-ABSURD = -12345.0
+ABSURD = -12345
+ANY = ("seed", "ignore_index")
+"""Settings whose every whole number means something."""
 
 
 def check_global_random_state_untouched(subject: Subject) -> None:
@@ -32,12 +34,13 @@ def check_absurd_settings_are_refused(subject: Subject) -> None:
     """A numeric setting of -12345 raises an error that names it."""
     entry = getattr(subject.entry, "for_model", subject.entry)
     fixed = slots.fixed(subject.slot)
-    numeric = [name for name, default in inject.settings_of(entry, fixed).items() if isinstance(default, float)]
+    usual = inject.settings_of(entry, fixed).items()
+    numeric = {name: type(value)(ABSURD) for name, value in usual if type(value) in (int, float) and name not in ANY}
     if not numeric:
         raise NotThisOneError("no numeric settings")
-    for name in numeric:
-        settings = {**subject.card.tiny, name: ABSURD}
-        expect_error(lambda chosen=settings: exercise.exercise(subject, chosen), "12345", f"{name}={ABSURD}")
+    for name, absurd in numeric.items():
+        settings = {**subject.card.tiny, name: absurd}
+        expect_error(lambda chosen=settings: exercise.exercise(subject, chosen), "12345", f"{name}={absurd}")
 
 
 def check_public_docstrings(subject: Subject) -> None:

@@ -364,7 +364,8 @@ class _Dropout(nn.Module):
         shape = (len(x) // self.fold.count, *x.shape[1:])
         keep, dim = 1 - self.p, 1 if self.fold.inner else 0
         draws = [
-            torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep, generator=g) for g in self.fold.generators
+            torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep, generator=g)
+            for g in self.fold.generators
         ]
         mask = torch.stack(draws, dim=dim).view(x.shape)
         if not self.alpha:

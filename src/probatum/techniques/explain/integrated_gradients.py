@@ -137,12 +137,12 @@ def _scored(output: Tensor, target: Tensor, score: str) -> Tensor:
     return pick(output.softmax(dim=1) if score == "probability" else output, target)
 
 
-def _check(score: str, steps: int, tolerance: float | None, chunk: int) -> None:
+def _check(score: str, steps: int, tolerance: float | None, max_steps: int, chunk: int) -> None:
     if score not in SCORES:
         raise ValueError(f"score is {score!r}; use one of {', '.join(SCORES)}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; it must be above 0, or None to keep the number of steps")
-    for name, value in (("steps", steps), ("chunk", chunk)):
+    for name, value in (("steps", steps), ("max_steps", max_steps), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
 
@@ -192,7 +192,7 @@ def integrated_gradients(
         (1.0, 0.0)
     """
     require_eval(model)
-    _check(score, steps, tolerance, chunk)
+    _check(score, steps, tolerance, max_steps, chunk)
     ends = inputs if isinstance(inputs, tuple) else (inputs,)
     for end in ends:
         require_float(end, "use integrate_embedding(model, layer, inputs, target), which starts behind the embedding")
@@ -243,7 +243,7 @@ def integrate_embedding(
         ValueError: the layer does not run exactly once in a pass; and as `integrated_gradients`.
     """
     require_eval(model)
-    _check(score, steps, tolerance, chunk)
+    _check(score, steps, tolerance, max_steps, chunk)
     with torch.no_grad():
         end = torch.cat([_layer_output(model, layer, part) for part in inputs.split(chunk)])
 

@@ -84,6 +84,8 @@ def deeplift(
         raise ValueError(f"rule is {rule!r}; use one of {', '.join(RULES)}")
     if inputs.ndim < 2 or len(inputs) == 0:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}; expected a batch (n, ...) with n > 0")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; give 1 or more examples at once")
     require_eval(model)
     dtype = inputs.dtype if inputs.is_floating_point() else torch.float32
     x = inputs.detach().double()

@@ -180,6 +180,8 @@ def fit(
         ((4, 40, 2), True)
     """
     _check(method, members, members_budget, draws, dropout, prior_scale, temperature, start_scale, swag_rate)
+    if rank < 0:
+        raise ValueError(f"rank is {rank}; give how many deviations SWAG keeps, 0 or more")
     spec = data.spec
     if method in ("gp", "blr"):
         return fit_closed(data, generator, method, draws, prior_scale)

@@ -117,6 +117,9 @@ def scores(
     """All scores of `outlier_scores`, their ranks, and what the combinations need; arguments as there."""
     _check(x, y, use, folds, members, noises)
     _check_ranges(lr, retrain_share, retrain_lr, private_share, private_lr, clip)
+    for name, count in (("steps", steps), ("private_models", private_models), ("private_steps", private_steps)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; give 1 or more")
     n = len(y)
     fold = torch.randperm(n, generator=generator) % folds
     raw = {name: torch.zeros(n, dtype=torch.float64) for name in use}
