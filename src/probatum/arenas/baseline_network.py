@@ -31,7 +31,7 @@ _kept: list[tuple[tuple[Any, ...], nn.Module]] = []
 
 def trained(work: Work) -> nn.Module:
     """The work's baseline recipe trained on its split, in evaluation mode; the last ones are kept, as many as fit."""
-    asked = (_digest(work.data), work.seed, work.base, work.factory, work.engine)
+    asked = (_digest(work.data), work.seed, work.base.plan(), work.factory, work.engine)
     place = next((i for i, (before, _) in enumerate(_kept) if before == asked), None)
     if place is None:
         base = replace(work.baseline(), progress=work.progress)

@@ -82,7 +82,7 @@ def _allowed(work: Work) -> float:
     steps = budget_for(base.base.training, len(train)).steps
     if not can_change(base, base.base):
         return costs(base, base.base, steps).total
-    asked = (work.seed, base.base, work.factory, work.engine)
+    asked = (work.seed, base.base.plan(), work.factory, work.engine)
     kept: list[Any] = _baselines.setdefault(train.y, [])
     for rows, before, total in kept:
         if rows() is train.x and before == asked:
