@@ -13,13 +13,25 @@ from probatum.errors import InputError
 from probatum.rooms import find
 from probatum.rooms.kind import kinds
 from probatum.rooms.rules import rules_of
-from probatum.settings import FineTuning, Judging, Reading, Running, documented
+from probatum.settings import FineTuning, Judging, Reading, Running, documented, told
 
 VALUES: dict[str, type] = {"reading": Reading, "judging": Judging, "running": Running, "fine_tuning": FineTuning}
 """Values of `Study`, by the argument that takes them."""
 
 OWN, RULES = "own", "rules"
 """Options of one kind of data, and rules of one arena: both are found by name."""
+
+EXACT = 2**53
+"""Whole numbers below it are their own floats."""
+
+ASIDE = {
+    "--store": "where trials are kept; the same study may stand in many stores",
+    "--report": "a file that is written",
+    "--json": "a file that is written",
+    "--workers": "how many trials run side by side; their records are the same",
+    "--on": "on which machines trials run; their records are the same",
+}
+"""Options of ``probatum try`` that say nothing of what is studied, and why: the command that repeats a study leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +132,28 @@ def words_for(holder: type, said: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for option in options():
         got = said.get(option.field)
-        if option.holder is not holder or got is None or got in (option.default, ()):
+        if option.holder is not holder or option.flag in ASIDE or got is None or got in (option.default, ()):
             continue
         if option.kind is bool:
             words.append(option.flag if got else option.flag.replace("--", "--no-", 1))
             continue
         for one in got if option.many else (got,):
-            words += [option.flag, f"{one:g}" if isinstance(one, float) else str(one)]
+            words += [option.flag, word(one)]
     return words
+
+
+def word(value: Any) -> str:
+    """A value as the command line reads it back to the last digit."""
+    if not isinstance(value, float):
+        return str(value)
+    return str(int(value)) if value.is_integer() and abs(value) < EXACT else float.__repr__(value)
+
+
+def of_the_study(value: Any) -> dict[str, Any]:
+    """What a value says other than usual, as JSON values, but for what lies aside of the study (`ASIDE`)."""
+    aside = {option.field for option in options() if option.holder is type(value) and option.flag in ASIDE}
+    found = {name: got for name, got in told(value).items() if name not in aside}
+    return {name: got for name, got in found.items() if isinstance(got, str | int | float)}
 
 
 def with_own(values: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Study:
         self.dataset, base = making.pretrained(dataset, base, wishes, self.store, engine, progress)
         splits = Splits(self.dataset, FRACTIONS)
         plan = making.frozen(self.dataset, splits, base, wishes, engine)
+        self._wishes = making.said(wishes, engine)
         context = Context(plan, splits, base.factory, self.running.stack if engine.stacks else "never")
         context = replace(context, plan=making.rehearsed(context, auto=chosen is None))
         self.context = making.at_speed(context, self.running, self.store, auto=chosen is None)
@@ -145,8 +146,8 @@ class Study:
         return results
 
     def summary(self) -> dict[str, Any]:
-        """The dataset's summary, and where it was read from if that can be repeated."""
-        return {**self.dataset.summary(self.context.data(0)), "source": self._source}
+        """The dataset's summary, where it was read from if that can be repeated, and what was asked."""
+        return {**self.dataset.summary(self.context.data(0)), "source": self._source, "wishes": self._wishes}
 
     def bench(self, listener: Listener | None = None, executor: Executor | None = None) -> Bench:
         """The context and the store as something that runs trials."""

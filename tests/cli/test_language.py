@@ -35,8 +35,9 @@ def test_a_text_file_from_try_to_predict(
     assert "bits-per-character decides" in told
     assert json.loads(Path("out.json").read_text())["plan"]["primary"] == "bits-per-character"
     report = next(Path("probatum-runs").glob("*.html")).read_text(encoding="utf-8")
-    assert "--task next-token" in report
-    assert "--length 16" in report
+    command = report.partition("probatum try ")[2].partition("<")[0]
+    assert "--length 16" in command
+    assert "--task" not in command, "it is found again"
 
     assert probatum(monkeypatch, "ship", "probatum-runs/store.sqlite", "--arm", "baseline", "--to", "model") == 0
     assert "the very weights of the study" in capsys.readouterr().err

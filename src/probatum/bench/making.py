@@ -23,11 +23,13 @@ from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
 from probatum.bench.workers import checked_workers
 from probatum.data.dataset import FRACTIONS
+from probatum.data.library import embedded_names
 from probatum.data.open import open_dataset
 from probatum.engine import Engine, checked_engine
 from probatum.errors import InputError
 from probatum.measure.base import all_measures
 from probatum.measure.truth import measures_of
+from probatum.options import of_the_study
 from probatum.recipe import Arm, Recipe, make_arm, parse_arm
 from probatum.rooms import find
 from probatum.rooms.arena import ModelFactory, arena, competes
@@ -147,10 +149,12 @@ def read(data: Any, reading: Reading) -> tuple[Any, dict[str, Any] | None]:
     if not isinstance(data, str | Path) or not isinstance(reading.split, str | None):
         return dataset, None
     memory = dataset.memory if dataset.streamed else reading.memory
-    place = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    named = isinstance(data, str) and data in embedded_names()  # such a name means the set, whatever lies here
+    place = str(data) if named or not Path(data).exists() else str(Path(data).resolve())
     said = {name: getattr(reading, name) for name in reading.__dataclass_fields__}
+    drop = [reading.drop] if isinstance(reading.drop, str) else list(reading.drop)
     world = None if reading.world is None else str(getattr(reading.world, "name", reading.world))
-    source = {"data": place, **said, "drop": list(reading.drop), "memory": memory, "world": world}
+    source = {"data": place, **said, "drop": drop, "memory": memory, "world": world}
     outside = {room.name: str(room.folder) for room in find.added() if room.sort == "kind"}
     kind = dataset.kind.NAME
     return dataset, source | ({"kind": kind, "folder": outside[kind]} if kind in outside else {})
@@ -163,6 +167,35 @@ def read_again(source: dict[str, Any]) -> Any:
     if kind is not None and kind not in find.names("kind"):
         raise InputError(f"the data are of kind {kind}, which is no part of Probatum; give its folder: --kind {folder}")
     return open_dataset(said.pop("data"), Reading(**said))
+
+
+def said(wishes: Wishes, engine: Engine) -> dict[str, Any]:
+    """What was asked beside the data, as JSON values, and the files and folders from outside: with this a study is repeated.
+
+    The device is the one that was found, and a network handed over in Python is left out.
+    """
+    running = replace(wishes.running, device=engine.device)
+    return {
+        "techniques": None if wishes.techniques is None else [str(text) for text in wishes.techniques],
+        "model": wishes.model if isinstance(wishes.model, str) else None,
+        **{name: getattr(wishes, name) for name in ("seeds", "epochs", "steps", "batch_size", "primary", "tune")},
+        "margin": None if wishes.margin is None else float(wishes.margin),
+        "judging": of_the_study(wishes.judging),
+        "running": of_the_study(running),
+        "files": _files(wishes),
+        "kinds": [str(room.folder) for room in find.added() if room.sort == "kind"],
+    }
+
+
+def _files(wishes: Wishes) -> list[str]:
+    """Files of the techniques from outside that take part."""
+    if wishes.techniques is None:
+        ids = catalogue.names()
+    else:
+        texts = [*wishes.techniques, *([wishes.model] if isinstance(wishes.model, str) else ())]
+        ids = [use.id for text in texts for use in parse_arm(text)]
+    places = (catalogue.place(name) for name in dict.fromkeys(ids))
+    return [str(place.path) for place in places if place.module.startswith(catalogue.ADDED)]
 
 
 def baseline(dataset: Any, wishes: Wishes) -> Baseline:

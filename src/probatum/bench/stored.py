@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from probatum.bench.plan import plan_from
+from probatum.bench.plan import StudyPlan, plan_from
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results
 from probatum.bench.store import Store, StudyRecord, Trial
 from probatum.errors import InputError
 from probatum.recipe import Arm
-from probatum.rooms.arena import arena
+from probatum.rooms.arena import arena, competes
+from probatum.settings import Reading
 
 
 class _Lacking(Exception):
@@ -44,13 +46,64 @@ def results_of(store: Store, study: StudyRecord) -> Results:
         raise InputError(
             f"study {study.key[:8]} lacks {missing} trials; run the same `probatum try` again to finish it"
         )
-    results = Results(
-        plan_from(study.plan["plan"]), tuple(screen), tuple(held["timing"]), (), dict(study.plan["summary"])
-    )
+    plan, summary = plan_from(study.plan["plan"]), dict(study.plan["summary"])
+    summary["source"] = source_of(summary)
+    if "wishes" not in summary:
+        summary["wishes"] = wishes_from(plan, timing=bool(study.plan["keys"].get("timing")), source=summary["source"])
+    results = Results(plan, tuple(screen), tuple(held["timing"]), (), summary)
     winner = results.winner()  # other studies in the store may have left confirmations of other arms
     confirmation = tuple(trial for trial in held["confirm"] if trial.arm in (results.baseline, winner))
     both = len({trial.arm for trial in confirmation}) == 2
     return replace(results, confirmation=confirmation if both else ())
+
+
+def source_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How to open a stored study's data again, as `making.read` says it now; None where they were handed over in Python.
+
+    Earlier versions wrote what only one kind of data asks beside the rest, and not under "options".
+    """
+    held = summary.get("source")
+    if held is None:
+        return None
+    known = {"data", "kind", "folder", *Reading.__dataclass_fields__}
+    own = {name: value for name, value in held.items() if name not in known and value is not None}
+    rest = {name: value for name, value in held.items() if name in known}
+    return {**rest, "drop": list(held.get("drop") or ()), "options": {**own, **(held.get("options") or {})}}
+
+
+def wishes_from(plan: StudyPlan, *, timing: bool = True, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `making.said` would say of a study that was stored without it, worked out from its plan."""
+    training, engine = plan.base.training, plan.engine
+    by_passes = training.steps is None and training.least_steps == 0  # so it is where passes were asked for
+    return {
+        "techniques": [arm.name.replace(" + ", "+") for arm in plan.arms],
+        "model": None if plan.base.model is None else str(plan.base.model),
+        "seeds": len(plan.seeds),
+        "epochs": training.epochs if by_passes else None,
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "primary": plan.primary,
+        "margin": plan.margins.get(plan.primary),
+        "tune": plan.tune,
+        "judging": {
+            "budget": "compute" if plan.equal_compute else "steps",
+            "references": bool(plan.references),
+            "confirm": bool(plan.confirm) or not competes(plan.arena),
+            "confidence": plan.confidence,
+            "race": bool(plan.race),
+        },
+        "running": {
+            "timing": timing,
+            "threads": plan.threads,
+            "device": engine.device,
+            "speed": "auto" if plan.speed else "plain",
+            "precision": "auto" if "bf16" in plan.speed else engine.precision,
+            "devices": engine.devices,
+            "strategy": engine.strategy,
+        },
+        "files": [],
+        "kinds": [source["folder"]] if source and "folder" in source else [],
+    }
 
 
 def trials_of(store: Store, study: StudyRecord, kind: str) -> list[Trial]:

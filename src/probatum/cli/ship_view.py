@@ -21,6 +21,7 @@ from probatum.bench.stored import find_study, results_of
 from probatum.cli.store_view import open_existing
 from probatum.errors import InputError
 from probatum.rooms.kind import kind_of, takes
+from probatum.ship.card import sameness
 from probatum.ship.load import Shipped, load
 from probatum.ship.write import ship
 from probatum.train.adapt import own_part
@@ -32,7 +33,7 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
     with open_existing(path) as store:
         study = find_study(store, beginning)
         results = results_of(store, study)
-        source = study.plan["summary"].get("source")
+        source = results.summary["source"]
         if source is None:
             raise InputError("this study's data were handed over in Python; ship it there: study.ship(arm, folder)")
         if own_part(results.plan.model):
@@ -50,11 +51,7 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
             context = Context(plan, Splits(dataset, plan.data.fractions), factory)
             folder = ship(context, results, arm, to)
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    same = description["digest"] == description["digest_in_study"]
-    console.print(
-        f"{folder}: {arm}, "
-        + ("the very weights of the study" if same else "weights differ from the study's in the last digits")
-    )
+    console.print(Text(f"{folder}: {arm}, {sameness(description)}"), soft_wrap=True)
     onnx = description["onnx"]
     told = (
         f"ONNX: largest difference {onnx['largest_difference']:.1e}"

@@ -10,6 +10,20 @@ from probatum.report.pretrained_start import started_from
 from probatum.rooms.kind import kind_of
 
 
+def sameness(description: dict[str, Any]) -> str:
+    """Whether the shipped weights are those of the study's trial, by their digests and the plans that they come from."""
+    if description["digest"] == description["digest_in_study"]:
+        return "the very weights of the study"
+    if description["digest_in_study"] is None:
+        return "the study holds no digest to compare its weights with"
+    if description["same_plan"]:
+        return "weights differ from the study's in the last digits (another machine, or seeds that were trained as one)"
+    return (
+        "trained again, for code or libraries have changed since the study; its numbers are of the earlier weights, "
+        "`probatum try` measures these"
+    )
+
+
 def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
     """Markdown: what the model is, what it was tried against, what was found, how to use it."""
     plan, data = results.plan, results.plan.data
@@ -47,8 +61,9 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
             "",
             f"On {confirmed.n} fresh seeds: {confirmed.word} ({change_text(confirmed, measures[confirmed.measure])}).",
         ]
-    if description["digest_in_study"] not in (None, description["digest"]):
-        lines += ["", "The weights differ in the last digits from the study's trial (another machine or thread count)."]
+    if description["digest_in_study"] != description["digest"]:
+        told = sameness(description)
+        lines += ["", f"{told[:1].upper()}{told[1:]}."]
     lines += ["", "## Limits", ""]
     lines += [f"- {notice}" for notice in results.summary.get("notices", ())]
     lines += ["- Intervals speak of data like these; another population needs its own trial."]

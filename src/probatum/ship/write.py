@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from probatum.arenas.predict.arena import digest, looked_at
 from probatum.arenas.predict.fit import fit
 from probatum.bench.context import Context
-from probatum.bench.plan import key_of
+from probatum.bench.plan import key_of, versions
 from probatum.bench.results import Results
 from probatum.data.pipeline import save_pipeline
 from probatum.errors import InputError
@@ -47,7 +47,8 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
     """Train one arm on the study's first seed once more and write it to `folder`; `context` is the study's.
 
     The trial is a pure function of its plan, so the shipped weights are those whose evidence is in the store; where the
-    digest differs (another machine or thread count), the model card says so.
+    digest differs (another machine, seeds that were trained as one), or code or libraries have changed since,
+    the model card says so.
 
     Raises:
         InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena.
@@ -75,7 +76,8 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
     finally:
         torch.set_num_threads(threads)
     found_digest = digest(fitted.model, test)
-    stored = next((t.record.get("digest") for t in results.trials if t.arm == arm.name and t.seed == seed), None)
+    stored = next((t for t in results.trials if t.arm == arm.name and t.seed == seed), None)
+    today = replace(plan, versions=versions())
     folder.mkdir(parents=True, exist_ok=True)
     save_pipeline(work.data.pipeline, folder)
     if fitted.model is not None:
@@ -92,9 +94,10 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
         "temperature": fitted.temperature,
         "study": key_of(plan.describe()),
         "digest": found_digest,
-        "digest_in_study": stored,
+        "digest_in_study": None if stored is None else stored.record.get("digest"),
+        "same_plan": stored is not None and stored.key == key_of(today.trial(arm, builtin, seed)),
         "onnx": onnx,
-        "versions": dict(plan.versions),
+        "versions": dict(today.versions),
     }
     evidence = results.as_json()
     evidence.pop("trials")
