@@ -38,7 +38,7 @@ test: $(READY)   ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 fast: $(READY)   ## the tests that take about a minute together
-	$(BIN)/python -m pytest -m fast
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m fast
 
 check: $(READY)  ## lint, format, types beside house rules, and whether anything is missing: claims, tests, README commands
 	$(BIN)/ruff check src tests benchmarks examples

@@ -17,6 +17,8 @@ from probatum import catalogue, slots
 from probatum.rooms import find
 from probatum.rooms.kind import kinds
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "probatum"
 MOST_LINES = 500

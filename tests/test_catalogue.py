@@ -11,6 +11,8 @@ from probatum import catalogue
 from probatum.card import Card
 from probatum.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 GOOD = '''"""A thing: it does something.
 
 Paper     nobody

@@ -10,6 +10,8 @@ from probatum import catalogue
 from probatum.claims.chosen import claims_of
 from probatum.claims.record import evidence, is_stale, recorded
 
+pytestmark = pytest.mark.fast
+
 RECORDED = evidence()
 CLAIMS = [(name, claim.id) for name in catalogue.names() for claim in claims_of(name)]
 

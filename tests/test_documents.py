@@ -17,6 +17,8 @@ from probatum import catalogue
 from probatum.cli.main import app
 from probatum.recipe import parse_arm
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "probatum"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ import pytest
 
 from probatum.checks.run import check
 
+pytestmark = pytest.mark.fast
+
 SOURCE = '''"""Attention over the last few positions.
 
 Paper     none

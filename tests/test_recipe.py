@@ -8,6 +8,8 @@ from probatum.contracts.method import ordered
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, make_arm, parse_arm
 
+pytestmark = pytest.mark.fast
+
 
 def test_settings_and_combinations() -> None:
     first, second = parse_arm("encouraging-loss(log_end=0.5, smoothing=0.1)+gradient-noise(eta=0.3)")

@@ -11,6 +11,8 @@ import pytest
 from probatum import FineTuning, InputError, Judging, Reading, Running, Study, open_dataset
 from probatum.settings import checked
 
+pytestmark = pytest.mark.fast
+
 SHORT: dict[str, Any] = {"seeds": 2, "steps": 2, "judging": Judging(confirm=False), "running": Running(timing=False)}
 
 

@@ -10,6 +10,8 @@ import pytest
 from probatum import catalogue
 from processes import ran
 
+pytestmark = pytest.mark.fast
+
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "polars", "pandas", "sqlalchemy")
 
 

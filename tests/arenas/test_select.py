@@ -13,6 +13,8 @@ from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import Terms, Work
 from probatum.rooms.world import in_world
 
+pytestmark = pytest.mark.fast
+
 
 def _work(world: str | None, seed: int = 3) -> Work:
     data = open_dataset("wine")

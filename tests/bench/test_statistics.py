@@ -18,6 +18,8 @@ from probatum.bench.statistics import (
     seeds_to_decide,
 )
 
+pytestmark = pytest.mark.fast
+
 DIFFERENCES = [0.02, -0.01, 0.03, 0.015, 0.004, 0.011, 0.02]
 
 

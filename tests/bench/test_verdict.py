@@ -13,6 +13,8 @@ from probatum.bench.statistics import power
 from probatum.bench.verdict import FLOOR, NO_EFFECT, Verdict, verdicts
 from probatum.measure.base import Measure
 
+pytestmark = pytest.mark.fast
+
 ACCURACY = Measure("accuracy", "quality", True, 0.01)
 RMSE = Measure("rmse", "quality", False, math.log(1.1), kind="ratio")
 WIGGLE = [0.001, -0.002, 0.003, 0.0, -0.001, 0.002, -0.003, 0.001]

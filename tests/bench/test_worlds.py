@@ -110,7 +110,7 @@ def test_every_kind_by_the_command_line(world: str, capsys: pytest.CaptureFixtur
     assert {v["measure"] for v in found["verdicts"]} >= expected
     report = next(line for line in shown.splitlines() if line.startswith("report:")).split(": ", 1)[1]
     page = Path(report).read_text()
-    assert f"--world {name}" in page
+    assert f"--world {world}" in page
     assert 'id="world"' in page
 
 

@@ -13,6 +13,8 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.chosen import choose, claims_of, in_turn, minutes_of, read_seeds, seeds_in_words
 from probatum.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 RUN: list[tuple[str, tuple[int, ...]]] = []
 
 

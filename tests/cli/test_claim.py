@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from probatum.cli import claim_view
 from probatum.cli.main import app, main
 
+pytestmark = pytest.mark.fast
+
 ASKED: list[tuple[str, str, tuple[int, ...]]] = []
 
 

@@ -13,6 +13,8 @@ from probatum.data.corrupt import corruptions
 from probatum.errors import InputError
 from probatum.spec import Data
 
+pytestmark = pytest.mark.fast
+
 
 def mixed() -> Data:
     import polars as pl

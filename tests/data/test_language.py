@@ -19,6 +19,8 @@ from probatum.kinds.language.corpus import corpus, corpus_names
 from probatum.kinds.language.tokens import TokenEncoder
 from probatum.settings import Reading
 
+pytestmark = pytest.mark.fast
+
 WORDS = [
     "the",
     "quick",

@@ -15,6 +15,8 @@ from probatum.data.pipeline import Pipeline
 from probatum.errors import InputError
 from probatum.settings import Reading
 
+pytestmark = pytest.mark.fast
+
 
 def table(n: int = 240) -> pl.DataFrame:
     rng = np.random.default_rng(0)

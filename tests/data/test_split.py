@@ -10,6 +10,8 @@ from probatum.data.split import SplitPlan, draw_split, given_parts, merge_units
 from probatum.errors import InputError
 from probatum.settings import Reading
 
+pytestmark = pytest.mark.fast
+
 FRACTIONS = (0.6, 0.2, 0.2)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from probatum.measure.acquisition import area, labels_to
 
+pytestmark = pytest.mark.fast
+
 
 def test_area_is_the_trapezoid_rule() -> None:
     labels, accuracy = [20, 30, 60], [0.2, 0.6, 0.7]

@@ -13,6 +13,8 @@ from probatum.measure.adversarial import attacked, sign_line_search
 from probatum.measure.detection import detection
 from probatum.measure.faithfulness import deletion, erase, log_odds, max_sensitivity
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -9,6 +9,8 @@ import pytest
 from probatum.measure.base import Measure, all_measures
 from processes import ran
 
+pytestmark = pytest.mark.fast
+
 
 def test_every_measure_is_found_and_says_what_it_is() -> None:
     found = all_measures()

@@ -8,6 +8,8 @@ import torch
 
 from probatum.measure.calibration import calibration, reliability, squared_error
 
+pytestmark = pytest.mark.fast
+
 
 def draw(n: int, k: int, seed: int, sharpen: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Classes drawn from the very probabilities, which are then sharpened to be overconfident."""

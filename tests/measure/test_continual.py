@@ -6,6 +6,8 @@ import pytest
 
 from probatum.measure.continual import accuracies, backward_transfer, continual, forgetting, memory_area
 
+pytestmark = pytest.mark.fast
+
 MATRIX = [[1.0], [0.5, 0.9], [0.6, 0.3, 0.8]]
 
 

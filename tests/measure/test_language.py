@@ -9,6 +9,8 @@ import pytest
 
 from probatum.measure.language import language
 
+pytestmark = pytest.mark.fast
+
 
 def test_hand_count() -> None:
     log_p = np.log([[0.5, 0.25], [0.125, 1.0]])  # 1 + 2 + 3 + 0 = 6 bits

@@ -13,6 +13,8 @@ from probatum.measure.groups import group_accuracy, wilson
 from probatum.measure.proper import brier, brier_parts, crps_ensemble, crps_gaussian, log_loss, spherical
 from probatum.numerics.images.boxes import iou, match_boxes
 
+pytestmark = pytest.mark.fast
+
 
 def rows(n: int = 500, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

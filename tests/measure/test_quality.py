@@ -11,6 +11,8 @@ from torchmetrics import functional as witness
 
 from probatum.measure.quality import per_class, quality
 
+pytestmark = pytest.mark.fast
+
 
 def draw(n: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

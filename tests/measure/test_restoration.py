@@ -9,6 +9,8 @@ import torch
 
 from probatum.measure.restoration import CEILING, MEASURES, psnr
 
+pytestmark = pytest.mark.fast
+
 
 def test_psnr_by_hand() -> None:
     true = torch.zeros(2, 3)

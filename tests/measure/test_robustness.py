@@ -11,6 +11,8 @@ from torch import Tensor
 from probatum.measure.robustness import robustness
 from probatum.spec import Spec
 
+pytestmark = pytest.mark.fast
+
 CLASSES = Spec("table", "classes", (2,), 2, numeric=2)
 REALS = Spec("table", "reals", (2,), 1, numeric=2)
 

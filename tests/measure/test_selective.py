@@ -20,6 +20,8 @@ from probatum.measure.selective import (
     selection,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def answers(n: int = 400, seed: int = 0, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

@@ -9,6 +9,8 @@ from torch.nn import functional
 from probatum.measure.truth import distance_to, measures_of, truth_measures, worst_group
 from probatum.spec import Part, Truth
 
+pytestmark = pytest.mark.fast
+
 
 def part(y: list[int]) -> Part:
     labels = torch.tensor(y)

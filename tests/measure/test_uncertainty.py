@@ -12,6 +12,8 @@ from scipy import stats
 from probatum.measure.uncertainty import class_uncertainty, real_uncertainty
 from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

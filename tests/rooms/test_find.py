@@ -15,6 +15,8 @@ from probatum.errors import InputError
 from probatum.rooms import find
 from probatum.rooms.kind import modalities
 
+pytestmark = pytest.mark.fast
+
 GROUP = "probatum.kinds"
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from probatum.errors import InputError
 from probatum.train.run import last_layer
 
+pytestmark = pytest.mark.fast
+
 
 class HeadFirst(nn.Module):
     def __init__(self) -> None:

@@ -21,6 +21,8 @@ from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run
 from probatum.train.tune import tuned
 
+pytestmark = pytest.mark.fast
+
 TRAINING = Training(steps=25, batch_size=16, lr=1e-2)
 
 

@@ -23,6 +23,8 @@ from probatum.train.replicas import train_replicas
 from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.run import Run
 
+pytestmark = pytest.mark.fast
+
 TRAINING = Training(steps=12, batch_size=16, lr=1e-2)
 
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from probatum.train.stack import CannotStackError, Stack
 
+pytestmark = pytest.mark.fast
+
 K, N = 3, 6
 Make = Callable[[], nn.Module]
 

@@ -12,6 +12,8 @@ import pytest
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.train.tune import tuned
 
+pytestmark = pytest.mark.fast
+
 BASE = Recipe(training=Training(steps=10))
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention, Rotary
 
+pytestmark = pytest.mark.fast
+
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

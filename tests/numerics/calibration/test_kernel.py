@@ -14,6 +14,8 @@ from probatum.numerics.calibration.kernel import (
     log_kernel,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def uniform(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

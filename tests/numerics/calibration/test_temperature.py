@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from probatum.numerics.calibration.temperature import RANGE, fit_temperature
 
+pytestmark = pytest.mark.fast
+
 
 def sample(scale: float, n: int = 500, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)

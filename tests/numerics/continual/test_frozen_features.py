@@ -10,6 +10,8 @@ from probatum.numerics.continual.frozen_features import FrozenFeatures
 from probatum.numerics.continual.learners import Settings
 from probatum.spec import Budget, Stage
 
+pytestmark = pytest.mark.fast
+
 
 def network() -> nn.Module:
     with torch.random.fork_rng():

@@ -36,6 +36,8 @@ from probatum.techniques.stream.class_incremental.penalties import (
     weights_of,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

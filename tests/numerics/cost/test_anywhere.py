@@ -20,6 +20,8 @@ from probatum.numerics.cost.operations import counted
 from probatum.spec import Spec
 from probatum.techniques.method.roadblocks import Units, importance, signed_steps
 
+pytestmark = pytest.mark.fast
+
 
 def total(run: Callable[[], Any]) -> int:
     with counted() as operations:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from probatum.numerics.cost.formulas import ATTENTION, CONVOLUTIONS, FACTORS, FORMULAS, TRANSPOSED
 from probatum.numerics.cost.operations import counted
 
+pytestmark = pytest.mark.fast
+
 
 def total(run: Callable[[], Any]) -> int:
     with counted() as operations:

@@ -8,6 +8,8 @@ from torch import nn
 
 from probatum.numerics.explanation.attribution import per_row, pick, reference_like, require_eval, require_float
 
+pytestmark = pytest.mark.fast
+
 
 def test_pick_by_loop() -> None:
     output, target = torch.arange(12.0).view(4, 3), torch.tensor([2, 0, 1, 2])

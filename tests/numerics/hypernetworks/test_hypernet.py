@@ -24,6 +24,8 @@ from probatum.numerics.hypernetworks.hypernet import (
     withdraw,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def own(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

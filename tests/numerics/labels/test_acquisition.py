@@ -13,6 +13,8 @@ from torch import nn
 from probatum.numerics.labels import acquisition as parts
 from probatum.numerics.networks.watch import last_features
 
+pytestmark = pytest.mark.fast
+
 
 def probabilities(n: int, c: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(dim=1)

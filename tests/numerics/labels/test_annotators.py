@@ -10,6 +10,8 @@ from scipy.stats import binom
 
 from probatum.numerics.labels.annotators import SimulatedAnnotator, binomial_interval, read_answers, write_questions
 
+pytestmark = pytest.mark.fast
+
 NAMES = ("cat", "dog, small", 'the "bird"')
 
 

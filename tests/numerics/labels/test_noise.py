@@ -7,6 +7,8 @@ import torch
 
 from probatum.numerics.labels import noise as label_noise
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

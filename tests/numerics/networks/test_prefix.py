@@ -11,6 +11,8 @@ from probatum.numerics.networks.prefix import Prefix, kept_units
 from probatum.spec import Spec
 from probatum.train.baselines import build
 
+pytestmark = pytest.mark.fast
+
 
 class Transformer(nn.Module):
     def __init__(self) -> None:

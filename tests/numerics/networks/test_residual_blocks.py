@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 
 from probatum.kinds.image.network import SmallResNet
 from probatum.numerics.networks.residual_blocks import blocks_in, pairs_in, stages_of
 from probatum.spec import Spec
+
+pytestmark = pytest.mark.fast
 
 
 def test_the_baseline_has_three_stages_of_one_block() -> None:

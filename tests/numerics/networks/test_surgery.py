@@ -27,6 +27,8 @@ from probatum.numerics.networks.surgery import (
     ties,
 )
 
+pytestmark = pytest.mark.fast
+
 
 class Twice(nn.Module):
     """One layer under two names, and inside a list too."""

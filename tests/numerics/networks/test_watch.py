@@ -27,6 +27,8 @@ from probatum.numerics.networks.watch import (
     pass_through,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def hooks(net: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from probatum.numerics.optimisation.fit_network import fit_network, mean_loss, row_losses
 
+pytestmark = pytest.mark.fast
+
 
 def test_row_losses() -> None:
     output, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])

@@ -11,6 +11,8 @@ from probatum.numerics.networks.roles import parameter_roles
 from probatum.numerics.optimisation.adamw import adamw_update, dense_real
 from probatum.numerics.optimisation.matrices import as_matrix, normalise, rms_normalise
 
+pytestmark = pytest.mark.fast
+
 
 def matrix(rows: int = 6, columns: int = 4) -> torch.Tensor:
     return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

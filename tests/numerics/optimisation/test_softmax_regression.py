@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from probatum.numerics.optimisation.softmax_regression import fit_softmax, standardiser
 
+pytestmark = pytest.mark.fast
+
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)

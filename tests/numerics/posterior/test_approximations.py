@@ -20,6 +20,8 @@ from probatum.techniques.learner.probabilistic_toolkit.laplace import (
     probit_probabilities,
 )
 
+pytestmark = pytest.mark.fast
+
 NOISE, PRECISION = 0.5, 2.0
 
 

@@ -10,6 +10,8 @@ import torch
 
 from probatum.numerics.posterior import diagnostics
 
+pytestmark = pytest.mark.fast
+
 
 def chains(count: int = 4, length: int = 500, memory: float = 0.0, apart: float = 0.0, seed: int = 0) -> torch.Tensor:
     """Autoregressive chains, each about a centre of its own."""

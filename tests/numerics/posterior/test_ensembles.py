@@ -22,6 +22,8 @@ from probatum.numerics.posterior.ensembles import (
 from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.spec import Optimisation, Part
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -10,6 +10,8 @@ from probatum.numerics.posterior.ensembles import gaussian_losses, square_losses
 from probatum.numerics.posterior.predictors import last_linear, residual_noise, with_dropout, with_variance
 from probatum.spec import Data, Part, Spec
 
+pytestmark = pytest.mark.fast
+
 
 class HeadFirst(nn.Module):
     def __init__(self) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive, Stacked
 from probatum.numerics.tensors.draws import own_draws
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

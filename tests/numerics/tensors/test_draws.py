@@ -7,6 +7,8 @@ import torch
 
 from probatum.numerics.tensors.draws import own_draws, random_state_kept
 
+pytestmark = pytest.mark.fast
+
 
 def test_draws_come_from_the_generator_and_the_stream_stays() -> None:
     before = torch.get_rng_state()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from probatum.numerics.tensors.precision import computed_wide, widened
 
+pytestmark = pytest.mark.fast
+
 
 class Pair(NamedTuple):
     value: Tensor

@@ -7,6 +7,8 @@ import torch
 
 from probatum.numerics.tensors.targets import IGNORED, check_codes, class_codes, class_targets, real_targets
 
+pytestmark = pytest.mark.fast
+
 
 def test_codes_as_a_row_or_as_a_column() -> None:
     codes, output = torch.tensor([0, 2, 1]), torch.zeros(3, 3)

@@ -14,6 +14,8 @@ from probatum.techniques.acquire.text_active_learning import (
     word_gradient_length,
 )
 
+pytestmark = pytest.mark.fast
+
 NONE = torch.zeros(0, dtype=torch.int64)
 
 

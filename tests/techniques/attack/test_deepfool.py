@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from probatum.techniques.attack.deepfool import boundary_step, deepfool, fool, robustness
 
+pytestmark = pytest.mark.fast
+
 D = torch.float64
 
 

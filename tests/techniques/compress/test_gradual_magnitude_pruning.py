@@ -25,6 +25,8 @@ from probatum.techniques.compress.gradual_magnitude_pruning import (
     stored_bytes,
 )
 
+pytestmark = pytest.mark.fast
+
 SHORT = Training(epochs=6, batch_size=32)
 
 

@@ -15,6 +15,8 @@ from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.techniques.compress.sorted_net import SortedNet, check_widths
 
+pytestmark = pytest.mark.fast
+
 SHORT = Training(epochs=2, batch_size=64)
 
 

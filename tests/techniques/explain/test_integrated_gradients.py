@@ -15,6 +15,8 @@ from probatum.techniques.explain.integrated_gradients import (
 )
 from probatum.train.baselines import build
 
+pytestmark = pytest.mark.fast
+
 D = torch.float64
 
 

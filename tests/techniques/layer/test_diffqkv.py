@@ -22,6 +22,8 @@ from probatum.techniques.layer.diffqkv import (
     spread_heads,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def layer(*heads: int, key_size: int = 4, value_size: int | None = None) -> DiffQKVAttention:
     torch.manual_seed(0)

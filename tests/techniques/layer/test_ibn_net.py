@@ -18,6 +18,8 @@ from probatum.spec import Spec
 from probatum.techniques.layer import ibn_net
 from probatum.techniques.layer.ibn_net import IBN, apply, channel_divergence, layer_divergences
 
+pytestmark = pytest.mark.fast
+
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 
 

@@ -19,6 +19,8 @@ from probatum.techniques.layer.idw_attention import (
     squared_distances_by_products,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def head(**settings: float) -> InverseDistanceHead:
     generator = torch.Generator().manual_seed(0)

@@ -28,6 +28,8 @@ from probatum.techniques.layer.mip_hypernet import (
     within,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def own(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

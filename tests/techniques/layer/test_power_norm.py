@@ -8,6 +8,8 @@ from torch import nn
 
 from probatum.techniques.layer.power_norm import PowerNorm, apply, group_scaled
 
+pytestmark = pytest.mark.fast
+
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

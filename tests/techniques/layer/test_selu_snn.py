@@ -28,6 +28,8 @@ from probatum.techniques.layer.selu_snn import (
     selu,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def own(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

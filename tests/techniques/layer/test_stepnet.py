@@ -12,6 +12,8 @@ from probatum.spec import Spec
 from probatum.techniques.layer.stepnet import Stepped, StepSize, apply, index_of, step_sizes, stiffness
 from probatum.train.baselines import build
 
+pytestmark = pytest.mark.fast
+
 IMAGES = Spec("image", "classes", (1, 8, 8), 3)
 
 

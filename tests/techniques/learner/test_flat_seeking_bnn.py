@@ -26,6 +26,8 @@ from probatum.techniques.learner.flat_seeking_bnn import (
     worst_nearby,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

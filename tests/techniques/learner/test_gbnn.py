@@ -17,6 +17,8 @@ from probatum.spec import Budget, Part
 from probatum.techniques.learner import gbnn
 from probatum.techniques.learner.gbnn import GBNN, features_of, fit, last_hidden, newton_step, prior, residuals
 
+pytestmark = pytest.mark.fast
+
 KINDS = ("reals", "binary", "multiclass")
 
 

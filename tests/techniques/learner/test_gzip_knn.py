@@ -16,6 +16,8 @@ from probatum.spec import Budget
 from probatum.techniques.learner import gzip_knn
 from probatum.techniques.learner.gzip_knn import GzipKNN, accuracies, distances, fit, length_with, to_bytes, votes
 
+pytestmark = pytest.mark.fast
+
 WORDS = [
     "the",
     "bank",

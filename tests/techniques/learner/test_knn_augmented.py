@@ -16,6 +16,8 @@ from probatum.numerics.networks.backbone import Backbone
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.knn_augmented import Store, augment, fit, fit_head, knn_loss, mix, votes
 
+pytestmark = pytest.mark.fast
+
 
 def rows(n: int = 80, d: int = 5, k: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(seed)

@@ -24,6 +24,8 @@ from probatum.techniques.learner.naive_bayes_head import (
     naive_bayes,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def rows(n: int = 90, d: int = 4, k: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(seed)

@@ -31,6 +31,8 @@ from probatum.techniques.learner.off_the_shelf_features import (
     variants,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def net() -> nn.Module:
     torch.manual_seed(0)

@@ -16,6 +16,8 @@ from probatum.techniques.loss import cnn_svm
 from probatum.techniques.loss.cnn_svm import KINDS, L2SVM, hinge, refit_head
 from probatum.train.run import last_layer
 
+pytestmark = pytest.mark.fast
+
 
 def problem(n: int = 60, d: int = 6, classes: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)

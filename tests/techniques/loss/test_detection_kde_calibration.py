@@ -13,6 +13,8 @@ from probatum.techniques.loss.detection_kde_calibration import (
     detection_penalty,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def uniform(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -21,6 +21,8 @@ from probatum.techniques.loss.early_learning_regularization import (
     regularizer,
 )
 
+pytestmark = pytest.mark.fast
+
 N, CLASSES = 12, 5
 
 

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from probatum.techniques.loss.encouraging_loss import EncouragingLoss, bonus, encouraging_loss, log_not
 
+pytestmark = pytest.mark.fast
+
 
 def logits(n: int = 64, classes: int = 7, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)

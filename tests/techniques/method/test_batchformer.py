@@ -21,6 +21,8 @@ from probatum.techniques.method import batchformer
 from probatum.techniques.method.batchformer import BatchEncoder, BatchFormer, group_accuracy, influences
 from probatum.train.assemble import assemble
 
+pytestmark = pytest.mark.fast
+
 SHORT = Training(epochs=2, batch_size=64)
 
 

@@ -16,6 +16,8 @@ from probatum.errors import InputError
 from probatum.spec import Batch, Data, Part, Spec
 from probatum.techniques.method.cape import Cape, bin_targets, kde_targets
 
+pytestmark = pytest.mark.fast
+
 
 def predictions(n: int = 300, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)

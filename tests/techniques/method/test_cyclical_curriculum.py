@@ -22,6 +22,8 @@ from probatum.techniques.method.cyclical_curriculum import (
     score,
 )
 
+pytestmark = pytest.mark.fast
+
 SHORT = Training(epochs=4, batch_size=64)
 
 

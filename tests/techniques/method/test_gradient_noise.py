@@ -17,6 +17,8 @@ from probatum.spec import Data
 from probatum.techniques.method import gradient_noise
 from probatum.techniques.method.gradient_noise import GradientNoise, add_noise, noise_std
 
+pytestmark = pytest.mark.fast
+
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: tuple[MakeOptimizer, ...] = (
     lambda net: torch.optim.SGD(net.parameters(), lr=0.05),

@@ -15,6 +15,8 @@ from probatum.errors import InputError
 from probatum.recipe import Training
 from probatum.techniques.method.neighbor_consistency import NeighborConsistency, neighbor_consistency, neighbor_targets
 
+pytestmark = pytest.mark.fast
+
 
 def batch(n: int = 9, d: int = 4, c: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(seed)

@@ -22,6 +22,8 @@ from probatum.techniques.method.neural_collapse_longtail import (
     within_class,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def simplex(c: int, d: int, scale: float = 3.0) -> Tensor:
     corners = torch.eye(c, dtype=torch.float64) - 1 / c

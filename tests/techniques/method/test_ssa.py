@@ -23,6 +23,8 @@ from probatum.techniques.method.ssa import (
     self_ensemble,
 )
 
+pytestmark = pytest.mark.fast
+
 SPEC = Spec("text", "next-token", (12,), 20, vocabulary=20)
 
 

@@ -24,6 +24,8 @@ from probatum.techniques.method.very_large_dropout import (
 )
 from probatum.train.loop import outputs
 
+pytestmark = pytest.mark.fast
+
 SHORT = Training(steps=25, batch_size=32, select="last")
 
 

@@ -16,6 +16,8 @@ from probatum.recipe import Training
 from probatum.techniques.optimizer import conda
 from probatum.techniques.optimizer.conda import Conda, momentum_basis, project, project_back
 
+pytestmark = pytest.mark.fast
+
 
 def own(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -26,6 +26,8 @@ from probatum.techniques.optimizer.dct_low_rank import (
     restored,
 )
 
+pytestmark = pytest.mark.fast
+
 CPU = torch.device("cpu")
 
 

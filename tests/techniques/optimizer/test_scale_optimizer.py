@@ -15,6 +15,8 @@ from probatum.recipe import Training
 from probatum.techniques.optimizer import scale_optimizer
 from probatum.techniques.optimizer.scale_optimizer import ScaleOptimizer, gradient_variances, scale_direction
 
+pytestmark = pytest.mark.fast
+
 
 def own(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

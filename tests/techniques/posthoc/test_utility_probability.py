@@ -18,6 +18,8 @@ from probatum.techniques.posthoc.utility_probability import (
     sample,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def held_out(n: int = 400, k: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(0)

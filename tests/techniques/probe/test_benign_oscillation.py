@@ -16,6 +16,8 @@ from probatum.techniques.probe.benign_oscillation import (
     two_weights,
 )
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("strong_rate", [1.05, 1.1, 1.2])
 def test_growth_of_the_weak_weight_is_as_predicted(strong_rate: float) -> None:

@@ -24,6 +24,8 @@ from probatum.techniques.probe.calibration_benchmark import (
     train_members,
 )
 
+pytestmark = pytest.mark.fast
+
 SMALL = {"depths": [1], "widths": [4, 16], "activations": ["relu", "tanh"], "norms": ["none", "batch"], "steps": 20}
 
 

@@ -23,6 +23,8 @@ from probatum.techniques.probe.perceptual_score import (
     usual_groups,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def rows(n: int = 400) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(0)

@@ -21,6 +21,8 @@ from probatum.techniques.select.relabel import (
     texts_differ,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def problem(n: int = 120) -> tuple[Tensor, Tensor, Tensor]:
     """Three well-kept classes; rows, truth, and labels of which every fifth is wrong."""

@@ -22,6 +22,8 @@ from probatum.techniques.stream.recall import (
     spread,
 )
 
+pytestmark = pytest.mark.fast
+
 BUDGET = Budget(60, 16, 5)
 
 

@@ -17,6 +17,8 @@ from probatum.techniques.acquire.amplified_labeling.amplified_labeling import (
 )
 from probatum.techniques.acquire.amplified_labeling.crowd import Crowd
 
+pytestmark = pytest.mark.fast
+
 NONE = torch.zeros(0, dtype=torch.int64)
 
 

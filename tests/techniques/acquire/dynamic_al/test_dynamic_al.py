@@ -11,6 +11,8 @@ from probatum.spec import Pool
 from probatum.techniques.acquire.dynamic_al.dynamic_al import additive_ratio, ask, gain, names_of, training_rate
 from probatum.techniques.acquire.dynamic_al.row_gradients import row_products, summed_gradient
 
+pytestmark = pytest.mark.fast
+
 
 def net() -> nn.Module:
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from probatum.spec import Spec
 from probatum.techniques.explain.deeplift.deeplift import RULES, deeplift
 from probatum.train.baselines import build
 
+pytestmark = pytest.mark.fast
+
 D = torch.float64
 
 

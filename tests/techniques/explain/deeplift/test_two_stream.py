@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from probatum.techniques.explain.deeplift.two_stream import multipliers, trace
 
+pytestmark = pytest.mark.fast
+
 
 def ones(output: Tensor) -> Tensor:
     return torch.ones_like(output)

@@ -9,6 +9,8 @@ import pytest
 
 from probatum.techniques.layer.generative_ai_parts.cross_entropy_method import cross_entropy_search
 
+pytestmark = pytest.mark.fast
+
 SPACE = {"rate": (1e-4, 1.0, "log"), "shift": (-2.0, 2.0), "kind": ["a", "b", "c"]}
 
 

@@ -26,6 +26,8 @@ from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import (
     unpack,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def draw(t: int = 22, seed: int = 0, heads: int = 3) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)

@@ -17,6 +17,8 @@ from probatum.techniques.layer.generative_ai_parts.subwords import (
     pieces_of,
 )
 
+pytestmark = pytest.mark.fast
+
 TEXT = "she sells sea shells by the sea shore; the shells she sells are sea shells, hmmmm, aaaa and aaa.\n" * 3
 
 

@@ -7,6 +7,8 @@ import torch
 
 from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("k", [None, 1, 2, 50])
 def test_the_projection_sums_to_one_and_counts_its_support(k: int | None) -> None:

@@ -24,6 +24,8 @@ from probatum.techniques.layer.sparsemax.sparsemax import (
     uniform_over,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def scores(*shape: int, seed: int = 0, scale: float = 1.5) -> Tensor:
     return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -21,6 +21,8 @@ from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     spread,
 )
 
+pytestmark = pytest.mark.fast
+
 KINDS = (NeuralProcess, LatentProcess, MartingaleProcess)
 
 

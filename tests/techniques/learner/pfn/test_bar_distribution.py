@@ -13,6 +13,8 @@ from scipy.stats import norm
 
 from probatum.techniques.learner.pfn.bar_distribution import BarDistribution, borders_of
 
+pytestmark = pytest.mark.fast
+
 
 def bars() -> tuple[BarDistribution, torch.Tensor]:
     found = BarDistribution(torch.tensor([-2.0, -1.0, -0.5, 0.3, 1.0, 2.5]))

@@ -12,6 +12,8 @@ from probatum.spec import Budget, Part
 from probatum.techniques.learner.pfn.network import Limits, PriorFitted, load
 from probatum.techniques.learner.pfn.pfn import WEIGHTS, InContext, fit, one_hot_tables
 
+pytestmark = pytest.mark.fast
+
 
 def rows(n: int = 80, d: int = 4) -> tuple[Tensor, Tensor]:
     own = torch.Generator().manual_seed(0)

@@ -16,6 +16,8 @@ from probatum.techniques.learner.zero_shot_toolkit.zero_shot import (
     stacked,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def test_class_accuracy_weighs_classes_alike() -> None:
     scores = torch.tensor([[1.0, 0.0, 9.0], [1.0, 0.0, 9.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

@@ -28,6 +28,8 @@ from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
     seen_classifier,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def world(noise: float = 0.3) -> tuple[Tensor, Tensor, Descriptions, Tensor, Tensor]:
     """Eight classes of three binary attributes, which are the features; two of them are unseen."""

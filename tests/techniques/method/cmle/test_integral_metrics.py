@@ -12,6 +12,8 @@ from scipy.optimize import linear_sum_assignment
 
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 
+pytestmark = pytest.mark.fast
+
 
 def samples(n: int, m: int, shift: float = 0.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)

@@ -14,6 +14,8 @@ from probatum.spec import Spec
 from probatum.techniques.method.ghn2 import net_graph
 from probatum.techniques.method.ghn2.net_graph import KINDS, NetGraph, trace
 
+pytestmark = pytest.mark.fast
+
 
 class Branches(nn.Module):
     """relu(conv(x)) + x, twice by the same convolution, then a linear layer."""

@@ -7,6 +7,8 @@ import torch
 
 from probatum.techniques.method.guidance.cka import cka_matrix, linear_cka
 
+pytestmark = pytest.mark.fast
+
 
 def features(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

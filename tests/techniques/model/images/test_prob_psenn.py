@@ -14,6 +14,8 @@ from probatum.claims.tools import fit
 from probatum.recipe import Training
 from probatum.techniques.model.images.prob_psenn import ProbPSENN, build, log_mean_softmax, rejected, split_entropy
 
+pytestmark = pytest.mark.fast
+
 
 def net(**own: object) -> ProbPSENN:
     torch.manual_seed(0)

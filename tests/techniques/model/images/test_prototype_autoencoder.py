@@ -26,6 +26,8 @@ from probatum.techniques.model.images.prototype_autoencoder import (
     squared_distances,
 )
 
+pytestmark = pytest.mark.fast
+
 SPEC = Spec("image", "classes", (1, 8, 8), 3)
 
 

@@ -16,6 +16,8 @@ from probatum.spec import Spec
 from probatum.techniques.model.images import resnet
 from probatum.techniques.model.images.resnet import Block, PadShortcut, build, residual, response_std
 
+pytestmark = pytest.mark.fast
+
 COLOUR = Spec("image", "classes", (3, 32, 32), 10)
 IMAGENET = Spec("image", "classes", (3, 224, 224), 1000)
 GREY = Spec("image", "classes", (1, 8, 8), 10)

@@ -24,6 +24,8 @@ from probatum.techniques.model.text.wide_attention import (
     widen,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def text(kind: str = "softmax", aspect: Aspect | None = None, **settings: object) -> WideTransformer:
     torch.manual_seed(0)

@@ -8,6 +8,8 @@ import torch
 
 from probatum.techniques.posthoc.h_calibration.order_preserving import EnsembleTemperature, MonotoneNet, PiecewiseLinear
 
+pytestmark = pytest.mark.fast
+
 D = torch.float64
 
 

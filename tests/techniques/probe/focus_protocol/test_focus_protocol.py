@@ -29,6 +29,8 @@ from probatum.techniques.probe.focus_protocol.focus_protocol import (
     wilson,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -28,6 +28,8 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     tokens,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def ragged(rng: np.random.Generator, n: int = 30) -> list[list[float]]:
     return [(-rng.exponential(size=rng.integers(1, 9))).tolist() for _ in range(n)]

@@ -7,6 +7,8 @@ import torch
 
 from probatum.techniques.probe.randomization_tests.interpolation import kernel_interpolant, memorise, minimum_norm
 
+pytestmark = pytest.mark.fast
+
 
 def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

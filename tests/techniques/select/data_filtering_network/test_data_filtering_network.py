@@ -20,6 +20,8 @@ from probatum.techniques.select.data_filtering_network.data_filtering_network im
     score,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def test_keeps_exactly_the_ceiling_and_follows_permutations() -> None:
     own = torch.Generator().manual_seed(0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from probatum.techniques.select.outlier_scores.boundary import boundary_distance
+
+pytestmark = pytest.mark.fast
 
 D = torch.float64
 

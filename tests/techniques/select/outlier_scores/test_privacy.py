@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from probatum.techniques.select.outlier_scores.privacy import ORDERS, clipped_gradients, epsilon, fit_privately
 
+pytestmark = pytest.mark.fast
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)

@@ -13,6 +13,8 @@ from probatum.techniques.stream.dependency_hypernet.recurrent import (
     recurrent_size,
 )
 
+pytestmark = pytest.mark.fast
+
 NUMEL, TASK, HIDDEN, CHUNK, EMBED = 50, 4, 6, 8, 3
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import fit_keys, nearest, overlap, touched
+
+pytestmark = pytest.mark.fast
 
 
 def generator(seed: int = 0) -> torch.Generator:

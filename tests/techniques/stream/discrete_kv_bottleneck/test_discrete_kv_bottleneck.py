@@ -11,6 +11,8 @@ from probatum.spec import Budget, Stage
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import touched
 from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import Bottleneck, KeyValueLearner
 
+pytestmark = pytest.mark.fast
+
 BUDGET = Budget(60, 16, 5)
 
 

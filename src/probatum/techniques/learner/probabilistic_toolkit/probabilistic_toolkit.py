@@ -179,9 +179,7 @@ def fit(
         >>> tuple(found.samples(part).shape), bool((found.predict(part).argmax(1) == part.y).float().mean() > 0.8)
         ((4, 40, 2), True)
     """
-    _check(method, members, members_budget, draws, dropout, prior_scale, temperature, start_scale, swag_rate)
-    if rank < 0:
-        raise ValueError(f"rank is {rank}; give how many deviations SWAG keeps, 0 or more")
+    _check(method, members, members_budget, draws, dropout, prior_scale, temperature, start_scale, swag_rate, rank)
     spec = data.spec
     if method in ("gp", "blr"):
         return fit_closed(data, generator, method, draws, prior_scale)
@@ -328,7 +326,10 @@ def _check(
     temperature: float,
     start_scale: float,
     swag_rate: float,
+    rank: int,
 ) -> None:
+    if rank < 0:
+        raise ValueError(f"rank is {rank}; give how many deviations SWAG keeps, 0 or more")
     for name, value, allowed in (("method", method, METHODS), ("members_budget", members_budget, BUDGETS)):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; use one of {', '.join(allowed)}")

@@ -117,9 +117,7 @@ def scores(
     """All scores of `outlier_scores`, their ranks, and what the combinations need; arguments as there."""
     _check(x, y, use, folds, members, noises)
     _check_ranges(lr, retrain_share, retrain_lr, private_share, private_lr, clip)
-    for name, count in (("steps", steps), ("private_models", private_models), ("private_steps", private_steps)):
-        if count < 1:
-            raise ValueError(f"{name} is {count}; give 1 or more")
+    _check_counts(steps=steps, private_models=private_models, private_steps=private_steps)
     n = len(y)
     fold = torch.randperm(n, generator=generator) % folds
     raw = {name: torch.zeros(n, dtype=torch.float64) for name in use}
@@ -323,6 +321,12 @@ def _check(x: Tensor, y: Tensor, use: Sequence[str], folds: int, members: int, n
         raise ValueError(f"use is {tuple(use)}; name some of {', '.join(NAMES)}")
     if not noises or any(b >= a for a, b in itertools.pairwise(noises)) or not min(noises) > 0:
         raise ValueError(f"noises is {tuple(noises)}; give falling values above 0, strongest privacy first")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; give 1 or more")
 
 
 def _check_ranges(

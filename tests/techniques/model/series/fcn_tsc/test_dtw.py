@@ -9,6 +9,8 @@ import pytest
 
 from probatum.techniques.model.series.fcn_tsc.dtw import dtw
 
+pytestmark = pytest.mark.fast
+
 
 def brute_force(a: np.ndarray, b: np.ndarray) -> float:
     """Least cost over all alignments of (channels, S) and (channels, T), by recursion."""

@@ -13,6 +13,8 @@ from probatum.techniques.model.tables.tabm.number_embeddings import (
     piecewise_linear,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def test_normal_edges_cut_equally_likely_pieces() -> None:
     edges = normal_edges(8)

@@ -16,6 +16,8 @@ from probatum.spec import Spec
 from probatum.techniques.model.tables.tabm import tabm
 from probatum.techniques.model.tables.tabm.tabm import AdaptedLinear, TabM, average, build, member_loss, random_scales
 
+pytestmark = pytest.mark.fast
+
 SPEC = Spec("table", "classes", (5,), 3, numeric=3, cardinalities=(4, 6))
 
 

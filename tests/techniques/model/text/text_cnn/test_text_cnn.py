@@ -17,6 +17,8 @@ from probatum.spec import Spec
 from probatum.techniques.model.text.text_cnn import text_cnn
 from probatum.techniques.model.text.text_cnn.text_cnn import MaxNormLinear, TextCNN, build, fill_unknown
 
+pytestmark = pytest.mark.fast
+
 SPEC = Spec("text", "classes", (9,), 3, vocabulary=30)
 
 

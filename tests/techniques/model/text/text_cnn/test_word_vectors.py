@@ -10,6 +10,8 @@ import torch
 
 from probatum.techniques.model.text.text_cnn.word_vectors import ppmi, ppmi_vectors
 
+pytestmark = pytest.mark.fast
+
 
 def corpus(n: int = 300) -> torch.Tensor:
     """Two topics: ids 2 to 5 stand together, and so do 6 to 9."""
