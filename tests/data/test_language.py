@@ -223,6 +223,14 @@ def test_what_cannot_be_used_is_named(source: str, options: dict, message: str) 
         opened(source, **options)
 
 
+def test_a_text_file_that_is_said_to_be_of_another_kind_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("a\tACGT\n" * 2000, encoding="utf-8")
+    assert opened(str(path)).task == "next-token"
+    with pytest.raises(InputError, match=r"book.txt' is no data that is known of modality series"):
+        opened(str(path), modality="series")
+
+
 def test_texts_that_are_too_short_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 3000 characters; windows of 64 char tokens need 3072"):
         corpus(book(3000))

@@ -158,7 +158,10 @@ def check_description_fits(subject: KindSubject) -> None:
     names = spec.features
     demand(all(isinstance(name, str) for name in names), f"features should be names, they are {names}")
     demand(len(set(names)) == len(names), "features has a name twice")
-    demand(len(names) in (0, 1, *spec.shape), f"{len(names)} features are named for x of shape {spec.shape}")
+    demand(
+        len(names) in (0, 1, *spec.shape),
+        f"{len(names)} features are named for x of shape {spec.shape}; name none, one, or as many as a dimension has",
+    )
 
 
 def check_pipeline_is_saved_and_loaded(subject: KindSubject) -> None:

@@ -42,10 +42,11 @@ class Language(Kind):
         return sets()
 
     def opens(self, door: Any) -> bool:
-        """Text files, and whatever is said to be of this task, which then is refused by name."""
+        """Text files, unless they are said to be of another kind, and whatever is said to be of this task, which then is
+        refused by name."""
         from probatum.kinds.language.corpus import SUFFIXES
 
-        return door.reading.task in self.TASKS or door.ends(*SUFFIXES)
+        return door.reading.task in self.TASKS or (door.asked(self) and door.ends(*SUFFIXES))
 
     def open(self, door: Any) -> Any:
         """A `Corpus`."""
