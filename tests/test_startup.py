@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from probatum import catalogue
+from probatum.cli.options import _looks_up
 from processes import ran
 
 pytestmark = pytest.mark.fast
@@ -71,3 +72,18 @@ def test_public_names_resolve() -> None:
         assert getattr(probatum, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = probatum.nothing_of_the_kind
+
+
+@pytest.mark.parametrize(
+    ("words", "quick"),
+    [
+        (["/usr/bin/probatum", "list"], True),
+        (["/site-packages/probatum/__main__.py", "show", "tabm"], True),
+        (["/usr/bin/probatum", "try", "--data", "iris"], False),
+        (["/usr/bin/probatum"], False),
+        (["/site-packages/pytest/__main__.py", "list"], False),
+        ([], False),
+    ],
+)
+def test_commands_that_look_something_up_do_not_wait_for_the_options_of_others(words: list[str], quick: bool) -> None:
+    assert _looks_up(words) is quick

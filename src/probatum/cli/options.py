@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probatum.options import Option, options
+if TYPE_CHECKING:
+    from probatum.options import Option
 
 PANELS = {
     "reading": "How data are read",
@@ -20,6 +23,10 @@ PANELS = {
 }
 
 
+QUICK = ("list", "show")
+"""Commands that look something up: a fifth of their time would go into options which they do not have."""
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose last parameter, ``said``, takes all those options by name, so that Typer sees one option each."""
     own = inspect.signature(command, eval_str=True)
@@ -29,11 +36,24 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         explicit = {one.name: given.pop(one.name) for one in parameters}
         command(**explicit, said=given)
 
-    made = [_parameter(option) for option in options()]
+    made = [] if _looks_up(sys.argv) else _parameters()
     run.__signature__ = inspect.Signature([*parameters, *made])  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in (*parameters, *made)}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     return run
+
+
+def _looks_up(words: list[str]) -> bool:
+    """Whether this process was started, as ``probatum`` or ``python -m probatum``, for one of the quick commands."""
+    program = Path(words[0]) if words else Path()
+    ours = program.name == "probatum" or program.parts[-2:] == ("probatum", "__main__.py")
+    return ours and words[1:2] != [] and words[1] in QUICK
+
+
+def _parameters() -> list[inspect.Parameter]:
+    from probatum.options import options
+
+    return [_parameter(option) for option in options()]
 
 
 def _parameter(option: Option) -> inspect.Parameter:
