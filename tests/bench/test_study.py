@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,13 @@ def test_diverging_training_is_a_failed_trial_with_its_reason() -> None:
     verdict = results.primary_verdicts()[0]
     assert verdict.word == "failed"
     assert "loss" in verdict.note or "finite" in verdict.note
+
+
+def test_every_technique_that_applies_passes_a_real_rehearsal() -> None:
+    """On a small table; what is left out is left out for the kind of data, the task, or what only a user can say."""
+    skipped = Study("iris", seeds=2, steps=4).plan.skipped
+    known = re.compile(r"takes .*; these data are|needs task|adapts a pretrained|give it as a setting|method is for two")
+    assert not {name: why for name, why in skipped.items() if not known.search(why)}
 
 
 class Diverges(nn.Module):

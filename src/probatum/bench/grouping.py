@@ -42,8 +42,8 @@ def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list
             if number not in stacked and block[0].seed == seed:
                 choice = _choice(context, arm, block, store)
                 stacked[number] = choice.stack
-                if choice.stack or choice.problem:
-                    block = blocks[number][1][:] = [replace(job, stacking=choice) for job in block]
+                if choice.stack or choice.problem:  # where the probe broke they are run one by one, and say why
+                    block[:] = [replace(job, stacking=choice) for job in block]
                 if choice.stack:
                     yield block
             if stacked.get(number) is False:
