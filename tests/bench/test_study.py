@@ -167,7 +167,9 @@ def test_diverging_training_is_a_failed_trial_with_its_reason() -> None:
 def test_every_technique_that_applies_passes_a_real_rehearsal() -> None:
     """On a small table; what is left out is left out for the kind of data, the task, or what only a user can say."""
     skipped = Study("iris", seeds=2, steps=4).plan.skipped
-    known = re.compile(r"takes .*; these data are|needs task|adapts a pretrained|give it as a setting|method is for two")
+    known = re.compile(
+        r"takes .*; these data are|needs task|adapts a pretrained|give it as a setting|method is for two"
+    )
     assert not {name: why for name, why in skipped.items() if not known.search(why)}
 
 
