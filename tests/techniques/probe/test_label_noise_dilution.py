@@ -159,3 +159,25 @@ def test_only_the_best_network_of_a_grid_is_kept(monkeypatch: pytest.MonkeyPatch
     )  # fmt: skip
     assert len(alive) == 16
     assert most <= 4  # the clean one, the best and the last one so far, and the one in training
+
+
+def test_what_is_memorised_is_the_noise() -> None:
+    """Eight wrong examples for a right one, all of them of the next class: the network learns these and not the truth."""
+    torch.manual_seed(0)
+    found = label_noise_dilution(
+        small,
+        open_dataset("digits").prepare(1),
+        stream(),
+        alphas=[8.0],
+        patterns=["structured"],
+        sources=["repeated"],
+        confusion=torch.eye(10).roll(1, dims=1),
+        delta=0.0,
+        rows=300,
+        steps=150,
+        sizes=[],
+        rate_multiples=[1.0],
+        batch_multiples=[1],
+    )
+    assert found["structured, repeated, alpha 8: memorised"] > 0.9
+    assert found["structured, repeated, alpha 8: accuracy"] < 0.1
