@@ -174,7 +174,7 @@ def test_what_is_memorised_is_the_noise() -> None:
         confusion=torch.eye(10).roll(1, dims=1),
         delta=0.0,
         rows=300,
-        steps=150,
+        steps=400,
         sizes=[],
         rate_multiples=[1.0],
         batch_multiples=[1],
