@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import InputError
+from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.train.run import last_layer
 
 pytestmark = pytest.mark.fast
@@ -28,3 +29,14 @@ def test_the_layer_that_runs_last_and_none() -> None:
     assert last_layer(model, torch.randn(3, 6)) is model.head
     with pytest.raises(InputError, match="no linear or convolution layer"):
         last_layer(nn.Sequential(nn.ReLU()))
+
+
+def test_a_last_layer_that_stands_earlier_as_well() -> None:
+    shared = nn.Linear(4, 4)
+    plain = nn.Sequential(shared, nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), shared)
+    nested = nn.Sequential(
+        shared, nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Sequential(nn.ReLU(), shared, nn.Identity())
+    )
+    for net in (plain, nested):
+        assert find_last_layer(net, torch.randn(3, 4)) is shared
+        assert find_last_layer(net) is shared

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from probatum.checks.toy import toy
 from probatum.contracts.method import ordered
 from probatum.errors import InputError
-from probatum.recipe import Recipe, Training
+from probatum.recipe import Recipe, Training, make_arm
 from probatum.rooms.arena import alone
 from probatum.spec import Batch, Data, Part
 from probatum.train.assemble import Assembly, assemble
@@ -21,7 +21,7 @@ from probatum.train.loop import outputs, train, wants_closure
 from probatum.train.replica import Replica
 from probatum.train.replicas import train_replicas
 from probatum.train.rng import derive, generator_for, seeded
-from probatum.train.run import Run
+from probatum.train.run import Run, buffers_kept
 
 pytestmark = pytest.mark.fast
 
@@ -263,6 +263,96 @@ def test_no_buffer_of_the_network_or_the_loss_is_moved() -> None:
     parts = prepared(2, Look(), factory=Normed)
     parts.run.loss = Keeps()
     assert float(run_alone(parts, 2).loss.calls) == TRAINING.steps  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["deeply-supervised-nets", "guidance", "sorted-net", "batchformer"])
+def test_methods_that_act_on_a_pass_act_on_second_ones(name: str) -> None:
+    data, widths = toy("image", "classes"), []
+    parts = assemble(alone(make_arm(name, Recipe(training=replace(TRAINING, steps=4))).recipe, data, 3))
+    technique = parts.methods[0]
+
+    class Widths:
+        reads, writes = (), ()
+
+        def loss(self, run: Run, batch: Batch, output: Tensor, loss: Tensor) -> Tensor:
+            prefix = getattr(technique, "prefix", None)
+            widths.append(None if prefix is None else prefix.share)
+            return loss
+
+    found = [*parts.methods, Sam()]
+    parts.methods[:] = [method for _, method in ordered([(type(m).__name__, m) for m in found])]
+    parts.methods.insert(0, Widths())
+    run = run_alone(parts, 3)
+    assert run.step == 4
+    assert run.extra_passes >= run.passes
+    if name == "sorted-net":
+        assert widths[::2] == widths[1::2]
+        assert len(set(widths)) > 1
+
+
+def test_buffers_that_are_replaced_made_or_shared_are_as_before() -> None:
+    class Odd(nn.Module):
+        def __init__(self, spec: Any) -> None:
+            super().__init__()
+            self.head = nn.Linear(spec.shape[0], spec.outputs)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("late", None)
+            self.register_buffer("places", torch.arange(3).expand(4, -1))  # cannot be written to
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            if self.training and self.late is None and self.calls > 3:
+                self.late = torch.ones(2)
+            return self.head(x)
+
+    class Look:
+        reads, writes = (), ("gradients",)
+
+        def gradients(self, run: Run) -> None:
+            before = dict(run.model._buffers), run.model.calls.clone()
+            run.second_pass()
+            assert run.model._buffers.keys() == before[0].keys()
+            assert all(run.model._buffers[name] is value for name, value in before[0].items())
+            assert torch.equal(run.model.calls, before[1])
+
+    run_alone(prepared(2, Look(), factory=Odd, training=Training(steps=6, batch_size=16)), 2)
+
+
+def test_a_graph_through_a_buffer_that_nobody_moved_still_goes_backward() -> None:
+    norm = nn.BatchNorm1d(3).eval()
+    x = torch.randn(5, 3, requires_grad=True)
+    output = norm(x).square().sum()
+    with buffers_kept(norm):
+        norm(x)
+    output.backward()
+    assert x.grad is not None
+
+
+def test_several_devices_charge_the_whole_batch() -> None:
+    """What one process of two would do, its share of the batch before it."""
+
+    class Half:
+        count = 2
+
+        def part(self, batch: Batch) -> Batch:
+            n = len(batch.y) // 2
+            return Batch(batch.x[:n], batch.y[:n], batch.index[:n])
+
+        def weighted(self, loss: Tensor) -> Tensor:
+            return loss
+
+        def average(self, parameters: Any) -> None: ...
+
+        def total(self, loss: Tensor) -> float:
+            return float(loss.detach())
+
+        def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
+            return outputs(model, x)
+
+    parts = prepared(1, Sam())
+    parts.run.shard = Half()
+    run = run_alone(parts, 1)
+    assert run.extra_passes == run.passes > 0
 
 
 def test_optimizers_that_promise_a_closure_get_one() -> None:

@@ -4,6 +4,7 @@
 prepare(run)                            before the first step
 order(run, order) -> Tensor             at the start of an epoch: positions in the training part to visit
 batch(run, batch) -> Batch              after gathering
+before_pass(run, batch)                 before every forward pass of a step, second passes among them
 loss(run, batch, output, loss) -> Tensor  the scalar that is differentiated
 gradients(run)                          after backward (and clipping), before the optimizer's step
 step_end(run)                           after the optimizer's step
@@ -29,7 +30,7 @@ TRAINED = True
 FIXED: tuple[str, ...] = ()
 OFFERED: tuple[str, ...] = ()
 
-HOOKS = ("prepare", "order", "batch", "loss", "gradients", "step_end", "epoch_end", "finish")
+HOOKS = ("prepare", "order", "batch", "before_pass", "loss", "gradients", "step_end", "epoch_end", "finish")
 TOUCHES = ("batch", "target", "output", "loss", "gradients", "weights", "model", "optimizer", "order")
 EXCLUSIVE = ("target", "weights", "model", "optimizer", "order")
 """Things that only one method may write; batches, losses and gradients can be passed from one to the next."""

@@ -40,7 +40,7 @@ from probatum.rooms.arena import TrainingFailed, Work
 from probatum.spec import Batch
 from probatum.train.assemble import Assembly, assemble
 from probatum.train.loop import train
-from probatum.train.rng import generator_for, seeded
+from probatum.train.rng import derive, generator_for, seeded
 
 LOOK_SECONDS = 0.05
 LARGE = 2**20
@@ -287,6 +287,8 @@ def _serve(folder: Path, rank: int) -> None:
     _share(parts, fabric, engine.strategy, kind)
     run, training, salt = parts.run, recipe.training, work.arm.salt
     run.shard = Shard(rank, engine.devices)
+    if rank:  # nor in second passes
+        run.draws = derive(run.draws, f"device {rank}")
 
     def progress(step: int, steps: int) -> None:
         if rank == 0:

@@ -167,12 +167,9 @@ class Single:
         self.model, self.rows, self.shard = run.model, run.train, run.shard
         self.hooks = {name: [getattr(one, name) for one in methods if hasattr(one, name)] for name in HOOKS}
         self.batch_size = run.budget.batch_size
-        run.loss_hooks = self.hooks["loss"]
+        run.pass_hooks, run.loss_hooks = self.hooks["before_pass"], self.hooks["loss"]
         self.model.train()
-        for hook in self.hooks["prepare"]:
-            hook(run)
-        if not self.model.training:  # parts may be kept in evaluation, the whole network only by mistake
-            self.model.train()
+        call_prepare(run, self.hooks["prepare"])
         self.rates = [group["lr"] for group in run.optimizer.param_groups]
         self.closure = run.second_pass if wants_closure(run.optimizer) else None
 
@@ -195,7 +192,8 @@ class Single:
         batch = Batch(rows.x[index], rows.y[index], index)
         for hook in self.hooks["batch"]:
             batch = hook(run, batch)
-        run.passes += len(batch.y)
+        run.whole = len(batch.y)
+        run.passes += run.whole
         if self.shard is not None:
             batch = self.shard.part(batch)
         run.batch = batch
@@ -242,6 +240,18 @@ class Single:
             self.model.load_state_dict(best)
         self.model.eval()
         self.run.batch = None
+
+
+def call_prepare(run: Run, hooks: Sequence[Callable[[Run], None]]) -> None:
+    """The `prepare` hooks. Parts of the network may be kept in evaluation; where a hook leaves all of it so, that was a
+    mistake, and the modes are again as before the hook."""
+    for hook in hooks:
+        modes = {module: module.training for module in run.model.modules()}
+        hook(run)
+        if not run.model.training:
+            for module in run.model.modules():
+                module.training = modes.get(module, True)
+            run.model.training = True
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from probatum.train.loop import (
     Progress,
     batch_order,
     batches_of,
+    call_prepare,
     detach,
     detached_on_failure,
     train_session,
@@ -104,15 +105,14 @@ class Stacked:
         for replica in replicas:
             run = replica.run
             run.loss_hooks = _hooks(replica, "loss")
+            if _hooks(replica, "before_pass"):
+                raise CannotStackError("a method acts before every pass of one network")
             before = (run.model, run.train, run.budget)
             run.model.train()
             modes = [module.training for module in run.model.modules()]  # parts of its own may stay in evaluation
-            for hook in _hooks(replica, "prepare"):
-                hook(run)
+            call_prepare(run, _hooks(replica, "prepare"))
             if any(new is not old for new, old in zip((run.model, run.train, run.budget), before, strict=True)):
                 raise CannotStackError("a method replaces the network, the rows or the budget")
-            if not run.model.training:
-                run.model.train()
             if [module.training for module in run.model.modules()] != modes:
                 raise CannotStackError(f"a method keeps parts of {type(run.model).__name__} in evaluation")
         check_alike(runs)

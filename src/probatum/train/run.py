@@ -17,6 +17,7 @@ from probatum.rooms.task import task
 from probatum.spec import Batch, Budget, Part, Spec
 from probatum.train.rng import seeded
 
+PassHook = Callable[["Run", Batch], None]
 LossHook = Callable[["Run", Batch, Any, Tensor], Tensor]
 
 
@@ -60,8 +61,10 @@ class Run:
         shard: this process's share, where several devices train one network.
         clip: global gradient norm to clip at, or None.
         draws: seed of what second passes draw.
-        batch: the batch of the present step.
-        loss_hooks: the methods' `loss` hooks, in order.
+        batch: the batch of the present step, of several devices this process's share.
+        whole: rows of the present step's batch over all devices.
+        pass_hooks: the methods' `before_pass` hooks, in order.
+        loss_hooks: their `loss` hooks, in order.
     """
 
     model: nn.Module
@@ -84,6 +87,8 @@ class Run:
     clip: float | None = None
     draws: int = 0
     batch: Batch | None = None
+    whole: int = 0
+    pass_hooks: Sequence[PassHook] = ()
     loss_hooks: Sequence[LossHook] = ()
     _seconds: int = 0
 
@@ -101,6 +106,8 @@ class Run:
 
     def loss_of(self, batch: Batch) -> Tensor:
         """What is differentiated for a batch: forward pass, objective and every method's `loss` hook, under autocast."""
+        for before in self.pass_hooks:
+            before(self, batch)
         forward = self.model if self.forward is None else self.forward
         with self.engine.autocast():
             output = forward(batch.x)
@@ -143,20 +150,31 @@ class Run:
         ):
             loss = self.loss_of(rows)
             self.backward(loss)
-        self.extra_passes += len(rows.y)
+        self.extra_passes += self.whole if rows is self.batch and self.shard is not None else len(rows.y)
         return loss.detach()
 
 
 @contextmanager
 def buffers_kept(*modules: nn.Module) -> Iterator[None]:
     """A block after which running statistics, power iterations and states a row are what they were before."""
-    kept = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    inner = [part for module in modules for part in module.modules()]
+    held = [(part, dict(part._buffers)) for part in inner]
+    values = {
+        id(buffer): (buffer, buffer.detach().clone())
+        for _, own in held
+        for buffer in own.values()
+        if buffer is not None
+    }
     try:
         yield
     finally:
+        for part, own in held:  # a buffer may have been replaced, or made, as well as written to
+            part._buffers.clear()
+            part._buffers.update(own)
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for buffer, value in values.values():
+                if not torch.equal(buffer, value):  # what was not moved is not touched: it may be shared, or in a graph
+                    buffer.copy_(value)
 
 
 def apply_loss(loss: nn.Module, output: Tensor, target: Tensor, index: Tensor) -> Tensor:

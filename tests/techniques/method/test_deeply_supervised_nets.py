@@ -124,7 +124,7 @@ def test_no_hooks_after_an_exception() -> None:
     assert hooks(net) == 0
     dsn = DeeplySupervisedNets()
     dsn._build(net, x[:2], 3, False)
-    dsn.batch(None, None)
+    dsn.before_pass(None, None)
     assert hooks(net) == 3
     with pytest.raises(RuntimeError, match="channels"):
         net(torch.zeros(2, 3, 8, 8))

@@ -47,12 +47,15 @@ def head_of(model: nn.Module, x: Tensor | None = None) -> nn.Linear:
 
 
 def _ends_in(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether the network is a plain sequence in which this layer, registered last, also runs last."""
+    """Whether the network is a plain sequence in which this layer, registered last, also runs last.
+
+    Behind it may stand what is no such layer; a layer that stands earlier as well may be the last without being registered so.
+    """
     while isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
-        inner = [child for child in model if any(part is layer for part in child.modules())]
-        if not inner:
+        children = [child for child in model if any(isinstance(part, LAYERS) for part in child.modules())]
+        if not children or not any(part is layer for part in children[-1].modules()):
             return False
-        model = inner[-1]
+        model = children[-1]
     return model is layer
 
 

@@ -61,7 +61,7 @@ class WideBuffers:
         super()._apply(fn, recurse)  # type: ignore[misc]
         for name, value in before.items():
             now = getattr(self, name)
-            if now.dtype in HALF:
+            if now is not None and now.dtype in HALF:
                 setattr(self, name, value.to(now.device))
         return self
 

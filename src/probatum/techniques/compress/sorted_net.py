@@ -112,6 +112,7 @@ class SortedNet:
         self.prefix: Prefix | None = None
         self.parameters = 0
         self._used: dict[int, tuple[Tensor, tuple[slice, ...]]] = {}
+        self._width = 1.0
         self._before: list[tuple[Tensor, Tensor, tuple[slice, ...]]] = []
 
     def attach(self, net: nn.Module, example: Tensor) -> SortedNet:
@@ -190,10 +191,15 @@ class SortedNet:
         run.keep_best = False
 
     def batch(self, run: Any, batch: Any) -> Any:
-        """Hook: draw the width of the coming pass."""
+        """Hook: draw the width of the step."""
         if self.prefix is not None:
-            self.prefix.share = self._drawn()
+            self._width = self._drawn()
         return batch
+
+    def before_pass(self, run: Any, batch: Any) -> None:
+        """Hook: let the coming pass run at it, a second one as well."""
+        if self.prefix is not None:
+            self.prefix.share = self._width
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
         """Hook: add the further draws, each on a batch of its own, and average."""

@@ -204,11 +204,10 @@ class DeeplySupervisedNets:
             raise ValueError("the target is real-valued; companions are classifiers and need classes")
         run.optimizer.add_param_group({"params": list(self.heads.parameters())})
 
-    def batch(self, run: Any, batch: Any) -> Any:
+    def before_pass(self, run: Any, batch: Any) -> None:
         """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
         if any(self.alpha):
             self._watched().attach(once=True)
-        return batch
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
         """Add the companions at the present alpha."""

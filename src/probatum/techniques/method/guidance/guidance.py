@@ -248,11 +248,10 @@ class Guidance:
             run.extra_passes += steps * run.budget.batch_size
         self._map(run.model, guide, x[:FEWEST_ROWS])
 
-    def batch(self, run: Any, batch: Any) -> Any:
+    def before_pass(self, run: Any, batch: Any) -> None:
         """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
         if self._acts(run) and len(batch.x) >= FEWEST_ROWS:
             self._watched().attach(once=True)
-        return batch
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
         """Add the alignment while the guide acts."""
