@@ -146,3 +146,37 @@ def test_a_file_that_is_edited_and_added_again_is_imported_anew(
     assert catalogue.card(name).title == "20"
     assert float(catalogue.entry(name)(output, target)) == pytest.approx(20 * once)
     assert catalogue.digest(name) != before
+
+
+def test_a_folder_whose_import_failed_is_imported_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_added", {})
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    folder = tmp_path / "two_files"
+    folder.mkdir()
+    text = TUNED.replace("FACTOR * F", "FACTOR() * F").replace('title="FACTOR"', 'title="x"')
+    (folder / "two_files.py").write_text(text.replace("\n\n\ndef", "\nfrom .beside import FACTOR\n\n\ndef", 1))
+    (folder / "beside.py").write_text("import nothing_of_that_name\n")
+    name = catalogue.add_file(folder)
+    with pytest.raises(InputError, match="importing it fails"):
+        catalogue.load(name)
+    found, output, target = [], torch.zeros(2, 2), torch.tensor([0, 1])
+    for factor in (1, 2, 3):  # within a second, and of one size
+        (folder / "beside.py").write_text(f"def FACTOR():\n    return {factor}\n")
+        catalogue.add_file(folder)
+        found.append(float(catalogue.entry(name)(output, target)))
+    assert found == pytest.approx([found[0], 2 * found[0], 3 * found[0]])
+
+
+def test_a_file_of_the_same_id_added_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_added", {})
+    one, other = tmp_path / "one" / "same_id.py", tmp_path / "other" / "same_id.py"
+    for file, factor in ((one, 1), (other, 5)):
+        file.parent.mkdir()
+        file.write_text(TUNED.replace("FACTOR", str(factor)))
+    output, target, found = torch.zeros(2, 2), torch.tensor([0, 1]), []
+    for file in (one, other, one):
+        found.append(float(catalogue.entry(catalogue.add_file(file))(output, target)))
+        file.write_text(TUNED.replace("FACTOR", "7"))
+    assert found == pytest.approx([found[0], 5 * found[0], 7 * found[0]])

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -168,7 +168,8 @@ def add_file(path: str | Path) -> str:
         path = path / f"{path.name}.py"
     if not path.is_file() or path.suffix != ".py":
         raise InputError(f"--technique {path}: no such Python file")
-    _forget_edited(path)
+    _card.cache_clear()  # it may have been added before, and edited since
+    _header.cache_clear()
     its = _card(path)
     slot = its.slot or (_own_folder(path) or path).parent.name
     if slot not in slots.names():
@@ -179,21 +180,11 @@ def add_file(path: str | Path) -> str:
     known = _packaged().get(name)
     if known is not None and known.path != path:
         raise InputError(f"{path}: the id {name!r} is taken by {known.path}; rename the file")
-    module = f"{ADDED}{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    _added[name] = Place(name, slot, path, module if _own_folder(path) is None else f"{module}.{path.stem}")
+    where = Place(name, slot, path, path.stem if _own_folder(path) is None else f"{path.stem}.{path.stem}")
+    # other contents are another module, with other modules beside it
+    mark = f"{ADDED}{hashlib.sha256(bytes(path)).hexdigest()[:8]}_{_digest(where)}_"
+    _added[name] = replace(where, module=mark + where.module)
     return name
-
-
-def _forget_edited(path: Path) -> None:
-    """Where a technique has joined before and its files were edited since, nothing of before is kept."""
-    known = next((place for place in _added.values() if place.path == path), None)
-    _card.cache_clear()
-    _header.cache_clear()
-    if known is not None and _imported.get(known.module) not in (None, _digest(known)):
-        del _imported[known.module]
-        package = known.module.rpartition(".")[0] if known.folder is not None else known.module
-        for module in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-            del sys.modules[module]
 
 
 def _own_folder(path: Path) -> Path | None:
@@ -266,11 +257,16 @@ def _load(where: Place) -> ModuleType:
         raise InputError(f"{where.path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[where.module] = module
+    cached, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # an edit within a second would not be seen in it
     try:
         spec.loader.exec_module(module)
     except Exception as problem:
-        del sys.modules[where.module]
+        whole = where.module.partition(".")[0]
+        for name in [name for name in sys.modules if name == whole or name.startswith(f"{whole}.")]:
+            del sys.modules[name]
         raise InputError(f"{where.path}: importing it fails: {type(problem).__name__}: {problem}") from problem
+    finally:
+        sys.dont_write_bytecode = cached
     return module
 
 

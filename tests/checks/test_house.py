@@ -78,6 +78,7 @@ def test_a_claim_file_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = Place(real.id, real.slot, real.path.with_name("nowhere.py"), real.module)
     monkeypatch.setattr(catalogue, "card", lambda name: its)
     monkeypatch.setattr(catalogue, "place", lambda name: nowhere)
+    monkeypatch.setattr(catalogue, "digest", lambda name: "of nothing")  # the file is not there
     found = result("claims_match")
     assert found.status == "failed"
     assert "there is no claim file src/probatum/claims/loss/nowhere.py" in found.detail
