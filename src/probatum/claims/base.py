@@ -14,16 +14,19 @@ class Evidence:
     """What one run of a claim measured.
 
     Attributes:
-        holds: whether every threshold was met.
+        holds: whether the paper's headline met its threshold.
         measured: named numbers: means, shares of seeds, intervals.
         rows: one mapping a seed or a dataset, for the record.
         note: one or two sentences on what was found wrong in the threshold, or how the set-up differs from the paper's.
+        controls: what must be so for the headline to mean something (a null that fails, a rival that trained), and whether
+            it was; recorded beside the headline, which a control that fails does not unsay.
     """
 
     holds: bool
     measured: dict[str, float]
     rows: tuple[Mapping[str, float | str], ...] = ()
     note: str = ""
+    controls: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

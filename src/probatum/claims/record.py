@@ -82,6 +82,7 @@ def _entry(
         "measured": {key: _short(value) for key, value in found.measured.items()},
         "rows": [{key: _short(value) for key, value in row.items()} for row in found.rows],
         "note": found.note,
+        "controls": dict(found.controls),
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
         "fingerprint": basis,

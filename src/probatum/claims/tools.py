@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from probatum.bench.contest import contest_of
@@ -89,6 +91,37 @@ def margins(output: Tensor, target: Tensor) -> Tensor:
     own = output.gather(1, target[:, None]).squeeze(1)
     others = output.scatter(1, target[:, None], float("-inf"))
     return own - others.amax(dim=1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of paired differences, with its standard error and Student's interval."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+
+    def told(self, name: str) -> dict[str, float]:
+        """As entries of `Evidence.measured`: the mean under its name, bounds and error under names that end so."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_error": self.error}
+
+
+def interval(differences: Sequence[float], level: float = 0.9) -> Interval:
+    """Student's interval for the mean of independent differences, one a seed (or a disjoint draw of rows).
+
+    A threshold reads "the interval's lower end is at least m", so that at level 0.9 a claim is wrongly held in one of twenty.
+
+    Args:
+        differences: at least two numbers, the same unit.
+        level: the two-sided coverage, between 0 and 1.
+    """
+    values = torch.tensor(list(differences), dtype=torch.float64)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two differences or more, got {len(values)}")
+    centre, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
+    reach = float(student.ppf(0.5 + level / 2, len(values) - 1)) * error
+    return Interval(centre, error, centre - reach, centre + reach)
 
 
 def mean(values: list[float]) -> float:

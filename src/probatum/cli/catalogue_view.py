@@ -96,6 +96,8 @@ def print_one(name: str) -> None:
         )
         for key, value in entry["measured"].items():
             console.print(Text(f"  {key} = {value}"))
+        for control, held in entry.get("controls", {}).items():
+            console.print(Text(f"  control: {control}: {'held' if held else 'FAILED'}", style="" if held else "yellow"))
         if entry["note"]:
             console.print(Text(f"  {entry['note']}", style="dim"))
     missing = set(card.claims) - {entry["claim"] for entry in _evidence(name)}

@@ -37,6 +37,8 @@ def print_claims(name: str, *, as_json: bool, claim: str | None = None, seeds: s
         console.print(Text(f"  {entry['verdict']} ({entry['seconds']} s)", style=style))
         for key, value in entry["measured"].items():
             console.print(Text(f"  {key} = {value}"))
+        for control, held in entry.get("controls", {}).items():
+            console.print(Text(f"  control: {control}: {'held' if held else 'FAILED'}", style="" if held else "yellow"))
         if entry["note"]:
             console.print(Text(f"  {entry['note']}", style="dim"))
     if as_json:
