@@ -31,6 +31,8 @@ class Card:
         neutral: settings at which it equals doing nothing, bit for bit; None where no such settings exist.
         tiny: settings for the contract suite: small and fast.
         tune: search space for ``--tune``: name -> (low, high), (low, high, "log") or a list of choices.
+        tried: values that the contract suite tries in place of some of `tune`, where the tuner's are slow or do not fit a few
+            rows: name -> a list of at least two. Every entry of `tune` must matter at two of them.
         expect_fail: check name -> reason, strict: a check that passes must be taken out.
         claims: ids of the claims that ``claims/<slot>/<name>.py`` runs.
     """
@@ -49,5 +51,6 @@ class Card:
     neutral: Mapping[str, Any] | None = None
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tune: Mapping[str, Any] = field(default_factory=dict)
+    tried: Mapping[str, Any] = field(default_factory=dict)
     expect_fail: Mapping[str, str] = field(default_factory=dict)
     claims: tuple[str, ...] = ()

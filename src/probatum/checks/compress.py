@@ -12,6 +12,17 @@ from probatum.checks.method import (  # noqa: F401  (the same hooks, the same pr
 from probatum.checks.networks import hooks_of
 from probatum.checks.subject import Subject, demand
 from probatum.checks.trained import draws, exercise, neutral, trained  # noqa: F401  (tried in a training)
+from probatum.checks.training_networks import (  # noqa: F401  (promises of whatever acts in the loop)
+    check_attached_networks_can_be_copied,
+    check_batches_are_not_changed,
+    check_bf16_and_fused_optimizers,
+    check_extra_passes_are_charged,
+    check_hooks_read_what_they_say,
+    check_hooks_write_what_they_say,
+    check_losses_add_up,
+    check_networks_as_users_have_them,
+    check_norms_count_the_training_passes,
+)
 from probatum.measure.cost import nonzero
 
 

@@ -6,6 +6,14 @@ import torch
 from torch import nn
 
 from probatum import inject
+from probatum.checks.layer_networks import (  # noqa: F401  (promises of a layer)
+    check_copies_are_their_own,
+    check_evaluation_without_gradients_is_the_same,
+    check_frozen_weights_stay_frozen,
+    check_shared_modules_stay_shared,
+    check_tied_weights_stay_tied,
+    check_weights_go_out_and_in,
+)
 from probatum.checks.subject import Subject, demand
 from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (a layer is tried in a training)
 from probatum.rooms.task import task

@@ -19,7 +19,7 @@ from probatum.rooms import find
 
 Check = Callable[[Any], None]
 
-COMMON = ("static", "house", "universal", "language", "stacking")
+COMMON = ("static", "house", "universal", "tuned", "language", "stacking")
 """Modules of checks that every technique must pass, whatever its slot."""
 KINDS = ("kind_rows", "kind_network")
 """Modules of checks of kinds of data."""

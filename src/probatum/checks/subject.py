@@ -90,8 +90,21 @@ class Subject:
 
     def recipe(self, settings: Mapping[str, Any] | None = None, *, steps: int = 12) -> Recipe:
         """A short recipe with the technique at its tiny settings (or these)."""
-        base = Recipe(training=Training(steps=steps, batch_size=16, lr=1e-2))
-        return base.filled(Use(self.name, dict(self.card.tiny if settings is None else settings)))
+        return Recipe(training=Training(steps=steps, batch_size=16, lr=1e-2)).filled(self.use(settings))
+
+    def use(self, settings: Mapping[str, Any] | None = None) -> Use:
+        """The technique at its tiny settings, or these."""
+        return Use(self.name, dict(self.card.tiny if settings is None else settings))
+
+    def values(self, name: str) -> list[Any]:
+        """The values of an entry of the card's `tune` that checks try: what `tried` says, all of a list, the ends of a range."""
+        offered = self.card.tried.get(name, self.card.tune[name])
+        return list(offered) if isinstance(offered, list) else list(offered[:2])
+
+    def variants(self) -> list[dict[str, Any]]:
+        """The card's tiny settings, and these with one setting at each value that the tuner may choose."""
+        tiny = dict(self.card.tiny)
+        return [tiny, *({**tiny, name: value} for name in self.card.tune for value in self.values(name))]
 
     def call(self, data: Data, settings: Mapping[str, Any] | None = None, /, *, seed: int = 0, **fixed: Any) -> Any:
         """Call the entry with its tiny settings (or these), what its slot passes, and the offered vocabulary."""
