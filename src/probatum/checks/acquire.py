@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from probatum.checks.networks import fitted
+from probatum.checks.networks import as_users_have_them, fitted
 from probatum.checks.subject import Subject, demand, fingerprint
 from probatum.spec import Data, Part, Pool, Query
 
@@ -60,3 +61,14 @@ def check_the_last_rows_can_be_asked_for(subject: Subject) -> None:
     pool = toy_pool(data, labelled=len(data.train) - 3)
     answer = asked_for(subject, pool, data, 3)
     demand(bool(torch.isin(answer.ask, pool.open()).all()), "it asks for rows that are not open")
+
+
+def check_networks_as_users_have_them(subject: Subject) -> None:
+    """In-place activations change nothing; with other odd networks it asks, or refuses with words, and leaves them alone."""
+    for settings in subject.variants():
+
+        def look(model: nn.Module, data: Data, settings: Mapping[str, Any] = settings) -> Tensor:
+            pool = replace(toy_pool(data), model=model)
+            return asked_for(subject, pool, data, 3, settings).ask.double()
+
+        as_users_have_them(subject, look)

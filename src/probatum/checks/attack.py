@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.networks import fitted, state_of, untouched
+from probatum.checks.networks import as_users_have_them, fitted, state_of, untouched
 from probatum.checks.subject import Subject, demand
+from probatum.spec import Data
 from probatum.train.loop import outputs
 
 
@@ -71,3 +72,14 @@ def check_leaves_the_model_alone(subject: Subject) -> None:
     before = state_of(model, x)
     subject.call(data, model=model, inputs=x, target=outputs(model, x).argmax(dim=1))
     untouched(model, x, before, "")
+
+
+def check_networks_as_users_have_them(subject: Subject) -> None:
+    """In-place activations change nothing; other odd networks are attacked or refused with words, and left alone."""
+    for settings in subject.variants():
+
+        def look(model: nn.Module, data: Data, settings: Mapping[str, Any] = settings) -> Tensor:
+            y = outputs(model, data.test.x[:4]).argmax(dim=1)
+            return subject.call(data, settings, model=model, inputs=data.test.x[:4].clone(), target=y).detach()
+
+        as_users_have_them(subject, look)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.networks import fitted, state_of, untouched
+from probatum.checks.networks import as_users_have_them, fitted, state_of, untouched
 from probatum.checks.subject import Subject, demand
-from probatum.spec import Explanation
+from probatum.spec import Data, Explanation
 from probatum.train.loop import outputs
 
 
@@ -85,6 +85,18 @@ def check_leaves_the_model_alone(subject: Subject) -> None:
             f"an error hid the model's own: {problem}",
         )
     untouched(model, x, before, " after the model raised")
+
+
+def check_networks_as_users_have_them(subject: Subject) -> None:
+    """In-place activations change nothing; other odd networks are explained or refused with words, and left alone; at every
+    tuned value."""
+    for settings in subject.variants():
+
+        def look(model: nn.Module, data: Data, settings: Mapping[str, Any] = settings) -> Tensor:
+            y = outputs(model, data.test.x[:4]).argmax(dim=1)
+            return subject.call(data, settings, model=model, inputs=data.test.x[:4], target=y).values.detach()
+
+        as_users_have_them(subject, look)
 
 
 def explained(

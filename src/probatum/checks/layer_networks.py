@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ def check_weights_go_out_and_in(subject: Subject) -> None:
         wanted, other = _answers(net, x), again()
         _answers(other, x)
         other.load_state_dict(copy.deepcopy(net.state_dict()))
-        demand(_near(_answers(other, x), wanted), f"{where}: weights edited by .data or loaded do not reach the outputs")
+        demand(
+            _near(_answers(other, x), wanted), f"{where}: weights edited by .data or loaded do not reach the outputs"
+        )
 
     _everywhere(subject, look)
 
@@ -122,20 +125,24 @@ def _everywhere(subject: Subject, look: Look) -> None:
         for settings in subject.variants():
             tiny = settings == dict(subject.card.tiny)
             for what in ODD if tiny else ("activations in place", "torch's encoder layer"):
-
-                def made(seed: int = 0, what: str = what, settings: Mapping[str, Any] = settings) -> tuple[nn.Module, Any]:
-                    net = odd(what, shape, 3, seed)
-                    return net, _applied(subject, net, settings)
-
-                net, count = made()
+                again = partial(_made, subject, settings, what, shape)
+                net, count = again(0)
                 if count in (None, 0):
                     continue
                 seen += 1
                 _trained_a_little(net, x)
-                told = "" if tiny else f" at {settings}"
-                look(f"{what}, rows {shape}{told}", net, x, lambda made=made: made(1)[0])
+                look(
+                    f"{what}, rows {shape}{'' if tiny else f' at {settings}'}", net, x, lambda again=again: again(1)[0]
+                )
     if not seen:
         raise NotThisOneError("it finds nothing to swap in small networks of convolutions, linear and norm layers")
+
+
+def _made(
+    subject: Subject, settings: Mapping[str, Any], what: str, shape: tuple[int, ...], seed: int
+) -> tuple[nn.Module, int | None]:
+    net = odd(what, shape, 3, seed)
+    return net, _applied(subject, net, settings)
 
 
 def _inputs(subject: Subject) -> Iterator[tuple[tuple[int, ...], Tensor]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprint
 from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (tried in a training)
 from probatum.rooms.arena import alone
 from probatum.rooms.task import task as task_of
-from probatum.spec import Batch, Data
+from probatum.spec import Batch, Data, Part
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
 from probatum.train.rng import generator_for, seeded
@@ -80,6 +82,78 @@ def check_rows_do_not_mix(subject: Subject) -> None:
     with torch.no_grad():
         together, alone = model(data.valid.x[:8]), torch.cat([model(data.valid.x[i : i + 1]) for i in range(8)])
     demand(torch.allclose(together, alone, atol=1e-4), "outputs depend on the other rows of the batch")
+
+
+def check_inputs_are_not_changed(subject: Subject) -> None:
+    """Training and predicting leave the rows they are given as they are, at every tuned value."""
+    data = subject.data()
+    for settings in subject.variants():
+        with seeded(1, "check", "build"):
+            model = subject.call(data, settings)
+        x = data.train.x[:8].clone()
+        for mode in (True, False):
+            with seeded(1, "check", "forward"):
+                model.train(mode)(x)
+            demand(torch.equal(x, data.train.x[:8]), f"{settings}: it changes its inputs in place; work on copies")
+
+
+def check_padding_is_not_read(subject: Subject) -> None:
+    """What stands where a series is masked, or behind the end of a text, changes no output."""
+    seen = False
+    for modality in subject.modalities():
+        if modality not in ("series", "text"):
+            continue
+        seen = True
+        data = _padded(subject.data(modality=modality))
+        with seeded(1, "check", "build"):
+            model = subject.call(data).eval()
+        x = data.train.x[:6].clone()
+        if modality == "text":
+            x[:, -3:] = 0
+        with torch.no_grad():
+            wanted, shorter = model(x), model(_other_padding(data, x))
+        demand(
+            torch.allclose(wanted, shorter, atol=1e-4), f"{modality}: outputs change with what stands in the padding"
+        )
+    if not seen:
+        raise NotThisOneError("rows without padding")
+
+
+def check_copies_and_pickles(subject: Subject) -> None:
+    """A trained network can be deep-copied and pickled, also after a pass in training mode, and answers alike."""
+    data = subject.data()
+    model = build(subject)
+    with seeded(1, "check", "forward"):
+        model.train()(data.train.x[:8])
+    wanted = outputs(model.eval(), data.valid.x)
+    held = io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(held, weights_only=False)):
+        demand(torch.equal(outputs(twin, data.valid.x), wanted), "a copy gives other outputs")
+
+
+def _padded(data: Data) -> Data:
+    """Series with a mask, whose last quarter is padding; texts as they are, which have padding."""
+    if data.spec.modality != "series" or data.spec.masked:
+        return data
+    channels, time = data.spec.shape
+
+    def masked(part: Part) -> Part:
+        mask = torch.ones(len(part.x), 1, time)
+        mask[:, :, 3 * time // 4 :] = 0
+        return Part(torch.cat([part.x * mask, mask], dim=1), part.y, part.rows, part.text)
+
+    spec = replace(data.spec, shape=(channels + 1, time), masked=True)
+    return Data(spec, masked(data.train), masked(data.valid), masked(data.test))
+
+
+def _other_padding(data: Data, x: Tensor) -> Tensor:
+    """Other numbers where a series is masked; texts without their padding."""
+    if data.spec.modality == "series":
+        mask = x[:, -1:]
+        return torch.cat([torch.where(mask > 0, x[:, :-1], 7.0), mask], dim=1)
+    return x[:, :-3]
 
 
 def build(subject: Subject, modality: str | None = None, task: str | None = None, seed: int = 1) -> nn.Module:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from probatum.checks.subject import demand, fingerprint
+from probatum.checks.odd import ODD, odd, plain
+from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprint
+from probatum.errors import InputError
 from probatum.rooms.task import task
 from probatum.spec import Data
 from probatum.train import baselines
@@ -48,6 +51,28 @@ def anatomy(model: nn.Module) -> list[str]:
         found.append(f"{name} {type(module).__name__} {[len(getattr(module, kind)) for kind in HOOKS]}")
     found += [f"{name} {tuple(value.shape)} {value.requires_grad}" for name, value in model.named_parameters()]
     return found
+
+
+def as_users_have_them(subject: Subject, look: Callable[[nn.Module, Data], Tensor]) -> None:
+    """Demand that `look` gives the same on a network whose activations work in place as on its twin whose do not, and works, or
+    refuses with words, on every other kind of `odd` network, which it leaves as it was."""
+    modality = next((name for name in ("image", "table", "series") if name in subject.modalities()), None)
+    if modality is None:
+        raise NotThisOneError("it takes neither tables nor images nor series")
+    data = subject.data(modality=modality)
+    shape, outputs = data.spec.shape, data.spec.outputs
+    twins = [plain(shape, outputs), odd("activations in place", shape, outputs)]
+    twins[0].load_state_dict(twins[1].state_dict())
+    wanted, found = (look(twin.eval(), data) for twin in twins)
+    demand(torch.allclose(found, wanted, atol=1e-4), "activations that work in place give another result")
+    for what in ODD:
+        model = odd(what, shape, outputs).eval()
+        before = state_of(model, data.test.x)
+        try:
+            demand(bool(torch.isfinite(look(model, data)).all()), f"{what}: the result is not finite")
+        except (ValueError, TypeError, InputError) as problem:
+            demand(len(str(problem).split()) > 4, f"{what}: it refuses a network with {str(problem)!r}; say what to do")
+        untouched(model, data.test.x, before, f": {what}")
 
 
 def hooks_of(model: nn.Module) -> int:

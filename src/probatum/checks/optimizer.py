@@ -52,6 +52,42 @@ def check_frozen_and_unused_parameters_are_untouched(subject: Subject) -> None:
     demand(not torch.equal(model[2].weight, before["2.weight"]), "a parameter with a gradient was not changed")
 
 
+def check_half_precision_weights(subject: Subject) -> None:
+    """Weights in bfloat16 and float64 are moved as float32 ones are, as far as the type holds it, and stay of their type."""
+    ends = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model, _, x, y = setting(subject)
+        model.to(dtype)
+        optimizer = _for(subject, model)
+        for _ in range(3):
+            step_once(model, optimizer, x.to(dtype), y.to(dtype))
+        ends[dtype] = torch.cat([p.detach().double().flatten() for p in model.parameters()])
+        demand(all(p.dtype == dtype for p in model.parameters()), f"weights of {dtype} have another type afterwards")
+    for dtype, close in ((torch.float64, 1e-3), (torch.bfloat16, 0.05)):
+        gap = float((ends[dtype] - ends[torch.float32]).norm() / ends[torch.float32].norm())
+        demand(gap <= close, f"after 3 steps {dtype} weights are {gap:.1%} off float32's")
+
+
+def check_gradients_that_are_missing(subject: Subject) -> None:
+    """Several groups, weights without a gradient in one step and with one in the next, and a step that has none at all."""
+    model, _, x, y = setting(subject)
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "lr": 1e-3}]
+    if hasattr(subject.entry, "for_model"):
+        optimizer = _for(subject, model)
+    else:
+        optimizer = inject.call(
+            subject.name, subject.entry, {"lr": 0.02, **subject.card.tiny}, {"model": model}, params=groups
+        )
+    optimizer.zero_grad()
+    optimizer.step()
+    before = fingerprint(list(model[0].parameters()))
+    F.mse_loss(model[2](model[1](model[0](x).detach())), y).backward()
+    optimizer.step()
+    demand(fingerprint(list(model[0].parameters())) == before, "weights without a gradient were moved")
+    step_once(model, optimizer, x, y)
+    demand(all(bool(torch.isfinite(p).all()) for p in model.parameters()), "weights are not finite")
+
+
 def check_closure_is_called(subject: Subject) -> None:
     """`step(closure)` evaluates the closure and returns its loss."""
     model, optimizer, x, y = setting(subject)
@@ -67,10 +103,15 @@ def setting(subject: Subject) -> tuple[nn.Sequential, torch.optim.Optimizer, Ten
     y = torch.sin(x[:, :1]) + 0.5 * x[:, 1:2]
     with seeded(3, "check", "optimizer"):
         model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+    return model, _for(subject, model), x, y
+
+
+def _for(subject: Subject, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer at its tiny settings over a model's weights."""
     entry, settings = subject.entry, {"lr": 0.02, **subject.card.tiny}
     if hasattr(entry, "for_model"):
-        return model, inject.call(subject.name, entry.for_model, settings, {"model": model}), x, y
-    return model, inject.call(subject.name, entry, settings, {"model": model}, params=list(model.parameters())), x, y
+        return inject.call(subject.name, entry.for_model, settings, {"model": model})
+    return inject.call(subject.name, entry, settings, {"model": model}, params=list(model.parameters()))
 
 
 def looks(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probatum.checks.subject import Subject, demand, fingerprint
+from probatum.errors import InputError
 from probatum.measure.detection import detection
 
 
@@ -26,6 +27,20 @@ def check_scores_every_row(subject: Subject) -> None:
     demand(scores.shape == (len(data.train),), f"scores of shape {tuple(scores.shape)} for {len(data.train)} rows")
     demand(bool(torch.isfinite(scores).all()), "scores are not finite")
     demand(fingerprint([data.train.x, data.train.y]) == before, "rows or labels were changed")
+
+
+def check_labels_that_do_not_fit(subject: Subject) -> None:
+    """Labels that are missing (-100) or outside the classes are refused with words, or their rows get finite scores."""
+    data = subject.data()
+    for bad in (-100, -1, data.spec.outputs):
+        y = data.train.y.clone()
+        y[3] = bad
+        try:
+            scores = subject.call(data, x=data.train.x, y=y)
+        except (ValueError, TypeError, InputError) as problem:
+            demand(str(bad) in str(problem), f"a label {bad} is refused with {str(problem)!r}; name the label")
+            continue
+        demand(False, f"a label {bad} of {data.spec.outputs} classes was taken, with scores {scores[:4].tolist()}")
 
 
 def check_flipped_labels_score_lower(subject: Subject) -> None:

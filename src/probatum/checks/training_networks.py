@@ -43,7 +43,9 @@ def check_networks_as_users_have_them(subject: Subject) -> None:
         demand(not moved, f"{what}: frozen weights moved: {', '.join(moved[:3])}")
         freed = [name for name in held if name in now and now[name].requires_grad]
         demand(not freed, f"{what}: frozen weights are trainable now: {', '.join(freed[:3])}")
-        demand(all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()), f"{what}: weights are not finite")
+        demand(
+            all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()), f"{what}: weights are not finite"
+        )
         if what == "one module in two places":
             demand(model.first is model.second, f"{what}: it is two modules now")
         _check_copy(model, parts.run.valid.x[:8], what)
@@ -56,7 +58,9 @@ def check_norms_count_the_training_passes(subject: Subject) -> None:
     parts = _assembled(subject, _rows(subject), lambda spec: plain(spec.shape, spec.outputs))
     if parts is None or not _ran(parts):
         raise NotThisOneError("it refuses such networks")
-    counts = [int(m.num_batches_tracked) for m in parts.run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    counts = [
+        int(m.num_batches_tracked) for m in parts.run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     demand(
         all(count <= STEPS for count in counts),
         f"after {STEPS} steps a norm has seen {counts} batches; keep extra passes away from running statistics",
@@ -218,7 +222,10 @@ class Step:
             grads = _hash(p.grad for p in self.run.model.parameters())
             self.method.gradients(self.run)
             changed = {"weights"} if _hash(self.run.model.parameters()) != weights else set()
-            yield "gradients", changed | ({"gradients"} if _hash(p.grad for p in self.run.model.parameters()) != grads else set())
+            yield (
+                "gradients",
+                changed | ({"gradients"} if _hash(p.grad for p in self.run.model.parameters()) != grads else set()),
+            )
         self.run.optimizer.step()
         self.run.step += 1
         if hasattr(self.method, "step_end"):
@@ -357,4 +364,3 @@ def _hash(values: Any) -> str:
 def _own(subject: Subject, settings: Mapping[str, Any]) -> str:
     tiny = subject.card.tiny
     return ", ".join(f"{k}={v!r}" for k, v in settings.items() if k not in tiny or tiny[k] != v) or "tiny settings"
-

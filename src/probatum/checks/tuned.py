@@ -34,7 +34,9 @@ def check_settings_matter(subject: Subject) -> None:
 
 
 def _matters(subject: Subject, name: str) -> bool:
-    seen = {fingerprint(results(subject, settings)) for settings in subject.variants() if name in _own(subject, settings)}
+    seen = {
+        fingerprint(results(subject, settings)) for settings in subject.variants() if name in _own(subject, settings)
+    }
     usual = fingerprint(results(subject, {**subject.card.tiny}))
     if seen - {usual} or len(seen) > 1:
         return True
@@ -63,7 +65,9 @@ _RESULTS: dict[tuple[Subject, str], Any] = {}
 
 def _own(subject: Subject, settings: Mapping[str, Any]) -> list[str]:
     tiny = subject.card.tiny
-    return [name for name in subject.card.tune if name in settings and (name not in tiny or settings[name] != tiny[name])]
+    return [
+        name for name in subject.card.tune if name in settings and (name not in tiny or settings[name] != tiny[name])
+    ]
 
 
 def _told(subject: Subject, settings: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from probatum import inject, slots
 from probatum.checks import exercise
@@ -31,16 +33,32 @@ def check_same_result_in_a_fresh_process(subject: Subject) -> None:
 
 
 def check_absurd_settings_are_refused(subject: Subject) -> None:
-    """A numeric setting of -12345 raises an error that names it."""
+    """A number of -12345, or a word that is no choice, raises an error that names it, whatever the setting's default is."""
     entry = getattr(subject.entry, "for_model", subject.entry)
-    fixed = slots.fixed(subject.slot)
-    usual = inject.settings_of(entry, fixed).items()
-    numeric = {name: type(value)(ABSURD) for name, value in usual if type(value) in (int, float) and name not in ANY}
-    if not numeric:
-        raise NotThisOneError("no numeric settings")
-    for name, absurd in numeric.items():
-        settings = {**subject.card.tiny, name: absurd}
-        expect_error(lambda chosen=settings: exercise.exercise(subject, chosen), "12345", f"{name}={absurd}")
+    absurd = _absurd(entry, inject.settings_of(entry, slots.fixed(subject.slot)))
+    if not absurd:
+        raise NotThisOneError("no settings that a number or a word could be wrong for")
+    for name, value in absurd.items():
+        settings = {**subject.card.tiny, name: value}
+        expect_error(lambda chosen=settings: exercise.exercise(subject, chosen), "12345", f"{name}={value!r}")
+
+
+def _absurd(entry: object, usual: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Nonsense for every setting by its default's type, or where that is None by what it is annotated with."""
+    function = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    told = {name: str(one.annotation) for name, one in inspect.signature(function).parameters.items()}  # type: ignore[arg-type]
+    found: dict[str, int | float | str] = {}
+    for name, value in usual.items():
+        words = [word.strip() for word in told.get(name, "").split("|")]
+        if name in ANY or isinstance(value, bool):
+            continue
+        if isinstance(value, int) or (value is None and "int" in words):
+            found[name] = ABSURD
+        elif isinstance(value, float) or (value is None and "float" in words):
+            found[name] = float(ABSURD)
+        elif isinstance(value, str) or (value is None and "str" in words):
+            found[name] = f"no-such-{-ABSURD}"
+    return found
 
 
 def check_public_docstrings(subject: Subject) -> None:
