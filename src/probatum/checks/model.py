@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probatum.checks.subject import NotThisOneError, Subject, demand, fingerprint
 from probatum.checks.trained import draws, exercise, neutral  # noqa: F401  (tried in a training)
 from probatum.rooms.arena import alone
 from probatum.rooms.task import task as task_of
-from probatum.spec import Batch, Data, Part
+from probatum.spec import Batch, Data
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
 from probatum.train.rng import generator_for, seeded
@@ -131,29 +130,6 @@ def check_copies_and_pickles(subject: Subject) -> None:
     held.seek(0)
     for twin in (copy.deepcopy(model), torch.load(held, weights_only=False)):
         demand(torch.equal(outputs(twin, data.valid.x), wanted), "a copy gives other outputs")
-
-
-def _padded(data: Data) -> Data:
-    """Series with a mask, whose last quarter is padding; texts as they are, which have padding."""
-    if data.spec.modality != "series" or data.spec.masked:
-        return data
-    channels, time = data.spec.shape
-
-    def masked(part: Part) -> Part:
-        mask = torch.ones(len(part.x), 1, time)
-        mask[:, :, 3 * time // 4 :] = 0
-        return Part(torch.cat([part.x * mask, mask], dim=1), part.y, part.rows, part.text)
-
-    spec = replace(data.spec, shape=(channels + 1, time), masked=True)
-    return Data(spec, masked(data.train), masked(data.valid), masked(data.test))
-
-
-def _other_padding(data: Data, x: Tensor) -> Tensor:
-    """Other numbers where a series is masked; texts without their padding."""
-    if data.spec.modality == "series":
-        mask = x[:, -1:]
-        return torch.cat([torch.where(mask > 0, x[:, :-1], 7.0), mask], dim=1)
-    return x[:, :-3]
 
 
 def build(subject: Subject, modality: str | None = None, task: str | None = None, seed: int = 1) -> nn.Module:

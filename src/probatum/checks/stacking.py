@@ -20,6 +20,8 @@ from probatum.train.rng import derive, generator_for, seeded
 from probatum.train.stack import CannotStackError
 
 SEEDS = (3, 4, 5)
+STEPS = 5
+"""More than the four of an epoch, so that an epoch's end is met."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 
 
@@ -88,7 +90,7 @@ def _assembled(subject: Subject, modality: str, seed: int, dtype: torch.dtype) -
     """A short run on rows of the seed's own."""
     data = subject.data(modality=modality)
     parts = (_turned(part, seed, dtype) for part in (data.train, data.valid, data.test))
-    recipe = subject.recipe(steps=8)
+    recipe = subject.recipe(steps=STEPS)
     recipe = replace(recipe, training=replace(recipe.training, clip=1.0))
     made = assemble(alone(recipe, Data(data.spec, *parts), seed))
     made.run.model.to(dtype)

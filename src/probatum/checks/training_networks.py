@@ -215,23 +215,21 @@ class Step:
 
     def changes(self) -> Iterator[tuple[str, set[str]]]:
         """Hooks of the step in order, and which of weights and gradients each changed."""
-        weights = _hash(self.run.model.parameters())
+        model = self.run.model
+        weights = _weights(model)
         self.whole()
-        yield "loss", {"weights"} if _hash(self.run.model.parameters()) != weights else set()
+        yield "loss", _moved(weights, model)
         if hasattr(self.method, "gradients"):
-            grads = _hash(p.grad for p in self.run.model.parameters())
+            grads = _hash(p.grad for p in model.parameters())
             self.method.gradients(self.run)
-            changed = {"weights"} if _hash(self.run.model.parameters()) != weights else set()
-            yield (
-                "gradients",
-                changed | ({"gradients"} if _hash(p.grad for p in self.run.model.parameters()) != grads else set()),
-            )
+            changed = {"gradients"} if _hash(p.grad for p in model.parameters()) != grads else set()
+            yield "gradients", changed | _moved(weights, model)
         self.run.optimizer.step()
         self.run.step += 1
         if hasattr(self.method, "step_end"):
-            weights = _hash(self.run.model.parameters())
+            weights = _weights(model)
             self.method.step_end(self.run)
-            yield "step_end", {"weights"} if _hash(self.run.model.parameters()) != weights else set()
+            yield "step_end", _moved(weights, model)
 
     def gradients_after(self, factor: float) -> list[Tensor]:
         """Gradients after the hook, where it finds `factor` times those of the first pass."""
@@ -355,6 +353,17 @@ def _copy_problems(model: nn.Module, x: Tensor) -> list[str]:
         for module, mode in modes.items():
             module.training = mode
     return []
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def _moved(before: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Whether weights are others by more than rounding: a method may move them and put them back."""
+    now = dict(model.named_parameters())
+    same = set(now) == set(before) and all(torch.allclose(now[n], v, rtol=1e-5, atol=1e-6) for n, v in before.items())
+    return set() if same else {"weights"}
 
 
 def _hash(values: Any) -> str:
