@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from probatum.checks.networks import as_users_have_them, fitted, state_of, untouched
-from probatum.checks.subject import Subject, demand
+from probatum.checks.odd import odd
+from probatum.checks.subject import NotThisOneError, Subject, demand
 from probatum.spec import Data
 from probatum.train.loop import outputs
 
@@ -72,6 +74,23 @@ def check_leaves_the_model_alone(subject: Subject) -> None:
     before = state_of(model, x)
     subject.call(data, model=model, inputs=x, target=outputs(model, x).argmax(dim=1))
     untouched(model, x, before, "")
+
+
+def check_masked_steps_are_left_alone(subject: Subject) -> None:
+    """Of a masked series neither the mask nor what stands at padding is changed."""
+    if "series" not in subject.modalities():
+        raise NotThisOneError("it takes no series")
+    data = subject.data(modality="series")
+    channels, time = data.spec.shape
+    mask = torch.ones(4, 1, time)
+    mask[:, :, 3 * time // 4 :] = 0
+    x = torch.cat([data.test.x[:4] * mask, mask], dim=1)
+    spec = replace(data.spec, shape=(channels + 1, time), masked=True)
+    model = odd("activations in place", spec.shape, spec.outputs).eval()
+    y = outputs(model, x).argmax(dim=1)
+    changed = subject.call(replace(data, spec=spec), model=model, inputs=x.clone(), target=y)
+    held = torch.cat([(mask == 0).expand(4, channels, time), torch.ones(4, 1, time, dtype=torch.bool)], dim=1)
+    demand(torch.equal(changed[held], x[held]), "it changes the mask, or steps that are masked")
 
 
 def check_networks_as_users_have_them(subject: Subject) -> None:
