@@ -71,10 +71,13 @@ class Encoder(nn.Module):
 
 
 def body(shape: tuple[int, ...], *, inplace: bool = False) -> nn.Sequential:
-    """Rows of a shape -> INNER features, with a norm and two layers on the way; nothing but plain modules of torch."""
+    """Rows of a shape -> INNER features, with a norm and two layers on the way; nothing but plain modules of torch.
+
+    No bias stands before a batch norm: its gradient would be rounding noise, which Adam makes steps of.
+    """
     if len(shape) == 3:
         return nn.Sequential(
-            nn.Conv2d(shape[0], INNER, 3, padding=1),
+            nn.Conv2d(shape[0], INNER, 3, padding=1, bias=False),
             nn.BatchNorm2d(INNER),
             nn.ReLU(inplace=inplace),
             nn.Conv2d(INNER, INNER, 3, padding=1),
@@ -84,7 +87,7 @@ def body(shape: tuple[int, ...], *, inplace: bool = False) -> nn.Sequential:
         )
     if len(shape) == 2:
         return nn.Sequential(
-            nn.Conv1d(shape[0], INNER, 5, padding=2),
+            nn.Conv1d(shape[0], INNER, 5, padding=2, bias=False),
             nn.BatchNorm1d(INNER),
             nn.ReLU(inplace=inplace),
             nn.Conv1d(INNER, INNER, 5, padding=2),
@@ -93,7 +96,7 @@ def body(shape: tuple[int, ...], *, inplace: bool = False) -> nn.Sequential:
             nn.Flatten(),
         )
     return nn.Sequential(
-        nn.Linear(shape[0], 12),
+        nn.Linear(shape[0], 12, bias=False),
         nn.BatchNorm1d(12),
         nn.ReLU(inplace=inplace),
         nn.LayerNorm(12),
