@@ -65,20 +65,61 @@ def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:
                 raise RuntimeError("the exporter returned nothing")
             program.save(str(path))
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        worst = 0.0
-        for part in (work.data.test.x[:64], work.data.test.x[:1]):
-            with torch.no_grad():
-                ours = served(part)
-            theirs = torch.from_numpy(session.run(None, {"x": part.numpy()})[0])
-            worst = max(worst, float((ours - theirs).abs().max()))
+        worst, where = 0.0, ""
+        for what, part in telling_rows(work.data.test.x, masked=work.data.spec.masked).items():
+            gap = _difference(served, session, part)
+            worst, where = (gap, what) if gap > worst else (worst, where)
     except Exception as problem:  # exporters fail in many ways; shipping goes on without the graph and says why
         path.unlink(missing_ok=True)
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         return {"written": False, "reason": f"{type(problem).__name__}: {first[:200]}"}
     if worst > TOLERANCE:
         path.unlink(missing_ok=True)
-        return {"written": False, "largest_difference": worst, "reason": "outputs in ONNX Runtime differ"}
+        return {
+            "written": False,
+            "largest_difference": worst,
+            "reason": f"outputs in ONNX Runtime differ, most on {where}",
+        }
     return {"written": True, "largest_difference": worst, "reason": ""}
+
+
+def telling_rows(x: Tensor, *, masked: bool = False) -> dict[str, Tensor]:
+    """Rows on which an export that goes wrong shows: usual ones, one alone, the extreme, the empty, the longest and shortest.
+
+    Exports have been seen that agree on usual rows and not on these: attention whose queries may see nothing answers with
+    the mean of what is hidden (opsets 18 to 22), logsigmoid is -inf from -18 down, recurrent layers keep the traced length
+    (torch 2.13.0, ONNX Runtime 1.31.1).
+
+    Args:
+        x: rows (n, ...) with n at least 1; whole numbers are tokens, 0 = padding.
+        masked: whether the last channel (n, channels, time) marks what was observed.
+    """
+    found = {"usual rows": x[:64], "one row alone": x[:1], "the last row alone": x[-1:]}
+    if not x.is_floating_point():
+        length = (x != 0).flatten(1).sum(dim=1)
+        found |= {"the longest row": x[length.argmax()][None], "the shortest row": x[length.argmin()][None]}
+        one = torch.zeros_like(x[:2])
+        one[:, :1] = x[:2, :1]
+        return found | {"rows of one token": one, "rows of padding alone": torch.zeros_like(x[:2])}
+    found["the smallest and largest values"] = torch.stack([x.amin(dim=0), x.amax(dim=0)])
+    if not masked:
+        return found
+    observed = x[:, -1].sum(dim=1)
+    found |= {"the longest row": x[observed.argmax()][None], "the shortest row": x[observed.argmin()][None]}
+    first = torch.zeros_like(x[:2])
+    first[..., :1] = x[:2, ..., :1]
+    return found | {"rows of one step": first, "rows of padding alone": torch.zeros_like(x[:2])}
+
+
+def _difference(served: nn.Module, session: Any, x: Tensor) -> float:
+    """The largest difference of outputs; what is not finite on one side alone differs by infinity."""
+    with torch.no_grad():
+        ours = served(x)
+    theirs = torch.from_numpy(session.run(None, {"x": x.contiguous().numpy()})[0])
+    apart = (ours - theirs).abs()
+    return float(
+        torch.where(apart.isnan(), torch.where(ours.isfinite() | theirs.isfinite(), torch.inf, 0.0), apart).max()
+    )
 
 
 @contextlib.contextmanager
