@@ -247,3 +247,18 @@ def test_targets_go_both_ways():
     np.testing.assert_allclose(total, 1)
     with pytest.raises(InputError, match="class_9"):
         data.pipeline.encode_target(["class_9"])
+
+
+def test_arrays_that_are_not_contiguous_come_back(tmp_path, monkeypatch):
+    """safetensors 0.8.0 (NumPy) writes strided arrays in memory order under the array's shape: other numbers, no error."""
+    pipeline = open_dataset("iris").prepare(0).pipeline
+    wanted = {name: np.asarray(value).copy() for name, value in pipeline.features.state()[1].items()}
+    meta, arrays = pipeline.features.state()
+    name = next(name for name, value in arrays.items() if value.ndim >= 1 and len(value) > 1)
+    strided = np.repeat(arrays[name], 2)[::2]
+    assert not strided.flags.c_contiguous
+    monkeypatch.setattr(type(pipeline.features), "state", lambda self: (meta, {**arrays, name: strided}))
+    save_pipeline(pipeline, tmp_path)
+    monkeypatch.undo()
+    found = load_pipeline(tmp_path).features.state()[1]
+    assert all(found[key].tobytes() == value.tobytes() for key, value in wanted.items())

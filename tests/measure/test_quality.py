@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from sklearn import metrics
 from torchmetrics import functional as witness
 
@@ -131,3 +132,23 @@ def test_per_class_against_scikit_learn() -> None:
     assert found["recall"] == pytest.approx(recall.tolist())
     assert found["support"] == support.tolist()
     assert found["confusion"] == metrics.confusion_matrix(y, guess).tolist()
+
+
+def test_auroc_keeps_the_order_of_saturated_probabilities() -> None:
+    """torchmetrics 1.9.0 ties scores beyond 17, where a float32 sigmoid is 1; here the other class's probability tells."""
+    draw = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (400,), generator=draw)
+    logit = 30 + 3 * torch.randn(400, generator=draw) + 2 * y
+    p = torch.stack([torch.zeros(400), logit], dim=1).softmax(dim=1)
+    assert (p[:, 1] == 1).float().mean() > 0.9
+    assert quality(p, y, "classes", 2)["auroc"] == pytest.approx(roc_auc_score(y, logit))
+
+
+def test_r2_has_no_unit() -> None:
+    """torchmetrics 1.9.0 takes sums of squares below 1e-4 for zero; a target measured in other units has the same R2."""
+    draw = torch.Generator().manual_seed(0)
+    y = torch.randn(200, 1, generator=draw)
+    guess = y + 0.3 * torch.randn(200, 1, generator=draw)
+    usual = quality(guess, y, "reals", 1)["r2"]
+    assert 0.8 < usual < 0.95
+    assert quality(1e-4 * guess, 1e-4 * y, "reals", 1)["r2"] == pytest.approx(usual, rel=1e-4)
