@@ -56,6 +56,9 @@ claims: $(READY) ## run every paper's claim and record the evidence
 stale-claims: $(READY) ## only those whose evidence rests on code that changed since
 	$(BIN)/python -m probatum.claims.record --stale
 
+mutants: $(READY) ## change one sign, share or rule at a time and ask each technique's own tests whether they notice
+	$(BIN)/python benchmarks/mutants.py --record
+
 honesty: $(READY) ## how often the bench is wrong: A/A studies and planted effects
 	$(BIN)/python -m probatum.bench.honesty
 

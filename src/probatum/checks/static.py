@@ -38,9 +38,13 @@ def check_card_is_complete(subject: Subject) -> None:
         demand(fits, f"{modality} data have none of its tasks; take {modality} out of the card's modalities")
     entry = getattr(subject.entry, "for_model", subject.entry)
     known = inject.settings_of(entry)
-    for field in ("neutral", "tiny", "tune"):
+    for field in ("neutral", "tiny", "tune", "tried"):
         unknown = set(getattr(card, field) or {}) - set(known)
         demand(not unknown, f"the card's {field} names {sorted(unknown)}, which {card.entry} does not take")
+    idle = set(card.tried) - set(card.tune)
+    demand(not idle, f"the card's tried names {sorted(idle)}, which its tune does not")
+    few = [name for name, values in card.tried.items() if len(values) < 2]
+    demand(not few, f"the card's tried gives fewer than two values for {few}")
 
 
 def check_imports(subject: Subject) -> None:
