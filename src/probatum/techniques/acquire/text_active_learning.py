@@ -102,7 +102,7 @@ def ask(
     seen = last_features(pool.model, pool.x[rows])
     p = seen.logits.softmax(dim=1)
     if strategy == "badge":
-        return rows[parts.spread_draw(parts.gradient_embedding(p, seen.features), count, generator)]
+        return rows[parts.spread_draw_of_gradients(p, seen.features, count, generator)]
     if strategy == "margin-density":
         mixed = parts.unit_ranks(parts.closeness(p)) * parts.unit_ranks(parts.similarity_density(seen.features))
         return rows[parts.top(mixed, count)]

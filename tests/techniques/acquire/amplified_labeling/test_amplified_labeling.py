@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from probatum.numerics.labels.annotators import binomial_interval
 from probatum.spec import Pool
+from probatum.techniques.acquire.amplified_labeling import amplified_labeling
 from probatum.techniques.acquire.amplified_labeling.amplified_labeling import (
     amplify,
     ask,
@@ -55,6 +56,11 @@ def test_a_bound_needs_enough_items() -> None:
     assert choose_thresholds(torch.rand(60), many, 0.95, 0.0, 0.9).high < 1
 
 
+def test_spare_positives_are_counted_in_whole_numbers() -> None:
+    scores, truth = torch.arange(100.0), torch.ones(100, dtype=torch.bool)
+    assert choose_thresholds(scores, truth, 1.0, 0.29, 0.9).low == 29.0  # 0.29 * 100 is a little less than 29
+
+
 def test_equal_scores_are_not_parted() -> None:
     scores = torch.cat([torch.ones(60), torch.zeros(60)])
     truth = torch.cat([torch.ones(60, dtype=torch.bool), torch.arange(60) < 30])
@@ -89,6 +95,44 @@ def test_rounds_partition_and_answers_are_kept() -> None:
     checked = audit(found, lambda rows: truth[rows], 500, torch.Generator().manual_seed(2))
     exact = float(truth[found.positive].float().mean())
     assert checked.precision[1] <= exact <= checked.precision[2]
+
+
+def test_thresholds_rest_on_items_that_no_earlier_one_has_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, amplified_labeling.Thresholds]] = []
+    choose = amplified_labeling.choose_thresholds
+
+    def watched(scores: Tensor, *rest: object) -> amplified_labeling.Thresholds:
+        seen.append((scores, choose(scores, *rest)))  # type: ignore[arg-type]
+        return seen[-1][1]
+
+    monkeypatch.setattr(amplified_labeling, "choose_thresholds", watched)
+    x, truth = pool_of(noise=1.3)
+    amplify(x, lambda rows: truth[rows], perfect, torch.Generator().manual_seed(1), sample=500, rounds=3, exhaustive=0)
+    assert len(seen) == 3
+    for k in (1, 2):  # the scorer never changes, so that what earlier thresholds placed lies outside them still
+        scores = seen[k][0]
+        assert float(scores.min()) >= max(limits.low for _, limits in seen[:k])
+        assert float(scores.max()) < min(limits.high for _, limits in seen[:k])
+
+
+def test_rows_taken_over_late_are_as_precise_as_asked() -> None:
+    own = torch.Generator().manual_seed(0)
+    n = 6000
+    hard = torch.arange(n) >= 4200  # whose labels nothing tells
+    truth = torch.where(hard, torch.rand(n, generator=own) < 0.5, torch.arange(n) % 3 == 0)
+    x = torch.where(hard, 0.0, truth * 6.0 - 3.0)[:, None] + 0.01 * torch.randn(n, 1, generator=own)
+    trained = 0
+
+    def fit(_x: Tensor, _y: Tensor, generator: torch.Generator):  # type: ignore[no-untyped-def]
+        nonlocal trained
+        trained += 1
+        spread = torch.randn(n, generator=torch.Generator().manual_seed(trained))  # every one sees other differences
+        return lambda rows: rows[:, 0] + spread[(rows[:, 0].abs() * 1e6).long() % n] * (rows[:, 0].abs() < 1)
+
+    settings = {"sample": 800, "rounds": 3, "exhaustive": 0, "lost": 0.05}
+    found = amplify(x, lambda rows: truth[rows], fit, torch.Generator().manual_seed(2), **settings)
+    assert found.rounds[0].positive > 1000  # the easy ones
+    assert sum(one.positive for one in found.rounds[1:]) == 0  # a coin is right in half of the rows, 0.95 is asked
 
 
 def test_a_useless_scorer_takes_nothing_over() -> None:
@@ -162,6 +206,10 @@ def test_misuse() -> None:
         amplify(x, lambda rows: nobody[rows], perfect, torch.Generator(), sample=100)
     with pytest.raises(ValueError, match="no positive among the held-out"):
         choose_thresholds(torch.rand(5), torch.zeros(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="confidence is 1"):
+        choose_thresholds(torch.rand(5), torch.ones(5, dtype=torch.bool), confidence=1.0)
+    with pytest.raises(ValueError, match="1 of 5 scores are not finite"):
+        choose_thresholds(torch.tensor([0.1, 0.2, float("nan"), 0.3, 0.4]), torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="held_out 1"):
         amplify(x, lambda rows: nobody[rows], perfect, torch.Generator(), held_out=1.0)
     few, _ = bench_pool(20)
