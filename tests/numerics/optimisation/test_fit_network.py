@@ -55,3 +55,9 @@ def test_targets_in_a_row_or_a_column() -> None:
     low = logits.bfloat16()
     expected = F.cross_entropy(low.float(), codes, reduction="none").bfloat16()
     torch.testing.assert_close(row_losses(low, codes), expected)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 4), (6, 1)])
+def test_no_batch_of_two_rows(rows: int, size: int) -> None:
+    with pytest.raises(ValueError, match=f"{rows} rows in batches of {size}"):
+        fit_network(nn.Linear(2, 2), torch.randn(rows, 2), torch.zeros(rows).long(), 3, size, 1e-2, torch.Generator())

@@ -56,6 +56,10 @@ def fit_network(
         for _ in range(steps):
             if not batches:
                 batches = [b for b in torch.randperm(len(y), generator=generator).split(batch_size) if len(b) > 1]
+            if not batches:
+                raise ValueError(
+                    f"{len(y)} rows in batches of {batch_size} are none of two rows or more, which training takes"
+                )
             index = batches.pop()
             output = model(x[index])
             loss = mean_loss(output, y[index]) if own is None else own(x[index], output, y[index], mean_loss)
