@@ -28,6 +28,11 @@ def require_float(inputs: Tensor, remedy: str) -> None:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}; expected a batch (n, ...) with n > 0")
 
 
+def at(model: Callable[..., Any], *points: Tensor) -> Any:
+    """The model's output at points, which stay what they are: a network may begin by an operation in place."""
+    return model(*(point.clone() for point in points))
+
+
 def pick(output: Tensor, target: Tensor) -> Tensor:
     """The output of every row that `target` names: (n, outputs), (n,) int64 -> (n,).
 
