@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -164,6 +166,17 @@ def test_saved_weights_give_the_same_network_and_negative_ones_are_refused() -> 
         other.regulariser(y)
     other.clamp_()
     other.check_convex()
+
+
+def test_networks_can_be_pickled_and_copied() -> None:
+    net, y = network((2, 7)), rows(3, (2, 7))
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert torch.equal(other.denoise(y), net.denoise(y))
+        state = other.state_dict()
+        state["last"] = state["last"] - 10.0
+        with pytest.raises(ValueError, match="last has the weight"):
+            other.load_state_dict(state)
+        net.check_convex()
 
 
 def test_relu_cannot_be_inverted() -> None:

@@ -149,6 +149,12 @@ def test_misuse() -> None:
     y[4], y[9] = 7, -1
     with pytest.raises(ValueError, match="2 labels lie outside 0 to 2: row 4: 7, row 9: -1"):
         find_suspects(torch.ones(120, 3) / 3, y)
+    broken = torch.ones(120, 3) / 3
+    broken[7] = float("nan")
+    with pytest.raises(ValueError, match="probabilities of 1 rows are not finite, row 7 first"):
+        find_suspects(broken, truth)
+    with pytest.raises(ValueError, match="not finite"):
+        predict(net, x * 1e20, truth, torch.Generator(), folds=2, steps=2, lr=1e30)
     with pytest.raises(ValueError, match="folds is 80, but there are 120 rows"):
         predict(net, x, truth, torch.Generator(), folds=80)
     with pytest.raises(ValueError, match="budget is -1"):

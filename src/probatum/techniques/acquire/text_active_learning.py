@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.labels import acquisition as parts
+from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import hooked, last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
-from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.draws import fresh, own_draws
 from probatum.spec import Pool
 
 CARD = Card(
@@ -107,7 +108,7 @@ def ask(
         mixed = parts.unit_ranks(parts.closeness(p)) * parts.unit_ranks(parts.similarity_density(seen.features))
         return rows[parts.top(mixed, count)]
     simple: dict[str, Callable[[], Tensor]] = {
-        "egl": lambda: parts.gradient_length(p, seen.features),
+        "egl": lambda: parts.gradient_length(p, seen.features, head_of(pool.model, pool.x).bias is not None),
         "confidence": lambda: parts.least_confidence(p),
         "margin": lambda: parts.closeness(p),
         "entropy": lambda: parts.entropy(p),
@@ -214,7 +215,8 @@ def _committee(
     found = []
     for _ in range(members):
         pick = torch.randint(len(rows), (len(rows),), generator=generator)
-        net = fit_network(model_factory(), pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        fit_network(net, pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
         found.append(outputs_of(net, x).softmax(dim=1))
     return torch.stack(found)
 
@@ -234,7 +236,7 @@ def _stable(
     if model_factory is None:
         raise ValueError("the stopping rule trains a network without the last labels; give model_factory")
     rows, y = pool.labelled[:-count], pool.y[:-count]
-    before = fit_network(model_factory(), pool.x[rows], y, steps, batch_size, lr, generator)
+    before = fit_network(fresh(model_factory, generator), pool.x[rows], y, steps, batch_size, lr, generator)
     x = pool.x[pool.open()]
     first, second = (outputs_of(net, x) for net in (before, pool.model))
     return parts.kappa(first.argmax(dim=1), second.argmax(dim=1), first.shape[1]) >= wanted

@@ -139,7 +139,7 @@ class LearnedProximalNetwork(nn.Module):
             beta * width / (12 * channels * math.prod(self.strides) ** axes)
         )  # of f at 0, were w 1: softplus'' is beta / 4
         self.last = positive(width * places, mean=1 / slope)
-        self.register_load_state_dict_post_hook(lambda module, _: module.check_convex())
+        self.register_load_state_dict_post_hook(_loaded)
 
     def check_convex(self) -> None:
         """ValueError, naming the smallest, where a weight W or w lies below 0."""
@@ -376,6 +376,11 @@ def width_for(parameters: int, shape: tuple[int, ...], layers: int) -> int:
     a, b = taps * max(layers - 1, 0), layers * (shape[0] * taps + 1) + places
     exact = parameters / b if a == 0 else (math.sqrt(b * b + 4 * a * parameters) - b) / (2 * a)
     return max(LEAST_WIDTH, round(exact))
+
+
+def _loaded(net: LearnedProximalNetwork, _: Any) -> None:
+    """After weights were loaded; a function of the module's own, so that networks can be pickled."""
+    net.check_convex()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

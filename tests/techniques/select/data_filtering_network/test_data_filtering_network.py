@@ -28,6 +28,11 @@ def test_keeps_exactly_the_ceiling_and_follows_permutations() -> None:
     scores = torch.randn(101, generator=own)
     for share in (0.01, 0.15, 0.5, 1.0):
         assert len(keep_top(scores, share).rows) == math.ceil(share * 101)
+    for share, n, kept in ((0.07, 100, 7), (0.55, 100, 55), (0.071, 100, 8), (0.29, 100, 29), (0.001, 10, 1)):
+        assert len(keep_top(torch.randn(n, generator=own), share).rows) == kept  # 0.07 * 100 is a little more than 7
+        stream = StreamingThreshold(share, own)
+        stream.update(torch.arange(float(n)))
+        assert stream.value() == n - kept
     order = torch.randperm(101, generator=own)
     assert set(order[keep_top(scores[order], 0.3).rows].tolist()) == set(keep_top(scores, 0.3).rows.tolist())
     assert keep_top(torch.zeros(10), 0.25).rows.tolist() == [0, 1, 2]
@@ -103,14 +108,27 @@ def planted(n: int = 300) -> tuple[Tensor, Tensor, Tensor, Part]:
     return x[100:], y[100:], flipped[100:], Part(x[:100], truth[:100], torch.arange(100))
 
 
+def seeded_layer() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 3)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "clean"])
 def test_filters_find_mismatched_labels(kind: str) -> None:
     x, y, flipped, trusted = planted()
-    torch.manual_seed(0)
-    found = score(
-        lambda: nn.Linear(3, 3), x, y, torch.Generator().manual_seed(1), trusted, kind=kind, steps=150, lr=0.03
-    )
+    found = score(seeded_layer, x, y, torch.Generator().manual_seed(1), trusted, kind=kind, steps=150, lr=0.03)
     assert detection(found.double(), flipped)["flip-auroc"] > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_double_precision(kind: str) -> None:
+    x, y, _, trusted = planted(160)
+    wide = Part(trusted.x.double(), trusted.y, trusted.rows)
+    own = {"kind": kind, "steps": 30, "lr": 0.03}
+    single = score(seeded_layer, x, y, torch.Generator().manual_seed(1), trusted, **own)
+    double = score(lambda: seeded_layer().double(), x.double(), y, torch.Generator().manual_seed(1), wide, **own)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single, double.float(), atol=1e-4, rtol=1e-4)
 
 
 def test_clean_odds_find_rows_from_elsewhere() -> None:

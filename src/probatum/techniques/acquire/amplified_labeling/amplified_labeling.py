@@ -25,6 +25,7 @@ from probatum.card import Card
 from probatum.numerics.labels.annotators import binomial_interval, shares_at_least
 from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import fresh
 from probatum.spec import Pool, Query
 
 CARD = Card(
@@ -120,7 +121,7 @@ def network_scorer(
     """A fresh network with two outputs, trained on the labels; scores are the log-odds of its second one."""
 
     def fit(x: Tensor, y: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        net = fit_network(model_factory(), x, y.long(), steps, batch_size, lr, generator)
+        net = fit_network(fresh(model_factory, generator), x, y.long(), steps, batch_size, lr, generator)
 
         def score(rows: Tensor) -> Tensor:
             with torch.no_grad():
@@ -296,7 +297,8 @@ def _limit(
     sure, right = torch.zeros(n), torch.zeros(n, dtype=torch.bool)
     for k in range(folds):
         other, mine = pool.labelled[part != k], pool.labelled[part == k]
-        net = fit_network(model_factory(), pool.x[other], pool.y[part != k], steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        fit_network(net, pool.x[other], pool.y[part != k], steps, batch_size, lr, generator)
         p = outputs_of(net, pool.x[mine]).softmax(dim=1)
         sure[part == k], right[part == k] = p.amax(dim=1).float(), p.argmax(dim=1) == pool.y[part == k]
     if not right.any():
