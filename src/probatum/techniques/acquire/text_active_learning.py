@@ -218,7 +218,7 @@ def _committee(
         net = fresh(model_factory, generator)
         fit_network(net, pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
         found.append(outputs_of(net, x).softmax(dim=1))
-    return torch.stack(found)
+    return torch.stack(found).double()  # in single precision the entropies that part ties would be lost
 
 
 def _stable(

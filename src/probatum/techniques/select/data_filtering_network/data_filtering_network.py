@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.tensors.draws import fresh
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Part
 from probatum.techniques.select.data_filtering_network.contrastive import LARGEST_SCALE, TwoTowers, fit_pairs
 
@@ -142,7 +143,8 @@ def score(
         Scores (n,), higher = keep.
 
     Raises:
-        ValueError: settings out of range, fewer than two trusted rows, test rows in the pool or among them (with their count).
+        ValueError: settings out of range, fewer than two trusted rows, labels outside the classes, test rows in
+            the pool or among them (with their count).
 
     Example:
         >>> from probatum.spec import Part
@@ -158,13 +160,14 @@ def score(
     if kind == "clean":
         return _clean_odds(model_factory, x, trusted, generator, steps, batch_size, lr)
     if kind == "classifier":
-        net = fit_network(fresh(model_factory, generator), trusted.x, trusted.y, steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        y = _codes(net, trusted, y)
+        fit_network(net, trusted.x, trusted.y, steps, batch_size, lr, generator)
         with torch.no_grad():
             log_p = torch.cat([net(rows).log_softmax(dim=1) for rows in x.split(512)])
         return log_p.gather(1, y[:, None]).squeeze(1)
     left = fresh(model_factory, generator)
-    with torch.no_grad():
-        width = left.eval()(trusted.x[:2]).shape[1]
+    width, y = _width(left, trusted.x), _codes(left, trusted, y)
     right = nn.Embedding.from_pretrained(torch.randn(width, width, generator=generator).to(x.dtype), freeze=False)
     return _labels(left, right, trusted, generator, steps, batch_size, lr).scores(x, y)
 
@@ -210,6 +213,18 @@ def _clean_odds(
     with torch.no_grad():
         output = torch.cat([net(block) for block in x.split(512)])
     return output[:, 1] - output[:, 0]
+
+
+def _width(net: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return int(net.eval()(x[:2]).shape[1])
+
+
+def _codes(net: nn.Module, trusted: Part, y: Tensor) -> Tensor:
+    """The pool's labels (n,), once they and the trusted ones are known to be classes of the network's."""
+    classes = _width(net, trusted.x)
+    class_codes(trusted.y, len(trusted), classes)
+    return class_codes(y, len(y), classes)
 
 
 def _rounded(rows: Tensor, digits: int) -> Tensor:
