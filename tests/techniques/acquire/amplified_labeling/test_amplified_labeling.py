@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.numerics.labels.annotators import binomial_interval
+from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.spec import Pool
 from probatum.techniques.acquire.amplified_labeling import amplified_labeling
 from probatum.techniques.acquire.amplified_labeling.amplified_labeling import (
@@ -165,6 +166,65 @@ def test_crowd_pays_for_every_answer_and_lets_bad_workers_go() -> None:
         Crowd(truth, torch.Generator(), errors=(0.6,))
 
 
+def test_a_crowd_decides_by_leads_and_by_a_coin_where_nobody_leads() -> None:
+    truth = torch.zeros(2000, dtype=torch.bool)
+    unsure = Crowd(truth, torch.Generator().manual_seed(1), errors=(0.49,), lead=(2, 2), most=2, gold=0.0)
+    assert unsure.answers == 0
+    yes = float(unsure(torch.arange(2000)).float().mean())
+    assert yes == pytest.approx(0.49**2 + 0.49 * 0.51, abs=0.04)  # two wrong ones, or half of the ties
+    assert unsure.answers == 4000
+    once = Crowd(truth, torch.Generator().manual_seed(1), errors=(0.0,), most=1, gold=0.0)
+    assert not once(torch.arange(50)).any()
+    assert once.answers == 50
+
+
+def test_a_small_middle_is_labelled_by_people() -> None:
+    x, truth = pool_of(900)
+    own = torch.Generator().manual_seed(5)
+    found = amplify(
+        x,
+        lambda rows: truth[rows],
+        lambda *_: lambda rows: torch.rand(len(rows), generator=own),
+        torch.Generator().manual_seed(1),
+        sample=300,
+        rounds=1,
+        exhaustive=700,
+        lost=0.0,
+    )
+    assert len(found.middle) == 0
+    decided = torch.isin(torch.arange(900), found.asked)
+    assert int(decided.sum()) > 800
+    positive = torch.zeros(900, dtype=torch.bool).index_fill(0, found.positive, True)
+    assert torch.equal(positive[decided], truth[decided])
+
+
+def test_audits_by_hand() -> None:
+    found = amplified_labeling.Cascade(
+        torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([0]), ()
+    )  # fmt: skip
+    truth = torch.tensor([True, False, False, False, False])
+    checked = audit(found, lambda rows: truth[rows], 5, torch.Generator().manual_seed(0))
+    assert checked.precision == (0.5, *binomial_interval(1, 2))
+    assert checked.recall == (1.0, *binomial_interval(1, 1))
+    missed = audit(found, lambda rows: truth[(rows + 3) % 5], 5, torch.Generator().manual_seed(0), level=0.8)
+    assert missed.precision == (0.0, *binomial_interval(0, 2, 0.8))
+    assert missed.recall == (0.0, *binomial_interval(0, 1, 0.8))
+
+
+def test_scores_are_log_odds() -> None:
+    x, truth = pool_of(200)
+
+    def factory() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(1, 2)
+
+    fit = network_scorer(factory, steps=5, lr=0.05)
+    found = fit(x, truth, torch.Generator().manual_seed(0))(x)
+    net = fit_network(factory(), x, truth.long(), 5, 64, 0.05, torch.Generator().manual_seed(0))
+    p = net(x).softmax(dim=1).detach()
+    torch.testing.assert_close(found, (p[:, 1] / p[:, 0]).log(), atol=1e-4, rtol=1e-4)
+
+
 def test_network_scorer_separates() -> None:
     x, truth = pool_of(400)
     torch.manual_seed(0)
@@ -197,6 +257,36 @@ def test_on_the_bench_sure_rows_are_taken_over_once_the_bound_allows() -> None:
     assert float((found.guesses == y[found.machine]).float().mean()) > 0.95
     assert not torch.isin(found.ask, found.machine).any()
     assert not torch.isin(found.machine, many.labelled).any()
+
+
+def test_enough_rows_are_left_to_ask_for_and_no_more() -> None:
+    def factory() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 3)
+
+    own = {"steps": 80, "lr": 0.05}
+    many, _ = bench_pool(90)
+    few, rest = (ask(many, count, torch.Generator().manual_seed(0), factory, **own) for count in (2, 150))
+    limit = amplified_labeling._limit(many, torch.Generator().manual_seed(0), factory, 0.95, 0.9, 4, 80, 32, 0.05)
+    sure = many.model(many.x[many.open()]).softmax(dim=1).amax(dim=1) >= limit
+    assert 2 < int((~sure).sum()) < 150
+    assert few.machine.tolist() == many.open()[sure].tolist()
+    assert len(few.ask) == 2
+    assert len(rest.ask.unique()) == 150
+    assert len(rest.machine) == 210 - 150
+    assert torch.isin(rest.machine, few.machine).all()
+
+
+def test_networks_that_are_always_wrong_take_nothing_over() -> None:
+    def stubborn() -> nn.Module:
+        layer = nn.Linear(3, 4)
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0]))
+        return layer
+
+    many, _ = bench_pool(90)
+    assert len(ask(many, 5, torch.Generator(), stubborn, steps=1, lr=1e-6).machine) == 0
 
 
 def test_misuse() -> None:
