@@ -207,5 +207,8 @@ def test_misuse() -> None:
         deepfool(net, x, y, overshoot=-1)
     with pytest.raises(ValueError, match="box is"):
         deepfool(net, x, y, box=(1.0, 0.0))
+    assert torch.equal(deepfool(net, x, y[:, None]), deepfool(net, x, y))
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        deepfool(net, x, y)
     with pytest.raises(ValueError, match="expected"):
         deepfool(net, x, y[:2])

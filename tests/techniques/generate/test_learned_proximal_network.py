@@ -230,6 +230,14 @@ def test_widths_give_the_weights_asked_for(shape: tuple[int, ...], layers: int) 
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(20_000, rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_fitted_in_single(dtype: torch.dtype) -> None:
+    x = torch.rand(40, 3, generator=generator(5)).to(dtype)
+    half, single = (fit(rows, 0.1, Budget(6, 8, 5), generator(1), width=6) for rows in (x, x.float()))
+    for a, b in zip(half.parameters(), single.parameters(), strict=True):
+        assert torch.equal(a, b.to(dtype))
+
+
 def test_fit_draws_from_its_generator_alone() -> None:
     x, state = torch.rand(40, 1, 4, 4, generator=generator(5)), torch.get_rng_state()
     first, second = (fit(x, 0.1, Budget(6, 8, 5), generator(1), width=6) for _ in range(2))

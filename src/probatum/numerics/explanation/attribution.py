@@ -12,7 +12,9 @@ from probatum.numerics.tensors.targets import class_targets
 
 
 def require_eval(model: Callable[..., Any]) -> None:
-    """ValueError, naming the first module, where a part of the model is in training mode."""
+    """ValueError, naming the first module, where a part of the model is in training mode, and where no gradient can be had."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be had under torch.inference_mode(); leave it, torch.no_grad() does no harm")
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             if module.training:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from probatum.card import Card
 from probatum.numerics.explanation.attribution import at, pick, require_eval, require_float
+from probatum.numerics.tensors.targets import class_targets
 
 CARD = Card(
     paper="arXiv:1511.04599",
@@ -97,7 +98,7 @@ def fool(
     start = inputs.detach()
     with torch.no_grad():
         output = at(model, start)
-    _check_output(output, target)
+    target = _check_output(output, target)
     others = output.scatter(1, target[:, None], -math.inf)
     rivals = others.topk(min(candidates, output.shape[1] - 1), dim=1).indices  # (n, k)
     total = torch.zeros_like(start)
@@ -225,14 +226,16 @@ def _check(
         raise ValueError(f"box is {box}; give (low, high) with low < high")
 
 
-def _check_output(output: Tensor, target: Tensor) -> None:
+def _check_output(output: Tensor, target: Tensor) -> Tensor:
+    """The target (n,), of (n,) or (n, 1)."""
     if output.ndim != 2 or output.shape[1] < 2:
         raise ValueError(
             f"the model returns {tuple(output.shape)}; two logits or more are needed. With one logit f, give "
             "torch.cat([-f / 2, f / 2], dim=1)"
         )
-    pick(output, target)
+    target = class_targets(output, target)
     if bool((output >= 0).all()) and torch.allclose(output.sum(dim=1), torch.ones_like(output[:, 0]), atol=1e-4):
         warnings.warn(
             "the model's rows sum to 1; give logits, the softmax bends the boundaries' distances", stacklevel=4
         )
+    return target

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.images.restoration import Identity, Operator, Solution, admm, conjugate_gradients, dot, pgd
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Budget
 
 CARD = Card(
@@ -357,14 +358,15 @@ def fit(
         }
         return LearnedProximalNetwork(shape, noise, width=size, generator=generator, **made)
 
-    net = build(width_for(parameters, shape, layers) if width is None else width).to(x.dtype)
+    wide = widened(x)  # Adam's moments and proximal matching's exponents need the digits
+    net = build(width_for(parameters, shape, layers) if width is None else width).to(wide.dtype)
 
     def draw() -> Tensor:
-        return x[torch.randint(len(x), (min(budget.batch_size, len(x)),), generator=generator)]
+        return wide[torch.randint(len(x), (min(budget.batch_size, len(x)),), generator=generator)]
 
     how = {"loss": loss, "c": c, "stages": stages, "first": first, "lr": lr, "fine": fine}
     train(net, draw, budget.steps, generator=generator, **how)
-    return net.eval()
+    return net.to(x.dtype).eval()
 
 
 def width_for(parameters: int, shape: tuple[int, ...], layers: int) -> int:

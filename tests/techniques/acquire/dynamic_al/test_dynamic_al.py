@@ -162,6 +162,11 @@ def test_misuse() -> None:
     with pytest.raises(ValueError, match=r"dropout in training mode.*model\.eval"):
         ask(pool(dropping.train()), 2)
     assert len(ask(pool(dropping.eval()), 2)) == 2
+    for label in (-100, 4):
+        mine = pool(net())
+        mine.y[1] = label
+        with pytest.raises(ValueError, match=f"the label {label}; with 4 classes"):
+            ask(mine, 2)
     with pytest.raises(ValueError, match="scope is 'first'"):
         ask(pool(net()), 2, scope="first")
     with pytest.raises(ValueError, match="10 rows are asked for and 9 are open"):

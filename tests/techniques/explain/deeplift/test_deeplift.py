@@ -233,6 +233,8 @@ def test_softmax_is_left_out_contrast_and_several_references() -> None:
     ours = deeplift(net, x, y).values
     torch.testing.assert_close(deeplift(nn.Sequential(net, nn.Softmax(1)).eval(), x, y).values, ours)
     both = deeplift(net, x, y, rule="rescale", contrast=other).values
+    columns = deeplift(net, x, y[:, None], rule="rescale", contrast=other[:, None]).values
+    assert torch.equal(columns, both)
     apart = deeplift(net, x, y, rule="rescale").values - deeplift(net, x, other, rule="rescale").values
     torch.testing.assert_close(both, apart)
     mean = deeplift(net, x, y, reference=[0.0, 1.0], chunk=4).values
