@@ -1,6 +1,7 @@
 """Dynamic active learning: ask for the rows that would speed training up most.
 
-Paper     Wang, Huang, Wu, Margenot, Tong and He 2022, "Deep Active Learning by Leveraging Training Dynamics", NeurIPS 2022
+Paper     Wang, Huang, Wu, Margenot, Tong and He 2022, "Deep Active Learning by Leveraging Training Dynamics", NeurIPS 2022,
+          arXiv:2110.08611
 Computes  G(S) = |sum over S of grad l_i|^2, the rate at which gradient flow lowers the summed loss of S; a row u with
           pseudo-label argmax f(u) adds D(u|S) = |grad l_u|^2 + 2 <grad l_u, sum over S of grad l_i>; the largest D are asked
 Shapes    pool of n rows, count -> positions (count,)
