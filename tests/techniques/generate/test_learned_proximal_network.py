@@ -92,7 +92,7 @@ def test_regulariser_in_one_dimension_by_quadrature() -> None:
 @pytest.mark.parametrize("ratio", [1.0, 1.5])
 def test_plug_and_play_rests_where_the_objective_is_stationary(solver: str, ratio: float) -> None:
     shape = (1, 4, 4)
-    net = network(shape, solver=solver, width=6, layers=2, iterations=1000)
+    net = network(shape, solver=solver, width=6, layers=2, iterations=300)
     keep = (rows(3, shape, seed=4) > 0).double()
     for operator in (Mask(keep), binomial_blur(), Identity()):
         b = rows(3, shape)
