@@ -9,7 +9,8 @@ Departs   1. the precision above the high threshold is a Clopper-Pearson lower b
           2. held-out items of earlier rounds count too, those that no threshold has placed yet: like the rows of the present
              pool they lie between all thresholds so far
           3. on the bench there are several classes: a row is taken over for its likeliest class where the probability passes
-             one threshold, chosen on cross-fitted predictions of all labelled rows; there is no low end
+             one threshold, chosen on cross-fitted predictions of all labelled rows, which are easier than those still open;
+             there is no low end
 """
 
 from __future__ import annotations
