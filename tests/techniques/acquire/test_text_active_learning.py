@@ -335,3 +335,12 @@ def test_word_gradients_before_a_change_in_place() -> None:
     spoiled = Spoiled().eval()
     spoiled.embed = spoiled.get_submodule(name)
     assert word_gradient_length(spoiled, torch.randint(1, 20, (5, 4))).isfinite().all()
+
+
+def test_uncertainty_is_that_of_any_network() -> None:
+    mine = numbers()
+    ending = nn.Sequential(mine.model, nn.LogSoftmax(dim=1)).eval()  # has no last layer whose inputs could be read
+    other = Pool(mine.x, mine.labelled, mine.y, ending, mine.machine, mine.guesses, 1, 12)
+    for strategy in ("confidence", "margin", "entropy"):
+        asked = [ask(one, 4, torch.Generator(), strategy=strategy).tolist() for one in (mine, other)]
+        assert asked[0] == asked[1]
