@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from probatum.numerics.explanation.attribution import per_row, pick, reference_like, require_eval, require_float
+from probatum.numerics.explanation.attribution import at, per_row, pick, reference_like, require_eval, require_float
 
 pytestmark = pytest.mark.fast
 
@@ -28,6 +28,15 @@ def test_reference_shapes() -> None:
         assert torch.equal(reference_like(inputs, torch.ones(shape)), torch.ones(5, 2, 3))
     with pytest.raises(ValueError, match=r"baseline has shape \(4, 2, 3\) for inputs \(5, 2, 3\)"):
         reference_like(inputs, torch.ones(4, 2, 3))
+
+
+def test_points_stay_what_they_are() -> None:
+    points, other = torch.tensor([[-1.0, 2.0]], requires_grad=True), torch.tensor([[3.0, -4.0]])
+    output = at(lambda a, b: a.relu_() + b.neg_(), points, other)
+    assert output.tolist() == [[-3.0, 6.0]]
+    assert points.tolist() == [[-1.0, 2.0]]
+    assert other.tolist() == [[3.0, -4.0]]
+    assert torch.autograd.grad(output.sum(), points)[0].tolist() == [[0.0, 1.0]]
 
 
 def test_modes_and_dtypes() -> None:

@@ -89,6 +89,34 @@ def test_spread_draw_takes_every_point_once() -> None:
     assert points[found[1]] == 0.0  # its twin has no distance, so it is not drawn before
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_draws_of_gradients_are_those_of_their_outer_products(offset: float) -> None:
+    p, h = probabilities(60, 5), offset + torch.randn(60, 7, generator=torch.Generator().manual_seed(9)).double()
+    p[30:40], h[30:40] = p[:10], h[:10]  # twins, of which the second has no distance left
+    slow = parts.spread_draw(parts.gradient_embedding(p, h), 45, torch.Generator().manual_seed(4))
+    fast = parts.spread_draw_of_gradients(p, h, 45, torch.Generator().manual_seed(4))
+    assert fast.tolist() == slow.tolist()
+    twins = {tuple(sorted((i % 30, j % 30))) for i, j in itertools.pairwise(sorted(fast.tolist())) if j - i == 30}
+    assert not twins
+
+
+def test_draws_of_gradients_never_hold_them() -> None:
+    wide, rows = torch.randn(400, 3000), 400  # their embeddings are 400 x 3,000,000 numbers, 10 GB in double precision
+    p = torch.randn(rows, 1000).softmax(dim=1)
+    assert len(parts.spread_draw_of_gradients(p, wide, 3, torch.Generator().manual_seed(0)).unique()) == 3
+
+
+def test_farthest_first_by_blocks_of_centres() -> None:
+    own = torch.Generator().manual_seed(6)
+    points, centres = torch.randn(40, 3, generator=own), torch.randn(11, 3, generator=own)
+    whole, blocks = (parts.farthest_first(points, centres, 9, block=block).tolist() for block in (1024, 2))
+    assert whole == blocks
+    left = torch.cdist(points.double(), centres.double()).amin(dim=1)
+    assert whole[0] == int(left.argmax())
+    middle = points[(points - points.mean(dim=0)).norm(dim=1).argmax()]
+    assert torch.equal(points[parts.farthest_first(points, centres[:0], 1)[0]], middle)
+
+
 def test_density_is_the_mean_cosine() -> None:
     h = torch.randn(7, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     expected = nn.functional.cosine_similarity(h[:, None], h[None], dim=2).mean(dim=1)

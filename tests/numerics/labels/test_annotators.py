@@ -8,7 +8,13 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from probatum.numerics.labels.annotators import SimulatedAnnotator, binomial_interval, read_answers, write_questions
+from probatum.numerics.labels.annotators import (
+    SimulatedAnnotator,
+    binomial_interval,
+    read_answers,
+    shares_at_least,
+    write_questions,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -67,6 +73,18 @@ def test_interval_holds_the_tails_of_the_binomial() -> None:
     assert binomial_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="6 hits in 5"):
         binomial_interval(6, 5)
+
+
+def test_many_lower_bounds_hold_the_tail_of_the_binomial() -> None:
+    hits, trials = torch.tensor([0, 3, 7, 12]), torch.tensor([4, 9, 7, 40])
+    found = shares_at_least(hits, trials, 0.93)
+    assert float(found[0]) == 0.0
+    for h, n, low in zip(hits[1:].tolist(), trials[1:].tolist(), found[1:].tolist(), strict=True):
+        assert 1 - binom.cdf(h - 1, n, low) == pytest.approx(0.07, abs=1e-9)
+    with pytest.raises(ValueError, match="confidence is 1"):
+        shares_at_least(hits, trials, 1.0)
+    with pytest.raises(ValueError, match="more hits than trials"):
+        shares_at_least(trials + 1, trials, 0.9)
 
 
 def test_bad_settings() -> None:

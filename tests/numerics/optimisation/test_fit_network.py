@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -55,3 +56,24 @@ def test_targets_in_a_row_or_a_column() -> None:
     low = logits.bfloat16()
     expected = F.cross_entropy(low.float(), codes, reduction="none").bfloat16()
     torch.testing.assert_close(row_losses(low, codes), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_trained_in_single(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    twin = copy.deepcopy(net).float()
+    x, y = torch.randn(40, 3).to(dtype), torch.arange(40) % 2
+    weight = net[0].weight
+    fit_network(net, x, y, 30, 8, 0.05, torch.Generator().manual_seed(1))
+    fit_network(twin, x.float(), y, 30, 8, 0.05, torch.Generator().manual_seed(1))
+    assert net[0].weight is weight
+    for mine, hers in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(mine, hers.to(mine.dtype))
+    assert {p.dtype for p in net.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 4), (6, 1)])
+def test_no_batch_of_two_rows(rows: int, size: int) -> None:
+    with pytest.raises(ValueError, match=f"{rows} rows in batches of {size}"):
+        fit_network(nn.Linear(2, 2), torch.randn(rows, 2), torch.zeros(rows).long(), 3, size, 1e-2, torch.Generator())

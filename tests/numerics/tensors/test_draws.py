@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probatum.numerics.tensors.draws import own_draws, random_state_kept
+from probatum.numerics.tensors.draws import draws_beside, fresh, own_draws, random_state_kept
 
 pytestmark = pytest.mark.fast
 
@@ -22,6 +22,21 @@ def test_draws_come_from_the_generator_and_the_stream_stays() -> None:
     with pytest.raises(RuntimeError), random_state_kept():
         torch.rand(3) @ torch.rand(4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_beside_a_generator_leave_it_and_the_stream_where_they_are() -> None:
+    generator, before = torch.Generator().manual_seed(3), torch.get_rng_state()
+    state = generator.get_state()
+    first, torch_seed = fresh(lambda: torch.rand(4), generator), torch.initial_seed()
+    assert torch.equal(generator.get_state(), state)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.initial_seed() == torch_seed
+    with draws_beside(generator):
+        assert torch.equal(torch.rand(4), first)
+    with own_draws(torch.Generator().manual_seed(3)):
+        assert not torch.equal(torch.rand(4), first)  # what is drawn of the same place next is something else
+    torch.rand(1, generator=generator)
+    assert not torch.equal(fresh(lambda: torch.rand(4), generator), first)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from probatum.numerics.labels import acquisition as parts
 from probatum.spec import Pool
+from probatum.techniques.acquire import text_active_learning
 from probatum.techniques.acquire.text_active_learning import (
     STRATEGIES,
     ask,
@@ -58,6 +61,156 @@ def test_uncertainty_by_brute_force(strategy: str) -> None:
     }[strategy]
     expected = mine.open()[score.argsort(descending=True)[:4]]
     assert ask(mine, 4, torch.Generator(), strategy=strategy).tolist() == expected.tolist()
+
+
+class Plain(nn.Module):
+    """A linear layer on rows of numbers."""
+
+    def __init__(self, weight: Tensor, bias: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(weight.shape[1], len(weight), bias=bias)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            if bias:
+                self.head.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+def numbers(n: int = 40, rounds: int = 1, weight: Tensor | None = None, bias: bool = False) -> Pool:
+    own = torch.Generator().manual_seed(7)
+    x = torch.randn(n, 3, generator=own)
+    net = Plain(torch.randn(4, 3, generator=own) if weight is None else weight, bias)
+    known = torch.tensor([5, 0, 9, 2, 7, 11])
+    return Pool(x, known, torch.arange(6) % 4, net.eval(), torch.tensor([20]), torch.tensor([3]), rounds, 12)
+
+
+def test_strategies_on_data_by_brute_force() -> None:
+    mine = numbers()
+    rows, known = mine.open(), mine.x[mine.labelled]
+    far = torch.cdist(mine.x[rows], known).amin(dim=1)
+    assert int(ask(mine, 1, torch.Generator(), strategy="coreset")) == int(rows[far.argmax()])
+    cosine = nn.functional.cosine_similarity(mine.x[rows][:, None], mine.x[rows][None], dim=2).mean(dim=1)
+    expected = rows[cosine.argsort(descending=True)[:4]].tolist()
+    assert ask(mine, 4, torch.Generator(), strategy="density").tolist() == expected
+    p = mine.model(mine.x[rows]).softmax(dim=1).detach().sort(dim=1).values
+    mixed = rankdata((p[:, -2] - p[:, -1]).numpy().round(12)) * 1.0 - 1
+    mixed = mixed * (rankdata(cosine.numpy().round(6)) - 1)
+    assert ask(mine, 3, torch.Generator(), strategy="margin-density").tolist() == rows[(-mixed).argsort()[:3]].tolist()
+
+
+def test_kmeans_asks_for_the_middle_of_every_heap() -> None:
+    mine = numbers(60)
+    heap = torch.arange(60) % 3
+    x = 50.0 * torch.eye(3)[heap] + 0.1 * mine.x
+    heaps = Pool(x, mine.labelled, mine.y, mine.model, mine.machine, mine.guesses, 1, 12)
+    found = ask(heaps, 3, torch.Generator().manual_seed(1), strategy="kmeans")
+    assert sorted(heap[found].tolist()) == [0, 1, 2]
+    rows = heaps.open()
+    for row in found.tolist():
+        others = rows[heap[rows] == heap[row]]
+        assert row == int(others[(x[others] - x[others].mean(dim=0)).norm(dim=1).argmin()])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_strategies_on_gradients_by_autograd(bias: bool) -> None:
+    mine = numbers(bias=bias, weight=3 * torch.randn(4, 3, generator=torch.Generator().manual_seed(8)))
+    rows, lengths, embeddings = mine.open(), [], []
+    for row in rows.tolist():
+        output = mine.model(mine.x[[row]])
+        p = output.softmax(dim=1).detach()[0]
+        norms = []
+        for c in range(4):
+            loss = nn.functional.cross_entropy(output, torch.tensor([c]))
+            own = torch.autograd.grad(loss, list(mine.model.parameters()), retain_graph=True)
+            norms.append(torch.cat([g.flatten() for g in own]).norm())
+            if c == int(p.argmax()):
+                embeddings.append(own[0].flatten())
+        lengths.append(float((p * torch.stack(norms)).sum()))
+    order = torch.tensor(lengths).argsort(descending=True)
+    assert ask(mine, 6, torch.Generator(), strategy="egl").tolist() == rows[order[:6]].tolist()
+    drawn = parts.spread_draw(torch.stack(embeddings), 5, torch.Generator().manual_seed(2))
+    assert ask(mine, 5, torch.Generator().manual_seed(2), strategy="badge").tolist() == rows[drawn].tolist()
+
+
+def test_bald_is_the_mutual_information_of_its_draws() -> None:
+    mine = pool()
+    rows = mine.open()
+    p = dropout_predictions(mine.model, mine.x[rows], 2, torch.Generator().manual_seed(5))
+    mean = p.mean(dim=0)
+    spread = (p * (p / mean).log()).sum(dim=2).mean(dim=0)  # mean divergence from the mean
+    found = ask(mine, 3, torch.Generator().manual_seed(5), strategy="bald", draws=2)
+    assert found.tolist() == rows[spread.argsort(descending=True)[:3]].tolist()
+
+
+@pytest.mark.parametrize("strategy", ["vote-entropy", "vote-kl"])
+def test_committees_learn_from_bootstraps_and_disagree(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, own = numbers(), torch.Generator().manual_seed(3)
+    weights = 2 * torch.randn(3, 4, 3, generator=own)
+    made, given = iter(weights), []
+
+    def fit(net: nn.Module, x: Tensor, y: Tensor, *rest: object) -> nn.Module:
+        given.append((x, y))
+        return net.eval()
+
+    monkeypatch.setattr(text_active_learning, "fit_network", fit)
+    found = ask(mine, 5, torch.Generator(), lambda: Plain(next(made)), strategy=strategy, members=3)
+    rows, labels = torch.cat([mine.labelled, mine.machine]), torch.cat([mine.y, mine.guesses])
+    assert len(given) == 3
+    for x, y in given:
+        assert len(x) == 7
+        assert {(*one.tolist(), int(c)) for one, c in zip(x, y, strict=True)} < {
+            (*mine.x[i].tolist(), int(c)) for i, c in zip(rows.tolist(), labels, strict=True)
+        }
+    left = mine.open()
+    p = (mine.x[left].double() @ weights.double().mT).softmax(dim=2)
+    mean = p.mean(dim=0)
+    if strategy == "vote-kl":
+        score = (p * (p / mean).log()).sum(dim=2).mean(dim=0)
+    else:
+        shares = torch.stack([(p.argmax(dim=2) == c).double().mean(dim=0) for c in range(4)], dim=1)
+        score = torch.special.entr(shares).sum(dim=1)
+    score += 1e-6 * torch.special.entr(mean).sum(dim=1)
+    assert found.tolist() == left[score.argsort(descending=True)[:5]].tolist()
+
+
+def test_the_stopping_rule_leaves_the_last_labels_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, given = numbers(), []
+
+    def fit(net: nn.Module, x: Tensor, y: Tensor, *rest: object) -> nn.Module:
+        given.append((x.clone(), y.clone()))
+        return net.eval()
+
+    monkeypatch.setattr(text_active_learning, "fit_network", fit)
+
+    def same() -> nn.Module:
+        return Plain(mine.model.head.weight.detach())
+
+    assert len(ask(mine, 2, torch.Generator(), same, stop_kappa=1.0)) == 0
+    assert torch.equal(given[0][0], mine.x[[5, 0, 9, 2]])
+    assert given[0][1].tolist() == [0, 1, 2, 3]
+    assert len(ask(mine, 6, torch.Generator(), same, stop_kappa=0.5)) == 6  # all labels are of the last round
+    assert len(ask(numbers(rounds=0), 2, torch.Generator(), same, stop_kappa=0.5)) == 2
+    assert len(given) == 1
+
+
+def test_data_based_strategies_take_networks_that_go_on_behind_the_last_layer() -> None:
+    mine = numbers()
+    ending = nn.Sequential(mine.model, nn.LogSoftmax(dim=1)).eval()
+    other = Pool(mine.x, mine.labelled, mine.y, ending, mine.machine, mine.guesses, 1, 12)
+    for strategy in ("coreset", "density"):
+        asked = [ask(one, 4, torch.Generator(), strategy=strategy).tolist() for one in (mine, other)]
+        assert asked[0] == asked[1]
+    with pytest.raises(ValueError, match="goes on behind its last linear layer"):
+        ask(other, 4, torch.Generator(), strategy="badge")
+
+
+def test_word_gradients_of_many_rows_are_those_of_each() -> None:
+    model, x = Words().eval(), torch.randint(1, 20, (300, 4), generator=torch.Generator().manual_seed(1))
+    whole, tail = word_gradient_length(model, x), word_gradient_length(model, x[256:])
+    torch.testing.assert_close(whole[256:], tail)
+    torch.testing.assert_close(whole[:3], torch.cat([word_gradient_length(model, x[i : i + 1]) for i in range(3)]))
 
 
 def test_dropout_predictions_differ_and_leave_modes_alone() -> None:
@@ -149,6 +302,13 @@ def test_misuse() -> None:
         ask(twice, 1, torch.Generator())
     with pytest.raises(ValueError, match="give model_factory"):
         ask(mine, 2, torch.Generator(), strategy="vote-kl")
+    for name, least in (("draws", 2), ("members", 2), ("steps", 1), ("batch_size", 2)):
+        with pytest.raises(ValueError, match=f"{name} is {least - 1}"):
+            ask(mine, 2, torch.Generator(), **{name: least - 1})
+        assert len(ask(mine, 2, torch.Generator(), **{name: least})) == 2
+    for lr in (0.0, float("inf")):
+        with pytest.raises(ValueError, match="lr is"):
+            ask(mine, 2, torch.Generator(), lr=lr)
     with pytest.raises(ValueError, match="stop_kappa is 2"):
         ask(mine, 2, torch.Generator(), stop_kappa=2.0)
 
@@ -175,3 +335,12 @@ def test_word_gradients_before_a_change_in_place() -> None:
     spoiled = Spoiled().eval()
     spoiled.embed = spoiled.get_submodule(name)
     assert word_gradient_length(spoiled, torch.randint(1, 20, (5, 4))).isfinite().all()
+
+
+def test_uncertainty_is_that_of_any_network() -> None:
+    mine = numbers()
+    ending = nn.Sequential(mine.model, nn.LogSoftmax(dim=1)).eval()  # has no last layer whose inputs could be read
+    other = Pool(mine.x, mine.labelled, mine.y, ending, mine.machine, mine.guesses, 1, 12)
+    for strategy in ("confidence", "margin", "entropy"):
+        asked = [ask(one, 4, torch.Generator(), strategy=strategy).tolist() for one in (mine, other)]
+        assert asked[0] == asked[1]

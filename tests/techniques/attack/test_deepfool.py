@@ -38,7 +38,12 @@ def points(n: int = 40) -> Tensor:
     return 2 * torch.randn(n, 6, dtype=D, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, math.inf])
+def length_of(w: Tensor, power: float) -> float:
+    """A p-norm by logarithms, for powers of any size."""
+    return float(w.abs().max()) if power == math.inf else float((power * w.abs().log()).logsumexp(0).div(power).exp())
+
+
+@pytest.mark.parametrize("norm", [1, 1.001, 1.01, 1.5, 2, 3, math.inf])
 def test_affine_distance_is_exact_in_one_step(norm: float) -> None:
     layer, x = affine(), points()
     output = layer(x).detach()
@@ -47,7 +52,7 @@ def test_affine_distance_is_exact_in_one_step(norm: float) -> None:
     expected = []
     for f, t in zip(output, y.tolist(), strict=True):
         rivals = [k for k in range(4) if k != t]
-        lengths = [torch.linalg.vector_norm((layer.weight[k] - layer.weight[t]).detach(), dual).item() for k in rivals]
+        lengths = [length_of((layer.weight[k] - layer.weight[t]).detach(), dual) for k in rivals]
         expected.append(min(float(f[t] - f[k]) / length for k, length in zip(rivals, lengths, strict=True)))
     found = fool(layer, x, y, norm=norm, slack=0.0)
     distance = torch.linalg.vector_norm(found.inputs - x, norm, dim=1) / 1.02
@@ -124,6 +129,39 @@ def test_box_holds_and_is_tested_after_clipping() -> None:
     assert found.left.double().mean() > 0.5
 
 
+def test_a_box_is_kept_where_the_boundary_is_looked_for() -> None:
+    layer = nn.Linear(2, 2, bias=False).to(D).eval()
+    layer.weight.data.copy_(torch.tensor([[0.0, 0.0], [3.0, 1.0]]))  # class 1 where 3 a + b > 0
+    x = torch.tensor([[-0.9, -0.6]], dtype=D)
+    far = nn.Sequential(
+        layer, Shift(3.3)
+    ).eval()  # class 1 where 3 a + b > 3.3, which (1, 0.3) is and no (a <= 1, b < 0.3)
+    found = fool(far, x, torch.tensor([0]), box=(-1.0, 1.0), slack=1e-3)
+    assert bool(found.left.all())
+    assert float(found.inputs[0, 0]) == 1.0
+    assert 0.3 < float(found.inputs[0, 1]) < 0.35
+
+
+class Shift(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z - torch.tensor([0.0, self.by], dtype=z.dtype)
+
+
+def test_a_network_that_begins_in_place_and_the_inputs_stay_what_they_are() -> None:
+    net, x = mlp(), points(6)
+    spoiling, plain = (
+        nn.Sequential(nn.LeakyReLU(0.5, inplace=True), net).eval(),
+        nn.Sequential(nn.LeakyReLU(0.5), net).eval(),
+    )
+    before, y = x.clone(), plain(x).argmax(1)
+    assert torch.equal(deepfool(spoiling, x, y), deepfool(plain, x, y))
+    assert torch.equal(x, before)
+
+
 def test_robustness_is_the_mean_relative_norm() -> None:
     layer, x = affine(), points()
     found = fool(layer, x, layer(x).argmax(1))
@@ -169,5 +207,8 @@ def test_misuse() -> None:
         deepfool(net, x, y, overshoot=-1)
     with pytest.raises(ValueError, match="box is"):
         deepfool(net, x, y, box=(1.0, 0.0))
+    assert torch.equal(deepfool(net, x, y[:, None]), deepfool(net, x, y))
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        deepfool(net, x, y)
     with pytest.raises(ValueError, match="expected"):
         deepfool(net, x, y[:2])

@@ -191,12 +191,24 @@ def test_misuse() -> None:
         integrated_gradients(lambda z: net(z).detach(), x, y)
     with pytest.raises(ValueError, match="training mode"):
         integrated_gradients(mlp().train(), x, y)
+    with pytest.raises(ValueError, match=r"baseline is a list of 2 for 2 inputs; give a tuple"):
+        integrated_gradients(lambda a, b: net(torch.cat([a, b], 1)), (x[:, :2], x[:, 2:]), y, baseline=[0.0, 1.0])
     with pytest.raises(ValueError, match="rule is 'simpson'"):
         integrated_gradients(net, x, y, rule="simpson")
     with pytest.raises(ValueError, match="steps is 0"):
         integrated_gradients(net, x, y, steps=0)
     with pytest.raises(ValueError, match="runs once"):
         integrate_embedding(Tokens().to(D).eval(), nn.Linear(2, 2), torch.zeros(2, 3, dtype=torch.int64), y[:2])
+
+
+def test_a_network_that_begins_in_place() -> None:
+    (x, y), net = batch(), mlp()
+    spoiling, plain = nn.Sequential(nn.ELU(inplace=True), net).eval(), nn.Sequential(nn.ELU(), net).eval()
+    before = x.clone()
+    torch.testing.assert_close(
+        integrated_gradients(spoiling, x, y).values, integrated_gradients(plain, x, y).values
+    )  # fmt: skip
+    assert torch.equal(x, before)
 
 
 def test_an_embedding_that_is_changed_in_place_behind() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -90,7 +92,7 @@ def test_regulariser_in_one_dimension_by_quadrature() -> None:
 @pytest.mark.parametrize("ratio", [1.0, 1.5])
 def test_plug_and_play_rests_where_the_objective_is_stationary(solver: str, ratio: float) -> None:
     shape = (1, 4, 4)
-    net = network(shape, solver=solver, width=6, layers=2, iterations=1000)
+    net = network(shape, solver=solver, width=6, layers=2, iterations=300)
     keep = (rows(3, shape, seed=4) > 0).double()
     for operator in (Mask(keep), binomial_blur(), Identity()):
         b = rows(3, shape)
@@ -166,6 +168,17 @@ def test_saved_weights_give_the_same_network_and_negative_ones_are_refused() -> 
     other.check_convex()
 
 
+def test_networks_can_be_pickled_and_copied() -> None:
+    net, y = network((2, 7)), rows(3, (2, 7))
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert torch.equal(other.denoise(y), net.denoise(y))
+        state = other.state_dict()
+        state["last"] = state["last"] - 10.0
+        with pytest.raises(ValueError, match="last has the weight"):
+            other.load_state_dict(state)
+        net.check_convex()
+
+
 def test_relu_cannot_be_inverted() -> None:
     net, x = network((5,), activation="relu"), rows(3, (5,))
     assert torch.isfinite(net.denoise(x)).all()
@@ -215,6 +228,14 @@ def test_widths_give_the_weights_asked_for(shape: tuple[int, ...], layers: int) 
     width = width_for(20_000, shape, layers)
     net = LearnedProximalNetwork(shape, 0.1, width=width, layers=layers, generator=generator())
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(20_000, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_fitted_in_single(dtype: torch.dtype) -> None:
+    x = torch.rand(40, 3, generator=generator(5)).to(dtype)
+    half, single = (fit(rows, 0.1, Budget(6, 8, 5), generator(1), width=6) for rows in (x, x.float()))
+    for a, b in zip(half.parameters(), single.parameters(), strict=True):
+        assert torch.equal(a, b.to(dtype))
 
 
 def test_fit_draws_from_its_generator_alone() -> None:

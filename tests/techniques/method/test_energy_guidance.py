@@ -202,3 +202,13 @@ def test_a_layer_before_an_activation_in_place_and_frozen_modes() -> None:
     method.loss(parts.run, batch, output, output.sum())
     assert not norm.training
     assert parts.run.model.training
+
+
+def test_a_network_that_begins_in_place() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 2)).double()
+    spoiling = nn.Sequential(nn.ReLU(inplace=True), *plain[1:])
+    x, target = torch.randn(4, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    before = x.clone()
+    torch.testing.assert_close(attribution(spoiling, x, target), attribution(plain, x, target))
+    assert torch.equal(x, before)

@@ -89,6 +89,7 @@ def test_out_of_fold_networks_never_see_their_rows(monkeypatch: pytest.MonkeyPat
     predict(Spy, x, y, torch.Generator().manual_seed(0), folds=5)
     assert len(trained) == len(asked) == 5
     assert all(not (a & b) for a, b in zip(trained, asked, strict=True))
+    assert [len(a) for a in trained] == [24] * 5  # all rows but one fold's
     assert set.union(*asked) == set(range(30))
     trained.clear()
     asked.clear()
@@ -149,8 +150,23 @@ def test_misuse() -> None:
     y[4], y[9] = 7, -1
     with pytest.raises(ValueError, match="2 labels lie outside 0 to 2: row 4: 7, row 9: -1"):
         find_suspects(torch.ones(120, 3) / 3, y)
+    broken = torch.ones(120, 3) / 3
+    broken[7, 1] = float("nan")
+    with pytest.raises(ValueError, match="probabilities of 1 rows are not finite, row 7 first"):
+        find_suspects(broken, truth)
+    with pytest.raises(ValueError, match="not finite"):
+        predict(net, x * 1e20, truth, torch.Generator(), folds=2, steps=2, lr=1e30)
     with pytest.raises(ValueError, match="folds is 80, but there are 120 rows"):
         predict(net, x, truth, torch.Generator(), folds=80)
+    for size, refused in ((1, True), (2, False)):
+        if refused:
+            with pytest.raises(ValueError, match="batch_size is 1"):
+                predict(net, x, truth, torch.Generator(), batch_size=size)
+        else:
+            assert len(predict(net, x[:8], truth[:8], torch.Generator(), folds=2, steps=1, batch_size=size)) == 8
+    for differ in (tags_differ, lambda a, b: texts_differ(a, b, lambda *_: 1.0, 0.5)):
+        with pytest.raises(ValueError, match="zip"):
+            differ(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="budget is -1"):
         find_suspects(torch.ones(120, 3) / 3, truth, budget=-1)
     with pytest.raises(ValueError, match="gave \\(1,\\) answers"):

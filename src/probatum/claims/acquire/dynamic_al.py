@@ -8,7 +8,7 @@ from torch import nn
 
 from probatum.claims.acquisition import curve
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
@@ -23,8 +23,8 @@ ARMS = {
 }
 
 NOTE = (
-    "On these seeds it ends 0.7 points above random sampling where 1 is asked (3.4 on seeds 1 and 2, on which nothing was "
-    "tuned but the steps); the smallest margin, which costs a forward pass alone, ends 2.9 points above."
+    "A gain of one seed spreads by two points (357 test rows), so that twenty are run; nothing was tuned but the steps (seeds 1 "
+    "and 2). The smallest margin, which costs a forward pass alone, ends higher still."
 )
 
 
@@ -42,17 +42,20 @@ def _run(seeds: Sequence[int]) -> Evidence:
             row |= {f"{name}_last": found.measures["last-label-accuracy"], f"{name}_area": found.measures["label-auc"]}
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    measured["gain"] = measured["all_last"] - measured["random_last"]
-    return Evidence(measured["gain"] >= 0.01, measured, tuple(rows), NOTE)
+    for name in ("all", "last", "margin"):
+        gain = interval([row[f"{name}_last"] - row["random_last"] for row in rows])
+        measured |= gain.told("gain" if name == "all" else f"{name}_gain")
+    return Evidence(measured["gain_low"] >= 0.01, measured, tuple(rows), NOTE)
 
 
 CLAIMS = (
     Claim(
         id="beats-random-sampling",
         says="Asking for the rows that speed training up most ends with a better network than asking at random.",
-        threshold="mean accuracy after 140 labels at least 1 point above random sampling's",
+        threshold="accuracy after 140 labels at least 1 point above random sampling's: the 90 % interval of the paired gains",
         data="digits as images; 20 labels, then 6 rounds of 20; a perceptron with 128 hidden units",
         run=_run,
-        minutes=1.0,
+        minutes=1.5,
+        seeds=tuple(range(201, 221)),
     ),
 )

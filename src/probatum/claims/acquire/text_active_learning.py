@@ -30,18 +30,29 @@ ARMS = {"random": "random sampling", "margin": "text-active-learning(strategy='m
 
 
 class _TfIdf(nn.Module):
-    """Counts of words times inverse document frequencies, of unit length, through a linear layer that starts at zero."""
+    """Counts of words times inverse document frequencies, of unit length, through a linear layer that starts at zero.
+
+    The layer is a sum over the words that are there: of ten thousand, a text has a hundred.
+    """
 
     def __init__(self, x: Tensor, spec: Spec) -> None:
         super().__init__()
         found = torch.zeros(len(x), spec.vocabulary).scatter_(1, x, 1.0).sum(dim=0)
         self.register_buffer("idf", (torch.log((1 + len(x)) / (1 + found)) + 1).index_fill(0, torch.tensor([0]), 0.0))
-        self.head = nn.Linear(spec.vocabulary, spec.outputs)
-        nn.init.zeros_(self.head.weight)
+        self.words = nn.EmbeddingBag(spec.vocabulary, spec.outputs, mode="sum")
+        self.bias = nn.Parameter(torch.zeros(spec.outputs))
+        nn.init.zeros_(self.words.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        counts = torch.zeros(len(x), len(self.idf)).scatter_add_(1, x, torch.ones(x.shape))
-        return self.head(nn.functional.normalize(counts * self.idf, dim=1))
+        weights = self.idf[x]
+        return self.words(x, per_sample_weights=weights) / self._length(x)[:, None] + self.bias
+
+    def _length(self, x: Tensor) -> Tensor:
+        """Norms (n,) of the rows' weighted counts."""
+        ranked = x.sort(dim=1).values
+        group = torch.nn.functional.pad((ranked[:, 1:] != ranked[:, :-1]).long(), (1, 0)).cumsum(dim=1)
+        sums = torch.zeros(x.shape).scatter_add_(1, group, self.idf[ranked])  # idf times count, once a word
+        return sums.square().sum(dim=1).sqrt().clamp(min=1e-12)
 
 
 def _run(seeds: Sequence[int]) -> Evidence:

@@ -1,8 +1,9 @@
-"""Claim of data filtering networks: a filter of few clean pairs makes a dirty pool useful, and is not judged by its accuracy.
+"""Claims of data filtering networks: a filter of few clean pairs makes a dirty pool useful, and is not judged by its accuracy.
 
-Pairs are digits with captions of three to five words, one of which names the digit (two words each); 60 % of the pool's
-captions belong to another digit. Towers, rate and pairs seen were set on seeds 1 and 2 without a search. Three sizes of the
-filters' data were looked at there: with fewer clean pairs both ranks are noise, with as many clean pairs as here they tie.
+Pairs are digits of MNIST with captions of three to five words, one of which names the digit (two words each); 60 % of the
+pool's captions name the next digit instead. That wrong captions lean one way matters: where they are spread evenly over the
+other digits they do little harm, and filtering costs more pairs than it saves (seeds 1 and 2). Towers, rate and pairs seen were
+set on seeds 1 and 2 without a search, the filters' sizes on seeds 1 to 3.
 """
 
 from __future__ import annotations
@@ -14,24 +15,23 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
-from probatum.data.open import open_dataset
+from probatum.claims.tools import interval, mean
+from probatum.data.library import library, subset
 from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs
 from probatum.techniques.select.data_filtering_network.data_filtering_network import check_apart, keep_top
 from probatum.train.rng import generator_for, seeded
 
 MISMATCHED = 0.6
 SHARE = 0.4
+ROWS = 12_500
 SEEN, FILTER_SEEN = 40_000, 15_000
-FILTERS = ((100, 0.0), (130, 0.1), (180, 0.25), (230, 0.4), (290, 0.55), (350, 0.7))
+FILTERS = ((300, 0.0), (400, 0.1), (600, 0.25), (800, 0.35), (1200, 0.45), (2000, 0.55))
 """Pairs that a filter is trained on, and the share of them whose captions are wrong: the more, the dirtier."""
 FILLERS, LENGTH = 12, 5
 
-NOTE = (
-    "A filter of 100 clean pairs lifts the clean share of what is kept from 0.40 to 0.59, which is worth 2.5 points, not 5, since "
-    "432 pairs are left; a random subset of equal size costs 10. Both ranks tie: here a filter of cleaner pairs is the more "
-    "accurate one too. On 7,800 pairs of MNIST (seeds 1 and 2) filtering cost 16 points: evenly spread wrong captions hurt less "
-    "than fewer pairs do."
+NOTES = (
+    "What is filtered names the right digit in about 0.64 of its pairs, of the pool 0.40 do: the right name leads again.",
+    "Here a filter of cleaner pairs is the more accurate one too, so that both rank the induced accuracies alike.",
 )
 
 
@@ -49,7 +49,7 @@ class _Text(nn.Module):
 
 def _towers(seed: int, name: str) -> TwoTowers:
     with seeded(seed, "towers", name):
-        image = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
+        image = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 32))
         return TwoTowers(image, _Text())
 
 
@@ -64,70 +64,112 @@ def _captions(y: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _mismatch(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Digits of which a share is the next one."""
     wrong = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     out = y.clone()
-    out[wrong] = (y[wrong] + torch.randint(1, 10, wrong.shape, generator=generator)) % 10
+    out[wrong] = (y[wrong] + 1) % 10
     return out
 
 
-def _row(seed: int) -> dict[str, float]:
-    data = open_dataset("digits").prepare(seed)
-    own = generator_for(seed, "pairs")
-    pool, clean, test = data.train, data.valid, data.test
-    check_apart(torch.cat([pool.x, clean.x]), test.x)
-    said = _mismatch(pool.y, MISMATCHED, own)
-    captions = _captions(said, own)
-    right = said == pool.y
-    prompts = torch.tensor([[1 + 2 * c, 2 + 2 * c, 0, 0, 0] for c in range(10)])
+class _World:
+    """One seed's pool, clean pairs and test rows, and what networks trained on them come to."""
 
-    def accuracy(model: TwoTowers) -> float:
-        return float((model.classify(test.x, prompts).argmax(dim=1) == test.y).float().mean())
+    def __init__(self, seed: int) -> None:
+        data = subset(library("mnist"), ROWS, seed).prepare(seed)
+        self.seed, self.own = seed, generator_for(seed, "pairs")
+        self.pool, self.clean, self.test = data.train, data.valid, data.test
+        check_apart(torch.cat([self.pool.x, self.clean.x]), self.test.x)
+        said = _mismatch(self.pool.y, MISMATCHED, self.own)
+        self.captions, self.right = _captions(said, self.own), said == self.pool.y
 
-    def induced(rows: Tensor, name: str) -> float:
-        order = generator_for(seed, "induced")
-        return accuracy(fit_pairs(_towers(seed, "induced"), pool.x[rows], captions[rows], SEEN, 64, 2e-3, order))
+    def accuracy(self, model: TwoTowers) -> float:
+        """Zero-shot, on test rows."""
+        prompts = torch.tensor([[1 + 2 * c, 2 + 2 * c, 0, 0, 0] for c in range(10)])
+        return float((model.classify(self.test.x, prompts).argmax(dim=1) == self.test.y).float().mean())
 
-    everything = torch.arange(len(pool))
-    row = {"seed": float(seed), "unfiltered": induced(everything, "all")}
-    count = len(keep_top(torch.zeros(len(pool)), SHARE).rows)
-    row["random_subset"] = induced(torch.randperm(len(pool), generator=own)[:count].sort().values, "random")
-    results = []
-    for k, (size, poison) in enumerate(FILTERS):
-        part = _mismatch(clean.y[:size], poison, own)
-        order = generator_for(seed, "filter", str(k))
-        net = fit_pairs(_towers(seed, "filter"), clean.x[:size], _captions(part, own), FILTER_SEEN, 64, 2e-3, order)
-        kept = keep_top(net.scores(pool.x, captions), SHARE, pool.y)
-        results.append((1 - poison, accuracy(net), induced(kept.rows, str(k)), float(right[kept.rows].float().mean())))
-        row |= {
-            f"filter_{k}_accuracy": results[-1][1],
-            f"induced_{k}": results[-1][2],
-            f"kept_clean_{k}": results[-1][3],
+    def induced(self, rows: Tensor) -> float:
+        """Accuracy of towers trained on these pairs of the pool."""
+        order = generator_for(self.seed, "induced")
+        towers = _towers(self.seed, "induced")
+        return self.accuracy(fit_pairs(towers, self.pool.x[rows], self.captions[rows], SEEN, 64, 2e-3, order))
+
+    def filtered(self, k: int) -> dict[str, float]:
+        """The k-th filter's own accuracy, that which it induces, and the clean share and smallest class of what it keeps."""
+        size, poison = FILTERS[k]
+        part = _mismatch(self.clean.y[:size], poison, self.own)
+        order = generator_for(self.seed, "filter", str(k))
+        pairs = (self.clean.x[:size], _captions(part, self.own))
+        net = fit_pairs(_towers(self.seed, "filter"), *pairs, FILTER_SEEN, 64, 2e-3, order)
+        kept = keep_top(net.scores(self.pool.x, self.captions), SHARE, self.pool.y)
+        return {
+            "filter_accuracy": self.accuracy(net),
+            "induced": self.induced(kept.rows),
+            "kept_clean": float(self.right[kept.rows].float().mean()),
+            "smallest_class_share": float(kept.classes.min()),
         }
-        if k == 0:
-            row["smallest_class_share"] = float(kept.classes.min())
-    fraction, own_accuracy, out, _ = zip(*results, strict=True)
-    row["rank_with_clean_fraction"] = float(spearmanr(fraction, out).statistic)
-    row["rank_with_filter_accuracy"] = float(spearmanr(own_accuracy, out).statistic)
+
+
+def _gain_row(seed: int) -> dict[str, float]:
+    world = _World(seed)
+    everything = torch.arange(len(world.pool))
+    count = len(keep_top(torch.zeros(len(world.pool)), SHARE).rows)
+    some = everything[torch.randperm(len(world.pool), generator=world.own)[:count]].sort().values
+    unfiltered, random = world.induced(everything), world.induced(some)
+    return {"seed": float(seed), "unfiltered": unfiltered, "random_subset": random, **world.filtered(0)}
+
+
+def _gain(seeds: Sequence[int]) -> Evidence:
+    rows = [_gain_row(seed) for seed in seeds]
+    measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
+    gain = interval([row["induced"] - row["unfiltered"] for row in rows])
+    over = interval([row["induced"] - row["random_subset"] for row in rows])
+    measured |= gain.told("gain") | over.told("gain_over_random_subset")
+    random = interval([row["random_subset"] - row["unfiltered"] for row in rows])
+    measured |= random.told("random_gain")
+    controls = {"a random subset of equal size gains less than 5 points": random.mean < 0.05}
+    return Evidence(min(gain.low, over.low) >= 0.05, measured, tuple(rows), NOTES[0], controls)
+
+
+def _rank_row(seed: int) -> dict[str, float]:
+    world = _World(seed)
+    found = [world.filtered(k) for k in range(len(FILTERS))]
+    row = {"seed": float(seed)} | {f"{name}_{k}": value for k, one in enumerate(found) for name, value in one.items()}
+    out = [one["induced"] for one in found]
+    row["rank_with_clean_fraction"] = float(spearmanr([1 - poison for _, poison in FILTERS], out).statistic)
+    row["rank_with_filter_accuracy"] = float(spearmanr([one["filter_accuracy"] for one in found], out).statistic)
     return row
 
 
-def _run(seeds: Sequence[int]) -> Evidence:
-    rows = [_row(seed) for seed in seeds]
+def _ranks(seeds: Sequence[int]) -> Evidence:
+    rows = [_rank_row(seed) for seed in seeds]
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    gain = measured["gain"] = measured["induced_0"] - measured["unfiltered"]
-    random = measured["random_gain"] = measured["random_subset"] - measured["unfiltered"]
-    ranks = measured["rank_with_clean_fraction"] > measured["rank_with_filter_accuracy"]
-    return Evidence(gain >= 0.05 and random < 0.05 and ranks, measured, tuple(rows), NOTE)
+    edge = interval([row["rank_with_clean_fraction"] - row["rank_with_filter_accuracy"] for row in rows])
+    measured |= edge.told("edge_of_clean_fraction")
+    return Evidence(edge.low > 0, measured, tuple(rows), NOTES[1])
 
 
+DATA = "MNIST (12,500 rows) with captions, 60 % of which name the next digit"
 CLAIMS = (
     Claim(
+        id="few-clean-pairs-filter-a-dirty-pool",
+        says="A filter trained on few clean pairs makes a dirty pool useful.",
+        threshold="filtered at least 5 points above unfiltered and above a random subset of equal size, zero-shot at equal "
+        "pairs seen: 90 % intervals of the paired gains; the random subset gains less than 5",
+        data=DATA,
+        run=_gain,
+        minutes=1.0,
+        needs_library=True,
+        seeds=tuple(range(201, 206)),
+    ),
+    Claim(
         id="a-filter-is-judged-by-what-it-induces",
-        says="A filter trained on few clean pairs makes a dirty pool useful; how clean its pairs were tells more than its accuracy.",
-        threshold="filtered at least 5 points above unfiltered, zero-shot at equal pairs seen, a random subset not; over six "
-        "filters, induced accuracy ranks closer with the clean fraction than with the filter's accuracy",
-        data="digits with captions, 60 % of them of another digit",
-        run=_run,
-        minutes=2.0,
+        says="How clean a filter's pairs were tells more about what it induces than its own accuracy does.",
+        threshold="over six filters, induced accuracy ranks closer with the clean fraction than with the filter's accuracy: "
+        "the 90 % interval of the difference of Spearman correlations above 0",
+        data=DATA,
+        run=_ranks,
+        minutes=3.0,
+        needs_library=True,
+        seeds=tuple(range(201, 206)),
     ),
 )

@@ -12,7 +12,9 @@ from probatum.numerics.tensors.targets import class_targets
 
 
 def require_eval(model: Callable[..., Any]) -> None:
-    """ValueError, naming the first module, where a part of the model is in training mode."""
+    """ValueError, naming the first module, where a part of the model is in training mode, and where no gradient can be had."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be had under torch.inference_mode(); leave it, torch.no_grad() does no harm")
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             if module.training:
@@ -26,6 +28,11 @@ def require_float(inputs: Tensor, remedy: str) -> None:
         raise TypeError(f"inputs have dtype {inputs.dtype}, which carries no gradient; {remedy}")
     if inputs.ndim < 1 or len(inputs) == 0:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}; expected a batch (n, ...) with n > 0")
+
+
+def at(model: Callable[..., Any], *points: Tensor) -> Any:
+    """The model's output at points, which stay what they are: a network may begin by an operation in place."""
+    return model(*(point.clone() for point in points))
 
 
 def pick(output: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,18 +53,18 @@ def gradient_length(p: Tensor, features: Tensor, bias: bool = True) -> Tensor:
 
 def gradient_embedding(p: Tensor, features: Tensor) -> Tensor:
     """Gradient of the likeliest class's loss in the last layer's weights: (n, c), (n, d) -> (n, c * d). Ash et al. 2020 (BADGE)."""
-    error = p - torch.nn.functional.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype)
-    return (error[:, :, None] * features[:, None, :]).flatten(1)
+    return (_error(p)[:, :, None] * features[:, None, :]).flatten(1)
 
 
-def farthest_first(points: Tensor, centres: Tensor, count: int) -> Tensor:
+def farthest_first(points: Tensor, centres: Tensor, count: int, block: int = 1024) -> Tensor:
     """Greedy k-centre: again and again the point farthest from all centres and points chosen; positions (count,).
 
     At most twice the radius of the best choice (Gonzalez 1985). Without centres it begins at the point farthest from the
-    mean. Points (n, d), centres (m, d), `count` at most n.
+    mean. Points (n, d), centres (m, d), of which `block` are held against all points at once; `count` at most n.
     """
-    seeds = centres if len(centres) else points.mean(dim=0, keepdim=True)
-    nearest = _squares(points, seeds).amin(dim=1)
+    points = points.double()
+    seeds = centres.double() if len(centres) else points.mean(dim=0, keepdim=True)
+    nearest = torch.stack([_squares(points, some).amin(dim=1) for some in seeds.split(block)]).amin(dim=0)
     chosen: list[int] = []
     for _ in range(count):
         new = int(nearest.argmax())
@@ -77,11 +79,36 @@ def spread_draw(points: Tensor, count: int, generator: torch.Generator) -> Tenso
 
     Where all points left coincide with chosen ones, the rest is drawn evenly.
     """
-    nearest = points.square().sum(dim=1)
+    points = points.double()
+    return _seeding(
+        points.square().sum(dim=1), lambda new: _squares(points, points[new : new + 1]).squeeze(1), count, generator
+    )
+
+
+def spread_draw_of_gradients(p: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`spread_draw` of `gradient_embedding(p, features)`, which are never built: (n, c), (n, d) -> (count,).
+
+    An embedding is the outer product of e and h, so that a squared distance takes c + d numbers a row, not c * d:
+    |e h^T - f k^T|^2 = |e - f|^2 |h|^2 + |f|^2 |h - k|^2 + 2 <e - f, f> <h, h - k>, exactly 0 where both coincide.
+    """
+    e, h = _error(p).double(), features.double()
+    e_square, h_square = e.square().sum(dim=1), h.square().sum(dim=1)
+
+    def squares(new: int) -> Tensor:
+        de, dh = e - e[new], h - h[new]
+        apart = de.square().sum(dim=1) * h_square + e_square[new] * dh.square().sum(dim=1)
+        return (apart + 2 * (de @ e[new]) * (h * dh).sum(dim=1)).clamp(min=0)
+
+    return _seeding(e_square * h_square, squares, count, generator)
+
+
+def _seeding(lengths: Tensor, squares: Callable[[int], Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """k-means++ by squared lengths (n,), and squared distances (n,) to a position."""
+    nearest = lengths
     chosen: list[int] = []
-    free = torch.ones(len(points), dtype=torch.bool)
+    free = torch.ones(len(lengths), dtype=torch.bool)
     for k in range(count):
-        weights = (nearest * free).double()
+        weights = nearest * free
         if k == 0:
             new = int(weights.argmax())
         elif float(weights.sum()) > 0:
@@ -90,11 +117,7 @@ def spread_draw(points: Tensor, count: int, generator: torch.Generator) -> Tenso
             new = int(torch.multinomial(free.double(), 1, generator=generator))
         chosen.append(new)
         free[new] = False
-        nearest = (
-            torch.minimum(nearest, _squares(points, points[new : new + 1]).squeeze(1))
-            if k
-            else _squares(points, points[new : new + 1]).squeeze(1)
-        )
+        nearest = torch.minimum(nearest, squares(new)) if k else squares(new)
     return torch.tensor(chosen, dtype=torch.int64)
 
 
@@ -126,6 +149,11 @@ def top(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count]
 
 
+def _error(p: Tensor) -> Tensor:
+    """p less the likeliest class's indicator: (n, c) -> (n, c)."""
+    return p - torch.nn.functional.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype)
+
+
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances (n, m)."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    """Squared Euclidean distances (n, m), exactly 0 between equal points."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -136,6 +136,28 @@ def binomial_interval(hits: int, trials: int, level: float = 0.95) -> tuple[floa
     return low, high
 
 
+def shares_at_least(hits: Tensor, trials: Tensor, confidence: float) -> Tensor:
+    """One-sided Clopper-Pearson lower bounds of many shares: (k,), (k,) -> (k,) float64; 0 where nothing hit.
+
+    Args:
+        hits: how many of the trials hit, of any number type.
+        trials: how many there were, at least 1 each.
+        confidence: with which the true share is no lower, in (0, 1).
+
+    Raises:
+        ValueError: a confidence outside (0, 1), or more hits than trials.
+    """
+    from scipy.stats import beta
+
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+    if bool((hits > trials).any()) or bool((hits < 0).any()):
+        raise ValueError("there are more hits than trials, or fewer than none")
+    hit, of = hits.double(), trials.double()
+    bound = torch.from_numpy(beta.ppf(1 - confidence, hit.clamp(min=1).numpy(), (of - hit + 1).numpy()))
+    return torch.where(hit > 0, bound, 0.0)
+
+
 def _check_names(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"two classes have the same name: {', '.join(sorted(names))}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.tensors.draws import own_draws
-from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.precision import HALF, computed_wide, widened
 from probatum.numerics.tensors.targets import IGNORED, class_targets, real_targets
 
 
@@ -28,6 +31,21 @@ def mean_loss(output: Tensor, target: Tensor) -> Tensor:
     return row_losses(output, target).mean()
 
 
+@contextmanager
+def in_single(model: nn.Module) -> Iterator[None]:
+    """A block in which half-precision parameters and buffers are float32; Adam's second moment is 0 in float16 where gradients
+    are below 2e-4, and division by it is not finite."""
+    held = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF]
+    dtypes = [t.dtype for t in held]
+    for t in held:
+        t.data = t.data.float()
+    try:
+        yield
+    finally:
+        for t, dtype in zip(held, dtypes, strict=True):
+            t.data, t.grad = t.data.to(dtype), None
+
+
 def fit_network(
     model: nn.Module,
     x: Tensor,
@@ -40,6 +58,8 @@ def fit_network(
 ) -> nn.Module:
     """Train `model` in place by AdamW and leave it in evaluation mode; the global random state is put back.
 
+    Networks and rows of half precision are trained in float32, and the network given back as it came.
+
     Args:
         model: (n, ...) -> (n, outputs); its own `objective(x, output, y, loss)` is used where it has one.
         x, y: the rows.
@@ -51,14 +71,19 @@ def fit_network(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
     own = getattr(model, "objective", None)
     model.train()
-    with own_draws(generator):
+    with own_draws(generator), in_single(model):
         batches: list[Tensor] = []
         for _ in range(steps):
             if not batches:
                 batches = [b for b in torch.randperm(len(y), generator=generator).split(batch_size) if len(b) > 1]
+            if not batches:
+                raise ValueError(
+                    f"{len(y)} rows in batches of {batch_size} are none of two rows or more, which training takes"
+                )
             index = batches.pop()
-            output = model(x[index])
-            loss = mean_loss(output, y[index]) if own is None else own(x[index], output, y[index], mean_loss)
+            rows = widened(x[index])
+            output = model(rows)
+            loss = mean_loss(output, y[index]) if own is None else own(rows, output, y[index], mean_loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Made = TypeVar("Made")
+_BESIDE = 0x1C6E_F372_FE94_F82A
 
 
 @contextmanager
@@ -31,6 +35,25 @@ def own_draws(generator: torch.Generator) -> Iterator[None]:
     """A block whose draws from torch's global streams come from `generator` alone."""
     with draws_of(int(torch.randint(2**62, (), generator=generator, device=generator.device))):
         yield
+
+
+@contextmanager
+def draws_beside(generator: torch.Generator) -> Iterator[None]:
+    """A block whose draws from torch's global streams are told by where `generator` stands, which stays there."""
+    twin = torch.Generator(generator.device)
+    twin.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=twin, device=twin.device))
+    with draws_of(seed ^ _BESIDE):  # not the seed that `own_draws` would take from the same place
+        yield
+
+
+def fresh(make: Callable[[], Made], generator: torch.Generator) -> Made:
+    """What `make` makes, its draws (initial weights) told by where `generator` stands: the global streams stay where they are.
+
+    A factory that seeds itself makes what it would have made.
+    """
+    with draws_beside(generator):
+        return make()
 
 
 def _devices() -> range:

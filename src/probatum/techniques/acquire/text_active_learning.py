@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.labels import acquisition as parts
+from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import hooked, last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
-from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.draws import fresh, own_draws
 from probatum.spec import Pool
 
 CARD = Card(
@@ -99,26 +100,45 @@ def ask(
         return rows[_by_data(pool, rows, count, generator, strategy)]
     if strategy == "egl-word":
         return rows[parts.top(word_gradient_length(pool.model, pool.x[rows]), count)]
+    if strategy in PREDICTION_BASED:
+        return rows[
+            parts.top(
+                _uncertainty(pool, rows, generator, model_factory, strategy, draws, members, (steps, batch_size, lr)),
+                count,
+            )
+        ]
     seen = last_features(pool.model, pool.x[rows])
     p = seen.logits.softmax(dim=1)
     if strategy == "badge":
-        return rows[parts.spread_draw(parts.gradient_embedding(p, seen.features), count, generator)]
+        return rows[parts.spread_draw_of_gradients(p, seen.features, count, generator)]
     if strategy == "margin-density":
         mixed = parts.unit_ranks(parts.closeness(p)) * parts.unit_ranks(parts.similarity_density(seen.features))
         return rows[parts.top(mixed, count)]
-    simple: dict[str, Callable[[], Tensor]] = {
-        "egl": lambda: parts.gradient_length(p, seen.features),
-        "confidence": lambda: parts.least_confidence(p),
-        "margin": lambda: parts.closeness(p),
-        "entropy": lambda: parts.entropy(p),
-        "bald": lambda: parts.mutual_information(dropout_predictions(pool.model, pool.x[rows], draws, generator)),
-    }
-    if strategy in simple:
-        return rows[parts.top(simple[strategy](), count)]
-    votes = _committee(pool, pool.x[rows], generator, model_factory, members, steps, batch_size, lr)
-    # the mutual information is the mean KL divergence of the members to their mean
-    score = parts.vote_entropy(votes) if strategy == "vote-entropy" else parts.mutual_information(votes)
-    return rows[parts.top(score + 1e-6 * parts.entropy(votes.mean(dim=0)), count)]  # ties: the less sure first
+    length = parts.gradient_length(p, seen.features, head_of(pool.model, pool.x).bias is not None)
+    return rows[parts.top(length, count)]
+
+
+def _uncertainty(
+    pool: Pool,
+    rows: Tensor,
+    generator: torch.Generator,
+    model_factory: Callable[[], nn.Module] | None,
+    strategy: str,
+    draws: int,
+    members: int,
+    training: tuple[int, int, float],
+) -> Tensor:
+    """Scores (k,) of open rows by what is predicted of them alone; any network will do."""
+    x = pool.x[rows]
+    if strategy == "bald":
+        return parts.mutual_information(dropout_predictions(pool.model, x, draws, generator))
+    if strategy.startswith("vote"):
+        votes = _committee(pool, x, generator, model_factory, members, *training)
+        # the mutual information is the mean KL divergence of the members to their mean
+        score = parts.vote_entropy(votes) if strategy == "vote-entropy" else parts.mutual_information(votes)
+        return score + 1e-6 * parts.entropy(votes.mean(dim=0))  # ties: the less sure first
+    score_of = {"confidence": parts.least_confidence, "margin": parts.closeness, "entropy": parts.entropy}[strategy]
+    return score_of(outputs_of(pool.model, x).softmax(dim=1))
 
 
 def dropout_predictions(model: nn.Module, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
@@ -214,9 +234,10 @@ def _committee(
     found = []
     for _ in range(members):
         pick = torch.randint(len(rows), (len(rows),), generator=generator)
-        net = fit_network(model_factory(), pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        fit_network(net, pool.x[rows[pick]], y[pick], steps, batch_size, lr, generator)
         found.append(outputs_of(net, x).softmax(dim=1))
-    return torch.stack(found)
+    return torch.stack(found).double()  # in single precision the entropies that part ties would be lost
 
 
 def _stable(
@@ -234,7 +255,7 @@ def _stable(
     if model_factory is None:
         raise ValueError("the stopping rule trains a network without the last labels; give model_factory")
     rows, y = pool.labelled[:-count], pool.y[:-count]
-    before = fit_network(model_factory(), pool.x[rows], y, steps, batch_size, lr, generator)
+    before = fit_network(fresh(model_factory, generator), pool.x[rows], y, steps, batch_size, lr, generator)
     x = pool.x[pool.open()]
     first, second = (outputs_of(net, x) for net in (before, pool.model))
     return parts.kappa(first.argmax(dim=1), second.argmax(dim=1), first.shape[1]) >= wanted

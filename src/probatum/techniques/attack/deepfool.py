@@ -5,7 +5,8 @@ Computes  w_k = grad f_k - grad f_t, g_k = f_k - f_t at x_i; l = argmin |g_k| / 
           p-norm, (|g_l| / |w_l|_q^q) |w_l|^(q-1) sign(w_l); until x + (1 + overshoot) sum of steps leaves class t
 Shapes    inputs (n, ...), target (n,) int64 -> inputs (n, ...)
 Departs   1. t is the given target, not argmax f(x): examples that are already of another class are returned as they are
-          2. box=(low, high) clips the point that is tested for the change of class; the paper has no box (box=None)
+          2. box=(low, high) clips the points that are linearised at and the one that is tested for the change of class; the
+             paper has no box (box=None)
           3. classes whose gradient equals that of t are passed over; an example with no other class left stays put
 """
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from probatum.card import Card
-from probatum.numerics.explanation.attribution import pick, require_eval, require_float
+from probatum.numerics.explanation.attribution import at, pick, require_eval, require_float
+from probatum.numerics.tensors.targets import class_targets
 
 CARD = Card(
     paper="arXiv:1511.04599",
@@ -59,12 +61,16 @@ def boundary_step(gradients: Tensor, gaps: Tensor, norm: float, slack: float = 0
     """
     dual = math.inf if norm == 1 else (1.0 if norm == math.inf else norm / (norm - 1))
     length = torch.linalg.vector_norm(gradients, dual, dim=2)  # (n, k)
+    largest = gradients.abs().amax(dim=2, keepdim=True)  # taken out where powers underflow: |w|^1001 of a norm of 1.001
+    unit = gradients / largest.clamp(min=torch.finfo(gradients.dtype).tiny)
+    rescaled = torch.linalg.vector_norm(unit, dual, dim=2) * largest[:, :, 0]
+    length = torch.where((length > 0) & torch.isfinite(length), length, rescaled)
     distance = torch.where(length > 0, gaps.abs() / length, math.inf)
     nearest, which = distance.min(dim=1)
     w = gradients[torch.arange(len(gradients), device=gradients.device), which]  # (n, d)
     if norm == 1:
-        largest = w.abs().argmax(dim=1, keepdim=True)
-        direction = torch.zeros_like(w).scatter(1, largest, w.gather(1, largest).sign())
+        place = w.abs().argmax(dim=1, keepdim=True)
+        direction = torch.zeros_like(w).scatter(1, place, w.gather(1, place).sign())
     else:
         scaled = w / w.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         direction = scaled.sign() * scaled.abs() ** (dual - 1) if dual > 1 else scaled.sign()
@@ -91,8 +97,8 @@ def fool(
     _check(model, inputs, norm, overshoot, slack, max_steps, candidates, box)
     start = inputs.detach()
     with torch.no_grad():
-        output = model(start)
-    _check_output(output, target)
+        output = at(model, start)
+    target = _check_output(output, target)
     others = output.scatter(1, target[:, None], -math.inf)
     rivals = others.topk(min(candidates, output.shape[1] - 1), dim=1).indices  # (n, k)
     total = torch.zeros_like(start)
@@ -106,11 +112,13 @@ def fool(
         gradients, gaps = _linearise(model, start[active] + total[active], target[active], rivals[active])
         step = boundary_step(gradients, gaps, norm, slack).view_as(start[active])
         total[active] += step
+        if box is not None:
+            total[active] = (start[active] + total[active]).clamp(*box) - start[active]
         moved = start[active] + (1 + overshoot) * total[active]
         if box is not None:
             moved = moved.clamp(*box)
         with torch.no_grad():
-            gone = model(moved).argmax(dim=1) != target[active]
+            gone = at(model, moved).argmax(dim=1) != target[active]
         result[active] = moved
         steps[active] += 1
         left[active] = gone
@@ -187,7 +195,7 @@ def _linearise(
     """w (n, k, d) and g (n, k) of every rival; rows do not interact, so one backward pass serves the whole batch."""
     points = points.detach().requires_grad_()
     with torch.enable_grad():
-        output = model(points)
+        output = at(model, points)
         gaps = output.gather(1, rivals) - pick(output, target)[:, None]
         columns = [
             torch.autograd.grad(gaps[:, k].sum(), points, retain_graph=k + 1 < rivals.shape[1])[0].flatten(1)
@@ -218,14 +226,16 @@ def _check(
         raise ValueError(f"box is {box}; give (low, high) with low < high")
 
 
-def _check_output(output: Tensor, target: Tensor) -> None:
+def _check_output(output: Tensor, target: Tensor) -> Tensor:
+    """The target (n,), of (n,) or (n, 1)."""
     if output.ndim != 2 or output.shape[1] < 2:
         raise ValueError(
             f"the model returns {tuple(output.shape)}; two logits or more are needed. With one logit f, give "
             "torch.cat([-f / 2, f / 2], dim=1)"
         )
-    pick(output, target)
+    target = class_targets(output, target)
     if bool((output >= 0).all()) and torch.allclose(output.sum(dim=1), torch.ones_like(output[:, 0]), atol=1e-4):
         warnings.warn(
             "the model's rows sum to 1; give logits, the softmax bends the boundaries' distances", stacklevel=4
         )
+    return target

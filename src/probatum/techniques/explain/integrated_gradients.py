@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.explanation.attribution import per_row, pick, reference_like, require_eval, require_float
+from probatum.numerics.explanation.attribution import at, per_row, pick, reference_like, require_eval, require_float
 from probatum.numerics.networks.watch import hooked, pass_through
 from probatum.spec import Explanation, Spec
 
@@ -197,6 +197,11 @@ def integrated_gradients(
     for end in ends:
         require_float(end, "use integrate_embedding(model, layer, inputs, target), which starts behind the embedding")
     if isinstance(inputs, tuple):
+        if isinstance(baseline, list) or (isinstance(baseline, tuple) and len(baseline) != len(ends)):
+            raise ValueError(
+                f"baseline is a {type(baseline).__name__} of {len(baseline)} for {len(ends)} inputs; give a tuple of one for "
+                "each input (several baselines are averaged for a single input alone)"
+            )
         given = baseline if isinstance(baseline, tuple) else (baseline,) * len(ends)
         starts = [tuple(reference_like(e, b) for e, b in zip(ends, given, strict=True))]  # type: ignore[arg-type]
     else:
@@ -204,7 +209,7 @@ def integrated_gradients(
         starts = [(_keep_codes(reference_like(inputs, one), inputs, spec),) for one in several]
 
     def path(points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        return _scored(model(*points), target[rows.to(target.device)], score)
+        return _scored(at(model, *points), target[rows.to(target.device)], score)
 
     found = [until_complete(path, ends, start, steps, rule, tolerance, max_steps, chunk) for start in starts]
     values = [torch.stack(parts).mean(dim=0).to(ends[0].dtype) for parts in zip(*(v for v, _ in found), strict=True)]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.images.restoration import Identity, Operator, Solution, admm, conjugate_gradients, dot, pgd
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Budget
 
 CARD = Card(
@@ -139,7 +140,7 @@ class LearnedProximalNetwork(nn.Module):
             beta * width / (12 * channels * math.prod(self.strides) ** axes)
         )  # of f at 0, were w 1: softplus'' is beta / 4
         self.last = positive(width * places, mean=1 / slope)
-        self.register_load_state_dict_post_hook(lambda module, _: module.check_convex())
+        self.register_load_state_dict_post_hook(_loaded)
 
     def check_convex(self) -> None:
         """ValueError, naming the smallest, where a weight W or w lies below 0."""
@@ -357,14 +358,15 @@ def fit(
         }
         return LearnedProximalNetwork(shape, noise, width=size, generator=generator, **made)
 
-    net = build(width_for(parameters, shape, layers) if width is None else width).to(x.dtype)
+    wide = widened(x)  # Adam's moments and proximal matching's exponents need the digits
+    net = build(width_for(parameters, shape, layers) if width is None else width).to(wide.dtype)
 
     def draw() -> Tensor:
-        return x[torch.randint(len(x), (min(budget.batch_size, len(x)),), generator=generator)]
+        return wide[torch.randint(len(x), (min(budget.batch_size, len(x)),), generator=generator)]
 
     how = {"loss": loss, "c": c, "stages": stages, "first": first, "lr": lr, "fine": fine}
     train(net, draw, budget.steps, generator=generator, **how)
-    return net.eval()
+    return net.to(x.dtype).eval()
 
 
 def width_for(parameters: int, shape: tuple[int, ...], layers: int) -> int:
@@ -376,6 +378,11 @@ def width_for(parameters: int, shape: tuple[int, ...], layers: int) -> int:
     a, b = taps * max(layers - 1, 0), layers * (shape[0] * taps + 1) + places
     exact = parameters / b if a == 0 else (math.sqrt(b * b + 4 * a * parameters) - b) / (2 * a)
     return max(LEAST_WIDTH, round(exact))
+
+
+def _loaded(net: LearnedProximalNetwork, _: Any) -> None:
+    """After weights were loaded; a function of the module's own, so that networks can be pickled."""
+    net.check_convex()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -134,7 +134,7 @@ def attribution(
     with torch.enable_grad():
         if layer is None:
             at = x.detach().requires_grad_()
-            own = model(at).gather(1, target[:, None]).sum()
+            own = model(at.clone()).gather(1, target[:, None]).sum()
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             return (at * slope).sum(dim=1)
         output, seen = pass_through(model, x, named_module(model, layer))

@@ -21,6 +21,7 @@ from probatum.card import Card
 from probatum.numerics.images.boxes import iou
 from probatum.numerics.labels.annotators import Annotator, Change, binomial_interval
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import fresh
 
 CARD = Card(
     paper="arXiv:2302.04391",
@@ -88,13 +89,14 @@ def predict(
     for k in range(folds):
         mine = torch.ones(len(y), dtype=torch.bool) if folds == 1 else part == k
         others = mine if folds == 1 else ~mine
-        net = fit_network(model_factory(), x[others], y[others], steps, batch_size, lr, generator)
+        net = fit_network(fresh(model_factory, generator), x[others], y[others], steps, batch_size, lr, generator)
         with torch.no_grad():
             p = torch.cat([net(rows).softmax(dim=1) for rows in x[mine].split(512)])
         found = p.new_zeros(len(y), p.shape[1]) if found is None else found
         found[mine] = p
     if found is None:
         raise ValueError("there are no folds")
+    _check_probabilities(found)
     return found
 
 
@@ -132,8 +134,9 @@ def find_suspects(p: Tensor, y: Tensor, budget: int | None = None) -> Suspects:
         budget: how many can be asked for, at least 0; None = all.
 
     Raises:
-        ValueError: labels outside the classes (listed), a negative budget.
+        ValueError: labels outside the classes (listed), probabilities that are not finite, a negative budget.
     """
+    _check_probabilities(p)
     _check_labels(y, p.shape[1])
     if budget is not None and budget < 0:
         raise ValueError(f"budget is {budget}; give 0 or more labels")
@@ -240,6 +243,15 @@ def residual_noise(y: Tensor, annotator: Annotator, count: int, generator: torch
     rows = torch.randperm(len(y), generator=generator)[:count]
     wrong = int((annotator(rows, y[rows], y[rows]) != y[rows]).sum())
     return Residual(wrong / count, *binomial_interval(wrong, count))
+
+
+def _check_probabilities(p: Tensor) -> None:
+    bad = (~torch.isfinite(p)).any(dim=1).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"probabilities of {len(bad)} rows are not finite, row {int(bad[0])} first; they agree with no label. Was the "
+            "network trained at too high a rate, or in half precision?"
+        )
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from probatum.spec import Pool
-from probatum.techniques.acquire.dynamic_al.dynamic_al import additive_ratio, ask, gain, names_of, training_rate
+from probatum.techniques.acquire.dynamic_al.dynamic_al import (
+    Gain,
+    additive_ratio,
+    ask,
+    gain,
+    names_of,
+    training_rate,
+)
 from probatum.techniques.acquire.dynamic_al.row_gradients import row_products, summed_gradient
 
 pytestmark = pytest.mark.fast
@@ -69,6 +76,31 @@ def test_batched_gradients_equal_a_loop_and_a_network_that_vmap_refuses() -> Non
     assert torch.allclose(same.cross, found.cross)
 
 
+class Twice(nn.Module):
+    """A layer that runs twice, weights that are tied, and one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.wide, self.spare = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(2, 2)
+        self.wide.weight = self.body.weight
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(self.body(self.body(x).tanh()).tanh()))
+
+
+def test_modules_in_two_places_tied_and_unused_weights() -> None:
+    torch.manual_seed(3)
+    model, (x, y), (u, _) = Twice().double().eval(), rows(6), rows(4, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = gain(model, u, x, y)
+    for i in range(4):
+        more = training_rate(model, torch.cat([x, u[i : i + 1]]), torch.cat([y, found.pseudo[i : i + 1]]))
+        assert float(found.total[i]) == pytest.approx(more - training_rate(model, x, y), rel=1e-8)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(isinstance(p, nn.Parameter) for m in model.modules() for p in m._parameters.values())
+
+
 def test_cross_term_vanishes_when_the_labels_are_fitted() -> None:
     model, (u, _) = net(), rows(5, 2)
     x = rows(6)[0]
@@ -80,6 +112,22 @@ def test_cross_term_vanishes_when_the_labels_are_fitted() -> None:
     assert gain(sharp, u, x, y).cross_share() < 0.01 * gain(calm, u, x, y).cross_share() or (
         gain(sharp, u, x, y).cross.abs().max() < 1e-6
     )
+
+
+def test_cross_share_by_hand() -> None:
+    cross, none = torch.tensor([-6.0, 2.0, 1.0]), torch.zeros(3)
+    own = torch.tensor([1.0, 4.0, 7.0])
+    assert Gain(own, cross, own + cross, none.long()).cross_share() == pytest.approx(3.0 / 4.0)
+    assert Gain(none, none, none, none.long()).cross_share() == 0.0
+
+
+def test_scopes_name_their_weights_and_gradients_have_no_graph() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    assert names_of(model, "all") == ("0.weight", "2.weight", "2.bias")
+    assert names_of(model, "last") == ("2.weight", "2.bias")
+    found = summed_gradient(model, *rows(4), names_of(model, "last"))
+    assert not any(g.requires_grad for g in found.values())
 
 
 def test_additive_ratio_is_one_for_one_row_and_by_brute_force_for_two() -> None:
@@ -110,6 +158,15 @@ def test_misuse() -> None:
     with pytest.raises(ValueError, match=r"batch norm in training mode.*model\.eval"):
         ask(pool(normed.train()), 2)
     assert len(ask(pool(normed.eval()), 2)) == 2
+    dropping = nn.Sequential(nn.Linear(3, 5), nn.Dropout(0.1), nn.Linear(5, 4)).double()
+    with pytest.raises(ValueError, match=r"dropout in training mode.*model\.eval"):
+        ask(pool(dropping.train()), 2)
+    assert len(ask(pool(dropping.eval()), 2)) == 2
+    for label in (-100, 4):
+        mine = pool(net())
+        mine.y[1] = label
+        with pytest.raises(ValueError, match=f"the label {label}; with 4 classes"):
+            ask(mine, 2)
     with pytest.raises(ValueError, match="scope is 'first'"):
         ask(pool(net()), 2, scope="first")
     with pytest.raises(ValueError, match="10 rows are asked for and 9 are open"):

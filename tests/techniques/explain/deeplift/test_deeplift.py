@@ -123,6 +123,63 @@ def test_reveal_cancel_shares_a_minimum() -> None:
     torch.testing.assert_close(rescaled[1:], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
 
 
+def _released(net: nn.Sequential, x: list[float], start: list[float], target: int) -> list[float]:
+    """RevealCancel of a dense ReLU network in scalars, as the released code goes about it: linear layers route differences of
+    one sign by the weights' signs, at a difference of 0 half and half; an empty part has the mean slope on both sides of the
+    other one."""
+    layers = [(m.weight.detach().tolist(), m.bias.detach().tolist()) for m in net if isinstance(m, nn.Linear)]
+    here, there, passes = x, start, []
+    for depth, (weight, bias) in enumerate(layers):
+        delta = [a - b for a, b in zip(here, there, strict=True)]
+        terms = [[w * d for w, d in zip(row, delta, strict=True)] for row in weight]
+        up, down = ([sum(t for t in row if (t > 0) is side) for row in terms] for side in (True, False))
+        base = [b + sum(w * v for w, v in zip(row, there, strict=True)) for row, b in zip(weight, bias, strict=True)]
+        passes.append((weight, delta, up, down, base))
+        here, there = ([b + u + d for b, u, d in zip(base, up, down, strict=True)], base)
+        if depth < len(layers) - 1:
+            here, there = ([max(v, 0.0) for v in values] for values in (here, there))
+    plus = minus = [float(k == target) for k in range(len(layers[-1][1]))]
+    for depth in reversed(range(len(layers))):
+        weight, delta, up, down, base = passes[depth]
+        if depth < len(layers) - 1:
+            pairs = [_revealed(b, u, d) for b, u, d in zip(base, up, down, strict=True)]
+            plus = [p * gain for p, (gain, _) in zip(plus, pairs, strict=True)]
+            minus = [m * loss for m, (_, loss) in zip(minus, pairs, strict=True)]
+        back = []
+        for i, d in enumerate(delta):
+            rising = sum(row[i] * (plus[k] if row[i] > 0 else minus[k]) for k, row in enumerate(weight))
+            falling = sum(row[i] * (minus[k] if row[i] > 0 else plus[k]) for k, row in enumerate(weight))
+            back.append(rising if d > 0 else falling if d < 0 else (rising + falling) / 2)
+        plus = minus = back
+    return [m * d for m, d in zip(plus, passes[0][1], strict=True)]
+
+
+def _revealed(base: float, up: float, down: float) -> tuple[float, float]:
+    def f(v: float) -> float:
+        return max(v, 0.0)
+
+    def per_unit(part: float, other: float) -> float:
+        if part == 0:
+            return (float(base > 0) + float(base + other > 0)) / 2
+        return ((f(base + part) - f(base)) + (f(base + other + part) - f(base + other))) / (2 * part)
+
+    return per_unit(up, down), per_unit(down, up)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reveal_cancel_is_the_released_one(seed: int) -> None:
+    net = filled(
+        nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)), seed=seed, scale=1.0
+    ).double()
+    x, start = draw(12, 5, seed=seed + 9).double(), 0.4 * draw(12, 5, seed=seed + 20).double()
+    x[:, 1] = start[:, 1]
+    y = torch.arange(12) % 3
+    found = deeplift(net, x, y, reference=start, rule="reveal-cancel").values
+    for i in range(12):
+        expected = _released(net, x[i].tolist(), start[i].tolist(), int(y[i]))
+        assert found[i].tolist() == pytest.approx(expected, abs=1e-9)
+
+
 def test_saturated_and() -> None:
     net = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
     for tensor, value in zip(net.parameters(), ([[-1.0, -1.0]], [1.0], [[-1.0]], [1.0]), strict=True):
@@ -176,6 +233,8 @@ def test_softmax_is_left_out_contrast_and_several_references() -> None:
     ours = deeplift(net, x, y).values
     torch.testing.assert_close(deeplift(nn.Sequential(net, nn.Softmax(1)).eval(), x, y).values, ours)
     both = deeplift(net, x, y, rule="rescale", contrast=other).values
+    columns = deeplift(net, x, y[:, None], rule="rescale", contrast=other[:, None]).values
+    assert torch.equal(columns, both)
     apart = deeplift(net, x, y, rule="rescale").values - deeplift(net, x, other, rule="rescale").values
     torch.testing.assert_close(both, apart)
     mean = deeplift(net, x, y, reference=[0.0, 1.0], chunk=4).values

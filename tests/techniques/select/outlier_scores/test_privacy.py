@@ -37,6 +37,19 @@ def test_one_by_one(clip: float) -> None:
     assert all(not value.any() for value in clipped_gradients(net, x[:0], y[:0], clip).values())
 
 
+def test_a_module_in_two_places_and_what_is_left_of_it() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 3)).eval()
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    found = clipped_gradients(net, x, y, 1e9)
+    expected = torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), list(net.parameters()))
+    for value, own in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(value, own, atol=1e-6, rtol=1e-4)
+    assert net[0] is net[2]
+    assert isinstance(net[0].weight, nn.Parameter)
+
+
 @pytest.mark.filterwarnings("ignore")  # opacus warns of hooks and of its random number generator
 def test_opacus_gradients() -> None:
     opacus = pytest.importorskip("opacus", reason="opacus is the witness")

@@ -6,13 +6,16 @@ Computes  per round: label a random sample of the pool, train on all labels but 
           threshold (precision above it) and a low one (positives lost below it); what lies between is the next pool
 Shapes    pool of n rows, count -> positions (count,) and machine labels; `amplify`: n rows -> positive, negative, middle
 Departs   1. the precision above the high threshold is a Clopper-Pearson lower bound, not the share seen
-          2. held-out items of earlier rounds that lie in the present pool count too: there they are a random sample as well
+          2. held-out items of earlier rounds count too, those that no threshold has placed yet: like the rows of the present
+             pool they lie between all thresholds so far
           3. on the bench there are several classes: a row is taken over for its likeliest class where the probability passes
-             one threshold, chosen on cross-fitted predictions of all labelled rows; there is no low end
+             one threshold, chosen on cross-fitted predictions of all labelled rows, which are easier than those still open;
+             there is no low end
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.labels.annotators import binomial_interval
+from probatum.numerics.labels.annotators import binomial_interval, shares_at_least
 from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import fresh
 from probatum.spec import Pool, Query
 
 CARD = Card(
@@ -85,28 +89,29 @@ def choose_thresholds(
         scores, truth: items drawn at random from the present pool, which the model was not trained on.
         precision: `high` is the lowest score at or above which the lower bound of the precision is at least this.
         lost: `low` is the highest score below which at most this share of the positives lies.
-        confidence: one-sided level of the bound.
+        confidence: one-sided level of the bound, in (0, 1).
 
     Raises:
-        ValueError: shares outside [0, 1], no positive among the items.
+        ValueError: shares out of range, no positive among the items, scores that are not finite.
     """
-    for name, value in (("precision", precision), ("lost", lost), ("confidence", confidence)):
+    for name, value in (("precision", precision), ("lost", lost)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; it must lie in [0, 1]")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie in (0, 1): no finite sample makes a bound certain")
     positives = int(truth.sum())
     if positives == 0:
         raise ValueError("no positive among the held-out items; draw a larger sample, or one seeded with positives")
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
     order = scores.argsort(descending=True, stable=True)
     ranked, hits = scores[order].double(), truth[order].double().cumsum(0)
-    high = float("inf")
-    for k in range(len(ranked)):
-        if k + 1 < len(ranked) and ranked[k + 1] == ranked[k]:
-            continue  # a threshold cannot part equal scores
-        bound = binomial_interval(int(hits[k]), k + 1, 2 * confidence - 1)[0] if confidence > 0.5 else hits[k] / (k + 1)
-        if bound >= precision:
-            high = float(ranked[k])
+    parts = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores stay together
+    bound = shares_at_least(hits, torch.arange(1, len(ranked) + 1), confidence)
+    fine = ranked[parts & (bound >= precision)]
+    high = float(fine[-1]) if len(fine) else float("inf")
     own = scores[truth].double().sort().values
-    spare = int(lost * positives)
+    spare = math.floor(lost * positives + 1e-9)  # 0.29 * 100 is 28.999...
     low = float(own[spare]) if spare < positives else float("inf")
     return Thresholds(high, min(low, high))
 
@@ -117,7 +122,7 @@ def network_scorer(
     """A fresh network with two outputs, trained on the labels; scores are the log-odds of its second one."""
 
     def fit(x: Tensor, y: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        net = fit_network(model_factory(), x, y.long(), steps, batch_size, lr, generator)
+        net = fit_network(fresh(model_factory, generator), x, y.long(), steps, batch_size, lr, generator)
 
         def score(rows: Tensor) -> Tensor:
             with torch.no_grad():
@@ -166,7 +171,7 @@ def amplify(
     n = len(x)
     known = torch.full((n,), -1, dtype=torch.int64)  # answers of people
     state = torch.zeros(n, dtype=torch.int64)  # 1 positive, -1 negative, 0 in the pool
-    held, log = torch.zeros(n, dtype=torch.bool), []
+    held, placed, log = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), []
     for _ in range(rounds):
         pool = (state == 0).nonzero().squeeze(1)
         fresh = pool[known[pool] < 0]
@@ -182,10 +187,12 @@ def amplify(
                 "thresholds; draw a larger sample, or one seeded with positives"
             )
         score = fit(x[train], known[train], generator)
-        checked = pool[held[pool]]
+        checked = pool[held[pool] & ~placed[pool]]
         if known[checked].sum() == 0:
             break  # no positives are left to set thresholds by
-        limits = choose_thresholds(score(x[checked]), known[checked] == 1, precision, lost, confidence)
+        own = score(x[checked])
+        limits = choose_thresholds(own, known[checked] == 1, precision, lost, confidence)
+        placed[checked] = (own >= limits.high) | (own < limits.low)
         fresh = pool[known[pool] < 0]
         found = score(x[fresh]) if len(fresh) else torch.zeros(0)
         up, down = fresh[found >= limits.high], fresh[found < limits.low]
@@ -291,7 +298,8 @@ def _limit(
     sure, right = torch.zeros(n), torch.zeros(n, dtype=torch.bool)
     for k in range(folds):
         other, mine = pool.labelled[part != k], pool.labelled[part == k]
-        net = fit_network(model_factory(), pool.x[other], pool.y[part != k], steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        fit_network(net, pool.x[other], pool.y[part != k], steps, batch_size, lr, generator)
         p = outputs_of(net, pool.x[mine]).softmax(dim=1)
         sure[part == k], right[part == k] = p.amax(dim=1).float(), p.argmax(dim=1) == pool.y[part == k]
     if not right.any():

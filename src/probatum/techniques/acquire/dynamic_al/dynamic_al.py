@@ -1,6 +1,7 @@
 """Dynamic active learning: ask for the rows that would speed training up most.
 
-Paper     Wang, Huang, Wu, Margenot, Tong and He 2022, "Deep Active Learning by Leveraging Training Dynamics", NeurIPS 2022
+Paper     Wang, Huang, Wu, Margenot, Tong and He 2022, "Deep Active Learning by Leveraging Training Dynamics", NeurIPS 2022,
+          arXiv:2110.08611
 Computes  G(S) = |sum over S of grad l_i|^2, the rate at which gradient flow lowers the summed loss of S; a row u with
           pseudo-label argmax f(u) adds D(u|S) = |grad l_u|^2 + 2 <grad l_u, sum over S of grad l_i>; the largest D are asked
 Shapes    pool of n rows, count -> positions (count,)
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.labels.acquisition import top
 from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Pool
 from probatum.techniques.acquire.dynamic_al.row_gradients import check_rows_apart, row_products, summed_gradient
 
@@ -77,12 +79,14 @@ def gain(model: nn.Module, x: Tensor, known_x: Tensor, known_y: Tensor, scope: s
         chunk: gradients of single rows that exist at once.
 
     Raises:
-        ValueError: batch norm in training mode, an unknown scope, or no linear layer for ``"last"``.
+        ValueError: batch norm or dropout in training mode, labels outside the classes, an unknown scope, or no linear layer
+            for ``"last"``.
     """
     check_rows_apart(model)
-    direction = summed_gradient(model, known_x, known_y, names_of(model, scope))
     with torch.no_grad():
-        pseudo = torch.cat([model(rows).argmax(dim=1) for rows in x.split(512)])
+        output = torch.cat([model(rows) for rows in x.split(512)])
+    pseudo, known_y = output.argmax(dim=1), class_codes(known_y, len(known_x), output.shape[1])
+    direction = summed_gradient(model, known_x, known_y, names_of(model, scope))
     products = row_products(model, x, pseudo, direction, chunk)
     cross = 2 * products.cross
     return Gain(products.square, cross, products.square + cross, pseudo)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
+from probatum.numerics.networks.functional import call_with
+
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 class Products(NamedTuple):
@@ -21,10 +24,14 @@ class Products(NamedTuple):
 
 
 def check_rows_apart(model: nn.Module) -> None:
-    """ValueError where rows of a batch depend on each other: batch norm in training mode has no gradient of one row."""
+    """ValueError where a row has no gradient of its own: batch norm in training mode mixes rows, dropout draws anew."""
     if any(isinstance(m, _BATCH_NORMS) and m.training for m in model.modules()):
         raise ValueError(
             "the network has batch norm in training mode, so that no row has a gradient of its own; call model.eval() first"
+        )
+    if any(isinstance(m, _DROPOUTS) and m.training and m.p > 0 for m in model.modules()):
+        raise ValueError(
+            "the network has dropout in training mode, so that a row's gradient is another one every time; call model.eval() first"
         )
 
 
@@ -38,8 +45,9 @@ def summed_gradient(
         raise ValueError("a parameter that the gradient is asked for is frozen (requires_grad is False)")
     for rows, labels in zip(x.split(block), y.split(block), strict=True):
         loss = F.cross_entropy(model(rows), labels, reduction="sum")
-        for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-            total[name] += g
+        for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
+            if g is not None:  # the output need not use all parameters
+                total[name] += g
     return {name: g.detach() for name, g in total.items()}
 
 
@@ -58,7 +66,7 @@ def row_products(model: nn.Module, x: Tensor, y: Tensor, direction: Mapping[str,
     fixed = {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers()) if name not in looked}
 
     def loss(weights: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, (weights, fixed), (row[None],)), label[None])
+        return F.cross_entropy(call_with(model, {**weights, **fixed}, row[None]), label[None])
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
     squares, crosses = [], []

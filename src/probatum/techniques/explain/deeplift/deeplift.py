@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.explanation.attribution import pick, reference_like, require_eval
+from probatum.numerics.explanation.attribution import reference_like, require_eval
+from probatum.numerics.tensors.targets import class_targets
 from probatum.spec import Explanation
 from probatum.techniques.explain.deeplift.two_stream import multipliers, trace
 
@@ -109,11 +110,11 @@ def deeplift(
 
 def _seed(output: Tensor, target: Tensor, contrast: Tensor | None) -> Tensor:
     """Weights of the outputs: 1 for the target, -1 for the contrast."""
-    pick(output, target)
+    target = class_targets(output, target, least=1)
     weights = F.one_hot(target, output.shape[1]).to(output.dtype)
     if contrast is None:
         return weights
-    pick(output, contrast)
+    contrast = class_targets(output, contrast, least=1)
     return weights - F.one_hot(contrast, output.shape[1]).to(output.dtype)
 
 

@@ -263,14 +263,16 @@ def _slope(apply: Callable[..., Tensor], act: Activation) -> Tensor:
 
 
 def _reveal_cancel(apply: Callable[..., Tensor], act: Activation) -> tuple[Activation, Backward]:
-    """RevealCancel: what each part adds, averaged over adding it before and after the other."""
+    """RevealCancel: what each part adds, averaged over adding it before and after the other; its limit where a part is 0."""
     x0, up, down = act.reference, act.plus, act.minus
     base, with_up, with_down, whole = apply(x0), apply(x0 + up), apply(x0 + down), apply(act.value)
     plus = ((with_up - base) + (whole - with_down)) / 2
     minus = ((with_down - base) + (whole - with_up)) / 2
-    slope = _slope(apply, act)
-    gain = torch.where(up.abs() < SMALL, slope, plus / torch.where(up.abs() < SMALL, 1.0, up))
-    loss = torch.where(down.abs() < SMALL, slope, minus / torch.where(down.abs() < SMALL, 1.0, down))
+    ones = torch.ones_like(x0)
+    first, after_up, after_down = (_vjp(apply, [point], ones)[0] for point in (x0, x0 + up, x0 + down))
+    no_up, no_down = up.abs() < SMALL, down.abs() < SMALL  # there, what a small part would add per unit
+    gain = torch.where(no_up, (first + after_down) / 2, plus / torch.where(no_up, 1.0, up))
+    loss = torch.where(no_down, (first + after_up) / 2, minus / torch.where(no_down, 1.0, down))
     return Activation(whole, base, plus, minus), lambda p, m: [(gain * p, loss * m)]
 
 

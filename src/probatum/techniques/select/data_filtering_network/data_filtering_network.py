@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import fresh
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Part
-from probatum.techniques.select.data_filtering_network.contrastive import TwoTowers, fit_pairs
+from probatum.techniques.select.data_filtering_network.contrastive import LARGEST_SCALE, TwoTowers, fit_pairs
 
 CARD = Card(
     paper="arXiv:2309.17425",
@@ -33,7 +35,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"steps": 60},
     tune={"kind": ["contrastive", "classifier"], "steps": [100, 200, 400]},
-    claims=("a-filter-is-judged-by-what-it-induces",),
+    claims=("few-clean-pairs-filter-a-dirty-pool", "a-filter-is-judged-by-what-it-induces"),
 )
 
 KINDS = ("contrastive", "classifier", "clean")
@@ -60,7 +62,7 @@ def keep_top(scores: Tensor, share: float, y: Tensor | None = None) -> Kept:
     _check_share(share)
     if not torch.isfinite(scores).all():
         raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    rows = scores.argsort(descending=True, stable=True)[: math.ceil(share * len(scores))].sort().values
+    rows = scores.argsort(descending=True, stable=True)[: _count(share, len(scores))].sort().values
     counts = torch.zeros(0) if y is None else torch.bincount(y[rows], minlength=int(y.max()) + 1).double()
     return Kept(rows, counts / counts.sum().clamp(min=1))
 
@@ -97,7 +99,7 @@ class StreamingThreshold:
         if not len(self.sample):
             raise ValueError("no score was seen yet; call update first")
         ranked = self.sample.sort(descending=True).values
-        return float(ranked[math.ceil(self.share * len(ranked)) - 1])
+        return float(ranked[_count(self.share, len(ranked)) - 1])
 
 
 def check_apart(train: Tensor, test: Tensor, digits: int = 3) -> None:
@@ -141,7 +143,8 @@ def score(
         Scores (n,), higher = keep.
 
     Raises:
-        ValueError: settings out of range, fewer than two trusted rows, test rows in the pool or among them (with their count).
+        ValueError: settings out of range, fewer than two trusted rows, labels outside the classes, test rows in
+            the pool or among them (with their count).
 
     Example:
         >>> from probatum.spec import Part
@@ -157,14 +160,15 @@ def score(
     if kind == "clean":
         return _clean_odds(model_factory, x, trusted, generator, steps, batch_size, lr)
     if kind == "classifier":
-        net = fit_network(model_factory(), trusted.x, trusted.y, steps, batch_size, lr, generator)
+        net = fresh(model_factory, generator)
+        y = _codes(net, trusted, y)
+        fit_network(net, trusted.x, trusted.y, steps, batch_size, lr, generator)
         with torch.no_grad():
             log_p = torch.cat([net(rows).log_softmax(dim=1) for rows in x.split(512)])
         return log_p.gather(1, y[:, None]).squeeze(1)
-    left = model_factory()
-    with torch.no_grad():
-        width = left.eval()(trusted.x[:2]).shape[1]
-    right = nn.Embedding.from_pretrained(torch.randn(width, width, generator=generator), freeze=False)
+    left = fresh(model_factory, generator)
+    width, y = _width(left, trusted.x), _codes(left, trusted, y)
+    right = nn.Embedding.from_pretrained(torch.randn(width, width, generator=generator).to(x.dtype), freeze=False)
     return _labels(left, right, trusted, generator, steps, batch_size, lr).scores(x, y)
 
 
@@ -177,7 +181,7 @@ def _labels(
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             rows = nn.functional.normalize(self.left(x), dim=1)
             classes = nn.functional.normalize(self.right.weight, dim=1)  # type: ignore[arg-type]
-            logits = self.log_scale.clamp(max=math.log(100.0)).exp() * rows @ classes.T
+            logits = self.log_scale.clamp(max=LARGEST_SCALE).exp() * rows @ classes.T
             present = t.unique()
             back = logits.log_softmax(dim=0)
             mine = torch.stack([back[t == c, c].mean() for c in present])
@@ -205,14 +209,31 @@ def _clean_odds(
 ) -> Tensor:
     rows = torch.cat([x, trusted.x])
     label = torch.cat([torch.zeros(len(x)), torch.ones(len(trusted))]).long()
-    net = fit_network(model_factory(), rows, label, steps, batch_size, lr, generator)
+    net = fit_network(fresh(model_factory, generator), rows, label, steps, batch_size, lr, generator)
     with torch.no_grad():
         output = torch.cat([net(block) for block in x.split(512)])
     return output[:, 1] - output[:, 0]
 
 
+def _width(net: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return int(net.eval()(x[:2]).shape[1])
+
+
+def _codes(net: nn.Module, trusted: Part, y: Tensor) -> Tensor:
+    """The pool's labels (n,), once they and the trusted ones are known to be classes of the network's."""
+    classes = _width(net, trusted.x)
+    class_codes(trusted.y, len(trusted), classes)
+    return class_codes(y, len(y), classes)
+
+
 def _rounded(rows: Tensor, digits: int) -> Tensor:
     return (rows.double().flatten(1) * 10**digits).round().long()
+
+
+def _count(share: float, n: int) -> int:
+    """ceil(share * n) of the share that was written down: 0.07 * 100 is a little more than 7."""
+    return max(min(n, 1), math.ceil(share * n - 1e-9))
 
 
 def _check_share(share: float) -> None:

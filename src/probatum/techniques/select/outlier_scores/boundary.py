@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from probatum.numerics.explanation.attribution import per_row
+from probatum.numerics.explanation.attribution import at, per_row
 
 
 def boundary_distance(
@@ -16,7 +16,7 @@ def boundary_distance(
 ) -> Tensor:
     """L2 distance (n,) from x to a nearby point of another class; 0 where the model is wrong already, inf if none is found."""
     with torch.no_grad():
-        right = model(x).argmax(dim=1) == y
+        right = at(model, x).argmax(dim=1) == y
     distance = torch.where(right, math.inf, 0.0).to(x.dtype)
     rows = right.nonzero().squeeze(1)
     points = x.clone()
@@ -25,7 +25,7 @@ def boundary_distance(
             break
         z = points[rows].requires_grad_()
         with torch.enable_grad():
-            output = model(z)
+            output = at(model, z)
             own = output.gather(1, y[rows, None]).squeeze(1)
             gap = own - output.scatter(1, y[rows, None], -math.inf).amax(dim=1)
             (slope,) = torch.autograd.grad(gap.sum(), z)

@@ -10,10 +10,14 @@ Departs   1. every row is scored by models that did not train on it (folds); fin
           2. the boundary is searched by linearised steps and bisection, in place of Carlini-Wagner
           3. ensembles differ by seed and by the rows left out (a fifth), not by size
           4. uncommon submodes are clustered on the inputs, unless features are given
+          5. the mean rank is by default that of adv, ret and priv, which look at the label: agr and conf of networks that were
+             not trained on a row say nothing of its label (`use=NAMES` takes all five)
+          6. adv is the mean over the networks whose search finds a boundary; a row for which none does ranks highest
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,6 +29,8 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.draws import fresh
+from probatum.numerics.tensors.precision import widened
 from probatum.techniques.select.outlier_scores.boundary import boundary_distance
 from probatum.techniques.select.outlier_scores.privacy import epsilon, fit_privately
 
@@ -42,6 +48,8 @@ CARD = Card(
 )
 
 NAMES = ("adv", "ret", "agr", "conf", "priv")
+LABELLED = ("adv", "ret", "priv")
+"""Those that look at a row's label."""
 
 
 class Scores(NamedTuple):
@@ -115,9 +123,11 @@ def scores(
     clip: float = 1.0,
 ) -> Scores:
     """All scores of `outlier_scores`, their ranks, and what the combinations need; arguments as there."""
-    _check(x, y, use, folds, members, noises)
+    _check(x, y, use, folds, members, noises, batch_size)
     _check_ranges(lr, retrain_share, retrain_lr, private_share, private_lr, clip)
     _check_counts(steps=steps, private_models=private_models, private_steps=private_steps)
+    x, y = widened(x), y.reshape(-1).long()
+    made = functools.partial(_fresh, model_factory, generator, x.dtype)
     n = len(y)
     fold = torch.randperm(n, generator=generator) % folds
     raw = {name: torch.zeros(n, dtype=torch.float64) for name in use}
@@ -129,7 +139,7 @@ def scores(
         ensemble = []
         for _ in range(members):
             kept = within[torch.rand(len(within), generator=generator) < 0.8]
-            ensemble.append(fit_network(model_factory(), x[kept], y[kept], steps, batch_size, lr, generator))
+            ensemble.append(fit_network(made(), x[kept], y[kept], steps, batch_size, lr, generator))
             learned.append(torch.zeros(n, dtype=torch.bool).index_fill(0, kept, True))
         p = torch.stack([_probabilities(model, x) for model in ensemble])
         seen.append(p)
@@ -144,15 +154,25 @@ def scores(
                 votes = torch.zeros(len(out))
                 for _ in range(private_models):
                     private = (private_steps, private_share, noise, clip, private_lr)
-                    model = fit_privately(model_factory(), x[within], y[within], *private, generator)
+                    model = fit_privately(made(), x[within], y[within], *private, generator)
                     votes += _probabilities(model, x[out]).argmax(dim=1) == y[out]
                 right[level, out] = votes > private_models / 2
     if "priv" in use:
-        first = torch.where(right.any(dim=0), right.int().argmax(dim=0), len(noises))  # strongest level that is right
-        raw["priv"] = (1 - first / len(noises)).double()
+        raw["priv"] = _strongest(right)
     trained = _where_trained(torch.cat(seen), torch.stack(learned))
     spent = tuple(epsilon(noise, private_share, private_steps, 1.0 / max(2, n)) for noise in noises)
     return Scores(raw, {name: ranks(values) for name, values in raw.items()}, trained, right, spent)
+
+
+def _strongest(right: Tensor) -> Tensor:
+    """(levels, n) bool, strongest privacy first -> (n,) 1 where the first level is right already, 0 where none is."""
+    first = torch.where(right.any(dim=0), right.int().argmax(dim=0), len(right))
+    return (1 - first / len(right)).double()
+
+
+def _fresh(model_factory: Callable[[], nn.Module], generator: torch.Generator, dtype: torch.dtype) -> nn.Module:
+    """A new network in the rows' precision; half precision was widened, since neither Adam nor clipping works in it."""
+    return fresh(model_factory, generator).to(dtype)
 
 
 def _of_ensemble(models: Sequence[nn.Module], p: Tensor, x: Tensor, y: Tensor, use: Sequence[str]) -> dict[str, Tensor]:
@@ -163,8 +183,10 @@ def _of_ensemble(models: Sequence[nn.Module], p: Tensor, x: Tensor, y: Tensor, u
     if "conf" in use:
         found["conf"] = p.amax(dim=2).mean(dim=0)
     if "adv" in use:
-        distance = torch.stack([boundary_distance(model, x, y) for model in models])
-        found["adv"] = distance.nan_to_num(posinf=1e30).double().mean(dim=0)
+        distance = torch.stack([boundary_distance(model, x, y) for model in models]).double()
+        seen = distance.isfinite()
+        near = torch.where(seen, distance, 0.0).sum(dim=0) / seen.sum(dim=0).clamp(min=1)
+        found["adv"] = torch.where(seen.any(dim=0), near, 1e30)
     return found
 
 
@@ -192,7 +214,7 @@ def outlier_scores(
     y: Tensor,
     generator: torch.Generator,
     *,
-    use: Sequence[str] = NAMES,
+    use: Sequence[str] = LABELLED,
     folds: int = 3,
     members: int = 4,
     steps: int = 400,
@@ -207,15 +229,15 @@ def outlier_scores(
     private_lr: float = 0.5,
     clip: float = 1.0,
 ) -> Tensor:
-    """Mean rank of every row over the five scores: low = outlier or wrong label.
+    """Mean rank of every row over some of the scores: low = outlier or wrong label.
 
     Args:
         model_factory: fresh network for x.
         x: (n, ...), floating-point.
         y: classes (n,) int64.
         generator: all that is drawn.
-        use: which of adv, ret, agr, conf, priv; priv costs most (folds * levels * private_models trainings).
-        folds: parts of the data, each scored by models trained on the others, >= 2.
+        use: which of adv, ret, agr, conf, priv; agr and conf cannot tell a wrong label, priv costs most (folds * levels * private_models trainings).
+        folds: parts of the data, each scored by models trained on the others, >= 2 and of 2 rows or more.
         members: networks of the ensemble in each fold, >= 2.
         steps, batch_size, lr: of each ordinary training.
         retrain_share, retrain_lr: fine-tuning on the held-out fold: its steps as a share of `steps` (enough to
@@ -227,7 +249,8 @@ def outlier_scores(
         (n,) float64 in [0, 1].
 
     Raises:
-        TypeError: inputs without gradients. ValueError: fewer than 2 members or folds, or other settings out of range.
+        TypeError: inputs without gradients. ValueError: fewer than 2 members or folds, or other settings out of range;
+            labels below 0.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -307,15 +330,21 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part) for part in x.split(1024)]).double().softmax(dim=1)
 
 
-def _check(x: Tensor, y: Tensor, use: Sequence[str], folds: int, members: int, noises: Sequence[float]) -> None:
+def _check(
+    x: Tensor, y: Tensor, use: Sequence[str], folds: int, members: int, noises: Sequence[float], batch_size: int
+) -> None:
     if not x.is_floating_point():
         raise TypeError(f"x has dtype {x.dtype}; the boundary distance needs floating-point inputs")
-    if y.is_floating_point() or y.shape != x.shape[:1]:
+    if y.is_floating_point() or y.shape not in ((len(x),), (len(x), 1)):
         raise ValueError(f"y is {y.dtype} {tuple(y.shape)} for x {tuple(x.shape)}; give one class (int64) for each row")
+    if bool((y < 0).any()):
+        raise ValueError(f"y holds the label {int(y.min())}; leave out rows without a label, there is nothing to score")
     if members < 2:
         raise ValueError(f"members is {members}; agreement and confidence need an ensemble of 2 or more")
-    if not 2 <= folds <= len(y):
-        raise ValueError(f"folds is {folds}; it must be at least 2 and at most the {len(y)} rows")
+    if not 2 <= folds <= len(y) // 2:
+        raise ValueError(f"folds is {folds} for {len(y)} rows; give 2 or more, of two rows or more each")
+    if batch_size < 2:
+        raise ValueError(f"batch_size is {batch_size}; give 2 or more")
     unknown = [name for name in use if name not in NAMES]
     if unknown or not use:
         raise ValueError(f"use is {tuple(use)}; name some of {', '.join(NAMES)}")

@@ -6,8 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
+
+from probatum.numerics.networks.functional import call_with
 
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
 """Renyi orders that are looked at."""
@@ -33,7 +35,7 @@ def clipped_gradients(model: nn.Module, x: Tensor, y: Tensor, clip: float, chunk
     }
 
     def loss(parameters: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        output = functional_call(model, (parameters, fixed), (one[None],))
+        output = call_with(model, {**parameters, **fixed}, one[None])
         return F.cross_entropy(output, label[None])
 
     total = {name: torch.zeros_like(p) for name, p in trainable.items()}
