@@ -80,7 +80,9 @@ def test_results_have_the_precision_that_torch_promotes_to() -> None:
                 found = log_rest(p, weight=weight)
                 assert found.dtype == (p * weight).dtype, (first, second, shape)
                 torch.testing.assert_close(found.double(), torch.full((2,), -2.0794415).double(), rtol=4e-3, atol=0)
-    assert log_rest(torch.tensor(0.5).half(), weight=torch.tensor(2.0)).dtype == torch.float32  # nothing has a dimension
+    assert (
+        log_rest(torch.tensor(0.5).half(), weight=torch.tensor(2.0)).dtype == torch.float32
+    )  # nothing has a dimension
     assert log_rest(torch.tensor(0.5).half(), weight=torch.tensor(2.0).half()).dtype == torch.float16
 
 
