@@ -236,3 +236,30 @@ def test_one_softmax_in_two_places_and_one_by_itself() -> None:
     assert net[0] is net[2]
     with pytest.raises(ValueError, match="itself the Softmax"):
         module.apply(shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_none_single_or_strided(dtype: torch.dtype) -> None:
+    z = scores(7, 6).to(dtype)
+    for x in (z[:0], z[:1], z.t().contiguous().t(), z[::2]):
+        low = x.detach().requires_grad_()
+        sparsemax(low, 1).square().sum().backward()
+        alone = [sparsemax(row.contiguous()) for row in x]
+        assert torch.equal(sparsemax(x, 1), torch.stack(alone) if alone else x)
+        assert low.grad.shape == x.shape
+        assert torch.isfinite(low.grad).all()
+
+
+def test_scores_far_from_zero_are_projected_as_those_around_it() -> None:
+    z = (scores(20, 30).float() * 64).round() / 64  # so that the offset takes no digits away
+    torch.testing.assert_close(sparsemax(z + 1e4), sparsemax(z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sparsemax_loss(z + 1e4, torch.arange(20)), sparsemax_loss(z, torch.arange(20)))
+    constant = torch.full((3, 8), 1e4)
+    assert torch.equal(sparsemax(constant), torch.full((3, 8), 0.125))
+
+
+def test_the_result_may_be_changed_in_place_before_the_backward_pass() -> None:
+    z = scores(4, 5).requires_grad_()
+    (expected,) = torch.autograd.grad((2 * sparsemax(z)).square().sum(), z)
+    (found,) = torch.autograd.grad(sparsemax(z).mul_(2).square().sum(), z)
+    torch.testing.assert_close(found, expected)
