@@ -6,6 +6,7 @@ import copy
 import doctest
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -292,3 +293,44 @@ def test_a_frozen_convolution_gets_frozen_taps_and_positions() -> None:
     apply(model)
     assert not any(p.requires_grad for p in model[0].parameters())
     assert all(p.requires_grad for p in model[1].parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dims", "window"), [(1, 25), (2, 9)])
+def test_half_precision_has_the_kernel_and_gradients_of_float32_rounded(
+    dims: int, window: int, dtype: torch.dtype
+) -> None:
+    low = layer(dims=dims, window=window, padding=window // 2, spread=3.0).to(dtype)
+    high = copy.deepcopy(low).float()
+    x = torch.randn(2, 4, *(14,) * dims, generator=own(1)).to(dtype)
+    ours, theirs = low(x), high(x.float())
+    assert ours.dtype == low.dense().dtype == dtype
+    torch.testing.assert_close(low.dense(), high.dense().to(dtype))
+    torch.testing.assert_close(low.positions, high.positions)
+    upstream = torch.randn(ours.shape, generator=own(2)).to(dtype)
+    ours.backward(upstream)
+    theirs.backward(upstream.float())
+    for a, b in zip(low.parameters(), high.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.float(), b.grad, rtol=0, atol=1e-2 * float(b.grad.abs().max()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert low.fuse().weight.dtype == dtype
+    wanted = torch.full_like(low.positions, 2.3)
+    low.put_positions(wanted)
+    torch.testing.assert_close(low.positions, wanted, rtol=torch.finfo(dtype).eps / 2, atol=0)  # rounded once
+
+
+def test_copies_pickles_and_states_compute_the_same() -> None:
+    model, x = nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(4, 2, 3)), draw(1, 4, 12)
+    apply(model, window=7, spread=1.0, generator=own())
+    model.double().eval()
+    expected = model(x)
+    fresh = nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(4, 2, 3))
+    apply(fresh, window=7, generator=own(5))
+    fresh.double().load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fresh.eval()):
+        assert torch.equal(other(x), expected)
+    fuse(fresh)
+    torch.testing.assert_close(fresh(x), expected)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)  # an average of weights is made so
+    assert not torch.allclose(model(x), expected)
