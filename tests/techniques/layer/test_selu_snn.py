@@ -240,3 +240,48 @@ def test_moments_of_a_selu_in_place_and_of_one_module_in_two_places() -> None:
     model = nn.Sequential(nn.Linear(4, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 2))
     assert apply(model) == 2
     assert model[1] is model[3]
+    x = normals(50, 4).float()
+    first = selu(model[0](x))
+    second = selu(model[2](first))
+    found = layer_moments(model, x)
+    assert list(found) == ["1", "1:2"]
+    for moments, values in zip(found.values(), (first, second), strict=True):
+        values = values.detach().double()
+        assert moments.mean == pytest.approx(float(values.mean()), rel=1e-4)
+        assert moments.variance == pytest.approx(float(((values - values.mean()) ** 2).mean()), rel=1e-4)
+
+
+def test_frozen_weights_stay() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    net[2].weight.requires_grad_(False)
+    net[3].bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [p.requires_grad for p in net.parameters()]
+    assert apply(net, generator=own()) == 1
+    stayed = {name for name, value in net.state_dict().items() if torch.equal(value, before[name])}
+    assert stayed == {"0.weight", "0.bias", "2.weight", "3.bias"}
+    assert not net[2].bias.any()
+    assert [p.requires_grad for p in net.parameters()] == flags
+    lecun_normal_(net[0], own())  # said outright, it is drawn
+    assert not torch.equal(net[0].weight, before["0.weight"])
+    assert not net[0].bias.any()
+
+
+@pytest.mark.parametrize(
+    "kind", ["ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish"]
+)
+def test_all_rectifiers_become_selu(kind: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), getattr(nn, kind)(), nn.Linear(3, 3), nn.Sigmoid())
+    assert apply(net, generator=own()) == 1
+    assert [type(module) for module in net] == [nn.Linear, nn.SELU, nn.Linear, nn.Sigmoid]
+    assert not net[1].inplace
+
+
+def test_all_norms_go() -> None:
+    norms = [nn.RMSNorm(8), nn.LayerNorm(8), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True), nn.BatchNorm1d(4)]
+    norms += [nn.InstanceNorm2d(4), nn.InstanceNorm3d(4), nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4)]
+    net = nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU(), *norms)
+    assert apply(net, generator=own()) == 1 + len(norms)
+    assert {type(module) for module in net[2:]} == {nn.Identity}
+    assert len(list(net.parameters())) == 2
