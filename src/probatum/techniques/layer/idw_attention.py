@@ -39,7 +39,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"keys": 12},
     tune={"keys": [16, 32, 64, 128], "eps": (1e-4, 1e-1, "log")},
-    claims=("prototypes-at-no-loss",),
+    claims=("prototypes-at-no-loss", "keys-look-like-data", "patches-are-local"),
 )
 
 SCORES = ("neglog-distance", "dot", "cosine", "negative-distance", "exp-negative-distance", "inverse-distance")
