@@ -343,3 +343,57 @@ def test_a_patch_holds_in_half_precision(dtype: torch.dtype) -> None:
         wanted = int(made(row).argmin())
         assert made.patch(row, wanted)
         assert int(made(row).argmax()) == wanted
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_of_self_attention_by_loops(causal: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = InverseDistanceAttention(6, 3, eps=0.02, causal=causal).double(), torch.randn(2, 4, 6).double()
+    q, k, v = layer.qkv(x).detach().split(6, dim=2)
+    mixed = torch.zeros(2, 4, 6, dtype=torch.float64)
+    for n in range(2):
+        for part in (slice(0, 2), slice(2, 4), slice(4, 6)):
+            for i in range(4):
+                seen = range(i + 1 if causal else 4)
+                inverse = [1 / (0.02 + float((q[n, i, part] - k[n, j, part]).square().sum())) for j in seen]
+                for weight, j in zip(inverse, seen, strict=True):
+                    mixed[n, i, part] += weight / sum(inverse) * v[n, j, part]
+    torch.testing.assert_close(layer(x), layer.out(mixed))
+    with pytest.raises(ValueError, match="width is 6, heads is 4"):
+        InverseDistanceAttention(6, 4)
+
+
+def test_only_training_places_keys_and_an_even_spread_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    made, x = head(), rows(50) * torch.tensor([1.0, 3.0, 20.0, 60.0])
+    before = made.keys.detach().clone()
+    made(x)
+    assert torch.equal(made.keys, before)
+    assert not made.placed
+    made.place(x)
+    made.train()(9 + x)
+    torch.testing.assert_close(made.keys.detach(), x.mean(dim=0) + 0.1 * x.std(dim=0) * before)
+    assert not recwarn.list
+
+
+@torch.no_grad()
+def test_a_tie_is_broken_by_no_more_than_rounding_asks_for() -> None:
+    made, row = head(), rows(1)[0]
+    made.raw_values.fill_(5.0)
+    assert made.patch(row, 2)
+    output = made(row)
+    assert 0 < float(output[2] - output[0]) < 1e-12
+    assert float(made.values[0, 0]) == 50.0
+    assert not made.patch(row, 2)
+
+
+def test_values_learn_ten_times_as_fast_and_slopes_at_a_key_vanish() -> None:
+    made = InverseDistanceHead(2, 2, keys=3, value_rate=7.0, p=1.0)
+    with torch.no_grad():
+        made.raw_values.copy_(torch.arange(6.0).view(3, 2))
+    torch.testing.assert_close(made.values, 7 * torch.arange(6.0).view(3, 2))
+    at = made.keys.detach()[:1].clone().requires_grad_()
+    distances = (at.detach() - made.keys.detach()).square().sum(dim=1).sqrt()
+    found = attention_scores(at, made.keys.detach(), p=1.0)
+    torch.testing.assert_close(found[0], -(1e-3 + distances).log())
+    found[0, 0].backward()
+    assert torch.equal(at.grad, torch.zeros(1, 2))
