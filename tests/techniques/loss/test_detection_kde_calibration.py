@@ -23,13 +23,13 @@ def uniform(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_known_errors() -> None:
-    s = uniform(1000)
-    right = torch.ones(1000, dtype=torch.bool)
+    s = uniform(2000)
+    right = torch.ones(2000, dtype=torch.bool)
     # graded outcomes y = s^2: the integral of |s^2 - s| is 1/6
     found = detection_penalty(s, s**2, right, link="identity", bandwidth=0.01)
     assert float(found) == pytest.approx(1 / 6, abs=0.01)
     # outcomes drawn with probability s are calibrated, with probability s^2 they are not
-    calibrated, off = ((uniform(1000, 1) < p).double() for p in (s, s**2))
+    calibrated, off = ((uniform(2000, 1) < p).double() for p in (s, s**2))
     assert float(detection_penalty(s, calibrated, right, thresholds=[0.5])) < 0.03
     assert float(detection_penalty(s, off, right, thresholds=[0.5], bandwidth=0.01)) == pytest.approx(1 / 6, abs=0.02)
 
