@@ -334,3 +334,65 @@ def test_copies_pickles_and_states_compute_the_same() -> None:
     for parameter in model.parameters():
         parameter.data.mul_(0.5)  # an average of weights is made so
     assert not torch.allclose(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "window", "padding"),
+    [
+        ({"kernel_size": 3, "dilation": 2, "padding": 1}, None, 11, 4),  # span 5
+        ({"kernel_size": 2}, None, 4, 1),
+        ({"kernel_size": 3, "padding": "same"}, 6, 7, 3),
+        ({"kernel_size": 5, "padding": "valid"}, 3, 5, 0),
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, 9, 9, 4),
+    ],
+)
+def test_windows_and_padding_of_a_taken_over_convolution(
+    settings: dict[str, object], asked: int | None, window: int, padding: int
+) -> None:
+    old = nn.Conv1d(2, 3, **settings).double()
+    made = Dcls.from_convolution(old, window=asked, init="grid", generator=own())
+    assert (made.window, made.padding, made.stride) == ((window,), (padding,), old.stride)
+    torch.testing.assert_close(made(draw(1, 2, 17)), old(draw(1, 2, 17)))
+    assert torch.equal(made.bias, old.bias)
+    bare = Dcls.from_convolution(nn.Conv1d(2, 3, 3, bias=False), generator=own())
+    assert bare.bias is bare.fuse().bias is None
+
+
+def test_what_is_left_alone() -> None:
+    kept = [
+        nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), nn.Conv1d(4, 4, 2, padding="same"),
+        nn.Conv1d(4, 4, 4, dilation=3, padding="same"), nn.ConvTranspose1d(4, 4, 3), nn.Linear(4, 4),
+    ]  # fmt: skip
+    assert apply(nn.Sequential(*kept)) == 0
+    taken = [nn.Conv1d(4, 4, 2), nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 8, 2, dilation=2, padding="same")]
+    model = nn.Sequential(*taken)
+    assert apply(model, generator=own()) == 3
+    assert [module.padding for module in model] == [(1,), (3,), (3,)]
+    grouped = nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 3))
+    assert apply(grouped, depthwise=True, generator=own()) == 1
+    assert isinstance(grouped[0], Dcls)
+    with pytest.raises(ValueError, match="is uneven"):
+        Dcls.from_convolution(nn.Conv1d(4, 4, 2, padding="same"))
+
+
+def test_first_weights_and_positions_and_a_group_without_its_rate() -> None:
+    made = Dcls(64, 64, taps=4, window=9, dims=1, spread=0.7, generator=own())
+    bound = 1 / 16  # of a fan-in of 64 channels with 4 taps
+    assert 0.95 * bound < float(made.weight.detach().abs().max()) <= bound
+    assert 0.8 * bound < float(made.bias.detach().abs().max()) <= bound
+    assert float(made.positions.detach().std()) == pytest.approx(0.7, abs=0.02)
+    assert made.raw_positions.shape == (1, 64, 64, 4)
+    others, positions = parameter_groups(nn.Sequential(made, nn.Linear(2, 2).requires_grad_(False)), 0.1)
+    assert "lr" not in positions
+    assert [len(group["params"]) for group in (others, positions)] == [2, 1]
+    assert made.cost_ratio == 9 / 4
+
+
+def test_only_training_with_free_positions_moves_them_back() -> None:
+    made = layer(window=5, padding=2)
+    for training, trained, brought in ((True, True, True), (True, False, False), (False, True, False)):
+        with torch.no_grad():
+            made.raw_positions.fill_(3.0)
+        made.raw_positions.requires_grad_(trained)
+        made.train(training)(torch.zeros(1, 4, 6))
+        assert float(made.raw_positions.detach().max()) == pytest.approx(0.4 if brought else 3.0)
