@@ -59,3 +59,24 @@ def test_misuse_is_named() -> None:
         fit_softmax(x, y, 3, [0.0])
     with pytest.raises(ValueError, match="0 rows"):
         fit_softmax(x[:0], y[:0], 3, [1.0])
+    for label in (3, -1, -100):
+        with pytest.raises(ValueError, match=f"the label {label}"):
+            fit_softmax(x, torch.where(y == 2, label, y), 3, [1.0])
+
+
+def test_a_column_of_labels_and_a_class_without_rows() -> None:
+    x, y = problem()
+    (one,), (other,) = fit_softmax(x, y[:, None], 3, [0.1]), fit_softmax(x, y, 4, [0.1])
+    (plain,) = fit_softmax(x, y, 3, [0.1])
+    assert torch.equal(one.weight, plain.weight)
+    assert (other.logits(x).argmax(1) != 3).all()
+    assert torch.isfinite(other.bias).all()
+
+
+def test_features_far_from_zero_and_single_rows() -> None:
+    x, y = problem()
+    (near,), (far,) = fit_softmax(x.double(), y, 3, [0.1]), fit_softmax(x.double() + 1e4, y, 3, [0.1])
+    torch.testing.assert_close(far.logits(x.double() + 1e4), near.logits(x.double()), atol=1e-5, rtol=1e-5)
+    (single,) = fit_softmax(x[:1], y[:1], 3, [0.1])
+    assert torch.equal(single.scale, torch.ones(5, dtype=torch.float64))
+    assert int(single.logits(x[:1]).argmax()) == int(y[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probatum.numerics.tensors.draws import draws_beside, fresh, own_draws, random_state_kept
+from probatum.numerics.tensors.draws import draws_beside, draws_of, fresh, own_draws, random_state_kept
 
 pytestmark = pytest.mark.fast
 
@@ -65,3 +65,18 @@ def test_an_accelerator_that_is_not_in_use_is_neither_started_nor_seeded(monkeyp
     with own_draws(torch.Generator().manual_seed(3)):
         torch.rand(4)
     assert asked == [0, 0]  # its stream was taken and put back
+
+
+def test_a_seed_gives_the_draws_that_torch_gives_it() -> None:
+    with draws_of(5):
+        found = torch.rand(3)
+    assert torch.equal(found, torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(7)
+    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(7)))
+    with own_draws(generator):
+        first = torch.rand(3)
+    with own_draws(generator):
+        second = torch.rand(3)
+    with draws_of(seed):
+        assert torch.equal(torch.rand(3), first)
+    assert not torch.equal(first, second)

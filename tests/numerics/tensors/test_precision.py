@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from probatum.numerics.tensors.precision import computed_wide, widened
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide, widened
 
 pytestmark = pytest.mark.fast
 
@@ -50,7 +50,7 @@ def test_values_and_gradients_agree_with_float32(dtype: torch.dtype) -> None:
 
 def test_keywords_tuples_and_other_types() -> None:
     x = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
-    assert log_rest(torch.zeros(2), weight=x).dtype == torch.bfloat16
+    assert log_rest(0 * x, weight=x).dtype == torch.bfloat16
     found = largest(x)
     assert isinstance(found, Pair)
     assert (found.value.dtype, found.index.dtype) == (torch.bfloat16, torch.int64)
@@ -69,3 +69,41 @@ def test_under_autocast_results_stay_wide() -> None:
         found = squares(x)
     assert found.dtype == torch.float32
     assert torch.equal(found, x.float() @ x.float().T)
+
+
+def test_results_have_the_precision_that_torch_promotes_to() -> None:
+    kinds = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    for first in kinds:
+        for second in kinds:
+            for shape in ((2,), ()):
+                p, weight = torch.full((2,), 0.5, dtype=first), torch.full(shape, 3.0, dtype=second)
+                found = log_rest(p, weight=weight)
+                assert found.dtype == (p * weight).dtype, (first, second, shape)
+                torch.testing.assert_close(found.double(), torch.full((2,), -2.0794415).double(), rtol=4e-3, atol=0)
+    assert (
+        log_rest(torch.tensor(0.5).half(), weight=torch.tensor(2.0)).dtype == torch.float32
+    )  # nothing has a dimension
+    assert log_rest(torch.tensor(0.5).half(), weight=torch.tensor(2.0).half()).dtype == torch.float16
+
+
+class Averages(WideBuffers, nn.Module):
+    wide = ("average", "none")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.tensor([0.1, 0.2]))
+        self.register_buffer("none", None)
+        self.register_buffer("other", torch.tensor([0.1, 0.2]))
+        self.weight = nn.Parameter(torch.zeros(2))
+
+
+def test_wide_buffers_stay_where_all_else_is_cast() -> None:
+    net = nn.Sequential(Averages())
+    before = net[0].average.clone()
+    for cast in (net.half, net.bfloat16):
+        cast()
+        assert torch.equal(net[0].average, before)
+        assert net[0].other.dtype == net[0].weight.dtype != torch.float32
+        assert net[0].none is None
+    assert net.double()[0].average.dtype == torch.float64
+    assert net.to("meta")[0].average.device.type == "meta"

@@ -59,3 +59,10 @@ def test_reals() -> None:
     for output, target in (((3, 2), (3,)), ((3, 1), (2,)), ((3, 2), (3, 1)), ((3, 1), (3, 3)), ((3, 1), (1,))):
         with pytest.raises(ValueError, match="expected one target for each output"):
             real_targets(torch.zeros(output), torch.zeros(target))
+
+
+@pytest.mark.parametrize(("output", "target"), [((), (3,)), ((3,), ()), ((1,), ()), ((), (1, 1)), ((1, 1), ())])
+def test_reals_without_a_dimension_are_no_rows(output: tuple[int, ...], target: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected one target for each output"):
+        real_targets(torch.zeros(output), torch.zeros(target))
+    assert real_targets(torch.zeros(()), torch.ones(())) == 1

@@ -6,6 +6,7 @@ import copy
 import doctest
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -292,3 +293,106 @@ def test_a_frozen_convolution_gets_frozen_taps_and_positions() -> None:
     apply(model)
     assert not any(p.requires_grad for p in model[0].parameters())
     assert all(p.requires_grad for p in model[1].parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dims", "window"), [(1, 25), (2, 9)])
+def test_half_precision_has_the_kernel_and_gradients_of_float32_rounded(
+    dims: int, window: int, dtype: torch.dtype
+) -> None:
+    low = layer(dims=dims, window=window, padding=window // 2, spread=3.0).to(dtype)
+    high = copy.deepcopy(low).float()
+    x = torch.randn(2, 4, *(14,) * dims, generator=own(1)).to(dtype)
+    ours, theirs = low(x), high(x.float())
+    assert ours.dtype == low.dense().dtype == dtype
+    torch.testing.assert_close(low.dense(), high.dense().to(dtype))
+    torch.testing.assert_close(low.positions, high.positions)
+    upstream = torch.randn(ours.shape, generator=own(2)).to(dtype)
+    ours.backward(upstream)
+    theirs.backward(upstream.float())
+    for a, b in zip(low.parameters(), high.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.float(), b.grad, rtol=0, atol=1e-2 * float(b.grad.abs().max()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert low.fuse().weight.dtype == dtype
+    wanted = torch.full_like(low.positions, 2.3)
+    low.put_positions(wanted)
+    torch.testing.assert_close(low.positions, wanted, rtol=torch.finfo(dtype).eps / 2, atol=0)  # rounded once
+
+
+def test_copies_pickles_and_states_compute_the_same() -> None:
+    model, x = nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(4, 2, 3)), draw(1, 4, 12)
+    apply(model, window=7, spread=1.0, generator=own())
+    model.double().eval()
+    expected = model(x)
+    fresh = nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(4, 2, 3))
+    apply(fresh, window=7, generator=own(5))
+    fresh.double().load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fresh.eval()):
+        assert torch.equal(other(x), expected)
+    fuse(fresh)
+    torch.testing.assert_close(fresh(x), expected)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)  # an average of weights is made so
+    assert not torch.allclose(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "window", "padding"),
+    [
+        ({"kernel_size": 3, "dilation": 2, "padding": 1}, None, 11, 4),  # span 5
+        ({"kernel_size": 2}, None, 4, 1),
+        ({"kernel_size": 3, "padding": "same"}, 6, 7, 3),
+        ({"kernel_size": 5, "padding": "valid"}, 3, 5, 0),
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, 9, 9, 4),
+    ],
+)
+def test_windows_and_padding_of_a_taken_over_convolution(
+    settings: dict[str, object], asked: int | None, window: int, padding: int
+) -> None:
+    old = nn.Conv1d(2, 3, **settings).double()
+    made = Dcls.from_convolution(old, window=asked, init="grid", generator=own())
+    assert (made.window, made.padding, made.stride) == ((window,), (padding,), old.stride)
+    torch.testing.assert_close(made(draw(1, 2, 17)), old(draw(1, 2, 17)))
+    assert torch.equal(made.bias, old.bias)
+    bare = Dcls.from_convolution(nn.Conv1d(2, 3, 3, bias=False), generator=own())
+    assert bare.bias is bare.fuse().bias is None
+
+
+def test_what_is_left_alone() -> None:
+    kept = [
+        nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), nn.Conv1d(4, 4, 2, padding="same"),
+        nn.Conv1d(4, 4, 4, dilation=3, padding="same"), nn.ConvTranspose1d(4, 4, 3), nn.Linear(4, 4),
+    ]  # fmt: skip
+    assert apply(nn.Sequential(*kept)) == 0
+    taken = [nn.Conv1d(4, 4, 2), nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 8, 2, dilation=2, padding="same")]
+    model = nn.Sequential(*taken)
+    assert apply(model, generator=own()) == 3
+    assert [module.padding for module in model] == [(1,), (3,), (3,)]
+    grouped = nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 3))
+    assert apply(grouped, depthwise=True, generator=own()) == 1
+    assert isinstance(grouped[0], Dcls)
+    with pytest.raises(ValueError, match="is uneven"):
+        Dcls.from_convolution(nn.Conv1d(4, 4, 2, padding="same"))
+
+
+def test_first_weights_and_positions_and_a_group_without_its_rate() -> None:
+    made = Dcls(64, 64, taps=4, window=9, dims=1, spread=0.7, generator=own())
+    bound = 1 / 16  # of a fan-in of 64 channels with 4 taps
+    assert 0.95 * bound < float(made.weight.detach().abs().max()) <= bound
+    assert 0.8 * bound < float(made.bias.detach().abs().max()) <= bound
+    assert float(made.positions.detach().std()) == pytest.approx(0.7, abs=0.02)
+    assert made.raw_positions.shape == (1, 64, 64, 4)
+    others, positions = parameter_groups(nn.Sequential(made, nn.Linear(2, 2).requires_grad_(False)), 0.1)
+    assert "lr" not in positions
+    assert [len(group["params"]) for group in (others, positions)] == [2, 1]
+    assert made.cost_ratio == 9 / 4
+
+
+def test_only_training_with_free_positions_moves_them_back() -> None:
+    made = layer(window=5, padding=2)
+    for training, trained, brought in ((True, True, True), (True, False, False), (False, True, False)):
+        with torch.no_grad():
+            made.raw_positions.fill_(3.0)
+        made.raw_positions.requires_grad_(trained)
+        made.train(training)(torch.zeros(1, 4, 6))
+        assert float(made.raw_positions.detach().max()) == pytest.approx(0.4 if brought else 3.0)

@@ -15,7 +15,9 @@ from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.techniques.layer import selu_snn
 from probatum.techniques.layer.selu_snn import (
+    ALPHA,
     LAM,
+    Moments,
     alpha_dropout,
     apply,
     check_inputs,
@@ -240,3 +242,112 @@ def test_moments_of_a_selu_in_place_and_of_one_module_in_two_places() -> None:
     model = nn.Sequential(nn.Linear(4, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 2))
     assert apply(model) == 2
     assert model[1] is model[3]
+    x = normals(50, 4).float()
+    first = selu(model[0](x))
+    second = selu(model[2](first))
+    found = layer_moments(model, x)
+    assert list(found) == ["1", "1:2"]
+    for moments, values in zip(found.values(), (first, second), strict=True):
+        values = values.detach().double()
+        assert moments.mean == pytest.approx(float(values.mean()), rel=1e-4)
+        assert moments.variance == pytest.approx(float(((values - values.mean()) ** 2).mean()), rel=1e-4)
+
+
+def test_frozen_weights_stay() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    net[2].weight.requires_grad_(False)
+    net[3].bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [p.requires_grad for p in net.parameters()]
+    assert apply(net, generator=own()) == 1
+    stayed = {name for name, value in net.state_dict().items() if torch.equal(value, before[name])}
+    assert stayed == {"0.weight", "0.bias", "2.weight", "3.bias"}
+    assert not net[2].bias.any()
+    assert [p.requires_grad for p in net.parameters()] == flags
+    lecun_normal_(net[0], own())  # said outright, it is drawn
+    assert not torch.equal(net[0].weight, before["0.weight"])
+    assert not net[0].bias.any()
+
+
+@pytest.mark.parametrize(
+    "kind", ["ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish"]
+)
+def test_all_rectifiers_become_selu(kind: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), getattr(nn, kind)(), nn.Linear(3, 3), nn.Sigmoid())
+    assert apply(net, generator=own()) == 1
+    assert [type(module) for module in net] == [nn.Linear, nn.SELU, nn.Linear, nn.Sigmoid]
+    assert not net[1].inplace
+
+
+def test_all_norms_go() -> None:
+    norms = [nn.RMSNorm(8), nn.LayerNorm(8), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True), nn.BatchNorm1d(4)]
+    norms += [nn.InstanceNorm2d(4), nn.InstanceNorm3d(4), nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4)]
+    net = nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU(), *norms)
+    assert apply(net, generator=own()) == 1 + len(norms)
+    assert {type(module) for module in net[2:]} == {nn.Identity}
+    assert len(list(net.parameters())) == 2
+
+
+def test_the_domain_of_the_theorem_by_its_ends() -> None:
+    middle = {"mean": 0.0, "variance": 1.0, "omega": 0.0, "tau": 1.0}
+    ends = {"mean": (-0.1, 0.1), "omega": (-0.1, 0.1), "variance": (0.8, 1.5), "tau": (0.95, 1.1)}
+    for name, (low, high) in ends.items():
+        for inside, outside in ((low, low - 0.01), (high, high + 0.01)):
+            assert contracting(**{**middle, name: inside}), name
+            assert not contracting(**{**middle, name: outside}), name
+    moments = {
+        f"{mean} {variance}": Moments(mean, variance)
+        for mean in (-0.11, -0.1, 0.1, 0.11)
+        for variance in (0.79, 0.8, 1.5, 1.51)
+    }
+    kept = {"-0.1 0.8", "-0.1 1.5", "0.1 0.8", "0.1 1.5"}
+    assert set(outside_domain(moments)) == set(moments) - kept
+
+
+def test_inputs_by_their_ends() -> None:
+    base = torch.tensor([-1.0, 1.0] * 8, dtype=torch.float64)[:, None]  # mean 0, deviation 1
+    for mean, deviation, fits in (
+        (1, 1, True), (1.01, 1, False), (-1, 1, True), (-1.01, 1, False), (0, 0.5, True), (0, 0.49, False), (0, 2, True),
+        (0, 2.01, False), (50, 0, True),
+    ):  # fmt: skip
+        x = mean + deviation * base
+        if fits:
+            assert check_inputs(x, strict=True)
+        else:
+            with pytest.raises(
+                ValueError, match=f"feature 0 has mean {mean:.3g} and standard deviation {deviation:.3g}"
+            ):
+                check_inputs(x, strict=True)
+
+
+def test_dropout_by_hand_and_its_rates() -> None:
+    q, low = 0.8, -1.0507009873554805 * 1.6732632423543772
+    a = (q + low**2 * q * 0.2) ** -0.5
+    kept, dropped = a * (3.0 - 0.2 * low), a * (low - 0.2 * low)
+    found = alpha_dropout(torch.full((4000,), 3.0, dtype=torch.float64), 0.2, own(3))
+    is_kept = (found - kept).abs() < 1e-9
+    torch.testing.assert_close(found[~is_kept], torch.full_like(found[~is_kept], dropped))
+    assert float(is_kept.double().mean()) == pytest.approx(0.8, abs=0.02)
+    with pytest.raises(ValueError, match=r"rate is -0\.1"):
+        alpha_dropout(found, -0.1)
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout(0.02), nn.Dropout1d(0.4), nn.Dropout3d(0.3))
+    assert apply(net, max_dropout=0.07, generator=own()) == 4
+    assert [(type(module), module.p) for module in net[2:]] == [
+        (nn.AlphaDropout, 0.02), (nn.FeatureAlphaDropout, 0.07), (nn.FeatureAlphaDropout, 0.07)
+    ]  # fmt: skip
+    for rate in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="max_dropout"):
+            apply(nn.Sequential(nn.ReLU()), max_dropout=rate)
+
+
+def test_far_moments_by_their_limits() -> None:
+    # deep in the negative half all units sit at -lam alpha; far in the positive half SELU is linear
+    low = moment_map(-60.0, 1.0, 1.0)
+    assert low.mean == pytest.approx(-1.0507009873554805 * 1.6732632423543772)
+    assert low.variance == pytest.approx(0.0, abs=1e-9)
+    high = moment_map(60.0, 2.0, 1.0, 0.5)
+    assert high == pytest.approx((60 * 1.0507009873554805, 1.0507009873554805**2))
+    wide = moment_map(0.0, 1e8)  # half of a normal distribution beside half at -lam alpha
+    s = 1e4
+    assert wide.mean == pytest.approx(LAM * (s / math.sqrt(2 * math.pi) - ALPHA / 2), rel=1e-3)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import gc
+import pickle
 
 import pytest
 import torch
@@ -189,3 +192,56 @@ def test_rows_without_a_label_are_left_out(kind: str) -> None:
         torch.testing.assert_close(loss(scores, y), loss(scores[kept], y[kept]))
     with pytest.raises(ValueError, match="the label -1"):
         hinge(scores, torch.where(kept, y, -1), kind)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("present", [[0, 2], [3], [0, 1, 3]])
+def test_a_refit_gives_classes_without_rows_their_optimum_too(present: list[int], bias: bool) -> None:
+    x, y = problem(n=40)
+    y = torch.tensor(present)[y % len(present)]
+    head, exact = (nn.Linear(6, 4, bias=bias).double() for _ in range(2))
+    with torch.no_grad():
+        exact.weight.fill_(9.0)  # nothing of what was there may stay
+    refit_head(exact, x, y, C=20.0, reg=0.5)
+    trained(head, x, y, L2SVM(C=20.0, reg=0.5, last_layer=head, penalise_bias=True))
+    torch.testing.assert_close(exact.weight, head.weight, atol=1e-3, rtol=1e-2)
+    if bias:
+        torch.testing.assert_close(exact.bias, head.bias, atol=1e-3, rtol=1e-2)
+
+
+def test_what_cannot_be_refitted() -> None:
+    head = nn.Linear(6, 4).double()
+    x, y = problem(n=5)
+    for rows, labels, settings in ((x[:0], y[:0], {}), (x, y, {"C": 0.0}), (x, y, {"reg": 0.0})):
+        with pytest.raises(ValueError, match="a row or more and positive numbers"):
+            refit_head(head, rows, labels, **settings)
+    with pytest.raises(ValueError, match="the label -100"):
+        refit_head(head, x, torch.full_like(y, -100))
+
+
+def test_copies_look_at_the_layer_of_the_network_that_was_copied_with_them() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    loss = L2SVM(reg=2.0, last_layer=net[1])
+    alone = copy.deepcopy(loss)
+    (first, one), (two, second) = copy.deepcopy((net, loss)), copy.deepcopy((loss, net))
+    again, three = copy.deepcopy((second, two))
+    third, four = pickle.loads(pickle.dumps((net, loss)))
+    gc.collect()
+    for i, model in enumerate((net, first, second, again, third)):
+        with torch.no_grad():
+            model[1].weight.fill_(i + 1.0)
+    assert [float(x.regularizer().detach()) for x in (loss, alone, one, two, three, four)] == [8, 8, 32, 72, 128, 200]
+    assert copy.deepcopy(L2SVM()).regularizer() == 0.0
+
+
+def test_the_norm_of_a_layer_in_half_precision_is_summed_in_float32() -> None:
+    head = nn.Linear(300, 300).half()
+    with torch.no_grad():
+        head.weight.fill_(1.5)
+        head.bias.fill_(100.0)
+    loss = L2SVM(reg=1e-4, last_layer=head, penalise_bias=True)
+    assert float(loss.regularizer().detach()) == pytest.approx(0.5e-4 * (300 * 300 * 2.25 + 300 * 1e4))
+    value = loss(torch.zeros(2, 300, dtype=torch.float16), torch.tensor([0, 1]))
+    assert (value.dtype, float(value.detach())) == (torch.float16, pytest.approx(460.125, rel=1e-3))
+    value.backward()
+    torch.testing.assert_close(head.weight.grad, torch.full_like(head.weight, 1.5e-4))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import beta, dirichlet
 from torch.nn import functional as F
 
 from probatum.numerics.calibration.kernel import kernel_calibration_error
@@ -123,3 +125,65 @@ def test_half_precision_has_the_gradient_of_float32_rounded(dtype: torch.dtype) 
     loss(low, target).backward()
     loss(high, target).backward()
     torch.testing.assert_close(low.grad, high.grad.to(dtype))
+
+
+def left_out(scores: np.ndarray, outcomes: np.ndarray, width: float) -> np.ndarray:
+    """E[outcome | score] at every row from all the others, by scipy's Beta density."""
+    found = []
+    for i, s in enumerate(scores):
+        others = np.arange(len(scores)) != i
+        k = beta.pdf(s, scores[others] / width + 1, (1 - scores[others]) / width + 1)
+        found.append((k * outcomes[others]).sum() / k.sum())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_both_links_by_scipy(power: int) -> None:
+    s, u, right = 0.05 + 0.9 * uniform(12), uniform(12, 1), uniform(12, 2) < 0.6
+    scores, overlaps, classes = s.numpy(), u.numpy(), right.numpy()
+    settings = {"bandwidth": 0.15, "power": power}
+    expected = (np.abs(left_out(scores, overlaps, 0.15) - scores) ** power).mean()
+    assert float(detection_penalty(s, u, right, link="identity", **settings)) == pytest.approx(expected)
+    gaps = [np.abs(left_out(scores, (overlaps >= t) & classes, 0.15) - scores) ** power for t in (0.3, 0.55)]
+    assert float(detection_penalty(s, u, right, thresholds=(0.3, 0.55), **settings)) == pytest.approx(np.mean(gaps))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_the_loss_by_scipy(per_class: bool, power: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    output = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    target = torch.randint(3, (9,), generator=generator)
+    p, codes = output.softmax(dim=1).numpy(), target.numpy()
+    plain = -np.log(p[np.arange(9), codes]).mean()
+    if per_class:
+        error = 0.0
+        for i in range(9):
+            k = np.array([dirichlet.pdf(p[i], p[j] / 0.2 + 1) if j != i else 0.0 for j in range(9)])
+            error += (np.abs(k @ np.eye(3)[codes] / k.sum() - p[i]) ** power).sum() / 9
+    else:
+        top = p.max(axis=1)
+        error = (np.abs(left_out(top, p.argmax(axis=1) == codes, 0.2) - top) ** power).mean()
+    loss = KernelCalibrationLoss(0.7, 0.2, per_class, power)
+    assert float(loss(output, target)) == pytest.approx(plain + 0.7 * error)
+    assert float(loss(output, target[:, None])) == pytest.approx(plain + 0.7 * error)
+
+
+def test_one_threshold_score_at_its_ends_and_no_labels() -> None:
+    s, u = torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.tensor([0.5, 0.49, 1.0, 0.0])
+    s.requires_grad_()
+    right = torch.tensor([True, True, False, True])
+    value = detection_penalty(s, u, right, thresholds=[0.5], bandwidth=0.5)
+    value.backward()
+    assert torch.isfinite(s.grad).all()
+    hits = torch.tensor([1.0, 0.0, 0.0, 0.0])  # an overlap of the threshold itself is a hit
+    torch.testing.assert_close(value, kernel_calibration_error(s, hits, 0.5))
+    chosen = detection_penalty(s.detach(), u, right, link="identity")
+    torch.testing.assert_close(chosen, kernel_calibration_error(s.detach(), u))
+    assert torch.isnan(KernelCalibrationLoss()(torch.zeros(2, 3), torch.tensor([-100, -100])))
+    with pytest.raises(ValueError, match=r"\(4,\), overlap \(3,\)"):
+        detection_penalty(s, u[:3], right)
+    for settings in ({"weight": float("inf")}, {"bandwidth": 11.0}, {"power": 5}, {"bandwidth": 9e-5}, {"power": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
+            KernelCalibrationLoss(**settings)
+    assert KernelCalibrationLoss(weight=0.0, bandwidth=10, power=4).weight == 0

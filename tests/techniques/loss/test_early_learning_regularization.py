@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 
 import pytest
 import torch
@@ -190,3 +191,34 @@ def test_rows_without_a_label_are_left_out() -> None:
     one, other = made(), made()
     torch.testing.assert_close(one(output, target, index), other(output[kept], target[kept], index[kept]))
     assert torch.equal(one.average, other.average)
+
+
+def test_probabilities_and_logarithms_stay_off_their_ends() -> None:
+    p = clamped_softmax(torch.tensor([[200.0, -200.0], [0.0, 0.0]], dtype=torch.float64))
+    assert p.tolist() == [[1 - 1e-4, 1e-4], [0.5, 0.5]]
+    sure = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    assert regularizer(sure, sure).tolist() == pytest.approx([math.log(1e-6)])
+    assert regularizer(sure, 0.25 * sure).tolist() == pytest.approx([math.log(0.75)])
+
+
+def test_one_index_outside_and_a_batch_without_labels() -> None:
+    output, target, _ = batch()
+    loss, index = made(), torch.arange(N)
+    index[4] = -1
+    with pytest.raises(IndexError, match="index -1 is outside"):
+        loss(output, target, index)
+    loss(output, torch.full_like(target, -100), torch.arange(N))
+    assert not loss.average.any()
+
+
+def test_a_step_by_hand() -> None:
+    loss = EarlyLearningRegularization(3, 2, lam=2.0, beta=0.8)
+    output = torch.tensor([[math.log(3), 0.0]])  # p = 3/4, 1/4
+    for visits, held in ((1, 0.2), (2, 0.36)):  # t = held p, <p, t> = held 10/16
+        value = loss(output, torch.tensor([1]), torch.tensor([2]))
+        assert float(value) == pytest.approx(math.log(4) + 2 * math.log(1 - held * 10 / 16), rel=1e-5), visits
+    torch.testing.assert_close(loss.average, torch.tensor([[0, 0], [0, 0], [0.27, 0.09]]))
+    loss.eval()
+    assert float(loss(output, torch.tensor([1]), torch.tensor([2]))) == pytest.approx(float(value))
+    fresh = loss(output, torch.tensor([1]), torch.tensor([0]))
+    assert float(fresh) == pytest.approx(math.log(4))

@@ -156,3 +156,110 @@ def test_labels_in_a_column_outside_the_classes_and_other_shapes(log_end: float 
         loss(output, torch.full((6,), 7))
     with pytest.raises(ValueError, match=r"\(6, 7\) and \(5,\)"):
         loss(output, target[:5])
+
+
+def test_probabilities_that_round_to_one_keep_their_rest_and_its_gradient() -> None:
+    output = torch.tensor([[40.0, 0.0, -3.0], [0.0, 60.0, 59.0], [-2.0, 1.0, 90.0]], dtype=torch.float64)
+    exact = [[-40 + math.log(1 + math.exp(-3)), 0.0, 0.0], [0.0, -math.log(1 + math.e), -math.log(1 + 1 / math.e)]]
+    exact.append([0.0, 0.0, 1 - 90 + math.log(1 + math.exp(-3))])
+    expected = torch.tensor(exact, dtype=torch.float64)
+    torch.testing.assert_close(log_not(output), expected, rtol=1e-12, atol=1e-15)
+    output = output.float().requires_grad_()
+    found = log_not(output).diagonal()[[0, 2]]  # of the probabilities that are 1 in float32
+    torch.testing.assert_close(found.double(), expected.diagonal()[[0, 2]], rtol=1e-6, atol=0)
+    found.sum().backward()
+    share = 1 / (1 + math.exp(-3))
+    expected = torch.tensor([[-1.0, share, 1 - share], [0, 0, 0], [1 - share, share, -1]])
+    torch.testing.assert_close(output.grad, expected)
+
+
+def by_loops(row: list[float], q: list[float], log_end: float) -> float:
+    """The loss of one row of logits and one target distribution, by the paper's formulas in Python's own numbers."""
+    total = math.fsum(math.exp(z) for z in row)
+    loss = 0.0
+    for k, share in enumerate(q):
+        p = math.exp(row[k]) / total
+        rest = math.fsum(math.exp(z) for j, z in enumerate(row) if j != k) / total
+        tangent = math.log(1 - log_end) - (p - log_end) / (1 - log_end) if log_end < 1 else 0.0
+        loss += share * ((math.log(rest) if p <= log_end else tangent) - math.log(p))
+    return loss
+
+
+@pytest.mark.parametrize("log_end", [0.0, 0.3, 0.75, 0.95, 1.0])
+def test_hard_soft_and_smoothed_targets_by_loops(log_end: float) -> None:
+    output, target = logits(n=40, classes=5, scale=4.0)
+    soft = torch.rand(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    soft = soft / soft.sum(1, keepdim=True)
+    hard = F.one_hot(target, 5).double()
+    weight = torch.tensor([0.5, 1.0, 3.0, 2.0, 0.1], dtype=torch.float64)
+    for given, q, smoothing in ((target, hard, 0.0), (target, hard, 0.3), (soft, soft, 0.0), (soft, soft, 0.3)):
+        spread = (1 - smoothing) * q + smoothing / 5
+        expected = [by_loops(row, share, log_end) for row, share in zip(output.tolist(), spread.tolist(), strict=True)]
+        found = encouraging_loss(output, given, log_end=log_end, smoothing=smoothing)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+        weighted = spread * weight
+        expected = [
+            by_loops(row, share, log_end) for row, share in zip(output.tolist(), weighted.tolist(), strict=True)
+        ]
+        found = encouraging_loss(output, given, log_end=log_end, smoothing=smoothing, weight=weight)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("log_end", [0.75, 0.95])
+def test_many_classes_in_float32_have_the_values_and_gradients_of_float64(log_end: float) -> None:
+    output, target = logits(n=16, classes=1000, scale=6.0)
+    output[:8] *= 5
+    soft = torch.rand(16, 1000, generator=torch.Generator().manual_seed(1)).softmax(1)
+    for given in (target, soft):
+        low, high = output.float().requires_grad_(), output.clone().requires_grad_()
+        ours, exact = (
+            encouraging_loss(z, given.to(z) if given is soft else given, log_end=log_end) for z in (low, high)
+        )
+        ours.sum().backward()
+        exact.sum().backward()
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(low.grad.double(), high.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("log_end", [0.5, 0.95])
+def test_a_row_whose_other_classes_are_masked_moves_nothing(log_end: float) -> None:
+    output = torch.tensor([[0.3, float("-inf"), float("-inf")], [0.0, 1.0, 2.0]], requires_grad=True)
+    loss = encouraging_loss(output, torch.zeros(2, dtype=torch.int64), log_end=log_end)
+    loss.sum().backward()
+    assert float(loss.detach()[0]) == pytest.approx(math.log(1 - log_end) - 1)
+    assert torch.isfinite(output.grad).all()
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_rows_without_a_label_count_for_nothing(weight: torch.Tensor | None, smoothing: float) -> None:
+    output, target = logits()
+    output, ignored = output.float().requires_grad_(), target.clone()
+    ignored[::3] = -100
+    kept = ignored != -100
+    loss = EncouragingLoss(weight=weight, smoothing=smoothing)
+    torch.testing.assert_close(loss(output, ignored), loss(output[kept], ignored[kept]))
+    nothing = loss(output, torch.full_like(target, -100))
+    nothing.backward()
+    assert float(nothing.detach()) == 0
+    assert not output.grad.any()
+    assert float(loss(output.detach()[:0], target[:0])) == 0
+
+
+def test_class_weights_of_another_precision() -> None:
+    output, target = logits(n=8)
+    weight = torch.linspace(0.5, 2.0, 7)
+    for log_end in (None, 0.75):
+        wide = EncouragingLoss(log_end, weight=weight.double())(output, target)
+        for dtype in (torch.bfloat16, torch.float16):
+            found = EncouragingLoss(log_end, weight=weight)(output.to(dtype), target)
+            torch.testing.assert_close(found.double(), wide, rtol=2e-2, atol=2e-2)
+
+
+def test_soft_targets_cost_no_more_than_their_classes() -> None:
+    classes = 30_000  # its square would be 3.6 GB a row
+    output = torch.zeros(2, classes, requires_grad=True)
+    for log_end in (0.75, 0.95):
+        loss = encouraging_loss(output, torch.full((2, classes), 1 / classes), log_end=log_end, smoothing=0.1)
+        loss.sum().backward()
+        torch.testing.assert_close(loss, torch.full((2,), math.log(classes) + math.log1p(-1 / classes)))

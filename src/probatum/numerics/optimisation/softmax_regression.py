@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probatum.numerics.tensors.targets import class_codes
+
 LEAST_SCALE = 1e-6
 
 
@@ -52,14 +54,14 @@ def fit_softmax(
 
     Args:
         features: (n, d); no gradient goes to them.
-        y: (n,) classes.
+        y: (n,) or (n, 1) classes, of which some may have no rows.
         classes: how many.
         penalties: all above 0; each starts where the one before ended, largest first, and comes back in the order given.
         standard: mean and deviation; None = of these features.
         steps: most iterations of L-BFGS for a penalty.
 
     Raises:
-        ValueError: no penalties, or one that is not above 0; no rows.
+        ValueError: no penalties, or one that is not above 0; no rows; a label that is none of the classes.
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties are {list(penalties)}; give one or more, all above 0")
@@ -67,8 +69,9 @@ def fit_softmax(
         raise ValueError(f"there are {len(features)} rows of features and {len(y)} classes; give as many, one or more")
     mean, scale = standardiser(features) if standard is None else standard
     z = ((features.detach().double() - mean) / scale).contiguous()
-    weight = torch.zeros(classes, z.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    y = class_codes(y, len(z), classes).to(z.device)
+    weight = torch.zeros(classes, z.shape[1], dtype=torch.float64, device=z.device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, device=z.device, requires_grad=True)
     found: dict[float, Linear] = {}
     for penalty in sorted(set(penalties), reverse=True):
         optimizer = torch.optim.LBFGS(

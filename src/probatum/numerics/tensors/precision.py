@@ -20,10 +20,11 @@ def widened(x: Tensor) -> Tensor:
 
 
 def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with half-precision tensors widened, and its results in the precision of the first such argument.
+    """The function with half-precision tensors widened, and its results in the precision that torch promotes the arguments to.
 
-    Other precisions pass as they are. Autocast is off inside, and under it results stay in float32, as those of torch's own
-    losses do.
+    So they are of half precision only where all tensors of floating point were of the same one; those without a dimension
+    decide nothing beside others. Other precisions pass as they are. Autocast is off inside, and under it results stay in
+    float32, as those of torch's own losses do.
 
     Example:
         >>> @computed_wide
@@ -35,15 +36,17 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dtype in HALF]
-        if not given:
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        if not any(value.dtype in HALF for value in given):
             return function(*args, **kwargs)
         device = given[0].device.type
         with torch.autocast(device, enabled=False):
             found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
         if torch.is_autocast_enabled(device):
             return found
-        return _narrowed(found, given[0].dtype)
+        deciding = [value.dtype for value in given if value.ndim] or [value.dtype for value in given]
+        dtype = functools.reduce(torch.promote_types, deciding)
+        return _narrowed(found, dtype) if dtype in HALF else found
 
     return run
 

@@ -82,8 +82,8 @@ def real_targets(output: Tensor, target: Tensor) -> Tensor:
     """
     if output.shape == target.shape:
         return target
-    if len(output) == len(target) and output.shape[1:].numel() == target.shape[1:].numel() == 1:
-        return target.reshape(output.shape)
+    if output.shape[:1] == target.shape[:1] and output.shape[1:].numel() == target.shape[1:].numel() == 1:
+        return target.reshape(output.shape)  # a tensor without a dimension has no rows, and its shape is no one else's
     raise ValueError(f"{_shapes(output, target)}; expected one target for each output")
 
 

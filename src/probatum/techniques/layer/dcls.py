@@ -9,6 +9,8 @@ Departs   1. positions are kept as P = position_scale * raw, which under Adam is
              on P; an optimizer of one group also decays them (`parameter_groups` gives them one without decay)
           2. positions are clamped to -floor(S / 2) .. S - 1 - floor(S / 2), so that no weight leaves the window
           3. `apply` takes the convolution's weights over and puts its K taps into a window of about twice its reach
+          4. the kernel is built in float32 where weights and positions are of half precision, which has no room for a cell's
+             number and a share in it
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.surgery import check_plain, layers, swap
+from probatum.numerics.tensors.precision import computed_wide, widened
 
 CARD = Card(
     paper="arXiv:2112.03740",
@@ -44,6 +47,7 @@ CALLS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 INITS = ("normal", "grid")
 
 
+@computed_wide
 def dense_kernel(weight: Tensor, positions: Tensor, window: Sequence[int]) -> Tensor:
     """The kernel (C_out, C_in / groups, *window) that holds each tap by linear interpolation; taps on one cell add up.
 
@@ -139,8 +143,8 @@ class Dcls(nn.Module):
 
     @property
     def positions(self) -> Tensor:
-        """P (n, C_out, C_in / groups, K), in cells from cell floor(S / 2), within the window."""
-        moved = self.raw_positions * self.position_scale
+        """P (n, C_out, C_in / groups, K), in cells from cell floor(S / 2), within the window; never of half precision."""
+        moved = widened(self.raw_positions) * self.position_scale
         return moved + (self._limited(moved) - moved).detach()  # a tap on the edge keeps its gradient
 
     @property
@@ -151,16 +155,17 @@ class Dcls(nn.Module):
     @torch.no_grad()
     def put_positions(self, positions: Tensor) -> None:
         """Set P, clamped into the window."""
-        self.raw_positions.copy_(self._limited(positions.to(self.raw_positions)) / self.position_scale)
+        wide = positions.to(self.raw_positions.device, widened(self.raw_positions).dtype)
+        self.raw_positions.copy_(self._limited(wide) / self.position_scale)
 
     @torch.no_grad()
     def clamp_positions(self) -> None:
         """Bring positions that an update moved out of the window back to its edge; training forwards do it first."""
-        self.raw_positions.copy_(self._limited(self.raw_positions, self.position_scale))
+        self.raw_positions.copy_(self._limited(widened(self.raw_positions), self.position_scale))
 
     def dense(self) -> Tensor:
         """The kernel (C_out, C_in / groups, *S) as it stands."""
-        return dense_kernel(self.weight, self.positions, self.window)
+        return dense_kernel(self.weight, self.positions, self.window).to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.raw_positions.requires_grad:

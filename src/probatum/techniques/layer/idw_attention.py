@@ -10,13 +10,16 @@ Departs   1. values are stored as raw / value_rate, which under Adam is the tenf
           2. keys take their place (feature mean and 0.1 standard deviations around it) on the first training batch, as no
              data are known when a layer is put in
           3. on the bench it takes the place of the last linear layer
-          4. distances between sequences come from a matrix product, those to prototypes from differences
+          4. distances come from differences, those between sequences and to very many prototypes from a matrix product; of
+             such pairs of a prototype and a row as lie close together the differences are taken all the same
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"keys": 12},
     tune={"keys": [16, 32, 64, 128], "eps": (1e-4, 1e-1, "log")},
-    claims=("prototypes-at-no-loss",),
+    claims=("prototypes-at-no-loss", "keys-look-like-data", "patches-are-local"),
 )
 
 SCORES = ("neglog-distance", "dot", "cosine", "negative-distance", "exp-negative-distance", "inverse-distance")
@@ -44,11 +47,35 @@ SPREAD = 0.1
 """Standard deviations of the features by which fresh keys lie around their mean."""
 UNEVEN = 100.0
 """Ratio of the features' standard deviations above which distances see little but the largest."""
+MOST_DIFFERENCES = 2**24
+"""Numbers that are held at once for distances from differences, 64 MB in float32."""
+CLOSE = 0.01
+"""Share of the squared lengths below which a squared distance by products has lost two digits."""
 
 
 def squared_distances(x: Tensor, keys: Tensor) -> Tensor:
-    """x (..., t, D), keys (..., s, D) -> (..., t, s), from differences: exactly zero, with zero gradient, at a key."""
-    return (x.unsqueeze(-2) - keys.unsqueeze(-3)).square().sum(dim=-1)
+    """x (..., t, D), keys (..., s, D) -> (..., t, s), exactly zero, with zero gradient, at a key.
+
+    From differences, or, where these would be more than `MOST_DIFFERENCES` numbers, by products, with differences of close
+    pairs.
+    """
+    batch = torch.broadcast_shapes(x.shape[:-2], keys.shape[:-2])
+    if math.prod(batch) * x.shape[-2] * keys.shape[-2] * x.shape[-1] <= MOST_DIFFERENCES:
+        return (x.unsqueeze(-2) - keys.unsqueeze(-3)).square().sum(dim=-1)
+    centre = keys.detach().mean(dim=-2, keepdim=True)  # lengths from there lose no digits to an offset
+    return _mended(x - centre, keys - centre, batch)
+
+
+def _mended(x: Tensor, keys: Tensor, batch: Sequence[int]) -> Tensor:
+    """Squared distances (*batch, t, s) by products; those that lost digits are replaced by differences."""
+    squared = squared_distances_by_products(x, keys)
+    lengths = x.detach().square().sum(dim=-1).unsqueeze(-1) + keys.detach().square().sum(dim=-1).unsqueeze(-2)
+    close = (squared.detach() <= CLOSE * lengths).nonzero(as_tuple=True)
+    if len(close[0]) * x.shape[-1] > MOST_DIFFERENCES:  # everything is close to everything
+        return torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist").square()
+    x, keys = (rows.expand(*batch, *rows.shape[-2:]) for rows in (x, keys))
+    exact = (x[close[:-1]] - keys[(*close[:-2], close[-1])]).square().sum(dim=-1)
+    return squared.index_put(close, exact)
 
 
 def squared_distances_by_products(x: Tensor, keys: Tensor) -> Tensor:
@@ -95,7 +122,8 @@ def idw_attention(
     Raises:
         ValueError: a query that may look at nothing.
     """
-    scores = -(squared_distances_by_products(q, k) + eps).log()
+    centre = _centre(k, mask)
+    scores = -(squared_distances_by_products(q - centre, k - centre) + eps).log()
     if causal:
         seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(k.shape[-2] - q.shape[-2])
         mask = seen if mask is None else mask & seen
@@ -104,6 +132,14 @@ def idw_attention(
             raise ValueError("mask hides every key from a query; let each see at least one, itself for instance")
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1) @ v
+
+
+def _centre(k: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (..., 1, D) of the keys that some query may look at, without gradient: lengths from there lose no digits."""
+    if mask is None:
+        return k.detach().mean(dim=-2, keepdim=True)
+    seen = mask.any(dim=-2).unsqueeze(-1)
+    return torch.where(seen, k.detach(), 0.0).sum(dim=-2, keepdim=True) / seen.sum(dim=-2, keepdim=True).clamp_min(1)
 
 
 class InverseDistanceHead(nn.Module):
@@ -147,6 +183,7 @@ class InverseDistanceHead(nn.Module):
         self.keys = nn.Parameter(torch.randn(keys, features, generator=own))
         self.raw_values = nn.Parameter(torch.zeros(keys, outputs))
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
+        self.fresh = keys
 
     @property
     def values(self) -> Tensor:
@@ -155,7 +192,9 @@ class InverseDistanceHead(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Weights of the prototypes: x (..., D) -> (..., M), each row adding up to 1."""
-        return attention_scores(x.unsqueeze(-2), self.keys, self.score, self.eps, self.p).squeeze(-2).softmax(dim=-1)
+        rows = x if x.ndim > 1 else x.unsqueeze(0)
+        scores = attention_scores(rows, self.keys, self.score, self.eps, self.p)
+        return scores.view(*x.shape[:-1], len(self.keys)).softmax(dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.placed:
@@ -164,8 +203,11 @@ class InverseDistanceHead(nn.Module):
 
     @torch.no_grad()
     def place(self, x: Tensor, *, warn: bool = True) -> None:
-        """Move the fresh keys to the mean of these features, 0.1 standard deviations around it; warns of uneven ones."""
-        rows = x.flatten(0, -2)
+        """Move the fresh keys to the mean of these features, 0.1 standard deviations around it; warns of uneven ones.
+
+        Keys that were patched in stay where they are.
+        """
+        rows = x.reshape(-1, x.shape[-1])
         if len(rows) < 2:
             raise ValueError("keys cannot be placed by a single row; give two or more")
         spread, mean = rows.std(dim=0), rows.mean(dim=0)
@@ -177,7 +219,7 @@ class InverseDistanceHead(nn.Module):
                 "scale the columns, and drop constant ones",
                 stacklevel=2,
             )
-        self.keys.mul_(SPREAD * spread).add_(mean)
+        self.keys[: self.fresh].mul_(SPREAD * spread).add_(mean)
         self.placed.fill_(True)
 
     @torch.no_grad()
@@ -208,6 +250,17 @@ class InverseDistanceHead(nn.Module):
         self.keys = nn.Parameter(torch.cat([self.keys, x[None]]), requires_grad=self.keys.requires_grad)
         self.raw_values = nn.Parameter(torch.cat([self.raw_values, row]), requires_grad=self.raw_values.requires_grad)
         return True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A saved head may have been patched: there are as many keys and values as it has, in new parameters."""
+        own = {name: getattr(self, name) for name in ("keys", "raw_values")}
+        saved = [state_dict.get(prefix + name, value).shape for name, value in own.items()]
+        rows = saved[0][0] if saved[0] else 0
+        if rows != len(self.keys) and saved == [(rows, value.shape[1]) for value in own.values()]:
+            for name, value in own.items():
+                made = value.new_empty(rows, value.shape[1])
+                setattr(self, name, nn.Parameter(made, requires_grad=value.requires_grad))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"features={self.keys.shape[1]}, outputs={self.raw_values.shape[1]}, keys={len(self.keys)}, {self.score}"

@@ -4,7 +4,8 @@ Paper     Klambauer et al. 2017, arXiv:1706.02515, eq. 2 to 5, theorem 1 and sec
 Computes  selu(x) = lam (x if x > 0 else alpha (exp(x) - 1)); weights N(0, 1 / fan_in), biases 0; alpha dropout sets units to
           -lam alpha and rescales by a = (q + alpha'^2 q (1 - q))^-1/2, b = -a (1 - q) alpha', with alpha' = -lam alpha, q kept
 Shapes    any shape, unchanged; the converter changes modules in place
-Departs   1. the last linear layer is re-initialised like the others; embeddings and attention modules stay as they are
+Departs   1. the last linear layer is re-initialised like the others; frozen weights, transposed convolutions, attention modules
+             and embeddings (but those tied to a linear layer) stay as they are
           2. dropout becomes alpha dropout at the paper's rates only: a rate above 0.1 is cut to 0.1 (`max_dropout`)
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.surgery import check_plain, inside_attention, swap
-from probatum.numerics.networks.watch import look
+from probatum.numerics.networks.watch import CALL, look
 
 CARD = Card(
     paper="arXiv:1706.02515",
@@ -34,8 +35,13 @@ CARD = Card(
 
 ALPHA = 1.6732632423543772
 LAM = 1.0507009873554805
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+RECTIFIERS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+)  # fmt: skip
+NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
 DROPOUTS = {
     nn.Dropout: nn.AlphaDropout, nn.Dropout1d: nn.FeatureAlphaDropout, nn.Dropout2d: nn.FeatureAlphaDropout,
     nn.Dropout3d: nn.FeatureAlphaDropout,
@@ -105,13 +111,17 @@ def alpha_dropout(x: Tensor, rate: float, generator: torch.Generator | None = No
     return a * torch.where(kept, x, low) - a * (1 - q) * low
 
 
-def lecun_normal_(layer: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw a linear or convolution layer's weights from N(0, 1 / fan_in), in place, and set its bias to 0."""
+def lecun_normal_(layer: nn.Module, generator: torch.Generator | None = None, frozen: bool = True) -> None:
+    """Draw a linear or convolution layer's weights from N(0, 1 / fan_in), in place, and set its bias to 0.
+
+    Without `frozen` what is not trained stays as it is.
+    """
     with torch.no_grad():
-        fan_in = layer.weight[0].numel()  # channels in a group times kernel size
-        drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) / math.sqrt(fan_in)
-        layer.weight.copy_(drawn)
-        if layer.bias is not None:
+        if frozen or layer.weight.requires_grad:
+            fan_in = layer.weight[0].numel()  # channels in a group times kernel size
+            drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) / math.sqrt(fan_in)
+            layer.weight.copy_(drawn)
+        if layer.bias is not None and (frozen or layer.bias.requires_grad):
             layer.bias.zero_()
 
 
@@ -146,10 +156,16 @@ def check_network(net: nn.Module) -> None:
 
 
 def layer_moments(net: nn.Module, x: Tensor) -> dict[str, Moments]:
-    """Mean and variance of the output of every SELU in a network for inputs x, by module name; modes are put back."""
+    """Mean and variance of the output of every SELU in a network for inputs x, by module name; modes are put back.
+
+    Further runs of one module are told as name:2 and so on.
+    """
     found: dict[str, Moments] = {}
+    runs: dict[str, int] = {}
 
     def note(name: str, _inputs: object, output: Tensor) -> None:
+        runs[name] = runs.get(name, 0) + 1
+        name = name if runs[name] == 1 else f"{name}{CALL}{runs[name]}"
         found[name] = Moments(float(output.double().mean()), float(output.double().var(correction=0)))
 
     look(net, x, {name: module for name, module in net.named_modules() if isinstance(module, nn.SELU)}, note)
@@ -164,8 +180,8 @@ def outside_domain(moments: dict[str, Moments]) -> list[str]:
 def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator | None = None) -> int:
     """Turn a network into a self-normalizing one, in place: activations, initialisation, dropout and norms together.
 
-    ReLU and its kin become SELU, dropout becomes alpha dropout, batch, layer and group norms (whose parameters go) become
-    identities, and linear and convolution weights are drawn anew. Scale the inputs per feature (`check_inputs`).
+    ReLU and its kin become SELU, dropout becomes alpha dropout, norms (whose parameters go) become identities, and linear and
+    convolution weights that are trained are drawn anew. Scale the inputs per feature (`check_inputs`).
 
     Args:
         net: the network; one without any of these activations is left as it is.
@@ -200,7 +216,7 @@ def apply(net: nn.Module, max_dropout: float = 0.1, generator: torch.Generator |
     new = {module: fresh for module in net.modules() if (fresh := _instead_of(module, max_dropout)) is not None}
     changed = swap(net, new).count
     for layer in _each_once(weighted.values()):
-        lecun_normal_(layer, generator)
+        lecun_normal_(layer, generator, frozen=False)
     return changed
 
 

@@ -11,13 +11,18 @@ Departs   1. the paper's factor 1/p of |W|^2 is the setting `reg`; its published
 
 from __future__ import annotations
 
+import copy
+import weakref
+from typing import Any
+
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.precision import computed_wide, widened
 from probatum.numerics.tensors.targets import IGNORED, class_codes, class_targets
 
 CARD = Card(
@@ -88,25 +93,72 @@ def _hinge(scores: Tensor, target: Tensor, kind: str) -> Tensor:
 def refit_head(head: nn.Linear, features: Tensor, target: Tensor, C: float = 1.0, reg: float = 1.0) -> None:
     """Put the exact optimum of the squared hinge for frozen features (n, d) into `head`, by liblinear's one-vs-rest.
 
-    It minimises what `L2SVM(C, reg, penalise_bias=True)` does: liblinear counts the intercept among the weights.
+    It minimises what `L2SVM(C, reg, penalise_bias=True)` does: liblinear counts the intercept among the weights. Classes
+    without rows get the optimum for being nowhere.
+
+    Raises:
+        ValueError: no rows, labels outside the head's outputs or not one a row, C or reg not above 0.
     """
-    target = class_codes(target, len(features), head.out_features)
-    if head.bias is None:
-        machine = LinearSVC(C=C / reg / len(target), fit_intercept=False, dual="auto", tol=1e-8, max_iter=20000)
+    target = class_codes(target, len(features), head.out_features).cpu()
+    if not len(target) or not C > 0 or not reg > 0:
+        raise ValueError(
+            f"there are {len(target)} rows, C is {C} and reg {reg}; give a row or more and positive numbers"
+        )
+    x = features.detach().double().cpu().numpy()
+    biased, strength = head.bias is not None, C / reg / len(target)
+    solved = np.tile(_nowhere(x, strength, biased), (head.out_features, 1))
+    present = target.unique().numpy()
+    if len(present) == 1:
+        solved[present] *= -1  # everywhere is the mirror image of nowhere
     else:
-        machine = LinearSVC(C=C / reg / len(target), intercept_scaling=1.0, dual="auto", tol=1e-8, max_iter=20000)
-    machine.fit(features.detach().double().cpu().numpy(), target.cpu().numpy())
-    weights = np.concatenate(
-        [machine.coef_, np.reshape(machine.intercept_ * np.ones(len(machine.coef_)), (-1, 1))], axis=1
-    )
-    if len(machine.classes_) == 2:
-        weights = np.concatenate([-weights, weights])
+        settings: dict[str, Any] = {"fit_intercept": biased, "dual": "auto", "tol": 1e-8, "max_iter": 20000}
+        machine = LinearSVC(C=strength, **settings).fit(x, target.numpy())
+        found = machine.coef_
+        if biased:
+            found = np.concatenate([found, machine.intercept_[:, None]], axis=1)
+        solved[present] = np.concatenate([-found, found]) if len(present) == 2 else found
     with torch.no_grad():
-        rows = torch.as_tensor(machine.classes_)
-        solved = torch.as_tensor(weights, dtype=head.weight.dtype, device=head.weight.device)
-        head.weight[rows] = solved[:, :-1]
+        head.weight.copy_(torch.as_tensor(solved[:, : x.shape[1]]))
         if head.bias is not None:
-            head.bias[rows] = solved[:, -1]
+            head.bias.copy_(torch.as_tensor(solved[:, -1]))
+
+
+def _nowhere(x: np.ndarray, strength: float, biased: bool) -> np.ndarray:
+    """The weights of a class that no row belongs to, the last one of a constant where `biased`; x (n, d) -> (d or d + 1,)."""
+    rows = np.concatenate([x, np.ones((len(x), 1))], axis=1) if biased else x
+
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
+        short = np.maximum(1 + rows @ w, 0)
+        return 0.5 * w @ w + strength * short @ short, w + 2 * strength * (short @ rows)
+
+    start = np.zeros(rows.shape[1])
+    return minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 0, "gtol": 1e-10}
+    ).x
+
+
+class _Layer:
+    """A layer that a loss looks at without owning it.
+
+    Copied with the network it is the copy's layer. Copied alone it is the layer itself, for the copy, which nobody trains,
+    is gone once the copying is done.
+    """
+
+    def __init__(self, layer: nn.Module | None) -> None:
+        self.layer = layer
+        self.copied: weakref.ref[nn.Module] | None = None
+
+    def get(self) -> nn.Module | None:
+        copied = None if self.copied is None else self.copied()
+        return self.layer if copied is None else copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
+        made, layer = _Layer(self.get()), self.get()
+        made.copied = None if layer is None else weakref.ref(copy.deepcopy(layer, memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.get(), "copied": None}
 
 
 class L2SVM(nn.Module):
@@ -153,16 +205,16 @@ class L2SVM(nn.Module):
         self.C, self.reg, self.kind, self.penalise_bias = C, reg, kind, penalise_bias
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
-        self._last_layer = (last_layer,)  # in a tuple, so that its weights do not count as the loss's own
+        self._last_layer = _Layer(last_layer)  # no module, so that its weights do not count as the loss's own
 
     def regularizer(self) -> Tensor | float:
         """reg/2 |W|^2 of the last layer, or 0.0 without one."""
-        (layer,) = self._last_layer
+        layer = self._last_layer.get()
         if layer is None or self.reg == 0:
             return 0.0
-        norm = layer.weight.square().sum()
+        norm = widened(layer.weight).square().sum()
         if self.penalise_bias and layer.bias is not None:
-            norm = norm + layer.bias.square().sum()
+            norm = norm + widened(layer.bias).square().sum()
         return 0.5 * self.reg * norm
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

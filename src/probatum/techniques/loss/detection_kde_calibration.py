@@ -62,7 +62,8 @@ def detection_penalty(
     Args:
         scores: (n,) confidences in [0, 1]; n >= 2.
         overlap: (n,) IoU with the matched box in [0, 1], 0 = matched to none.
-        right_class: (n,) bool, whether the class is that of the matched box; the identity link does not look at it.
+        right_class: (n,) bool, whether the class is that of the matched box; the identity link, as released, does not look at
+            it: give overlap * right_class where a box of another class is worth nothing.
         link: "threshold" (mean of the errors at all thresholds) or "identity".
         thresholds: of the overlap.
         bandwidth: of the kernel; None = by leave-one-out likelihood.

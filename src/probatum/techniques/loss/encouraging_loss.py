@@ -4,10 +4,13 @@ Paper     Zhao et al. 2021, arXiv:2110.06537, sections 3.2 and 4
 Computes  L = -log p_y + bonus(p_y); normal bonus log(1 - p); conservative bonus log(1 - p) up to the log-end e and its
           tangent log(1 - e) - (p - e) / (1 - e) beyond, so that the loss is bounded below
 Shapes    output (n, classes), target (n,) int64 or (n, classes) probabilities -> loss (n,)
-Departs   1. log(1 - p_k) is the log-sum-exp over the other logits less that over all, never log(1 - softmax): the
-             published code clamps 1 - p at 1e-5 and so loses the gradient it was made for
+Departs   1. log(1 - p) is exact: of p itself where the log-end keeps it below 0.9, else the log-sum-exp over the other logits
+             less that over all; the published code clamps 1 - p at 1e-5 and so loses the gradient it was made for
           2. log_end=None switches the bonus off, so that the loss is cross-entropy bit for bit
           3. soft targets and smoothing use sum_k q_k (bonus_k - log p_k), the natural extension of the paper's one-hot form
+          4. neither the deferred start (some epochs of cross-entropy first) nor the bonuses that mirror other losses
+          5. the mean over a batch without labelled rows is 0, where torch's cross-entropy has nan; half precision is computed
+             in float32
 """
 
 from __future__ import annotations
@@ -38,22 +41,44 @@ CARD = Card(
 )
 
 
+NEAR_ONE = 0.9
+"""Probabilities up to which log(1 - p) is taken of p itself: 1 - p has then lost at most one digit."""
+
+
 def log_not(output: Tensor) -> Tensor:
-    """log(1 - softmax(output)) for every class, from logits: output (n, classes) -> (n, classes)."""
-    classes = output.shape[1]
-    others = output.unsqueeze(1).expand(-1, classes, -1)  # (n, classes, classes)
-    own = torch.eye(classes, dtype=torch.bool, device=output.device)
-    others = others.masked_fill(own, float("-inf"))
-    return others.logsumexp(dim=2) - output.logsumexp(dim=1, keepdim=True)  # (n, classes)
+    """log(1 - softmax(output)) for every class, from logits: output (n, classes) -> (n, classes); linear in the classes.
+
+    All but the largest probability are at most 1/2, so that log1p(-p) is exact; of the largest it is the log-sum-exp over
+    the other logits less that over all.
+    """
+    top = output.argmax(dim=1, keepdim=True)
+    rest = torch.log1p(-output.softmax(dim=1).scatter(1, top, 0.0))
+    return rest.scatter(1, top, _log_others(output, top))
 
 
-def bonus(log_p: Tensor, log_rest: Tensor, log_end: float) -> Tensor:
-    """The bonus b(p) of probabilities given as log p and log(1 - p), any shape; log_end in [0, 1], 1 = never linear."""
-    if log_end == 1.0:
-        return log_rest
+def _log_others(output: Tensor, column: Tensor) -> Tensor:
+    """log(1 - softmax(output)) at one class a row, exact however near to one: output (n, classes), column (n, 1) -> (n, 1)."""
+    least = (
+        torch.finfo(output.dtype).min / 2
+    )  # of rows whose others are all -inf the log-sum-exp would have no gradient
+    others = output.clamp_min(least).scatter(1, column, least).logsumexp(dim=1, keepdim=True)
+    return others - output.logsumexp(dim=1, keepdim=True)
+
+
+def bonus(log_p: Tensor, log_rest: Tensor | None, log_end: float) -> Tensor:
+    """The bonus b(p) of probabilities given as log p and log(1 - p), any shape; log_end in [0, 1], 1 = never linear.
+
+    Without log(1 - p) it is taken of p, which is exact up to `NEAR_ONE` and needed up to the log-end alone.
+    """
     p = log_p.exp()
-    linear = math.log1p(-log_end) - (p - log_end) / (1 - log_end)
-    return torch.where(p <= log_end, log_rest, linear)
+    if log_end == 1.0:
+        return torch.log1p(-p) if log_rest is None else log_rest
+    linear = (p - log_end).relu() / (1 - log_end)
+    if log_rest is None:
+        return (
+            torch.log1p(-p.clamp(max=log_end)) - linear
+        )  # its unused side is clamped, so that no NaN comes back from it
+    return torch.where(p <= log_end, log_rest, math.log1p(-log_end)) - linear
 
 
 @computed_wide
@@ -83,31 +108,33 @@ def encouraging_loss(
         ValueError: shapes that do not go together, fewer than two classes, a label outside them.
     """
     target = class_targets(output, target, ignored=ignore_index, soft=True)
+    if target.is_floating_point():
+        return _soft(output, target, log_end, smoothing, weight)
+    kept = target != ignore_index
+    return torch.where(kept, _hard(output, torch.where(kept, target, 0), log_end, smoothing, weight), 0.0)
+
+
+def _hard(output: Tensor, target: Tensor, log_end: float | None, smoothing: float, weight: Tensor | None) -> Tensor:
+    """Loss per example (n,) of classes (n,), all of them inside."""
+    if smoothing:
+        return _soft(output, F.one_hot(target, output.shape[1]).to(output.dtype), log_end, smoothing, weight)
+    column = target.unsqueeze(1)  # (n, 1)
+    own = output.log_softmax(dim=1).gather(1, column)
+    loss = -own
+    if log_end is not None:
+        loss = loss + bonus(own, _log_others(output, column) if log_end > NEAR_ONE else None, log_end)
+    loss = loss.squeeze(1)
+    return loss if weight is None else loss * weight[target]
+
+
+def _soft(output: Tensor, target: Tensor, log_end: float | None, smoothing: float, weight: Tensor | None) -> Tensor:
+    """Loss per example (n,) of probabilities (n, classes)."""
     log_p = output.log_softmax(dim=1)
     per_class = -log_p
-    if target.ndim == 1 and smoothing == 0.0:
-        kept = target != ignore_index
-        column = torch.where(kept, target, 0).unsqueeze(1)  # (n, 1)
-        own = log_p.gather(1, column).squeeze(1)
-        loss = -own
-        if log_end is not None:
-            masked = output.scatter(1, column, float("-inf"))  # only the true class's rest is needed
-            rest = masked.logsumexp(dim=1) - output.logsumexp(dim=1)
-            loss = loss + bonus(own, rest, log_end)
-        if weight is not None:
-            loss = loss * weight[column.squeeze(1)]
-        return torch.where(kept, loss, 0.0)
     if log_end is not None:
-        per_class = per_class + bonus(log_p, log_not(output), log_end)
-    if target.ndim == 1:
-        kept = target != ignore_index
-        soft = F.one_hot(torch.where(kept, target, 0), output.shape[1]).to(output.dtype) * kept.unsqueeze(1)
-    else:
-        soft, kept = target.to(output.dtype), torch.ones_like(output[:, 0], dtype=torch.bool)
-    soft = (1 - smoothing) * soft + smoothing / output.shape[1] * kept.unsqueeze(1)
-    if weight is not None:
-        soft = soft * weight
-    return (soft * per_class).sum(dim=1)
+        per_class = per_class + bonus(log_p, log_not(output) if log_end > NEAR_ONE else None, log_end)
+    target = (1 - smoothing) * target.to(output.dtype) + smoothing / output.shape[1]
+    return ((target if weight is None else target * weight) * per_class).sum(dim=1)
 
 
 class EncouragingLoss(nn.Module):
@@ -151,25 +178,23 @@ class EncouragingLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         if self.log_end is None:
             target = class_targets(output, target, ignored=self.ignore_index, soft=True)
+            weight = None if self.weight is None else self.weight.to(output.dtype)
             return F.cross_entropy(
-                output, target, self.weight, ignore_index=self.ignore_index, label_smoothing=self.smoothing
+                output, target, weight, ignore_index=self.ignore_index, label_smoothing=self.smoothing
             )
         return self._mean(output, target)
 
     @computed_wide
     def _mean(self, output: Tensor, target: Tensor) -> Tensor:
         target = class_targets(output, target, ignored=self.ignore_index, soft=True)
-        loss = encouraging_loss(
-            output,
-            target,
-            log_end=self.log_end,
-            smoothing=self.smoothing,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-        )
-        if target.ndim == 1:
-            kept = target != self.ignore_index
-            if self.weight is None:
-                return loss.sum() / kept.sum().clamp(min=1)
-            return loss.sum() / self.weight[target[kept]].sum()  # as `F.cross_entropy` does
-        return loss.mean()
+        if target.is_floating_point():
+            return _soft(output, target, self.log_end, self.smoothing, self.weight).mean()
+        kept = target != self.ignore_index
+        target = torch.where(kept, target, 0)
+        loss = torch.where(kept, _hard(output, target, self.log_end, self.smoothing, self.weight), 0.0).sum()
+        if self.weight is None:
+            return loss / kept.sum().clamp(
+                min=1
+            )  # no rows weigh nothing, so that a batch of ignored ones moves nothing
+        total = torch.where(kept, self.weight[target], 0.0).sum()  # as `F.cross_entropy` does
+        return loss / torch.where(total == 0, 1.0, total)

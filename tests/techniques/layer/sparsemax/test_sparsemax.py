@@ -236,3 +236,81 @@ def test_one_softmax_in_two_places_and_one_by_itself() -> None:
     assert net[0] is net[2]
     with pytest.raises(ValueError, match="itself the Softmax"):
         module.apply(shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_none_single_or_strided(dtype: torch.dtype) -> None:
+    z = scores(7, 6).to(dtype)
+    for x in (z[:0], z[:1], z.t().contiguous().t(), z[::2]):
+        low = x.detach().requires_grad_()
+        sparsemax(low, 1).square().sum().backward()
+        alone = [sparsemax(row.contiguous()) for row in x]
+        assert torch.equal(sparsemax(x, 1), torch.stack(alone) if alone else x)
+        assert low.grad.shape == x.shape
+        assert torch.isfinite(low.grad).all()
+
+
+def test_scores_far_from_zero_are_projected_as_those_around_it() -> None:
+    z = (scores(20, 30).float() * 64).round() / 64  # so that the offset takes no digits away
+    torch.testing.assert_close(sparsemax(z + 1e4), sparsemax(z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sparsemax_loss(z + 1e4, torch.arange(20)), sparsemax_loss(z, torch.arange(20)))
+    constant = torch.full((3, 8), 1e4)
+    assert torch.equal(sparsemax(constant), torch.full((3, 8), 0.125))
+
+
+def test_the_result_may_be_changed_in_place_before_the_backward_pass() -> None:
+    z = scores(4, 5).requires_grad_()
+    (expected,) = torch.autograd.grad((2 * sparsemax(z)).square().sum(), z)
+    (found,) = torch.autograd.grad(sparsemax(z).mul_(2).square().sum(), z)
+    torch.testing.assert_close(found, expected)
+
+
+def test_thresholds_by_hand() -> None:
+    p = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.8, 0.0]], dtype=torch.float64)
+    assert best_threshold(p, torch.tensor([[1, 0, 1], [0, 1, 0]])) == pytest.approx(0.25)  # between 0.3 and 0.2
+    assert best_threshold(p, torch.tensor([[0, 0, 0], [0, 1, 0]])) == pytest.approx(0.7)
+    assert best_threshold(p, torch.ones(2, 3)) == pytest.approx(0.0)
+    # of tied scores all or none are taken: 2 hits of 4 (F1 2/3) beat 1 of 1 (F1 1/2) though one alone would be better
+    tied = torch.tensor([[0.9, 0.4, 0.4, 0.4]], dtype=torch.float64)
+    assert best_threshold(tied, torch.tensor([[1, 1, 1, 0]])) == pytest.approx(0.2)
+
+
+def test_settings_reach_the_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(
+        module, "threshold_below", lambda z, dim, k: seen.append((dim, k)) or simplex_threshold(z, dim, k)
+    )
+    net = nn.Sequential(nn.Softmax(dim=0), nn.Softmax(dim=-1))
+    assert apply(net, k=2) == 2
+    net(scores(3, 4))
+    sparsemax(scores(3, 4), 1, 3)
+    sparsemax_loss(scores(3, 4), torch.tensor([0, 1, 2]))
+    assert seen == [(0, 2), (-1, 2), (1, 3), (1, None)]
+    with pytest.raises(ValueError, match="k is 0"):
+        Sparsemax(k=0)(scores(3))
+
+
+def test_distributions_are_taken_within_rounding_only() -> None:
+    z = scores(2, 3)
+    q = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    plain = sparsemax_loss(z, q)
+    torch.testing.assert_close(sparsemax_loss(z, q * 1.0005), plain, rtol=1e-2, atol=1e-2)
+    for bad in (q * 1.002, q * 0.998, q + torch.tensor([-0.3, 0.3, 0.0])):
+        with pytest.raises(ValueError, match="distributions"):
+            sparsemax_loss(z, bad)
+    whole = torch.tensor([[0, 1, 0], [0, 0, 1]])
+    torch.testing.assert_close(sparsemax_loss(z, whole), sparsemax_loss(z, torch.tensor([1, 2])))
+    torch.testing.assert_close(SparsemaxLoss()(z, whole), sparsemax_loss(z, torch.tensor([1, 2])).mean())
+    torch.testing.assert_close(SparsemaxLoss()(z, q), plain.mean())
+    assert sparsemax_loss(z[:, :1], torch.tensor([[0], [0]])).tolist() == [0.0, 0.0]
+
+
+def test_a_loss_by_hand() -> None:
+    z = torch.tensor([[0.8, 0.4, -1.0]], dtype=torch.float64, requires_grad=True)  # p = 0.7, 0.3, 0 and tau = 0.1
+    for target, expected in ((0, 0.045), (1, 0.445), (2, 1.845)):
+        loss = sparsemax_loss(z, torch.tensor([target]))  # (0.64 - 0.01 + 0.16 - 0.01) / 2 + 1 / 2 - z_y
+        assert float(loss.detach()) == pytest.approx((0.64 + 0.16 - 0.02) / 2 + 0.5 - [0.8, 0.4, -1.0][target])
+        assert float(loss.detach()) == pytest.approx(expected + 0.045)
+    loss = sparsemax_loss(z, torch.tensor([[0.5, 0.5, 0.0]]))
+    (3 * loss).sum().backward()
+    torch.testing.assert_close(z.grad, torch.tensor([[0.6, -0.6, 0.0]], dtype=torch.float64))

@@ -19,7 +19,7 @@ from probatum.card import Card
 from probatum.numerics.networks.surgery import layers, swap
 from probatum.numerics.tensors.precision import computed_wide, widened
 from probatum.numerics.tensors.targets import IGNORED, class_targets
-from probatum.techniques.layer.sparsemax.simplex import simplex_threshold
+from probatum.techniques.layer.sparsemax.simplex import threshold_below
 
 CARD = Card(
     paper="arXiv:1602.02068",
@@ -35,21 +35,21 @@ class _Project(torch.autograd.Function):
     """Forward: the projection; backward: the Jacobian-vector product on the support, without a sort in the graph."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, dim: int, k: int | None) -> Tensor:
-        wide = widened(z)
-        wide = wide - wide.amax(dim=dim, keepdim=True)
-        tau, _ = simplex_threshold(wide, dim, k)
-        p = (wide - tau).clamp(min=0)
+    def forward(ctx: Any, z: Tensor, dim: int, k: int | None, top: Tensor) -> Tensor:
+        wide = widened(z) - top
+        tau, _ = threshold_below(wide, dim, k)
+        p = wide.sub_(tau).clamp_min_(0)
         ctx.dim = dim
         ctx.save_for_backward(p > 0)
         return p.to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        v = widened(gradients[0]) * inside
-        centred = v - v.sum(dim=ctx.dim, keepdim=True) / inside.sum(dim=ctx.dim, keepdim=True).to(v.dtype)
-        return (centred * inside).to(gradients[0].dtype), None, None
+        mask = inside.to(widened(gradients[0]).dtype)
+        v = widened(gradients[0]) * mask
+        mean = v.sum(dim=ctx.dim, keepdim=True) / mask.sum(dim=ctx.dim, keepdim=True)
+        return torch.addcmul(v, mask, mean, value=-1).to(gradients[0].dtype), None, None, None
 
 
 class _Loss(torch.autograd.Function):
@@ -79,16 +79,15 @@ def sparsemax(z: Tensor, dim: int = -1, k: int | None = None) -> Tensor:
     Args:
         z: scores.
         dim: dimension along which the result sums to 1.
-        k: look at the k largest first, which saves the full sort where supports are small; the result is the same.
+        k: sort the k largest scores, and all where the support is larger, in place of Newton's method; the result is the same.
 
     Raises:
         TypeError: z is not of floating point.
         ValueError: a NaN or +inf; a line whose entries are all -inf; k < 1.
     """
-    check_scores(z, dim)
     if k is not None and k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1, or None for a full sort")
-    return _Project.apply(z, dim, k)
+        raise ValueError(f"k is {k}; it must be at least 1, or None for no sort")
+    return _Project.apply(z, dim, k, check_scores(z, dim))
 
 
 @computed_wide
@@ -104,16 +103,16 @@ def sparsemax_loss(output: Tensor, target: Tensor) -> Tensor:
     """
     if output.ndim != 2:
         raise ValueError(f"output has shape {tuple(output.shape)}; the loss needs (n, K)")
-    check_scores(output, 1)
+    p = _Project.apply(output, 1, None, check_scores(output, 1))
     if target.ndim == 2 and target.shape == output.shape and output.shape[1] > 1:
         q = target
         if bool((q < 0).any()) or bool(((q.sum(dim=1) - 1).abs() > 1e-3).any()):
             raise ValueError("target rows must be distributions over the classes; make label sets so by uniform_over")
-        return _Loss.apply(output, _Project.apply(output, 1, None), q.to(output.dtype))
+        return _Loss.apply(output, p, q.to(output.dtype))
     codes = class_targets(output, target, ignored=IGNORED, least=1)
     kept = codes != IGNORED
     q = nn.functional.one_hot(torch.where(kept, codes, 0), output.shape[1])
-    return torch.where(kept, _Loss.apply(output, _Project.apply(output, 1, None), q.to(output.dtype)), 0.0)
+    return torch.where(kept, _Loss.apply(output, p, q.to(output.dtype)), 0.0)
 
 
 def uniform_over(labels: Tensor) -> Tensor:
@@ -138,17 +137,18 @@ def best_threshold(p: Tensor, labels: Tensor) -> float:
     return (float(values[best]) + below) / 2
 
 
-def check_scores(z: Tensor, dim: int) -> None:
-    """TypeError for integers; ValueError for NaN, +inf, or a line that is -inf throughout."""
+def check_scores(z: Tensor, dim: int) -> Tensor:
+    """The largest score of every line, `dim` kept; TypeError for integers, ValueError for NaN, +inf, or -inf throughout."""
     if not z.is_floating_point():
         raise TypeError(f"scores have dtype {z.dtype}; sparsemax needs floating point: call .float() first")
-    top = z.detach().amax(dim=dim)  # NaN where any is NaN
+    top = z.detach().amax(dim=dim, keepdim=True)  # NaN where any is NaN
     if not bool(top.isfinite().all()):
         if bool(top.isnan().any()):
             raise ValueError("scores hold NaN; look for it in the layer before")
         masked = bool((top == float("-inf")).any())
         what = "a line masked (-inf) throughout; leave one entry open" if masked else "+inf; clip them"
         raise ValueError(f"scores hold {what}, or sparsemax has nothing to distribute over")
+    return top
 
 
 class Sparsemax(nn.Module):
@@ -203,7 +203,7 @@ def apply(net: nn.Module, k: int | None = None) -> int:
         (1, Sparsemax(dim=1))
     """
     if k is not None and k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1, or None for a full sort")
+        raise ValueError(f"k is {k}; it must be at least 1, or None for no sort")
     found = layers(net, [nn.Softmax])
     for name, child in found.items():
         if child.dim is None:
