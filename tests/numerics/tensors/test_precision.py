@@ -69,3 +69,12 @@ def test_under_autocast_results_stay_wide() -> None:
         found = squares(x)
     assert found.dtype == torch.float32
     assert torch.equal(found, x.float() @ x.float().T)
+
+
+def test_autocast_does_not_round_what_is_wide_already() -> None:
+    x = torch.randn(20, 30)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, rounded = squares(x), x @ x.T
+    assert torch.equal(found, x @ x.T)
+    assert not torch.equal(rounded.float(), found)
+    assert squares(torch.zeros(2, 3, device="meta")).shape == (2, 2)  # a device without autocast

@@ -22,8 +22,8 @@ def widened(x: Tensor) -> Tensor:
 def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
     """The function with half-precision tensors widened, and its results in the precision of the first such argument.
 
-    Other precisions pass as they are. Autocast is off inside, and under it results stay in float32, as those of torch's own
-    losses do.
+    Other precisions pass as they are. Autocast is off inside for all of them, since it would round products of float32
+    tensors; under it results stay in float32, as those of torch's own losses do.
 
     Example:
         >>> @computed_wide
@@ -35,15 +35,14 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dtype in HALF]
-        if not given:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        given = [value for value in tensors if value.dtype in HALF]
+        rounding = bool(tensors) and _autocast(tensors[0].device.type)
+        if not given and not rounding:
             return function(*args, **kwargs)
-        device = given[0].device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(tensors[0].device.type, enabled=False):
             found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
-        if torch.is_autocast_enabled(device):
-            return found
-        return _narrowed(found, given[0].dtype)
+        return found if rounding else _narrowed(found, given[0].dtype)
 
     return run
 
@@ -64,6 +63,10 @@ class WideBuffers:
             if now is not None and now.dtype in HALF:
                 setattr(self, name, value.to(now.device))
         return self
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _wide(value: Any) -> Any:
