@@ -105,4 +105,31 @@ def _run(seeds: Sequence[int]) -> Evidence:
                 row[f"{name}_{kind}_biased"], row[f"{name}_{kind}_interventional"] = nll(net, data.test), nll(net, fair)
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    return Evidence(False, measured, tuple(rows), NOTE)
+    for name in DECAYS:
+        for other in ("mle", "shuffled"):
+            gain = interval(
+                [row[f"{name}_{other}_interventional"] - row[f"{name}_cmle_interventional"] for row in rows]
+            )
+            measured |= gain.told(f"{name}_gain_over_{other}")
+        cost = interval([row[f"{name}_cmle_biased"] - row[f"{name}_mle_biased"] for row in rows])
+        measured |= cost.told(f"{name}_biased_cost")
+    holds = measured["strong_gain_over_mle_low"] > 0 and measured["strong_biased_cost_high"] <= 0.02
+    shuffled = measured["strong_gain_over_shuffled_low"] > 0
+    return Evidence(
+        holds, measured, tuple(rows), NOTE, {"balancing drawn groups does less than balancing treatments": shuffled}
+    )
+
+
+CLAIMS = (
+    Claim(
+        id="interventional-likelihood",
+        says="Balancing representations over treatments lowers the loss where treatments are given at random, and costs little where "
+        "they are not.",
+        threshold="interventional negative log-likelihood below that of plain maximum likelihood (its weight decay tuned): 90 % interval "
+        "above 0; that on confounded test rows at most 0.02 higher at the upper end",
+        data="1,000 drawn rows: x normal in 10 dimensions, t by x_1, y by t, x_2 and a little by x_1",
+        run=_run,
+        minutes=2.0,
+        seeds=tuple(range(201, 209)),
+    ),
+)

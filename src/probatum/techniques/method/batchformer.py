@@ -35,7 +35,7 @@ CARD = Card(
     alone="its block attends across the rows of a batch, and its features come from a forward hook",
     neutral={"share": 0.0},
     tune={"dropout": (0.0, 0.7), "share": (0.1, 0.7), "heads": [1, 4]},
-    claims=("few-shot-classes",),
+    claims=("few-shot-classes", "few-shot-classes-cross-entropy"),
 )
 
 MANY = 4096
