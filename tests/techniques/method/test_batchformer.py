@@ -112,6 +112,14 @@ def test_influences_by_finite_differences() -> None:
         assert float(found[i, j]) == pytest.approx(float(torch.tensor(slope).norm()), rel=1e-4)
 
 
+def test_influences_of_features_that_are_in_a_graph() -> None:
+    made, z, y = former(), draw(4, 8), target(4)
+    made.block.rate = 0.0
+    root = z.clone().requires_grad_()
+    torch.testing.assert_close(influences(made, 1.0 * root, y), influences(made, z, y))
+    assert root.grad is None
+
+
 def test_gradcheck() -> None:
     block = BatchEncoder(4, 2, 0.0, own()).double()
     assert torch.autograd.gradcheck(block, (draw(3, 4).requires_grad_(),))

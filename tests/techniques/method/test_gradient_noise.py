@@ -197,6 +197,13 @@ def test_sparse_gradients_stay_sparse() -> None:
     torch.testing.assert_close(gradient.values(), expected)
 
 
+def test_the_default_stream_is_seed_nought() -> None:
+    parameter = nn.Parameter(torch.zeros(50))
+    parameter.grad = torch.zeros(50)
+    GradientNoise(1.0).perturb(torch.optim.SGD([parameter], lr=0.1))
+    assert torch.equal(parameter.grad, torch.randn(50, generator=own(0)))
+
+
 def test_detached_noise_is_gone() -> None:
     net, x, y = problem()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)

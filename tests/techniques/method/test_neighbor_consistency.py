@@ -124,6 +124,13 @@ class Net(nn.Module):
         return self.head(self.body(x))
 
 
+class Behind(Net):
+    """Goes on behind its last layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def run_of(model: nn.Module, rows: int = 30, steps: int = 10, size: int = 10) -> Run:
     own = torch.Generator().manual_seed(4)
     x = torch.randn(rows, 5, generator=own, dtype=torch.float64)
@@ -156,6 +163,15 @@ def test_the_loss_and_the_regulariser_are_weighed_after_the_warm_up() -> None:
     assert method.memory is None  # nothing is kept unless it is asked for
     method.finish(run)
     assert not net.head._forward_hooks
+
+
+def test_without_weight_nothing_is_asked_of_the_batch_and_one_neighbour_is_enough() -> None:
+    net = Net()
+    run = run_of(net)
+    NeighborConsistency(net.head, weight=0.0, neighbors=99).prepare(run)
+    assert not net.head._forward_hooks
+    NeighborConsistency(net.head, neighbors=1).prepare(run)
+    assert len(net.head._forward_hooks) == 1
 
 
 def test_stopping_the_gradient_is_a_setting() -> None:
@@ -212,8 +228,9 @@ def test_a_row_that_a_batch_holds_twice_is_not_its_own_neighbour() -> None:
     torch.testing.assert_close(same, logits.softmax(dim=1))
 
 
-def test_features_are_those_of_the_loops_own_pass() -> None:
-    net = Net()
+@pytest.mark.parametrize("kind", [Net, Behind])
+def test_features_are_those_of_the_loops_own_pass(kind: type[Net]) -> None:
+    net = kind()
     run, index = run_of(net), torch.arange(10)
     method = NeighborConsistency(net.head, weight=0.3, neighbors=4, warm_up=0.0)
     method.prepare(run)

@@ -142,11 +142,21 @@ def test_state_goes_on() -> None:
     second = NeuralCollapse(nn.Linear(4, 3), 3, torch.Generator().manual_seed(9))
     between_class(first.means).backward()
     first.optimizer.step()
-    second.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    assert not state["means"].requires_grad
+    second.load_state_dict(state)
+    assert torch.equal(first.means, second.means)
+    for method in (first, second):  # momentum goes on, too
+        method.optimizer.zero_grad()
+        between_class(method.means).backward()
+        method.optimizer.step()
     assert torch.equal(first.means, second.means)
 
 
 def test_misuse() -> None:
+    NeuralCollapse(nn.Linear(2, 3), 3, torch.Generator())  # just wide enough
+    with pytest.warns(UserWarning, match="features have 2 dimensions; 4 means"):
+        NeuralCollapse(nn.Linear(2, 4), 4, torch.Generator())
     with pytest.warns(UserWarning, match="features have 3 dimensions; 10 means at equal angles need 9"):
         NeuralCollapse(nn.Linear(3, 10), 10, torch.Generator())
     with pytest.raises(ValueError, match="there is 1 class"):
@@ -195,6 +205,13 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x).tanh())
+
+
+class Behind(Net):
+    """Goes on behind its last layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 SPEC = Spec("table", "classes", (5,), 3, numeric=5)
@@ -258,7 +275,9 @@ def test_both_terms_are_added_by_their_weights(variant: str) -> None:
     hook = [lambda _r, _b, _o, loss: loss + 5.0]
     run.loss_hooks = [*hook, method.loss]
     torch.testing.assert_close(run.loss_of(run.batch), plain + 5.0 + 0.3 * within - 0.07 * apart)
+    assert len(net.head._forward_hooks) == 1
     method.finish(run)
+    assert not net.head._forward_hooks
     assert run.notes["angle-of-means"] == pytest.approx(min(nearest), rel=1e-5)
 
 
@@ -299,8 +318,9 @@ def test_rows_without_a_label_have_no_part() -> None:
         within_class(features, torch.full((6,), -1), means)
 
 
-def test_features_are_those_of_the_loops_own_pass() -> None:
-    net = Net()
+@pytest.mark.parametrize("kind", [Net, Behind])
+def test_features_are_those_of_the_loops_own_pass(kind: type[Net]) -> None:
+    net = kind()
     run = run_of(net, nn.CrossEntropyLoss(), Y)
     method = NeuralCollapse(net.head, 3, torch.Generator().manual_seed(1), within=0.3)
     method.prepare(run)

@@ -161,6 +161,52 @@ def test_signed_steps_by_hand(eps: float, steps: int) -> None:
     torch.testing.assert_close(signed_steps(net, x, y, eps, steps), x + away * eps)
 
 
+def test_signed_steps_turn_round_where_the_loss_does() -> None:
+    class Hill(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([-((x - 0.13) ** 2), torch.zeros_like(x)], dim=1)
+
+    found = signed_steps(Hill(), torch.zeros(1, 1), torch.tensor([1]), 0.2, 3)  # 0, 0.1, 0.2, back to 0.1
+    assert float(found) == pytest.approx(0.1)
+
+
+def test_per_row_roadblocks_block_what_each_row_is_recognised_by() -> None:
+    g = generator(3)
+    x = torch.rand(40, 12, generator=g)
+    y = torch.zeros(40, dtype=torch.int64)
+    net = nn.Linear(12, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3).repeat(1, 4))
+        net.weight[0] = 1.0
+    blocks = Roadblocks(share=0.25, kind="sample", generator=generator(5))
+    blocks.build(net, x, y, TABLE)
+    out = blocks.block(x, y, torch.rand(40, 12, generator=g) + 5)
+    far = (x - x.mean(dim=0)).abs().topk(3, dim=1).indices
+    assert torch.equal((out != x).nonzero()[:, 1].view(40, 3).sort(dim=1).values, far.sort(dim=1).values)
+
+
+def test_signed_steps_leave_codes_and_masks_as_they_are() -> None:
+    series = Spec("series", "classes", (3, 8), 2, masked=True)
+    x = torch.randn(20, 3, 8, generator=generator())
+    x[:, 2] = 1.0
+    x[:10, 2, 5:] = 0.0
+    x[:, :2] *= x[:, 2:]
+    y, net = torch.arange(20) % 2, nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
+    blocks = Roadblocks(kind="sign", eps=0.1, generator=generator())
+    blocks.build(net, x, y, series)
+    out = blocks.block(x, y, x)
+    assert torch.equal(out[:, 2], x[:, 2])
+    assert not out[:10, :2, 5:].any()
+    assert float((out - x)[:, :2, :5].abs().min()) > 0
+    table = Spec("table", "classes", (3,), 2, numeric=2, cardinalities=(4,))
+    rows = torch.cat([torch.randn(20, 2, generator=generator()), torch.randint(4, (20, 1)).float()], dim=1)
+    blocks = Roadblocks(kind="sign", eps=0.1, generator=generator())
+    blocks.build(nn.Linear(3, 2), rows, y, table)
+    moved = blocks.block(rows, y, rows)
+    assert torch.equal(moved[:, 2], rows[:, 2])
+    assert bool((moved[:, :2] != rows[:, :2]).all())
+
+
 @pytest.mark.parametrize("columns", [20, 90, 9000])
 def test_what_is_left_to_learn_is_judged_by_sklearns_ridge(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     g = generator(columns)
@@ -284,7 +330,7 @@ class Fixed(nn.Module):
         self.net = relies_on_two()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
+        return 2 * self.net(x)  # goes on behind its last layer
 
 
 def batches(blocks: Roadblocks, steps: int, missing: int = 0) -> tuple[Run, list[int]]:
@@ -375,6 +421,15 @@ def test_state_goes_on_where_it_was(kind: str) -> None:
     again.model = nn.Linear(12, 3)
     again.load_state_dict(state)
     assert torch.equal(again.block(part.x, part.y, part.x), expected)
+
+
+def test_the_default_stream_is_seed_nought_and_eight_rows_are_enough() -> None:
+    part, net, found = planted(3), relies_on_two(), []
+    for own in (None, generator(0)):
+        blocks = Roadblocks(share=0.17, rows=8, generator=own)
+        blocks.build(net, part.x[:8], part.y[:8], TABLE)
+        found.append(blocks.block(part.x, part.y, part.x))
+    assert torch.equal(*found)
 
 
 BAD = {

@@ -93,6 +93,25 @@ def test_another_layer_and_sequences() -> None:
     assert not torch.equal(model(torch.ones(2, 6, 5)), model(torch.ones(2, 6, 5)))
 
 
+def test_a_layer_with_further_inputs_gets_them_and_the_default_stream_is_seed_nought() -> None:
+    class Gated(nn.Linear):
+        def forward(self, x: Tensor, gate: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+            return gate * super().forward(x) + shift
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Gated(40, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x, torch.tensor(2.0), torch.tensor(5.0))
+
+    model, x = Net(), torch.randn(4, 40, generator=own(1))
+    VeryLargeDropout(0.5).attach(model)
+    dropped = F.linear(drop(x, 0.5, own(0)), model.head.weight, model.head.bias)
+    torch.testing.assert_close(model(x), 2 * dropped + 5)
+
+
 def test_a_layer_may_be_named() -> None:
     model = nn.Sequential(nn.Linear(5, 40), nn.Linear(40, 3), nn.Linear(3, 3))
     VeryLargeDropout(0.5, last_layer="1", generator=own()).attach(model)

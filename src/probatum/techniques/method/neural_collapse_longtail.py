@@ -16,6 +16,7 @@ Departs   1. slot method: a loss alone does not see the features, which are what
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -239,7 +240,7 @@ class NeuralCollapse:
 
     def state_dict(self) -> dict[str, Any]:
         """The means and their momentum."""
-        return {"means": self.means.detach().clone(), "optimizer": self.optimizer.state_dict()}
+        return {"means": self.means.detach().clone(), "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
