@@ -315,7 +315,13 @@ def test_labels_may_stand_in_a_column_and_must_be_classes(labels: str) -> None:
     blocks = Roadblocks(share=0.17, kind="sample", generator=generator(5))
     assert blocks.build(net, part.x, y, TABLE)
     assert blocks.told["roadblock 1: accuracy lost"] == pytest.approx(lost(net, part), abs=0.1)
-    assert blocks.block(part.x, y, part.x).shape == part.x.shape
+    state = blocks.generator.get_state()
+    found = blocks.block(part.x, y, part.x)
+    blocks.generator.set_state(state)
+    shares = 0.9 * torch.nn.functional.one_hot(part.y, 3) + 0.05  # as methods that mix labels give them
+    assert torch.equal(blocks.block(part.x, shares, part.x), found)
+    blocks.generator.set_state(state)
+    assert torch.equal(blocks.block(part.x, part.y, part.x), found)
     with pytest.raises(ValueError, match="the label -100"):
         blocks.build(net, part.x, torch.full((600,), -100), TABLE)
     with pytest.raises(ValueError, match="built from 7 rows; 8 or more"):

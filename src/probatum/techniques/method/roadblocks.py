@@ -324,12 +324,15 @@ class Roadblocks:
         return accepted
 
     def block(self, x: Tensor, y: Tensor, pool: Tensor) -> Tensor:
-        """Rows (n, ...) behind one of the roadblocks; what is replaced comes from random rows of the pool."""
+        """Rows (n, ...) behind one of the roadblocks; what is replaced comes from random rows of the pool.
+
+        Labels y, (n,) codes or (n, classes) shares, tell kinds sample and sign what a row is recognised by.
+        """
         there = self.accepted or ([self.refused] if self.refused is not None else [])
         if not there:
             raise ValueError("no roadblock was built; call build(model, x, y, spec) first")
-        assert self.spec is not None
-        y = class_codes(y, len(x), self.spec.outputs)
+        if self.kind in ("sample", "sign") and self.spec is not None:  # the others do not look at labels
+            y = class_codes(y.argmax(dim=1) if y.is_floating_point() else y, len(x), self.spec.outputs)
         which = int(torch.randint(len(there), (1,), generator=self.generator))
         donors = pool[torch.randint(len(pool), (len(x),), generator=self.generator).to(pool.device)]
         return self._changed(x, y, donors, there[which])
@@ -356,7 +359,8 @@ class Roadblocks:
             return batch
         count = round(self.mix * len(batch.x))
         place = torch.randperm(len(batch.x), generator=self.generator)[:count].to(batch.x.device)
-        place = place[batch.y[place] != IGNORED]  # what has no label needs no other way to it
+        if not batch.y.is_floating_point():
+            place = place[batch.y[place] != IGNORED]  # what has no label needs no other way to it
         count = len(place)
         x = batch.x.clone()
         x[place] = self.block(batch.x[place], batch.y[place], run.train.x)
