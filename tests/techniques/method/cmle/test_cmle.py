@@ -280,6 +280,23 @@ def test_running_statistics_are_those_of_factual_rows(settings: dict[str, float]
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_a_buffer_that_a_further_pass_makes_is_gone_after_it() -> None:
+    class Counting(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.register_buffer("last", x.detach().sum(dim=0))
+            return super().forward(x)
+
+    model = Counting()
+    x = part(40, 5).x
+    x[0, 4] = 0.0
+    looking(model, CMLE("drug", balance=0.5), 10)
+    torch.testing.assert_close(model.last, x.sum(dim=0))
+    del model.last
+    with cmle._statistics_kept(model):
+        model(x)
+    assert "last" not in dict(model.named_buffers())
+
+
 @pytest.mark.parametrize("settings", [{"balance": 0.5}, {"balance": 0.0, "counterfactual": 0.5, "judge_steps": 3}])
 def test_under_autocast_the_terms_are_those_of_float32(settings: dict[str, float]) -> None:
     model = Plain()
@@ -409,6 +426,7 @@ BAD = {
 
 @pytest.mark.parametrize(("settings", "told"), BAD.values(), ids=BAD)
 def test_settings_out_of_range_are_named(settings: dict[str, float], told: str) -> None:
+    CMLE("drug", judge_steps=1, warmup=0.0, full=1.0)  # the edges are in range
     with pytest.raises(ValueError, match=told):
         CMLE("drug", **settings)  # type: ignore[arg-type]
 

@@ -151,7 +151,22 @@ def test_an_offset_changes_nothing_and_half_precision_little(metric: object) -> 
 def test_squared_distances_by_loop() -> None:
     a, b = samples(7, 5, 0.5)
     np.testing.assert_allclose(squared_distances(a, b).numpy(), costs(a, b), atol=1e-12)
-    assert float(squared_distances(a, a).min()) >= 0
+    c = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    assert float(squared_distances(c, c).min()) >= 0
+
+
+def test_the_median_distance_is_the_default_scale_and_no_gradient_goes_through_it() -> None:
+    a, b = samples(6, 5, 0.5)
+    joint = torch.cat([a, b])
+    middle = np.sort([float((u - v).norm()) for u, v in itertools.combinations(joint, 2)])[54 // 2]
+    slopes = []
+    for scale in (None, float(middle)):
+        moved = a.clone().requires_grad_()
+        found = rbf_mmd(moved, b, scale)
+        found.backward()
+        slopes.append((float(found.detach()), moved.grad))
+    assert slopes[0][0] == pytest.approx(slopes[1][0])
+    torch.testing.assert_close(slopes[0][1], slopes[1][1])
 
 
 def test_misuse_is_named() -> None:
