@@ -353,7 +353,7 @@ class CMLE:
 @contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
     """A block in which passes write to copies of the network's buffers, which are dropped after it."""
-    held = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    held = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         for module, own in held:
             module._buffers.update({name: None if value is None else value.clone() for name, value in own.items()})
