@@ -400,6 +400,24 @@ def test_a_copy_of_a_watched_network_is_watched_by_a_copy() -> None:
     assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+def test_head_inputs_are_those_of_the_pass_that_ended_in_the_output() -> None:
+    net, x, other = inplace(), torch.randn(6, 4), torch.randn(6, 4)
+    inputs = HeadInputs(net[2])
+    inputs.attach()
+    output, _ = net(x), net(other)
+    torch.testing.assert_close(inputs.take(6, output), net[1](net[0](x)))
+    inputs.begin()
+    _, output = net(other), net(x)  # what another method passed before
+    torch.testing.assert_close(inputs.take(6, output, ends=False), net[1](net[0](x)))
+    inputs.begin()
+    net(x), net(other)
+    torch.testing.assert_close(inputs.take(6, output + 1, ends=False), net[1](net[0](x)))  # goes on behind: the first
+    net(other)
+    inputs.begin()
+    with pytest.raises(ValueError, match="did not run"):
+        inputs.take(6)
+
+
 def test_head_inputs() -> None:
     net, x = inplace(), torch.randn(6, 4)
     inputs = HeadInputs(net[2])

@@ -107,3 +107,12 @@ def test_wide_buffers_stay_where_all_else_is_cast() -> None:
         assert net[0].none is None
     assert net.double()[0].average.dtype == torch.float64
     assert net.to("meta")[0].average.device.type == "meta"
+
+
+def test_autocast_does_not_round_what_is_wide_already() -> None:
+    x = torch.randn(20, 30)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, rounded = squares(x), x @ x.T
+    assert torch.equal(found, x @ x.T)
+    assert not torch.equal(rounded.float(), found)
+    assert squares(torch.zeros(2, 3, device="meta")).shape == (2, 2)  # a device without autocast

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
+from probatum.engine import Engine
 from probatum.errors import InputError
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.rooms.arena import alone
-from probatum.spec import Spec
+from probatum.spec import Batch, Budget, Part, Spec
 from probatum.techniques.method import batchformer
 from probatum.techniques.method.batchformer import BatchEncoder, BatchFormer, group_accuracy, influences
 from probatum.train.assemble import assemble
+from probatum.train.run import Run
 
 pytestmark = pytest.mark.fast
 
@@ -110,6 +112,14 @@ def test_influences_by_finite_differences() -> None:
         assert float(found[i, j]) == pytest.approx(float(torch.tensor(slope).norm()), rel=1e-4)
 
 
+def test_influences_of_features_that_are_in_a_graph() -> None:
+    made, z, y = former(), draw(4, 8), target(4)
+    made.block.rate = 0.0
+    root = z.clone().requires_grad_()
+    torch.testing.assert_close(influences(made, 1.0 * root, y), influences(made, z, y))
+    assert root.grad is None
+
+
 def test_gradcheck() -> None:
     block = BatchEncoder(4, 2, 0.0, own()).double()
     assert torch.autograd.gradcheck(block, (draw(3, 4).requires_grad_(),))
@@ -142,6 +152,82 @@ def test_loss_on_the_bench_is_the_mean_over_both_halves() -> None:
     method.finish(run)
     assert len(run.optimizer.param_groups) == 1
     assert not run.model.head._forward_hooks
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
+
+def run_of(model: nn.Module, loss: nn.Module | None = None, **settings: object) -> Run:
+    part = Part(torch.randn(12, 5, generator=own(4)), target(12), torch.arange(12))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **settings)
+    spec = Spec("table", "classes", (5,), 3, numeric=5)
+    run = Run(model, loss or nn.CrossEntropyLoss(), optimizer, spec, part, part, Budget(10, 12, 1))
+    run.batch = Batch(part.x, part.y, part.rows)
+    return run
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_the_halves_are_weighed_by_share_and_what_was_added_before_counts_with_the_first(share: float) -> None:
+    net = Net()
+    run, method = run_of(net), BatchFormer(net.head, heads=2, dropout=0.0, share=share, generator=own(1))
+    method.prepare(run)
+
+    def looks_elsewhere(run: Run, batch: Batch, _output: Tensor, loss: Tensor) -> Tensor:
+        return loss + 0.0 * run.model(3 - batch.x).sum()
+
+    z = net.body(run.train.x).relu()
+    first, second = (F.cross_entropy(net.head(u), run.train.y) for u in (z, method.block(z)))
+    expected = (1 - share) * (first + 2.0) + share * second
+    run.pass_hooks, added = [method.before_pass], lambda _r, _b, _o, loss: loss + 2.0
+    for hooks in ([added, method.loss], [looks_elsewhere, added, method.loss], [added, method.loss, looks_elsewhere]):
+        run.loss_hooks = hooks
+        torch.testing.assert_close(run.loss_of(run.batch), expected)
+        torch.testing.assert_close(run.second_pass(), expected.detach())
+    method.detach()
+    assert not net.head._forward_hooks
+
+
+def test_the_block_is_in_a_fused_optimizer_until_the_end_and_then_gone() -> None:
+    net = Net()
+    run, method = run_of(net, fused=True), BatchFormer(net.head, heads=2, dropout=0.0, generator=own(1))
+    method.prepare(run)
+    run.pass_hooks, run.loss_hooks = [method.before_pass], [method.loss]
+    weights = [*net.parameters(), *method.block.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    before = [p.detach().clone() for p in weights]
+    scaler.scale(run.loss_of(run.batch)).backward()
+    scaler.step(run.optimizer)
+    for value, parameter in zip(before, weights, strict=True):
+        assert not torch.equal(value, parameter)
+        assert float((value - parameter.detach()).abs().max()) == pytest.approx(0.1, rel=0.1)  # Adam's first step
+    assert any(id(p) in {id(q) for q in run.optimizer.state} for p in method.block.parameters())
+    method.finish(run)
+    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in net.parameters()}
+    assert {id(p) for p in run.optimizer.state} == held
+
+
+def test_the_attended_half_is_in_the_precision_of_the_first() -> None:
+    net, seen = Net(), []
+
+    class Kind(nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            seen.append(output.dtype)
+            return F.cross_entropy(output, target)
+
+    run, method = run_of(net, Kind()), BatchFormer(net.head, heads=2, dropout=0.0, generator=own(1))
+    method.prepare(run)
+    run.pass_hooks, run.loss_hooks, run.engine = [method.before_pass], [method.loss], Engine(precision="bf16")
+    run.forward = run.engine.forward(net)
+    run.loss_of(run.batch)
+    assert seen == [torch.float32, torch.float32]
 
 
 def test_neutral_is_the_baseline_and_the_block_learns() -> None:

@@ -147,6 +147,46 @@ def test_noise_comes_after_unscaling() -> None:
     torch.testing.assert_close(weights(net), weights(other))
 
 
+FUSED: tuple[MakeOptimizer, ...] = (
+    lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, fused=True),
+    lambda net: torch.optim.AdamW(net.parameters(), lr=0.01, fused=True),
+)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+@pytest.mark.parametrize("make", FUSED)
+def test_optimizers_that_unscale_in_their_own_step_get_noise_on_the_true_scale(
+    make: MakeOptimizer, unscaled: bool
+) -> None:
+    net, x, y = problem()
+    other = copy.deepcopy(net)
+    plain, scaled = make(net), make(other)
+    GradientNoise(0.1, generator=own(2)).attach(plain)
+    noise = GradientNoise(0.1, generator=own(2)).attach(scaled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        step(net, plain, x, y)
+        scaled.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(other(x), y)).backward()
+        if unscaled:
+            scaler.unscale_(scaled)
+        scaler.step(scaled)
+        scaler.update()
+    torch.testing.assert_close(weights(net), weights(other))
+    scaled.zero_grad()
+    scaler.scale(nn.functional.cross_entropy(other(x * float("inf")), y)).backward()
+    scaler.step(scaled)
+    assert noise.t == 3  # the fourth was skipped
+    torch.testing.assert_close(weights(net), weights(other))
+
+
+def test_real_and_imaginary_parts_get_noise() -> None:
+    gradient = torch.zeros(200_000, dtype=torch.complex64)
+    add_noise([gradient], 0.5, own())
+    assert float(gradient.real.std()) == pytest.approx(0.5, rel=0.01)
+    assert float(gradient.imag.std()) == pytest.approx(0.5, rel=0.01)
+
+
 def test_sparse_gradients_stay_sparse() -> None:
     table = nn.Embedding(10, 4, sparse=True)
     table(torch.tensor([3, 3, 7])).sum().backward()
@@ -155,6 +195,13 @@ def test_sparse_gradients_stay_sparse() -> None:
     assert gradient.indices().tolist() == [[3, 7]]
     expected = torch.tensor([[2.0], [1.0]]) + 0.5 * torch.randn(2, 4, generator=own())
     torch.testing.assert_close(gradient.values(), expected)
+
+
+def test_the_default_stream_is_seed_nought() -> None:
+    parameter = nn.Parameter(torch.zeros(50))
+    parameter.grad = torch.zeros(50)
+    GradientNoise(1.0).perturb(torch.optim.SGD([parameter], lr=0.1))
+    assert torch.equal(parameter.grad, torch.randn(50, generator=own(0)))
 
 
 def test_detached_noise_is_gone() -> None:

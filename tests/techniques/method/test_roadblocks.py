@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training, make_arm
 from probatum.rooms.arena import alone
-from probatum.spec import Data, Part, Spec
+from probatum.spec import Batch, Budget, Data, Part, Spec
+from probatum.techniques.method import roadblocks
 from probatum.techniques.method.roadblocks import (
     Roadblocks,
     Units,
@@ -27,6 +29,7 @@ from probatum.techniques.method.roadblocks import (
 from probatum.train.assemble import assemble
 from probatum.train.loop import outputs, train
 from probatum.train.rng import generator_for, seeded
+from probatum.train.run import Run
 
 SHORT = Training(steps=40, batch_size=32)
 TABLE = Spec("table", "classes", (12,), 3, numeric=12)
@@ -130,6 +133,103 @@ def test_what_nothing_can_be_learnt_from_is_told() -> None:
     assert not learnable(torch.randn(600, 8, generator=generator(3)), part.y, 3)
 
 
+def test_a_bound_that_an_entry_begins_outside_of_does_not_move_it_there() -> None:
+    part, net = planted(0), nn.Linear(12, 3)
+    x = 3 * part.x  # far outside [0, 1], as standardised images are
+    moved = signed_steps(net, x, part.y, 0.1, low=0.0, high=1.0)
+    assert float((moved - x).abs().max()) <= 0.1 + 1e-6
+    assert bool((moved >= x.clamp(max=0.0)).all())
+    assert bool((moved <= x.clamp(min=1.0)).all())
+    assert not torch.equal(moved, x)
+    image = Spec("image", "classes", (1, 3, 4), 3)
+    blocks = Roadblocks(kind="sign", eps=0.1, generator=generator())
+    flat = nn.Sequential(nn.Flatten(), net)
+    blocks.build(flat, x.view(-1, 1, 3, 4), part.y, image)
+    found = blocks.block(x.view(-1, 1, 3, 4), part.y, x.view(-1, 1, 3, 4)).view(-1, 12)
+    torch.testing.assert_close(found, moved)
+
+
+@pytest.mark.parametrize(("eps", "steps"), [(0.3, 1), (0.3, 2), (0.2, 3)])
+def test_signed_steps_by_hand(eps: float, steps: int) -> None:
+    net = nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [-1.0, 2.0, 0.0]]))
+    x, y = torch.tensor([[0.5, 0.5, 0.5], [0.9, 0.05, 0.5]]), torch.tensor([0, 1])
+    away = torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])  # of the class: down its weights
+    expected = (x + away * min(eps, 1.5 * eps)).clamp(0, 1)
+    torch.testing.assert_close(signed_steps(net, x, y, eps, steps, 0.0, 1.0), expected)
+    torch.testing.assert_close(signed_steps(net, x, y, eps, steps), x + away * eps)
+
+
+def test_signed_steps_turn_round_where_the_loss_does() -> None:
+    class Hill(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([-((x - 0.13) ** 2), torch.zeros_like(x)], dim=1)
+
+    found = signed_steps(Hill(), torch.zeros(1, 1), torch.tensor([1]), 0.2, 3)  # 0, 0.1, 0.2, back to 0.1
+    assert float(found) == pytest.approx(0.1)
+
+
+def test_per_row_roadblocks_block_what_each_row_is_recognised_by() -> None:
+    g = generator(3)
+    x = torch.rand(40, 12, generator=g)
+    y = torch.zeros(40, dtype=torch.int64)
+    net = nn.Linear(12, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3).repeat(1, 4))
+        net.weight[0] = 1.0
+    blocks = Roadblocks(share=0.25, kind="sample", generator=generator(5))
+    blocks.build(net, x, y, TABLE)
+    out = blocks.block(x, y, torch.rand(40, 12, generator=g) + 5)
+    far = (x - x.mean(dim=0)).abs().topk(3, dim=1).indices
+    assert torch.equal((out != x).nonzero()[:, 1].view(40, 3).sort(dim=1).values, far.sort(dim=1).values)
+
+
+def test_signed_steps_leave_codes_and_masks_as_they_are() -> None:
+    series = Spec("series", "classes", (3, 8), 2, masked=True)
+    x = torch.randn(20, 3, 8, generator=generator())
+    x[:, 2] = 1.0
+    x[:10, 2, 5:] = 0.0
+    x[:, :2] *= x[:, 2:]
+    y, net = torch.arange(20) % 2, nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
+    blocks = Roadblocks(kind="sign", eps=0.1, generator=generator())
+    blocks.build(net, x, y, series)
+    out = blocks.block(x, y, x)
+    assert torch.equal(out[:, 2], x[:, 2])
+    assert not out[:10, :2, 5:].any()
+    assert float((out - x)[:, :2, :5].abs().min()) > 0
+    table = Spec("table", "classes", (3,), 2, numeric=2, cardinalities=(4,))
+    rows = torch.cat([torch.randn(20, 2, generator=generator()), torch.randint(4, (20, 1)).float()], dim=1)
+    blocks = Roadblocks(kind="sign", eps=0.1, generator=generator())
+    blocks.build(nn.Linear(3, 2), rows, y, table)
+    moved = blocks.block(rows, y, rows)
+    assert torch.equal(moved[:, 2], rows[:, 2])
+    assert bool((moved[:, :2] != rows[:, :2]).all())
+
+
+@pytest.mark.parametrize("columns", [20, 90, 9000])
+def test_what_is_left_to_learn_is_judged_by_sklearns_ridge(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = generator(columns)
+    x, y = torch.randn(120, columns, generator=g), torch.randint(3, (120,), generator=g)
+    x[:, 3] = 7.0  # constant
+    answers = []
+    for strength in (0.0, 0.1, 0.4, 2.0):
+        z = x.clone()
+        z[:, 5:] += strength * torch.nn.functional.one_hot(y, 3)[:, torch.arange(columns - 5) % 3]
+        s = ((z - z.mean(dim=0)) / z.std(dim=0).clamp_min(1e-6)).double()
+        s = torch.cat([s, torch.ones(120, 1)], dim=1).numpy()
+        ridge = Ridge(alpha=60 * 0.1, fit_intercept=False).fit(s[::2], torch.nn.functional.one_hot(y[::2], 3).numpy())
+        right = (ridge.predict(s[1::2]).argmax(axis=1) == y[1::2].numpy()).mean()
+        chance = float(y[1::2].bincount().max()) / 60
+        edge = (right - chance) / (chance * (1 - chance) / 60) ** 0.5
+        for mass in (edge - 0.01, edge + 0.01):
+            monkeypatch.setattr(roadblocks, "MASS", mass)
+            assert learnable(z, y, 3) is (mass < edge)
+        answers.append(bool(edge > 4))
+    assert answers[0] is False
+    assert answers[-1] is True
+
+
 def test_effective_rank_of_known_spectra() -> None:
     basis = torch.linalg.qr(torch.randn(50, 4, generator=generator()))[0]
     even = basis - basis.mean(dim=0)
@@ -177,6 +277,138 @@ def test_what_is_reported_and_charged() -> None:
     assert not parts.run.keep_best
 
 
+def relies_on_two() -> nn.Linear:
+    net = nn.Linear(12, 3)
+    with torch.no_grad():
+        net.weight.mul_(0.01)
+        net.weight[:, :2] = 5 * torch.tensor([[1.0, -1], [-1, 1], [-1, -1]])
+    return net
+
+
+def lost(net: nn.Module, part: Part) -> float:
+    """What the network loses where the first two columns come from random rows: chance is one third."""
+    with torch.no_grad():
+        return float(net(part.x).argmax(dim=1).eq(part.y).double().mean()) - 1 / 3
+
+
+def test_a_roadblock_is_accepted_if_the_network_loses_by_it_and_something_is_left() -> None:
+    part, net = planted(3), relies_on_two()
+    assert lost(net, part) > 0.3
+    for accept, expected in ((0.02, True), (lost(net, part) - 0.1, True), (lost(net, part) + 0.1, False)):
+        blocks = Roadblocks(share=0.17, accept=accept, generator=generator(5))
+        assert blocks.build(net, part.x, part.y, TABLE) is expected
+        assert blocks.told["roadblock 1: accuracy lost"] == pytest.approx(lost(net, part), abs=0.08)
+        assert blocks.told["roadblock 1: accepted"] == float(expected)
+        assert len(blocks.accepted) == int(expected)
+        assert (blocks.refused is None) is expected
+        changed = (blocks.block(part.x, part.y, part.x) != part.x).any(dim=0)
+        assert changed.nonzero().flatten().tolist() == [0, 1]  # a refused one is shown where there is no other
+    empty = part.x.clone()
+    empty[:, 2:] = torch.randn(600, 10, generator=generator(1))  # behind it there is nothing to learn from
+    assert not Roadblocks(share=0.17, generator=generator(5)).build(net, empty, part.y, TABLE)
+
+
+@pytest.mark.parametrize("labels", ["codes", "column"])
+def test_labels_may_stand_in_a_column_and_must_be_classes(labels: str) -> None:
+    part, net = planted(3), relies_on_two()
+    y = part.y if labels == "codes" else part.y[:, None]
+    blocks = Roadblocks(share=0.17, kind="sample", generator=generator(5))
+    assert blocks.build(net, part.x, y, TABLE)
+    assert blocks.told["roadblock 1: accuracy lost"] == pytest.approx(lost(net, part), abs=0.1)
+    state = blocks.generator.get_state()
+    found = blocks.block(part.x, y, part.x)
+    blocks.generator.set_state(state)
+    shares = 0.9 * torch.nn.functional.one_hot(part.y, 3) + 0.05  # as methods that mix labels give them
+    assert torch.equal(blocks.block(part.x, shares, part.x), found)
+    blocks.generator.set_state(state)
+    assert torch.equal(blocks.block(part.x, part.y, part.x), found)
+    with pytest.raises(ValueError, match="the label -100"):
+        blocks.build(net, part.x, torch.full((600,), -100), TABLE)
+    with pytest.raises(ValueError, match="built from 7 rows; 8 or more"):
+        blocks.build(net, part.x[:7], part.y[:7], TABLE)
+
+
+class Fixed(nn.Module):
+    """Relies on the first two columns for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = relies_on_two()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.net(x)  # goes on behind its last layer
+
+
+def batches(blocks: Roadblocks, steps: int, missing: int = 0) -> tuple[Run, list[int]]:
+    """How many rows of each batch of 50 are changed by the hook, step after step."""
+    part, net, changed = planted(3), Fixed(), []
+    part.x.add_(0.01 * torch.randn(600, 12, generator=generator(2)))  # no two rows alike
+    run = Run(
+        net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), TABLE, part, part, Budget(steps, 50, 12)
+    )
+    blocks.prepare(run)
+    y = part.y[:50].clone()
+    y[:missing] = -100
+    for step in range(steps):
+        run.step = step
+        given = Batch(part.x[:50], y, part.rows[:50])
+        found = blocks.batch(run, given)
+        assert torch.equal(given.x, part.x[:50])
+        assert torch.equal(found.y, y)
+        assert not (found.x[:missing] != given.x[:missing]).any()
+        changed.append(int((found.x != given.x).any(dim=1).sum()))
+    return run, changed
+
+
+@pytest.mark.parametrize(("mix", "most"), [(0.3, 15), (0.8, 40), (1.0, 50)])
+def test_a_share_of_the_batch_is_blocked_between_start_and_end(mix: float, most: int) -> None:
+    blocks = Roadblocks(share=0.17, start=0.3, end=0.2, rounds=2, mix=mix, rows=200, generator=generator(5))
+    run, changed = batches(blocks, 20)
+    assert changed[:6] == [0] * 6
+    assert changed[16:] == [0] * 4
+    assert all(most - 2 <= value <= most for value in changed[6:16])  # a row may be its own donor
+    assert max(changed) == most
+    assert blocks.built == 2
+    assert run.extra_passes == 2 * 2 * 200
+    assert run.keep_best is False
+
+
+@pytest.mark.parametrize(("kind", "each"), [("sample", 1), ("sign", 3)])
+def test_rows_without_a_label_are_not_blocked_and_passes_are_charged(kind: str, each: int) -> None:
+    blocks = Roadblocks(share=0.17, start=0.5, rounds=1, mix=1.0, kind=kind, eps=2.0, rows=200, generator=generator(5))
+    run, changed = batches(blocks, 4, missing=30)
+    assert changed[:2] == [0, 0]
+    assert all(18 <= value <= 20 for value in changed[2:])
+    assert run.extra_passes == 2 * 200 + 2 * each * 20
+
+
+def test_roadblocks_are_built_one_after_another_at_their_time() -> None:
+    blocks = Roadblocks(share=0.17, start=0.2, end=0.0, rounds=4, rows=100, generator=generator(5))
+    part, net, built = planted(3), Fixed(), []
+    run = Run(
+        net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), TABLE, part, part, Budget(20, 50, 12)
+    )
+    blocks.prepare(run)
+    for step in range(20):
+        run.step = step
+        blocks.batch(run, Batch(part.x[:50], part.y[:50], part.rows[:50]))
+        built.append(blocks.built)
+    assert built == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    blocks.finish(run)
+    assert blocks.report()["effective rank of features"] == pytest.approx(effective_rank(part.x[:100]), rel=1e-4)
+
+
+def test_units_of_series_tables_and_by_default() -> None:
+    assert Units(Spec("image", "classes", (1, 28, 32), 2)).count == 10 * 11  # sides of 28 // 8 = 3
+    assert Units(Spec("image", "classes", (1, 5, 5), 2)).count == 25
+    series = Units(Spec("series", "classes", (2, 70), 2))
+    assert series.count == 18  # lengths of 70 // 16 = 4
+    mask = series.mask(torch.arange(18)[None] == 2, torch.Size((1, 2, 70)))
+    assert mask[0].nonzero().tolist() == [[c, t] for c in range(2) for t in range(8, 12)]
+    assert Units(Spec("series", "classes", (2, 70), 2), patch=35).count == 2
+    assert Units(TABLE).count == 12
+
+
 @pytest.mark.parametrize("kind", ["swap", "sample"])
 def test_state_goes_on_where_it_was(kind: str) -> None:
     part = planted(3)
@@ -195,6 +427,15 @@ def test_state_goes_on_where_it_was(kind: str) -> None:
     again.model = nn.Linear(12, 3)
     again.load_state_dict(state)
     assert torch.equal(again.block(part.x, part.y, part.x), expected)
+
+
+def test_the_default_stream_is_seed_nought_and_eight_rows_are_enough() -> None:
+    part, net, found = planted(3), relies_on_two(), []
+    for own in (None, generator(0)):
+        blocks = Roadblocks(share=0.17, rows=8, generator=own)
+        blocks.build(net, part.x[:8], part.y[:8], TABLE)
+        found.append(blocks.block(part.x, part.y, part.x))
+    assert torch.equal(*found)
 
 
 BAD = {

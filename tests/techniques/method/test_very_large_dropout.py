@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.spec import Part
 from probatum.techniques.method import very_large_dropout
 from probatum.techniques.method.very_large_dropout import (
     VeryLargeDropout,
@@ -87,6 +91,75 @@ def test_another_layer_and_sequences() -> None:
     model = nn.Sequential(nn.Linear(5, 40), nn.Linear(40, 3), nn.Linear(3, 3))
     VeryLargeDropout(0.5, last_layer=model[1], generator=own()).attach(model)
     assert not torch.equal(model(torch.ones(2, 6, 5)), model(torch.ones(2, 6, 5)))
+
+
+def test_a_layer_with_further_inputs_gets_them_and_the_default_stream_is_seed_nought() -> None:
+    class Gated(nn.Linear):
+        def forward(self, x: Tensor, gate: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+            return gate * super().forward(x) + shift
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Gated(40, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x, torch.tensor(2.0), torch.tensor(5.0))
+
+    model, x = Net(), torch.randn(4, 40, generator=own(1))
+    VeryLargeDropout(0.5).attach(model)
+    dropped = F.linear(drop(x, 0.5, own(0)), model.head.weight, model.head.bias)
+    torch.testing.assert_close(model(x), 2 * dropped + 5)
+
+
+def test_a_layer_may_be_named() -> None:
+    model = nn.Sequential(nn.Linear(5, 40), nn.Linear(40, 3), nn.Linear(3, 3))
+    VeryLargeDropout(0.5, last_layer="1", generator=own()).attach(model)
+    assert [len(layer._forward_pre_hooks) for layer in model] == [0, 1, 0]
+    with pytest.raises(ValueError, match="last_layer is 'head'; the model has 0, 1, 2"):
+        VeryLargeDropout(0.5, last_layer="head").attach(model)
+    with pytest.raises(ValueError, match="no part of the model"):
+        VeryLargeDropout(0.5, last_layer=nn.Linear(3, 3)).attach(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_scale_is_not_rounded_to_the_features_precision(dtype: torch.dtype) -> None:
+    x = torch.full((20, 30), 3.0, dtype=dtype)
+    found = drop(x, 0.7, own())
+    kept = found[found > 0]
+    assert found.dtype == dtype
+    assert float(kept[0]) == float(torch.tensor(10.0, dtype=dtype))  # 3 / 0.3, and not 3 times a rounded 3.33
+    assert len(kept) == int((drop(x.float(), 0.7, own()) > 0).sum())
+
+
+def test_a_head_that_only_a_run_shows_is_found_on_the_bench() -> None:
+    class Hidden(nn.Module):
+        """Registered first, and behind control flow on values, which no trace follows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(40, 3), nn.Linear(5, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x) if float(x.sum()) < 1e9 else self.body(-x))
+
+    model = Hidden()
+    x = torch.randn(3, 5, generator=own())
+    run = SimpleNamespace(model=model, train=Part(x, torch.arange(3), torch.arange(3)))
+    dropout = VeryLargeDropout(0.5, generator=own())
+    dropout.prepare(run)
+    assert len(model.head._forward_pre_hooks) == 1
+    assert not model.body._forward_pre_hooks
+    dropout.finish(run)
+    assert not model.head._forward_pre_hooks
+
+
+def test_copies_made_meanwhile_drop_by_a_stream_of_their_own() -> None:
+    model, x = net(), torch.ones(4, 5)
+    VeryLargeDropout(0.5, generator=own(4)).attach(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(x), copy.deepcopy(model)(x))
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 def test_zero_head() -> None:

@@ -347,6 +347,9 @@ def changed_in_place(model: nn.Module, x: Tensor, names: Sequence[str]) -> set[s
 class HeadInputs:
     """Keeps the input of a linear layer in training mode; `attach` before training, `detach` after.
 
+    Other methods may pass rows through the network within a step. What the pass in question saw is found by the output that
+    it ended in; without an output, or with one that no pass gave, it is the first since `begin`.
+
     Args:
         head: the layer.
 
@@ -358,7 +361,7 @@ class HeadInputs:
         if not isinstance(head, nn.Linear):
             raise TypeError(f"the last layer is {type(head).__name__}; features are read before an nn.Linear")
         self.head = head
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
         self._handle: Any = None
 
     def attach(self) -> None:
@@ -366,31 +369,44 @@ class HeadInputs:
         self.detach()
         self._handle = self.head.register_forward_hook(self._watch)
 
+    def begin(self) -> None:
+        """A new pass: what was seen before it is let go."""
+        self._seen.clear()
+
     def detach(self) -> None:
         """Stop, and let go of what was seen."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle = self._seen = None
+        self._handle = None
+        self._seen.clear()
 
-    def take(self, rows: int, output: Any = None) -> Tensor:
-        """The features (rows, d) of the last training pass, once; of a pass whose end gave `output`, if that is told.
+    def take(self, rows: int, output: Any = None, ends: bool = True) -> Tensor:
+        """The features (rows, d) of a training pass, once; of the pass whose end gave `output`, if that is told.
+
+        Args:
+            rows: how many there must be.
+            output: the network's.
+            ends: whether the layer must have given that output; without, the network may go on behind it.
 
         Raises:
             ValueError: the layer did not run since, did not see one vector a row, or did not give that output.
         """
-        seen, self._seen = self._seen, None
-        if seen is None:
+        seen, self._seen = self._seen, []
+        if not seen:
             raise ValueError(f"the last layer {self.head} did not run in this training pass; its features are needed")
-        features, own = seen
+        own = None
+        if isinstance(output, Tensor) and (ends or len(seen) > 1):
+            own = next((pair for pair in seen if is_output(pair[1].detach(), output.detach())), None)
+            if own is None and ends:
+                raise ValueError("the model goes on behind its last layer; the classifier has to be its end")
+        features = (own or seen[0])[0]
         if features.ndim != 2 or len(features) != rows:
             raise ValueError(f"the last layer saw {tuple(features.shape)} for {rows} rows; one vector a row is needed")
-        if output is not None and not is_output(own.detach(), output.detach()):
-            raise ValueError("the model goes on behind its last layer; the classifier has to be its end")
         return features
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module.training:
-            self._seen = (inputs[0], output)
+            self._seen.append((inputs[0], output))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_seen": []}

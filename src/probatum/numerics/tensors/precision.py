@@ -23,8 +23,8 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
     """The function with half-precision tensors widened, and its results in the precision that torch promotes the arguments to.
 
     So they are of half precision only where all tensors of floating point were of the same one; those without a dimension
-    decide nothing beside others. Other precisions pass as they are. Autocast is off inside, and under it results stay in
-    float32, as those of torch's own losses do.
+    decide nothing beside others. Other precisions pass as they are. Autocast is off inside for all of them, since it would
+    round products of float32 tensors; under it results stay in float32, as those of torch's own losses do.
 
     Example:
         >>> @computed_wide
@@ -36,13 +36,14 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
-        if not any(value.dtype in HALF for value in given):
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        given = [value for value in tensors if value.is_floating_point()]
+        rounding = bool(tensors) and _autocast(tensors[0].device.type)
+        if not rounding and not any(value.dtype in HALF for value in given):
             return function(*args, **kwargs)
-        device = given[0].device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(tensors[0].device.type, enabled=False):
             found: Any = function(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
-        if torch.is_autocast_enabled(device):
+        if rounding:
             return found
         deciding = [value.dtype for value in given if value.ndim] or [value.dtype for value in given]
         dtype = functools.reduce(torch.promote_types, deciding)
@@ -67,6 +68,10 @@ class WideBuffers:
             if now is not None and now.dtype in HALF:
                 setattr(self, name, value.to(now.device))
         return self
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _wide(value: Any) -> Any:

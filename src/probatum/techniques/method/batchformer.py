@@ -1,12 +1,14 @@
 """BatchFormer: in training a transformer layer attends across the samples of a batch; at test it is gone.
 
-Paper     Hou et al. 2022, CVPR, arXiv:2203.01522, section 3
+Paper     Hou, Yu and Tao 2022, "BatchFormer: Learning to Explore Sample Relationships for Robust Representation Learning",
+          CVPR, arXiv:2203.01522, section 3
 Computes  z' = LN(h + FFN(h)), h = LN(z + MHA(z)) with the batch as the sequence and no positions; the one classifier sees z
           and z', and the loss is that of both, each with the batch's targets; evaluation sees z alone
 Shapes    features z (n, C), n >= 2 -> z' (n, C); with targets (n, ...) -> outputs (2n, ...), targets (2n, ...)
 Departs   1. slot method, not layer: it changes targets and loss of a training step and leaves the network as it was
           2. on the bench the halves' losses are averaged, (1 - share) L + share L', which for share 1/2 is the mean over 2n
-             rows of every loss that is a mean; a share of 0 is the baseline
+             rows of every loss that is a mean; a share of 0 is the baseline. What other methods added to the loss before counts
+             as part of the first half and is weighed with it
           3. dropout draws from a stream of its own
 """
 
@@ -33,7 +35,7 @@ CARD = Card(
     alone="its block attends across the rows of a batch, and its features come from a forward hook",
     neutral={"share": 0.0},
     tune={"dropout": (0.0, 0.7), "share": (0.1, 0.7), "heads": [1, 4]},
-    claims=("few-shot-classes",),
+    claims=("few-shot-classes", "few-shot-classes-cross-entropy"),
 )
 
 MANY = 4096
@@ -173,12 +175,17 @@ class BatchFormer:
             self.inputs.attach()
         run.optimizer.add_param_group({"params": list(self.block.parameters())})
 
+    def before_pass(self, run: Any, batch: Any) -> None:
+        """What earlier passes saw is let go."""
+        self.inputs.begin()
+
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """(1 - share) of the loss on the features and share of that on the attended ones."""
         if self.share == 0:
             return loss
         attended = self.related(self.inputs.take(len(output), output))
-        other = run.objective(batch, F.linear(attended, self.classifier.weight, self.classifier.bias))
+        logits = F.linear(attended, self.classifier.weight, self.classifier.bias).to(output.dtype)
+        other = run.objective(batch, logits)
         return (1 - self.share) * loss + self.share * other
 
     def finish(self, run: Any) -> None:

@@ -1,10 +1,12 @@
 """Gradient noise: add annealed Gaussian noise to every gradient before the optimizer's step.
 
-Paper     Neelakantan et al. 2015, arXiv:1511.06807, section 3, eq. 1
+Paper     Neelakantan, Vilnis, Le, Sutskever, Kaiser, Kurach and Martens 2015, "Adding Gradient Noise Improves Learning for Very
+          Deep Networks", arXiv:1511.06807, section 3, equation 1
 Computes  g <- g + N(0, s_t^2) with s_t^2 = eta / (1 + t)^gamma, independent for every entry and update t = 0, 1, ...
 Shapes    gradients of any shape, changed in place; nothing is returned
 Departs   1. of a sparse gradient only the stored entries get noise, so that it stays sparse
-          2. the default eta is the smallest of the paper's 0.01, 0.3 and 1.0, which suits adaptive optimizers best
+          2. the default eta is the smallest of the three that the paper chooses from for each task (0.01, 0.3 and 1.0)
+          3. an update that a GradScaler skips, since a gradient overflowed, is not counted
 """
 
 from __future__ import annotations
@@ -51,14 +53,25 @@ def add_noise(gradients: Iterable[Tensor], std: float, generator: torch.Generato
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    if like.is_complex():
+        return torch.view_as_complex(_normal(torch.view_as_real(like), generator))
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def _amp(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
+    """What the coming step will divide gradients by, and whether it will be skipped: a GradScaler leaves both to such optimizers."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0, False
+    scale, overflow = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    return 1.0 if scale is None else float(scale), overflow is not None and bool(overflow)
 
 
 class GradientNoise:
     """Annealed gradient noise; in plain code a hook on an optimizer, on the bench a method.
 
-    It acts right before the update: after clipping and after a `torch.amp.GradScaler` has unscaled, once an update
-    however many backward passes were accumulated. Parameters without a gradient (frozen ones) stay untouched.
+    It acts right before the update: after clipping and on the scale of the true gradients, also where a
+    `torch.amp.GradScaler` leaves unscaling to the optimizer's own step (fused ones), once an update however many backward
+    passes were accumulated. Parameters without a gradient (frozen ones) stay untouched.
 
     Args:
         eta: variance at the first update, >= 0; 0 = no noise, bit for bit.
@@ -66,7 +79,7 @@ class GradientNoise:
         generator: the noise's own stream, so that batches and dropout stay what they are without noise.
 
     Raises:
-        ValueError: eta or gamma negative; a step with a closure, whose gradients come too late.
+        ValueError: eta or gamma negative or not finite; a step with a closure, whose gradients come too late.
         RuntimeError: a step before any backward pass.
 
     Example:
@@ -85,7 +98,7 @@ class GradientNoise:
 
     def __init__(self, eta: float = 0.01, gamma: float = 0.55, generator: torch.Generator | None = None) -> None:
         for name, value in (("eta", eta), ("gamma", gamma)):
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be at least 0")
         self.eta, self.gamma = eta, gamma
         self.generator = generator or torch.Generator().manual_seed(0)
@@ -110,12 +123,18 @@ class GradientNoise:
             self._handle = None
 
     def perturb(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add this update's noise to the gradients of the optimizer's parameters and count the update."""
+        """Add this update's noise to the gradients of the optimizer's parameters and count the update.
+
+        Where the optimizer itself unscales in its step, noise is scaled as the gradients are.
+        """
+        scale, skipped = _amp(optimizer)
+        if skipped:
+            return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             raise RuntimeError("every gradient is None; call loss.backward() before the step that adds noise")
         if self.eta > 0:
-            add_noise(gradients, self.std(), self.generator)
+            add_noise(gradients, self.std() * scale, self.generator)
         self.t += 1
 
     def gradients(self, run: Any) -> None:

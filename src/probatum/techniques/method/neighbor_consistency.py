@@ -6,7 +6,9 @@ Computes  L = (1 - a) CE + a T^2 mean_i KL(q_i | softmax(z_i / T)); q_i = sum_j 
 Shapes    features (n, d), logits (n, c) -> scalar
 Departs   1. slot method: a loss alone does not see the features, which are what the last linear layer takes in
           2. `kept_rows` keeps features and predictions of earlier batches as further neighbours, without gradient; 0 = the paper's
-          3. a last batch with no more than k rows keeps its plain loss
+          3. a row is no neighbour of itself, neither as an older copy that was kept nor where a batch holds it twice
+          4. a last batch with no more than k rows keeps its plain loss
+          5. what other methods added to the loss before counts as part of it, and is weighed by 1 - a with it
 """
 
 from __future__ import annotations
@@ -36,12 +38,17 @@ CARD = Card(
 )
 
 
+Memory = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""Features, probabilities and perhaps numbers of rows of earlier batches."""
+
+
 def neighbor_targets(
     features: Tensor,
     p: Tensor,
     neighbors: int,
     gamma: float = 1.0,
-    memory: tuple[Tensor, Tensor] | None = None,
+    memory: Memory | None = None,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What each row's neighbours predict, and which rows have any.
 
@@ -50,7 +57,9 @@ def neighbor_targets(
         p: (n, c) probabilities of the same rows.
         neighbors: k, at most n - 1 (and the rows of `memory`).
         gamma: power of the positive cosine similarity.
-        memory: features (m, d) and probabilities (m, c) of further neighbours.
+        memory: features (m, d) and probabilities (m, c) of further neighbours, and their rows' numbers (m,) if they are known.
+        index: (n,) numbers of the rows, by which they are told from their copies in the batch and in `memory`; None = all
+            are different rows.
 
     Returns:
         q (n, c), rows of which sum to 1 where the second, (n,) bool, is true; the others have no neighbour of positive
@@ -69,10 +78,17 @@ def neighbor_targets(
     if gamma < 0:
         raise ValueError(f"gamma is {gamma}; it must be at least 0")
     unit = F.normalize(features, dim=1)
-    similar = (unit @ unit.T).masked_fill(torch.eye(n, dtype=torch.bool, device=features.device), float("-inf"))
+    similar, own = unit @ unit.T, torch.eye(n, dtype=torch.bool, device=features.device)
+    if index is not None:
+        own = own | (index[:, None] == index[None])
     if memory is not None:
         similar = torch.cat([similar, unit @ F.normalize(memory[0], dim=1).T], dim=1)
         p = torch.cat([p, memory[1]])
+        copies = torch.zeros_like(similar[:, n:], dtype=torch.bool)
+        if index is not None and len(memory) == 3:
+            copies = index[:, None] == memory[2][None]
+        own = torch.cat([own, copies], dim=1)
+    similar = similar.masked_fill(own, float("-inf"))
     nearest = similar.topk(neighbors, dim=1)
     weights = nearest.values.clamp(min=0)
     weights = torch.where(weights > 0, weights, 1.0).pow(gamma) * (weights > 0)  # a slope at zero may be infinite
@@ -89,14 +105,15 @@ def neighbor_consistency(
     neighbors: int = 10,
     temperature: float = 1.0,
     gamma: float = 1.0,
-    memory: tuple[Tensor, Tensor] | None = None,
+    memory: Memory | None = None,
     stop_gradient: bool = False,
+    index: Tensor | None = None,
 ) -> Tensor:
     """T^2 times the mean KL divergence from the neighbours' predictions to the row's own, a scalar.
 
     Args:
         features, logits: (n, d) and (n, c).
-        neighbors, gamma, memory: see `neighbor_targets`.
+        neighbors, gamma, memory, index: see `neighbor_targets`.
         temperature: T, above 0.
         stop_gradient: whether neighbours are taken as they are; the released loss lets gradients through to them.
     """
@@ -105,10 +122,10 @@ def neighbor_consistency(
     if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
         raise ValueError(f"features are {tuple(features.shape)}, logits {tuple(logits.shape)}; give (n, d) and (n, c)")
     if memory is not None:
-        memory = (memory[0].to(features.dtype), memory[1].to(logits.dtype))
+        memory = (memory[0].to(features.dtype), memory[1].to(logits.dtype), *memory[2:])
     log_p = (logits / temperature).log_softmax(dim=1)
     own = (features.detach(), log_p.detach().exp()) if stop_gradient else (features, log_p.exp())
-    q, known = neighbor_targets(*own, neighbors, gamma, memory)
+    q, known = neighbor_targets(*own, neighbors, gamma, memory, index)
     small = torch.finfo(q.dtype).tiny
     each = (q * (q.clamp(min=small).log() - log_p)).sum(dim=1)
     return temperature**2 * (each * known).sum() / known.sum().clamp(min=1)
@@ -162,7 +179,8 @@ class NeighborConsistency:
         self.inputs = HeadInputs(last_layer)
         self.weight, self.neighbors, self.temperature, self.gamma = weight, neighbors, temperature, gamma
         self.warm_up, self.room, self.stop_gradient = warm_up, kept_rows, stop_gradient
-        self.memory: tuple[Tensor, Tensor] | None = None
+        self.memory: Memory | None = None
+        self._new: Memory | None = None
 
     def prepare(self, run: Any) -> None:
         """Watch the last layer; ValueError where a full batch has too few rows."""
@@ -176,17 +194,29 @@ class NeighborConsistency:
             )
         self.inputs.attach()
 
+    def before_pass(self, run: Any, batch: Any) -> None:
+        """What earlier passes saw is let go."""
+        self.inputs.begin()
+
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """(1 - weight) loss + weight consistency, after the warm-up."""
         if self.weight == 0:
             return loss
-        features = self.inputs.take(len(output))
-        kept = self.memory
-        self._remember(features, output)
+        features = self.inputs.take(len(output), output, ends=False)
+        index = batch.index if len(batch.index) == len(output) else None
+        if self.room and self._new is None:  # second passes of a step are not kept
+            p = (widened(output.detach()) / self.temperature).softmax(dim=1)
+            self._new = (features.detach(), p) if index is None else (features.detach(), p, index)
         if run.step < self.warm_up * run.budget.steps or len(output) <= self.neighbors:
             return loss
-        own = (self.neighbors, self.temperature, self.gamma, kept, self.stop_gradient)
+        own = (self.neighbors, self.temperature, self.gamma, self.memory, self.stop_gradient, index)
         return (1 - self.weight) * loss + self.weight * neighbor_consistency(features, output, *own)
+
+    def step_end(self, run: Any) -> None:
+        """Keep the batch's rows, the latest first."""
+        if self._new is not None:
+            self._remember(*self._new)
+            self._new = None
 
     def finish(self, run: Any) -> None:
         """Leave the model as it was."""
@@ -204,9 +234,8 @@ class NeighborConsistency:
         """Put back what `state_dict` gave."""
         self.memory = state["memory"]
 
-    def _remember(self, features: Tensor, output: Tensor) -> None:
-        if not self.room:
-            return
-        new = (features.detach(), (widened(output.detach()) / self.temperature).softmax(dim=1))
-        old = self.memory or tuple(value[:0] for value in new)
-        self.memory = tuple(torch.cat([b, a])[: self.room] for a, b in zip(old, new, strict=True))  # type: ignore[assignment]
+    def _remember(self, *new: Tensor) -> None:
+        old = self.memory
+        if old is None or len(old) != len(new):  # numbers of rows are known of all that is kept, or of none
+            old = tuple(value[:0] for value in new)  # type: ignore[assignment]
+        self.memory = tuple(torch.cat([b, a])[: self.room] for a, b in zip(old, new, strict=True))  # type: ignore

@@ -1,16 +1,22 @@
 """Neural collapse under a long tail: tight classes around learned means that stand as far apart as they can.
 
-Paper     Liu, Zhang, Hu, Xue and Wang 2023, "Inducing Neural Collapse in Deep Long-tailed Learning", AISTATS
+Paper     Liu, Zhang, Hu, Cao, Pan and Yao 2023, "Inducing Neural Collapse in Deep Long-tailed Learning", AISTATS,
+          arXiv:2302.12453
 Computes  NC1 = sum over classes of the batch of mean_i |h_i - M_c|^2 / C; NC2 = -acos(largest cosine of two centred means)
           ("all"), or minus the mean over classes of the angle to the nearest other mean ("each"); L + l1 NC1 + l2 NC2
 Shapes    features h (n, d), y (n,), means M (C, d) -> scalars
 Departs   1. slot method: a loss alone does not see the features, which are what the last linear layer takes in
-          2. the means' own SGD (rate 0.5, momentum 0.9) follows the run's schedule; classifiers are not trained again after it
-          3. deferred re-weighting (`drw`) is by effective numbers of rows (Cui et al. 2019), and only with plain cross-entropy
+          2. the means have SGD of their own (rate 0.5, momentum 0.9), whose rate falls along a half cosine; classifiers are not
+             trained again after it
+          3. deferred re-weighting (`drw`) is by effective numbers of rows (Cui et al. 2019), and only with plain cross-entropy:
+             the weights go into the run's loss, so that everything that is made of it (smoothing, a model's own objective,
+             what other methods ask it for) is weighed
+          4. rows without a label (-100) have no part in NC1
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -22,7 +28,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import HeadInputs
 from probatum.numerics.tensors.precision import computed_wide, widened
-from probatum.numerics.tensors.targets import class_codes
+from probatum.numerics.tensors.targets import IGNORED, class_codes
 
 CARD = Card(
     paper="AISTATS 2023",
@@ -55,8 +61,15 @@ class Geometry(NamedTuple):
 
 @computed_wide
 def within_class(features: Tensor, y: Tensor, means: Tensor) -> Tensor:
-    """NC1: the classes' mean squared distances to their learned means, summed over those present, over C (equation 6)."""
-    y = class_codes(y, len(features), len(means))
+    """NC1: the classes' mean squared distances to their learned means, summed over those present, over C (equation 6).
+
+    Args:
+        features: (n, d).
+        y: (n,) codes, -100 for rows that are left out.
+        means: (C, d).
+    """
+    y = class_codes(y, len(features), len(means), IGNORED)
+    features, y = features[y != IGNORED], y[y != IGNORED]
     square = (features - means[y]).square().sum(dim=1)
     counts = torch.bincount(y, minlength=len(means)).clamp(min=1).to(square.dtype)
     return (square / counts[y]).sum() / len(means)
@@ -128,7 +141,8 @@ class NeuralCollapse:
         drw: share of the steps after which classes are weighed by their effective numbers; 1 = never.
 
     Raises:
-        ValueError: a setting out of its range, a single class, `drw` with another loss than cross-entropy.
+        ValueError: a setting out of its range, a single class, `drw` with another loss than cross-entropy, or one that has
+            weights.
         TypeError: a last layer that is not `nn.Linear`.
 
     Example:
@@ -173,6 +187,7 @@ class NeuralCollapse:
         self.optimizer = torch.optim.SGD([self.means], lr=rate, momentum=0.9)
         self.rate = rate
         self.weights: Tensor | None = None
+        self._weighed: Any = None
 
     def prepare(self, run: Any) -> None:
         """Watch the last layer; count the classes."""
@@ -181,27 +196,28 @@ class NeuralCollapse:
                 raise ValueError(
                     f"drw weighs plain cross-entropy, and the loss here is {type(run.loss).__name__}; use drw=1"
                 )
-            self.weights = effective_weights(torch.bincount(run.train.y, minlength=len(self.means)))
+            if run.loss.weight is not None:
+                raise ValueError("drw gives classes their weights, and the loss here has weights already; use drw=1")
+            y = run.train.y
+            counts = torch.bincount(y[y != IGNORED], minlength=len(self.means))
+            self.weights = effective_weights(counts).to(self.inputs.head.weight)
         if self.l1 or self.l2:
             self.inputs.attach()
 
-    def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
-        """The loss, re-weighted when its time has come, and both terms."""
+    def before_pass(self, run: Any, batch: Any) -> None:
+        """Classes are weighed in the run's loss once their time has come."""
+        self.inputs.begin()
         if self.weights is not None and run.step >= self.drw * run.budget.steps:
-            loss = self._reweighted(run, batch, output, loss)
+            self._weighed, run.loss.weight = run.loss, self.weights
+
+    def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
+        """The loss and both terms."""
         if not (self.l1 or self.l2):
             return loss
-        features = widened(self.inputs.take(len(batch.y)))
+        features = widened(self.inputs.take(len(batch.y), output, ends=False))
         self.optimizer.zero_grad()
         means = self.means.to(features.dtype)
         return loss + self.l1 * within_class(features, batch.y, means) + self.l2 * between_class(means, self.variant)
-
-    def _reweighted(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
-        """The loss with cross-entropy's share of it weighed by class; what other methods added stays."""
-        plain = run.objective(batch, output)
-        kind = {"ignore_index": run.loss.ignore_index, "label_smoothing": run.loss.label_smoothing}
-        weighted = F.cross_entropy(output, batch.y, weight=self.weights.to(output), **kind)
-        return weighted if torch.equal(loss.detach(), plain.detach()) else loss + (weighted - plain)
 
     def step_end(self, run: Any) -> None:
         """Move the means."""
@@ -217,12 +233,14 @@ class NeuralCollapse:
         self.detach()
 
     def detach(self) -> None:
-        """Take off the hook."""
+        """Take off the hook, and the weights out of the loss."""
         self.inputs.detach()
+        if self._weighed is not None:
+            self._weighed.weight = self._weighed = None
 
     def state_dict(self) -> dict[str, Any]:
         """The means and their momentum."""
-        return {"means": self.means.detach().clone(), "optimizer": self.optimizer.state_dict()}
+        return {"means": self.means.detach().clone(), "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""

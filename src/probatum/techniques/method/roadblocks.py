@@ -1,6 +1,6 @@
 """Roadblocks: what the network relies on is disabled for a while, so that it must learn from the rest too.
 
-Paper     Niu et al. 2022, "Roadblocks for Temporarily Disabling Shortcuts and Learning New Knowledge", NeurIPS 2022
+Paper     Niu, Li, Zhao and Li 2022, "Roadblocks for Temporarily Disabling Shortcuts and Learning New Knowledge", NeurIPS 2022
 Computes  after a first stage, in each of some rounds: f_k = frozen copy of the network; R_k = the units d of largest
           I_d = mean |(x_d - mean x_d) df_k(x)_y / dx_d| replaced by those of a random other example; training goes on, from the
           weights reached, on batches of which a share is R(x) with labels kept, and ends without roadblocks if wanted
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import last_features
+from probatum.numerics.tensors.targets import IGNORED, class_codes
 from probatum.spec import Spec
 
 CARD = Card(
@@ -41,9 +42,15 @@ CARD = Card(
     claims=("shortcut-is-left",),
 )
 
+LEAST = 8
+"""Rows that a roadblock is built from, at the least."""
 KINDS = ("swap", "zero", "random", "sample", "sign")
 MASS = 4.0
 """Standard errors above chance that count as learnable."""
+RIDGE = 0.1
+"""Penalty a row of the classifier that tells whether there is something left to learn."""
+COLUMNS = 4096
+"""Columns that are standardised at once, where there are more of them than rows."""
 
 
 class Units:
@@ -144,34 +151,47 @@ def signed_steps(
         y: their classes.
         eps: largest change of an entry, >= 0.
         steps: how many, each of 1.5 eps / steps.
-        low, high: bounds of entries, None = none.
+        low, high: bounds of entries, None = none; an entry that begins outside goes no further, and not back either.
     """
     moved = x.detach().clone()
+    least = x - eps if low is None else (x - eps).clamp(min=low).minimum(x)
+    most = x + eps if high is None else (x + eps).clamp(max=high).maximum(x)
     for _ in range(steps):
         moved.requires_grad_(True)
         with torch.enable_grad():
             loss = F.cross_entropy(model(moved), y)
         gradient = torch.autograd.grad(loss, moved, allow_unused=True)[0]
         step = torch.zeros_like(x) if gradient is None else gradient.sign()
-        moved = (moved.detach() + 1.5 * eps / steps * step).clamp(x - eps, x + eps)
-        moved = moved if low is None and high is None else moved.clamp(low, high)
+        moved = (moved.detach() + 1.5 * eps / steps * step).clamp(least, most)
     return moved.detach()
 
 
 def learnable(x: Tensor, y: Tensor, classes: int) -> bool:
-    """Whether a ridge classifier fitted on every other row is above chance on the others by four standard errors."""
-    z = x.flatten(1).double()
-    z = torch.cat(
-        [(z - z.mean(dim=0)) / z.std(dim=0).clamp_min(1e-6), torch.ones(len(z), 1, dtype=z.dtype).to(z)], dim=1
-    )
-    fitted, asked = z[::2], z[1::2]
-    targets = F.one_hot(y[::2], classes).to(z)
-    weights = torch.linalg.solve(
-        fitted.T @ fitted + len(fitted) * 0.1 * torch.eye(z.shape[1]).to(z), fitted.T @ targets
-    )
-    right = float((asked @ weights).argmax(dim=1).eq(y[1::2]).double().mean())
-    chance = float(y[1::2].bincount().max()) / len(asked)
-    return right > chance + MASS * (chance * (1 - chance) / len(asked)) ** 0.5
+    """Whether a ridge classifier fitted on every other row is above chance on the others by four standard errors.
+
+    It is solved in as many unknowns as there are columns or rows, whichever are fewer.
+    """
+    flat, fitted, asked = x.flatten(1), slice(0, None, 2), slice(1, None, 2)
+    targets = F.one_hot(y[fitted], classes).to(flat.device, torch.float64)
+    if flat.shape[1] < len(targets):
+        z = torch.cat([_standardised(flat), torch.ones(len(flat), 1).to(targets)], dim=1)
+        inner = z[fitted].T @ z[fitted] + len(targets) * RIDGE * torch.eye(z.shape[1]).to(z)
+        scores = z[asked] @ torch.linalg.solve(inner, z[fitted].T @ targets)
+    else:
+        gram = torch.ones(len(flat), len(targets)).to(targets)  # what the constant column gives
+        for columns in flat.split(COLUMNS, dim=1):
+            z = _standardised(columns)
+            gram += z @ z[fitted].T
+        inner = gram[fitted] + len(targets) * RIDGE * torch.eye(len(targets)).to(gram)
+        scores = gram[asked] @ torch.linalg.solve(inner, targets)
+    right = float(scores.argmax(dim=1).eq(y[asked]).double().mean())
+    chance = float(y[asked].bincount().max()) / len(scores)
+    return right > chance + MASS * (chance * (1 - chance) / len(scores)) ** 0.5
+
+
+def _standardised(x: Tensor) -> Tensor:
+    z = x.double()
+    return (z - z.mean(dim=0)) / z.std(dim=0).clamp_min(1e-6)
 
 
 def effective_rank(features: Tensor) -> float:
@@ -242,7 +262,7 @@ class Roadblocks:
             raise ValueError(f"start is {start} and end {end}; shares of the steps, start above 0, together below 1")
         if not 0 < mix <= 1 or not 0 <= accept < 1:
             raise ValueError(f"mix is {mix} and accept {accept}; they must lie in (0, 1] and [0, 1)")
-        if rounds < 1 or rows < 8 or (patch is not None and patch < 1):
+        if rounds < 1 or rows < LEAST or (patch is not None and patch < 1):
             raise ValueError(f"rounds is {rounds}, rows {rows}, patch {patch}; at least 1, 8 and 1")
         self.share, self.start, self.rounds, self.end, self.mix, self.kind = share, start, rounds, end, mix, kind
         self.eps, self.patch, self.accept, self.rows = eps, patch, accept, rows
@@ -264,7 +284,21 @@ class Roadblocks:
         """Freeze a copy of the model, find what it relies on in these rows; returns whether the roadblock is accepted.
 
         A refused one is used by `block` only where none was accepted.
+
+        Args:
+            model: the network; it is not changed.
+            x: rows (n, ...), 8 or more.
+            y: their classes (n,).
+            spec: of the data.
+
+        Raises:
+            ValueError: too few rows, labels that are no classes of the spec, a share that covers all units.
         """
+        y = class_codes(y, len(x), spec.outputs)
+        if len(x) < LEAST:
+            raise ValueError(
+                f"a roadblock is built from {len(x)} rows; {LEAST} or more are needed to tell what is left"
+            )
         units = self._of(spec)
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         count = min(units.count - 1, max(1, round(self.share * units.count)))
@@ -290,10 +324,15 @@ class Roadblocks:
         return accepted
 
     def block(self, x: Tensor, y: Tensor, pool: Tensor) -> Tensor:
-        """Rows (n, ...) behind one of the roadblocks; what is replaced comes from random rows of the pool."""
+        """Rows (n, ...) behind one of the roadblocks; what is replaced comes from random rows of the pool.
+
+        Labels y, (n,) codes or (n, classes) shares, tell kinds sample and sign what a row is recognised by.
+        """
         there = self.accepted or ([self.refused] if self.refused is not None else [])
         if not there:
             raise ValueError("no roadblock was built; call build(model, x, y, spec) first")
+        if self.kind in ("sample", "sign") and self.spec is not None:  # the others do not look at labels
+            y = class_codes(y.argmax(dim=1) if y.is_floating_point() else y, len(x), self.spec.outputs)
         which = int(torch.randint(len(there), (1,), generator=self.generator))
         donors = pool[torch.randint(len(pool), (len(x),), generator=self.generator).to(pool.device)]
         return self._changed(x, y, donors, there[which])
@@ -313,12 +352,16 @@ class Roadblocks:
         due = min(self.rounds, int((run.step - self.start * run.budget.steps) / length) + 1)
         if self.built < due:
             rows = torch.randperm(len(run.train), generator=self.generator)[: self.rows].to(run.train.y.device)
+            rows = rows[run.train.y[rows] != IGNORED]
             self.build(run.model, run.train.x[rows], run.train.y[rows], run.spec)
             run.extra_passes += 2 * len(rows)
         if not self.accepted:
             return batch
         count = round(self.mix * len(batch.x))
         place = torch.randperm(len(batch.x), generator=self.generator)[:count].to(batch.x.device)
+        if not batch.y.is_floating_point():
+            place = place[batch.y[place] != IGNORED]  # what has no label needs no other way to it
+        count = len(place)
         x = batch.x.clone()
         x[place] = self.block(batch.x[place], batch.y[place], run.train.x)
         if self.kind in ("sample", "sign"):

@@ -1,6 +1,6 @@
 """Fine-tuning with very large dropout: 90 % of the last representation dropped, so that redundant features stay in use.
 
-Paper     Zhang and Bottou 2024, arXiv:2403.00946
+Paper     Zhang and Bottou 2024, "Fine-tuning with Very Large Dropout", arXiv:2403.00946
 Computes  in training the last layer sees m * phi(x) / (1 - p), every entry of m kept with probability 1 - p; afterwards phi(x)
 Shapes    phi(x) (..., width): whatever the last layer takes; masks have its shape
 Departs   1. the representation is what enters the last layer, which in a residual network is the pooled sum of its blocks
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.last_layer import find_last_layer, named_module
+from probatum.numerics.tensors.precision import widened
 
 CARD = Card(
     paper="arXiv:2403.00946",
@@ -41,7 +42,8 @@ NARROW = 32
 def drop(features: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """m * features / (1 - p), m drawn on the generator's device with P(m = 1) = 1 - p, every entry by itself."""
     kept = torch.empty(features.shape, device=generator.device).bernoulli_(1 - p, generator=generator)
-    return features * (kept / (1 - p)).to(features)
+    wide = widened(features)
+    return (wide * (kept.to(wide) / (1 - p))).to(features.dtype)  # 1 / (1 - p) is not rounded to half precision
 
 
 def expected_excess(weight: Tensor, features: Tensor, p: float) -> Tensor:
@@ -93,12 +95,12 @@ class VeryLargeDropout:
     Args:
         p: share of units dropped, in [0, 1); 0 = nothing is done, bit for bit.
         zero_head: start from a last layer of zeros.
-        last_layer: the layer whose input is dropped; None = the last linear layer, or the last convolution.
+        last_layer: the layer whose input is dropped, or its name; None = the linear layer that runs last, or the convolution.
         pretrained: whether the network is; on one from scratch so large a dropout mostly fails, which is warned of.
         generator: the masks' own stream.
 
     Raises:
-        ValueError: p outside [0, 1); a network without a last layer; attached twice.
+        ValueError: p outside [0, 1); a network without a last layer, or without the one that is named; attached twice.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -116,7 +118,7 @@ class VeryLargeDropout:
         self,
         p: float = 0.9,
         zero_head: bool = False,
-        last_layer: nn.Module | None = None,
+        last_layer: nn.Module | str | None = None,
         pretrained: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -127,11 +129,17 @@ class VeryLargeDropout:
         self._handle: Any = None
         self._width = math.nan
 
-    def attach(self, model: nn.Module) -> VeryLargeDropout:
-        """Drop what enters the model's last layer from now on, whenever that layer is in training mode."""
+    def attach(self, model: nn.Module, x: Tensor | None = None) -> VeryLargeDropout:
+        """Drop what enters the model's last layer from now on, whenever that layer is in training mode.
+
+        Args:
+            model: the network.
+            x: rows that it takes, on which the layer that runs last is seen; needed where neither a plain sequence nor a trace
+                of the code tells it.
+        """
         if self._handle is not None:
             raise ValueError("already attached to a network; call detach() first")
-        head = find_last_layer(model) if self.last_layer is None else self.last_layer
+        head = find_last_layer(model, x) if self.last_layer is None else named_module(model, self.last_layer)
         if head is None:
             raise ValueError(f"{type(model).__name__} has no linear layer or convolution; give last_layer")
         self._width = getattr(head, "in_features", getattr(head, "in_channels", math.nan))
@@ -152,7 +160,7 @@ class VeryLargeDropout:
 
     def prepare(self, run: Any) -> None:
         """Attach to the run's network."""
-        self.attach(run.model)
+        self.attach(run.model, run.train.x[torch.arange(min(2, len(run.train)))])
 
     def finish(self, run: Any) -> None:
         """Detach from it."""

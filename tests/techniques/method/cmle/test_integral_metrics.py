@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
+from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, squared_distances, transport_cost
 
 pytestmark = pytest.mark.fast
 
@@ -46,40 +46,127 @@ def test_rbf_mmd_of_equal_laws_is_nought_on_average() -> None:
     assert float(rbf_mmd(*samples(60, 60, 2.0))) > 0.2
 
 
+def costs(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    return np.array([[float((u - v).square().sum()) for v in b] for u in a])
+
+
 def test_small_regularisation_is_the_assignment() -> None:
     a, b = samples(9, 9, 1.0)
-    cost = torch.cdist(a, b).square().numpy()
+    cost = costs(a, b)
     rows, columns = linear_sum_assignment(cost)
-    found = float(transport_cost(a, b, reg=0.02, rounds=4000))
+    found = float(transport_cost(a, b, reg=0.02 / cost.mean(), rounds=4000))
     assert found == pytest.approx(cost[rows, columns].mean(), rel=2e-2)
 
 
 def test_transport_agrees_with_plain_sinkhorn() -> None:
     a, b = samples(12, 8, 0.5)
-    cost = torch.cdist(a, b).square().numpy()
+    cost = costs(a, b)
     kernel, v = np.exp(-cost / 0.8), np.ones(8)
     for _ in range(3000):
         u = (1 / 12) / (kernel @ v)
         v = (1 / 8) / (kernel.T @ u)
     expected = ((u[:, None] * kernel * v[None]) * cost).sum()
-    assert float(transport_cost(a, b, reg=0.8, rounds=500)) == pytest.approx(expected, rel=1e-6)
+    assert float(transport_cost(a, b, reg=0.8 / cost.mean(), rounds=500)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_transport_agrees_with_pot() -> None:
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_transport_agrees_with_pot_in_value_and_gradient(share: float) -> None:
     ot = pytest.importorskip("ot", reason="POT is the witness of entropic transport")
     a, b = samples(15, 11, 0.5)
-    cost = torch.cdist(a, b).square().numpy()
-    expected = float(ot.sinkhorn2(np.full(15, 1 / 15), np.full(11, 1 / 11), cost, 0.5, numItermax=5000, stopThr=1e-12))
-    assert float(transport_cost(a, b, reg=0.5, rounds=1000)) == pytest.approx(expected, abs=1e-4)
+    cost = costs(a, b)
+    plan = ot.sinkhorn(
+        np.full(15, 1 / 15), np.full(11, 1 / 11), cost, share * cost.mean(), numItermax=5000, stopThr=1e-12
+    )
+    a.requires_grad_()
+    found = transport_cost(a, b, reg=share)
+    found.backward()
+    assert float(found.detach()) == pytest.approx((plan * cost).sum(), abs=1e-4)
+    slope = 2 * (plan[:, :, None] * (a.detach()[:, None] - b[None]).numpy()).sum(axis=1)  # the plan held fixed
+    np.testing.assert_allclose(a.grad.numpy(), slope, atol=1e-5)
 
 
-@pytest.mark.parametrize("metric", [linear_mmd, rbf_mmd, transport_cost])
+def test_the_gradient_is_that_of_the_regularised_cost() -> None:
+    ot = pytest.importorskip("ot", reason="POT is the witness of entropic transport")
+    a, b = samples(6, 5, 0.5)
+    reg = 0.3 * costs(a, b).mean()
+
+    def minimum(moved: torch.Tensor) -> float:
+        cost = costs(moved, b)
+        plan = ot.sinkhorn(np.full(6, 1 / 6), np.full(5, 1 / 5), cost, reg, numItermax=9000, stopThr=1e-13)
+        return float((plan * cost).sum() + reg * (plan * np.log(plan)).sum())
+
+    step = torch.zeros_like(a)
+    step[2, 1] = 1e-4
+    slope = (minimum(a + step) - minimum(a - step)) / 2e-4
+    transport_cost(a.requires_grad_(), b, reg=0.3).backward()
+    assert float(a.grad[2, 1]) == pytest.approx(slope, rel=1e-4)
+
+
+def test_few_rows_far_away_are_carried_there() -> None:
+    near, far = torch.zeros(1, 2, dtype=torch.float64), torch.full((1, 2), 30.0, dtype=torch.float64)
+    a, b = torch.cat([near] * 39 + [far]), torch.cat([near] * 20 + [far] * 20)
+    assert float(transport_cost(a, b)) == pytest.approx(19 / 40 * 1800, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_wider_samples_cost_by_the_square_and_never_less_than_the_assignment(scale: float) -> None:
+    a, b = samples(20, 20, 1.0)
+    cost = costs(a, b)
+    rows, columns = linear_sum_assignment(cost)
+    found = float(transport_cost(scale * a, scale * b)) / scale**2
+    assert found == pytest.approx(float(transport_cost(a, b)), rel=1e-6)
+    assert cost[rows, columns].mean() <= found < 1.3 * cost[rows, columns].mean()
+
+
+def test_a_plan_that_has_not_converged_is_told() -> None:
+    a, b = samples(9, 9, 1.0)
+    with pytest.warns(
+        UserWarning, match=r"after 3 rounds the transport plan's marginals are off by .* raise reg or rounds"
+    ):
+        transport_cost(a, b, reg=0.001, rounds=3)
+
+
+@pytest.mark.parametrize("metric", [linear_mmd, rbf_mmd])
 def test_gradients(metric: object) -> None:
     a, b = samples(5, 4, 0.5)
     torch.autograd.gradcheck(
         lambda u: metric(u, b, 1.0) if metric is rbf_mmd else metric(u, b),  # type: ignore[operator]
         (a.requires_grad_(),),
     )
+
+
+@pytest.mark.parametrize("metric", [linear_mmd, rbf_mmd, transport_cost])
+def test_an_offset_changes_nothing_and_half_precision_little(metric: object) -> None:
+    a, b = (sample.float() for sample in samples(12, 9, 1.0))
+    plain = float(metric(a, b))  # type: ignore[operator]
+    assert float(metric(a + 1024, b + 1024)) == pytest.approx(plain, rel=1e-3)  # type: ignore[operator]
+    low, high = a.bfloat16().requires_grad_(), a.bfloat16().float().requires_grad_()
+    metric(low, b.bfloat16()).backward()  # type: ignore[operator]
+    metric(high, b.bfloat16().float()).backward()  # type: ignore[operator]
+    torch.testing.assert_close(low.grad, high.grad.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(metric(a, b)) == plain  # type: ignore[operator]
+
+
+def test_squared_distances_by_loop() -> None:
+    a, b = samples(7, 5, 0.5)
+    np.testing.assert_allclose(squared_distances(a, b).numpy(), costs(a, b), atol=1e-12)
+    c = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    assert float(squared_distances(c, c).min()) >= 0
+
+
+def test_the_median_distance_is_the_default_scale_and_no_gradient_goes_through_it() -> None:
+    a, b = samples(6, 5, 0.5)
+    joint = torch.cat([a, b])
+    middle = np.sort([float((u - v).norm()) for u, v in itertools.combinations(joint, 2)])[54 // 2]
+    slopes = []
+    for scale in (None, float(middle)):
+        moved = a.clone().requires_grad_()
+        found = rbf_mmd(moved, b, scale)
+        found.backward()
+        slopes.append((float(found.detach()), moved.grad))
+    assert slopes[0][0] == pytest.approx(slopes[1][0])
+    torch.testing.assert_close(slopes[0][1], slopes[1][1])
 
 
 def test_misuse_is_named() -> None:
@@ -90,3 +177,6 @@ def test_misuse_is_named() -> None:
         rbf_mmd(a, a, 0)
     with pytest.raises(ValueError, match="reg is 0"):
         transport_cost(a, a, 0)
+    with pytest.raises(ValueError, match="rounds 0"):
+        transport_cost(a, a, rounds=0)
+    assert float(transport_cost(a[:1], a[:1])) == 0.0  # nothing to carry

@@ -11,12 +11,16 @@ Departs   1. a loss sees no inputs, so this is a method: `treatment` names the i
              further pass in which every row has one same treatment, drawn for each batch: they hang on x alone
           3. c is a network of one hidden layer on x without t and the one-hot y; it is fitted by AdamW on training rows
           4. both terms are ramped in linearly after the warm-up; outcomes are classes, not sequences
+          5. the further passes are in training mode, but what they would do to running statistics is undone: those are of
+             factual rows alone, as the rows that are foretold later
+          6. transport takes squared distances and holds the plan fixed in the gradient; its entropy is weighed by the mean cost
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -30,6 +34,7 @@ from probatum.numerics.networks.watch import pass_through
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import IGNORED
 from probatum.spec import Spec
 from probatum.techniques.method.cmle.integral_metrics import linear_mmd, rbf_mmd, transport_cost
 
@@ -72,6 +77,7 @@ def treatments_of(treatment: Tensor, count: int | None = None) -> list[int]:
     return [int(value) for value in found]
 
 
+@computed_wide
 def imbalance(features: Tensor, treatment: Tensor, metric: str = "mmd-rbf") -> Tensor:
     """Sum over pairs of treatments of the distance between their rows' features; pairs with a group under two rows are skipped.
 
@@ -84,10 +90,15 @@ def imbalance(features: Tensor, treatment: Tensor, metric: str = "mmd-rbf") -> T
         (), 0 (with a gradient of 0) where no pair is left.
 
     Raises:
-        ValueError: another metric.
+        ValueError: another metric, or shapes that do not go together.
     """
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; use one of {', '.join(METRICS)}")
+    if features.ndim != 2 or treatment.shape not in ((len(features),), (len(features), 1)):
+        raise ValueError(
+            f"features are {tuple(features.shape)}, treatments {tuple(treatment.shape)}; give (n, d) and (n,)"
+        )
+    treatment = treatment.reshape(-1)
     groups = [features[treatment == t] for t in treatment.unique().tolist()]
     total = 0.0 * features.sum()
     for a, b in combinations([group for group in groups if len(group) >= 2], 2):
@@ -269,7 +280,8 @@ class CMLE:
         known = codes >= 0
         if self.balance > 0:
             t = int(torch.randint(len(self.levels), (1,), generator=self.generator))
-            features = self._features(run.model, self.given(batch.x, torch.full_like(codes, t)))
+            with _statistics_kept(run.model):
+                features = self._features(run.model, self.given(batch.x, torch.full_like(codes, t)))
             term = imbalance(features[known], codes[known], self.metric)
             run.extra_passes += len(batch.x)
             self.told["imbalance of the last batch"] = float(term.detach())
@@ -278,9 +290,9 @@ class CMLE:
             x = batch.x[known]
             other = other_treatments(codes[known], len(self.levels), self.generator)
             temperature = self.hot * (self.cold / self.hot) ** share
-            term = counterfactual_term(
-                run.model(self.given(x, other)), x, other, self.judge, temperature, self.generator
-            )
+            with _statistics_kept(run.model):
+                output = run.model(self.given(x, other))
+            term = counterfactual_term(output, x, other, self.judge, temperature, self.generator)
             run.extra_passes += len(x)
             self.told["counterfactual term of the last batch"] = float(term.detach())
             loss = loss + weight * self.counterfactual * term
@@ -316,7 +328,7 @@ class CMLE:
 
     def _fit_judge(self, run: Any) -> None:
         x, y, codes = run.train.x, run.train.y, self.codes(run.train.x)
-        known = codes >= 0
+        known = (codes >= 0) & (y != IGNORED)
         with own_draws(self.generator):
             judge = Judge(run.spec, self.column, len(self.levels)).to(x.device)
         joined = torch.cat([x[known], F.one_hot(y[known], run.spec.outputs).to(x)], dim=1)
@@ -336,6 +348,20 @@ class CMLE:
             self._head = (model, head_of(model, x))
         _, seen = pass_through(model, x, self._head[1], inputs=True)
         return seen[-1].flatten(1)
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """A block in which passes write to copies of the network's buffers, which are dropped after it."""
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        for module, own in held:
+            module._buffers.update({name: None if value is None else value.clone() for name, value in own.items()})
+        yield
+    finally:
+        for module, own in held:
+            module._buffers.clear()
+            module._buffers.update(own)
 
 
 def column_of(spec: Spec, treatment: str | int) -> int:
@@ -362,7 +388,7 @@ def levels_of(values: Tensor, spec: Spec, column: int, least: int = 2) -> Tensor
     Raises:
         ValueError: fewer than `least`, or more than 8.
     """
-    found = values.unique()
+    found = values[~values.isnan()].unique()
     if column >= spec.numeric:
         found = found[found != 0]
     name = spec.features[column] if len(spec.features) == spec.shape[0] else f"column {column}"
@@ -387,11 +413,19 @@ def balanced_nll(
         y: (n,) classes.
         weight: a, >= 0.
         metric: see `imbalance`.
-        among: the treatments there are; None = 0 .. the largest of these rows.
+        among: the treatments there are, as codes; the head is given the place of a row's among them. None = 0 .. the largest
+            of these rows.
         groups: (n,) what is balanced instead of the treatments, for controls.
+
+    Raises:
+        ValueError: a treatment that is not among them.
     """
     features = encoder(x)
-    count = int(treatment.max()) + 1 if among is None else len(among)
-    output = head(torch.cat([features, F.one_hot(treatment, count).to(features)], dim=1))
+    known = torch.arange(int(treatment.max()) + 1) if among is None else torch.tensor(list(among))
+    equal = treatment.reshape(-1, 1) == known.to(treatment.device)[None]
+    if not bool(equal.any(dim=1).all()):
+        first = int(treatment.reshape(-1)[~equal.any(dim=1)][0])
+        raise ValueError(f"treatment {first} is not among {known.tolist()}; name all treatments that rows have")
+    output = head(torch.cat([features, equal.to(features)], dim=1))
     loss = F.cross_entropy(output, y)
     return loss if weight == 0 else loss + weight * imbalance(features, treatment if groups is None else groups, metric)
