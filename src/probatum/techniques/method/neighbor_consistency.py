@@ -174,7 +174,7 @@ class NeighborConsistency:
             raise ValueError(
                 f"neighbors is {self.neighbors}, and batches have {run.budget.batch_size} rows; give fewer, or larger batches"
             )
-        self.inputs.attach()
+        self.inputs.attach(run.model)
 
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """(1 - weight) loss + weight consistency, after the warm-up."""

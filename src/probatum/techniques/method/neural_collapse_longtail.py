@@ -183,7 +183,7 @@ class NeuralCollapse:
                 )
             self.weights = effective_weights(torch.bincount(run.train.y, minlength=len(self.means)))
         if self.l1 or self.l2:
-            self.inputs.attach()
+            self.inputs.attach(run.model)
 
     def loss(self, run: Any, batch: Any, output: Tensor, loss: Tensor) -> Tensor:
         """The loss, re-weighted when its time has come, and both terms."""
