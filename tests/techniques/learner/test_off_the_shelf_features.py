@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -93,7 +94,19 @@ def test_whitened_references_have_unit_covariance_and_queries_do_not_matter() ->
     z = white.white(x)
     cov = z.T @ z / 199
     assert torch.allclose(cov, torch.eye(4, dtype=torch.float64), atol=1e-6)
-    assert torch.allclose(white(x).square().sum(dim=1).sqrt(), white(x).norm(dim=1))
+    query = torch.tensor([[3.0, -1.0, 0.5, 0.0, 2.0, -4.0]], dtype=torch.float64)
+    half = query / query.square().sum().sqrt()
+    for power in (0.5, 0.25, 1.0):
+        far = (half - white.mean) @ white.directions.T / white.scales
+        far = far / far.square().sum().sqrt()  # unit length a second time
+        expected = [math.copysign(abs(v) ** power, v) for v in far[0].tolist()]
+        assert white(query, power)[0].tolist() == pytest.approx(expected)
+        assert white(torch.cat([x, query]), power)[-1].tolist() == pytest.approx(expected)  # others do not matter
+    assert white(query).norm() != pytest.approx(1.0, abs=0.05)
+    scaled = Whitening.of(3 * x * torch.rand(200, 1, generator=torch.Generator().manual_seed(1)).double(), width=4)
+    torch.testing.assert_close(
+        scaled(query).abs(), white(query).abs()
+    )  # unit length before: sizes of rows do not matter
     assert Whitening.of(x, width=500).directions.shape[0] <= 6
     with pytest.raises(ValueError, match="whitening needs rows that differ"):
         Whitening.of(torch.ones(5, 3))
@@ -164,6 +177,24 @@ def test_on_the_bench(augment: bool) -> None:
     assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.8
     assert found.power == (0.5 if augment else 1.0)
     assert found.choice.accuracy == max(found.curve.values())
+
+
+def test_the_later_of_equal_layers_is_chosen() -> None:
+    x, y = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    found = off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["2", "3"], penalties=(1.0,))
+    best = max(found.curve.values())
+    equal = [name for name, value in found.curve.items() if value == best]
+    assert found.curve["2"] == found.curve["3"]  # flattening changes nothing
+    assert found.choice.layer == equal[-1]
+
+
+def test_labels_that_are_none() -> None:
+    x, y = rows()
+    for wrong in (-100, -1, 3):
+        with pytest.raises(ValueError, match=f"label {wrong}"):
+            Machines(unit(x), torch.where(torch.arange(60) == 4, wrong, y), 3, 1.0)
+    column = Machines(unit(x), y[:, None], 3, 1.0)
+    assert torch.equal(column.weight, Machines(unit(x), y, 3, 1.0).weight)
 
 
 def test_misuse() -> None:

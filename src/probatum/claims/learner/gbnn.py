@@ -61,10 +61,10 @@ def score(output: Tensor, part: Part, task: str) -> float:
     return float(1 - F.mse_loss(output, part.y) / part.y.var(unbiased=False))
 
 
-def boosted(data: Data, seed: int, units: int, eta: float) -> gbnn.Boosted:
+def boosted(data: Data, seed: int, units: int, eta: float, iterations: int) -> gbnn.Boosted:
     """The boosted network on one split."""
-    budget = budget_for(Training(), len(data.train))
-    return gbnn.fit(data, budget, generator_for(seed, "technique", "gbnn", ""), total=WIDTH, units=units, eta=eta)
+    budget, stream = budget_for(Training(), len(data.train)), generator_for(seed, "technique", "gbnn", "")
+    return gbnn.fit(data, budget, stream, total=WIDTH, units=units, eta=eta, max_iter=iterations)
 
 
 def adam(data: Data, seed: int, rate: float, decay: float) -> nn.Module:

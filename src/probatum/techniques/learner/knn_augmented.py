@@ -1,6 +1,7 @@
 """kNN-augmented classifier: a vote of the nearest training rows joins a linear head, in prediction and in training.
 
-Paper     Jia, Chen and Lim 2021, "Rethinking Nearest Neighbors for Visual Classification", arXiv:2112.08459
+Paper     Jia, Chen, Wu, Cardie, Belongie and Lim 2021, "Rethinking Nearest Neighbors for Visual Classification",
+          arXiv:2112.08459
 Computes  p_knn(c | x) proportional to the sum over the k nearest rows of class c of exp(-d / tau), on features of unit length;
           prediction lam p_knn + (1 - lam) softmax(z); training CE (1 + a (-log p_knn(y | x))) ("regularise") or
           CE (1 - p_knn(y | x))^g ("focal"), votes without the row itself

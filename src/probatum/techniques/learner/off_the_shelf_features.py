@@ -9,6 +9,7 @@ Shapes    rows (n, ...) -> features (n, d) -> scores (n, classes); patches (p, d
 Departs   1. the network comes from elsewhere only where one is given (pretraining on the bench); else it is trained on the
              same rows, and only layer and classifier are the paper's
           2. probabilities are a softmax of the machines' scores at a temperature fitted on validation rows
+          3. of layers with the same cross-validated accuracy, which few rows cannot tell apart, the later one is taken
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
 from probatum.numerics.networks.watch import choose_layers, hidden_layers, last_features, pooled
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -121,6 +123,7 @@ class Machines:
     """
 
     def __init__(self, features: Tensor, y: Tensor, classes: int, penalty: float) -> None:
+        y = class_codes(y, len(features), classes)
         present = y.unique().tolist()
         if len(present) < 2:
             raise ValueError(f"{len(present)} class(es) have rows; a machine needs 2 or more")
@@ -309,7 +312,7 @@ def off_the_shelf(
         found = [_look(features, one, layer, power) for one in shown]
         penalty, accuracy = cross_validate(found, y, classes, penalties)
         curve[layer] = accuracy
-        if accuracy > best.accuracy:
+        if accuracy >= best.accuracy:
             best, kept = Choice(layer, penalty, accuracy), found
     machines = Machines(torch.cat(kept), y.repeat(len(kept)), classes, best.penalty)
     return OffTheShelf(features, machines, best, curve, augment, power)
