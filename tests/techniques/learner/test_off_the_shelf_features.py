@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from probatum.checks.toy import toy
 from probatum.numerics.networks.backbone import Backbone
@@ -24,6 +25,7 @@ from probatum.techniques.learner.off_the_shelf_features import (
     cross_validate,
     extract,
     fit,
+    margins,
     off_the_shelf,
     patch_distance,
     patches,
@@ -179,13 +181,27 @@ def test_on_the_bench(augment: bool) -> None:
     assert found.choice.accuracy == max(found.curve.values())
 
 
-def test_the_later_of_equal_layers_is_chosen() -> None:
+def test_equal_accuracies_are_told_apart_by_margins() -> None:
+    scores = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, float("-inf")], [1.0, 0.0, float("-inf")]]).double()
+    spread = np.std([3.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0])
+    found = margins(scores, torch.tensor([0, 0, 2]))
+    np.testing.assert_allclose(found.numpy(), [2 / spread, -2 / spread, 0.0])
     x, y = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
-    found = off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["2", "3"], penalties=(1.0,))
-    best = max(found.curve.values())
-    equal = [name for name, value in found.curve.items() if value == best]
-    assert found.curve["2"] == found.curve["3"]  # flattening changes nothing
-    assert found.choice.layer == equal[-1]
+    same = off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["2", "3"], penalties=(1.0,))
+    assert same.curve["2"] == same.curve["3"]  # flattening changes nothing
+    assert same.choice.layer == "3"
+    assert off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["3", "2"], penalties=(1.0,)).choice.layer == "2"
+    # two features tell both classes apart on all rows, the first one by more in its own deviations
+    y, noise = torch.arange(40) % 2, torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clear = 0.02 * noise + F.one_hot(y, 2)
+    dim = 0.15 * noise + F.one_hot(y, 2)
+    (_, a, m), (_, b, n) = (cross_validate([part], y, 2, (1.0,)) for part in (clear, dim))
+    assert a == b == 1.0
+    assert m > n > 1.0
+    penalty, _, most = cross_validate([dim], y, 2, (1e-3, 1.0, 10.0))
+    each = {c: cross_validate([dim], y, 2, (c,))[1:] for c in (1e-3, 1.0, 10.0)}
+    assert each[penalty] == max(each.values())
+    assert most == each[penalty][1]
 
 
 def test_labels_that_are_none() -> None:
