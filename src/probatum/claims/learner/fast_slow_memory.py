@@ -1,29 +1,38 @@
 """Claims of fast and slow learning (arXiv:2011.05438): quicker recall than by back-propagation alone, and rare classes.
 
-Chosen on seeds 1 and 2: the rate of each way out of 0.003, 0.01 and 0.03, by recall at the second presentation on episodes of
-validation digits; the fast rate out of 0.03, 0.3 and 3 (at a rate of 0.03 only 0.03).
+Both ways out get 1,500 updates. While they answer, the controllers of the fast one go on learning, episode by episode, from
+the labels as they come, which is the point of predicted gradients; the other has no such way. Rates were chosen on seeds 1 and 2
+on validation digits, for each task by itself: see `CHOSEN`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet
+from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet, clipped, run_episode
 from probatum.train.rng import generator_for, seeded
 
-ITEMS, TIMES, BATCH, STEPS = 3, 4, 32, 300
+ITEMS, TIMES, BATCH, STEPS, EPISODES = 2, 3, 32, 1500, 100
 WIDTH, SLOTS = 32, 8
-PLAIN_RATE, RATE, FAST_RATE = 1e-2, 3e-3, 0.03
-RARE, RARE_SHARE, RARE_STEPS = 3, 0.02, 300
+CHOSEN = {
+    ("recall", "plain"): (3e-3, 0.0),
+    ("recall", "fast"): (3e-3, 0.03),
+    ("rare", "plain"): (1e-2, 0.0),
+    ("rare", "fast"): (3e-3, 0.03),
+}
+"""Rate of the slow way and of the fast updates."""
+RARE, RARE_SHARE = 3, 0.02
+NOTE = "What is tried is a reconstruction."
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,27 @@ def episodes(part: Part, n: int, generator: torch.Generator) -> Episodes:
 
 
 Update = Callable[[Tensor, Tensor], float]
+Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 def trainer(
     kind: str, features: int, classes: int, seed: int, rate: float, fast_rate: float
-) -> tuple[MemoryNet, Update]:
-    """The memory network and what makes one update of it, "fast" or "plain" (Adam on everything, through time)."""
+) -> tuple[MemoryNet, Update, Answer]:
+    """A memory network, what makes one update of it, "fast" or "plain" (Adam on everything, through time), and what answers."""
     with seeded(seed, "initial weights"):
         net, feedback = MemoryNet(features, classes, WIDTH, SLOTS), Feedback(classes, WIDTH)
     if kind == "fast":
-        return net, FastSlow(net, feedback, rate, fast_rate).update
+        own = FastSlow(net, feedback, rate, fast_rate)
+
+        def answer(x: Tensor, y: Tensor) -> Tensor:
+            """Logits of each step, given before its label is told; the controllers start anew with every episode."""
+            found = []
+            for row, labels in zip(x, y, strict=True):
+                signal = partial(_signal, feedback, labels[None])
+                found.append(run_episode(net, row[None], signal, fast_rate).logits.detach())
+            return torch.cat(found)
+
+        return net, own.update, answer
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
 
     def update(x: Tensor, y: Tensor) -> float:
@@ -76,19 +96,23 @@ def trainer(
         optimizer.step()
         return float(loss.detach())
 
-    return net, update
+    return net, update, lambda x, _y: net(x).detach()
+
+
+def _signal(feedback: Feedback, labels: Tensor, name: str, u: Tensor, t: int) -> Tensor:
+    with torch.no_grad():
+        return clipped(feedback(name, u, labels[:, t]))
 
 
 def recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> list[float]:
     """Accuracy on held-out digits at the first, second, ... presentation after training on episodes."""
-    net, update = trainer(kind, 64 + ITEMS, ITEMS, seed, rate, fast_rate)
+    _, update, answer = trainer(kind, 64 + ITEMS, ITEMS, seed, rate, fast_rate)
     draw = generator_for(seed, "episodes")
     for _ in range(STEPS):
         shown = episodes(data.train, BATCH, draw)
         update(shown.x, shown.y)
-    asked = episodes(held, 300, generator_for(seed, "held-out episodes"))
-    with torch.no_grad():
-        right = net(asked.x).argmax(dim=2) == asked.y
+    asked = episodes(held, EPISODES, generator_for(seed, "held-out episodes"))
+    right = answer(asked.x, asked.y).argmax(dim=2) == asked.y
     return [float(right[asked.before == k].float().mean()) for k in range(TIMES)]
 
 
@@ -109,10 +133,10 @@ def rare_data(seed: int) -> Data:
 
 
 def rare_recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> tuple[float, float]:
-    """Recall of the rare class and accuracy, label asked for at every step, told by the last."""
-    net, update = trainer(kind, 8, 10, seed, rate, fast_rate)
+    """Recall of the rare class and accuracy; the label is asked for at every step and told by the last answer alone."""
+    net, update, _ = trainer(kind, 8, 10, seed, rate, fast_rate)
     x, y, draw = data.train.x.transpose(1, 2), data.train.y, generator_for(seed, "order")
-    for _ in range(RARE_STEPS):
+    for _ in range(STEPS):
         index = torch.randint(len(y), (BATCH,), generator=draw)
         update(x[index], y[index][:, None].expand(-1, x.shape[1]).contiguous())
     with torch.no_grad():
@@ -125,24 +149,19 @@ def _run(seeds: Sequence[int]) -> Evidence:
     for seed in seeds:
         data, rare = open_dataset("digits").prepare(seed), rare_data(seed)
         row: dict[str, float] = {"seed": float(seed)}
-        for kind, rate in (("plain", PLAIN_RATE), ("fast", RATE)):
-            for k, value in enumerate(recall(kind, data, seed, rate, FAST_RATE, data.test)):
+        for kind in ("plain", "fast"):
+            for k, value in enumerate(recall(kind, data, seed, *CHOSEN["recall", kind], data.test)):
                 row[f"{kind}_presentation_{k + 1}"] = value
-            row[f"{kind}_rare_recall"], row[f"{kind}_accuracy"] = rare_recall(
-                kind, rare, seed, rate, FAST_RATE, rare.test
-            )
+            found = rare_recall(kind, rare, seed, *CHOSEN["rare", kind], rare.test)
+            row[f"{kind}_rare_recall"], row[f"{kind}_accuracy"] = found
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    better = [float(row["fast_presentation_2"] > row["plain_presentation_2"]) for row in rows]
-    measured["share_of_seeds_better"] = mean(better)
-    measured["rare_gain"] = measured["fast_rare_recall"] - measured["plain_rare_recall"]
-    holds = mean(better) >= 0.8 and measured["rare_gain"] > 0
-    note = (
-        "What is tried is a reconstruction. Controllers that follow predicted gradients alone stay behind those trained through "
-        "time at every rate tried: the feedback nets see a gradient that changes as fast as the controllers do, and neither way "
-        "has learned to bind labels after 300 updates of 32 episodes (chance is one third)."
-    )
-    return Evidence(holds, measured, tuple(rows), note)
+    second = interval([row["fast_presentation_2"] - row["plain_presentation_2"] for row in rows])
+    rare_gain = interval([row["fast_rare_recall"] - row["plain_rare_recall"] for row in rows])
+    measured |= {**second.told("second_gain"), **rare_gain.told("rare_gain"), "chance": 1 / ITEMS}
+    learnt = interval([row["plain_presentation_2"] - row["plain_presentation_1"] for row in rows])
+    controls = {"the network trained through time recalls": learnt.low > 0.1}
+    return Evidence(second.low > 0 and rare_gain.low > 0, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
@@ -150,11 +169,12 @@ CLAIMS = (
         id="fast-recall",
         says="Controllers that learn at once from predicted gradients recall sooner and keep rare classes better.",
         threshold=(
-            "accuracy at the second presentation above that of the same memory trained through time, on 4 of 5 seeds at equal "
-            "updates; recall of a class of 2 % of the rows higher on average"
+            "90 % intervals of both gains over the same memory trained through time, at equal updates, are above 0: of the accuracy "
+            "at the second presentation, and of the recall of a class of 2 % of the rows"
         ),
         data="episodes of digits with labels drawn anew; digits as sequences with a rare class",
         run=_run,
-        minutes=3.0,
+        minutes=4.0,
+        seeds=tuple(range(201, 205)),
     ),
 )
