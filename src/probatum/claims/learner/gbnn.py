@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from probatum.data.library import library
 from probatum.data.open import open_dataset
 from probatum.kinds.table.network import TableMLP
 from probatum.numerics.networks.last_layer import head_of
+from probatum.numerics.optimisation.softmax_regression import fit_softmax
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.learner import gbnn
@@ -98,11 +99,12 @@ def half_of(net: nn.Module, part: Part) -> Tensor:
 
 
 def linear(data: Data) -> Tensor:
-    """Outputs of logistic or ridge regression on the test rows, its penalty chosen by cross-validation."""
+    """Outputs of logistic regression (penalty 0.01) or ridge regression (by cross-validation) on the test rows."""
     x, asked = (gbnn.features_of(part.x, data.spec) for part in (data.train, data.test))
     if data.spec.task == "classes":
-        found = LogisticRegressionCV(Cs=5, cv=3, max_iter=500).fit(x, data.train.y.numpy())
-        return torch.from_numpy(found.predict_proba(asked))
+        return fit_softmax(torch.from_numpy(x), data.train.y, data.spec.outputs, [1e-2])[0].logits(
+            torch.from_numpy(asked)
+        )
     found = RidgeCV(np.logspace(-2, 3, 6)).fit(x, data.train.y.numpy())
     return torch.from_numpy(found.predict(asked)).view(data.test.y.shape)
 
