@@ -19,7 +19,13 @@ from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet, clipped, run_episode
+from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
+    FastSlow,
+    Feedback,
+    MemoryNet,
+    clipped,
+    run_episode,
+)
 from probatum.train.rng import generator_for, seeded
 
 ITEMS, TIMES, BATCH, STEPS, EPISODES = 2, 3, 32, 1500, 100

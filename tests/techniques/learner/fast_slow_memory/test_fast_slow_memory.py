@@ -12,12 +12,9 @@ from torch.nn import functional as F
 
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part, Spec
-from probatum.techniques.learner.fast_slow_memory import (
+from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
     CONTROLLERS,
     FastSlow,
-    Feedback,
-    MemoryNet,
-    attend,
     bootstrapped_gradients,
     clipped,
     controllers_of,
@@ -27,8 +24,8 @@ from probatum.techniques.learner.fast_slow_memory import (
     run_episode,
     true_gradients,
     warn_of_few_slots,
-    write,
 )
+from probatum.techniques.learner.fast_slow_memory.memory_network import Feedback, MemoryNet, attend, write
 
 
 def network() -> tuple[MemoryNet, torch.Tensor, torch.Tensor]:
