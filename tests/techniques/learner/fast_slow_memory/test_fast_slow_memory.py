@@ -46,7 +46,8 @@ def test_true_signals_add_up_to_the_gradient_through_time() -> None:
     }
     state, weights = net.begin(2), controllers_of(net)
     for t in range(7):
-        moved = fast_update(net, x[:, t], state, weights, lambda name, u, t=t: signals[t][name] * len(x), 1.0)
+        outputs = net.step(x[:, t], state, weights).outputs
+        moved = fast_update(outputs, weights, lambda name, u, t=t: signals[t][name] * len(x), 1.0)
         for name in CONTROLLERS:
             for key in total[name]:
                 total[name][key] += (weights[name][key] - moved[name][key]).detach()

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from probatum.card import Card
@@ -32,8 +31,6 @@ from probatum.techniques.learner.fast_slow_memory.memory_network import (
     Feedback,
     MemoryNet,
     State,
-    Weights,
-    attend,
     check_sequence,
 )
 
@@ -99,47 +96,35 @@ def run_episode(
         logits.append(done.logits)
         outputs.append(done.outputs)
         starts.append((state, fast))
-        fast = fast_update(net, x[:, t], state, fast, lambda name, u, t=t: predicted(name, u, t), fast_rate)
+        fast = fast_update(done.outputs, fast, lambda name, u, t=t: predicted(name, u, t), fast_rate)
         state = done.state
     return Episode(torch.stack(logits, dim=1), outputs, fast, starts)
 
 
 def fast_update(
-    net: MemoryNet,
-    x: Tensor,
-    state: State,
+    outputs: Mapping[str, Tensor],
     fast: Mapping[str, dict[str, Tensor]],
     predicted: Callable[[str, Tensor], Tensor],
     fast_rate: float,
 ) -> dict[str, dict[str, Tensor]]:
-    """theta - rate (du / dtheta)^T predicted / n for each controller, its inputs held fixed."""
-    still = State(*(part.detach() for part in state))
+    """theta - rate (du / dtheta)^T predicted / n for each controller, its inputs held fixed.
+
+    Args:
+        outputs: u (n, size) of each controller in one step that `fast`, used in that step alone, has taken.
+        fast: the controllers' weights.
+        predicted: gradient of a controller's u.
+        fast_rate: of the update.
+    """
     found = {}
     for name in CONTROLLERS:
-        own = {key: value.detach().requires_grad_() for key, value in fast[name].items()}
-        held = {**{n: {k: v.detach() for k, v in fast[n].items()} for n in CONTROLLERS}, name: own}
-        u = _alone(net, name, x, still, held)
+        u, own = outputs[name], fast[name]
         signal = predicted(name, u.detach())
-        gradients = torch.autograd.grad(u, list(own.values()), signal / len(x))
+        gradients = torch.autograd.grad(u, list(own.values()), signal / len(u), retain_graph=True)
         found[name] = {
             key: (value.detach() - fast_rate * g).requires_grad_()
             for (key, value), g in zip(own.items(), gradients, strict=True)
         }
     return found
-
-
-def _alone(net: MemoryNet, name: str, x: Tensor, state: State, held: Mapping[str, Weights]) -> Tensor:
-    """The output of one controller, with what feeds it held fixed."""
-    if name == "read":
-        return net._cell("read", net.encoded(x).detach(), state.read, held)
-    with torch.no_grad():
-        q = net._cell("read", net.encoded(x), state.read, held)[:, : net.width]
-        a = attend(state.memory, q)
-        both = torch.cat([q, (a.unsqueeze(2) * state.memory).sum(dim=1)], dim=1)
-        c = both if name == "compose" else functional_call(net.compose, dict(held["compose"]), (both,))
-    if name == "compose":
-        return functional_call(net.compose, dict(held["compose"]), (c,))
-    return net._cell("write", c, state.write, held)
 
 
 def true_gradients(loss: Tensor, outputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
