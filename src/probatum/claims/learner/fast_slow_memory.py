@@ -28,7 +28,7 @@ from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
 )
 from probatum.train.rng import generator_for, seeded
 
-ITEMS, TIMES, BATCH, STEPS, EPISODES = 2, 3, 32, 1500, 100
+ITEMS, TIMES, BATCH, STEPS, EPISODES = 2, 3, 32, 1500, 200
 WIDTH, SLOTS = 32, 8
 CHOSEN = {
     ("recall", "plain"): (3e-3, 0.0),
@@ -52,23 +52,18 @@ class Episodes:
 
 def episodes(part: Part, n: int, generator: torch.Generator) -> Episodes:
     """Each shows `ITEMS` digits of different classes `TIMES` times; labels are drawn anew and come one step late."""
-    rows, digits = part.x.flatten(1), [(part.y == c).nonzero().squeeze(1) for c in range(10)]
-    length = ITEMS * TIMES
-    x, y = torch.zeros(n, length, rows.shape[1] + ITEMS), torch.zeros(n, length, dtype=torch.int64)
-    before = torch.zeros(n, length, dtype=torch.int64)
-    for i in range(n):
-        classes = torch.randperm(10, generator=generator)[:ITEMS]
-        labels = torch.randperm(ITEMS, generator=generator)
-        items = [digits[int(c)][torch.randint(len(digits[int(c)]), (), generator=generator)] for c in classes]
-        order = torch.randperm(length, generator=generator) % ITEMS
-        count = [0] * ITEMS
-        for t, item in enumerate(order.tolist()):
-            x[i, t, : rows.shape[1]] = rows[items[item]]
-            if t:
-                x[i, t, rows.shape[1] + int(y[i, t - 1])] = 1.0
-            y[i, t], before[i, t] = labels[item], count[item]
-            count[item] += 1
-    return Episodes(x, y, before)
+    rows, length = part.x.flatten(1), ITEMS * TIMES
+    counts = part.y.bincount(minlength=10)
+    place = part.y.argsort(stable=True)  # rows class by class
+    draw = partial(torch.rand, generator=generator)
+    classes, labels = draw(n, 10).argsort(dim=1)[:, :ITEMS], draw(n, ITEMS).argsort(dim=1)
+    items = place[(counts.cumsum(0) - counts)[classes] + (draw(n, ITEMS) * counts[classes]).long()]
+    order = draw(n, length).argsort(dim=1) % ITEMS
+    y = labels.gather(1, order)
+    shown = F.one_hot(order, ITEMS)
+    before = (shown.cumsum(dim=1) - shown).gather(2, order[:, :, None]).squeeze(2)
+    told = F.pad(F.one_hot(y, ITEMS)[:, :-1], (0, 0, 1, 0)).float()
+    return Episodes(torch.cat([rows[items.gather(1, order)], told], dim=2), y, before)
 
 
 Update = Callable[[Tensor, Tensor], float]
@@ -123,12 +118,12 @@ def recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held
 
 
 def rare_data(seed: int) -> Data:
-    """digits as sequences of eight rows, one class cut to 2 % of the training rows."""
+    """digits as sequences of four pairs of rows, one class cut to 2 % of the training rows."""
     data = open_dataset("digits").prepare(seed)
-    spec = Spec("series", "classes", (8, 8), 10)
+    spec = Spec("series", "classes", (8, 4), 10)
 
     def rows(part: Part) -> Part:
-        return replace(part, x=part.x.squeeze(1).transpose(1, 2))
+        return replace(part, x=part.x.squeeze(1).unflatten(1, (4, 2)).mean(dim=2).transpose(1, 2))
 
     train = rows(data.train)
     own = (train.y == RARE).nonzero().squeeze(1)
@@ -165,8 +160,8 @@ def _run(seeds: Sequence[int]) -> Evidence:
     second = interval([row["fast_presentation_2"] - row["plain_presentation_2"] for row in rows])
     rare_gain = interval([row["fast_rare_recall"] - row["plain_rare_recall"] for row in rows])
     measured |= {**second.told("second_gain"), **rare_gain.told("rare_gain"), "chance": 1 / ITEMS}
-    learnt = interval([row["plain_presentation_2"] - row["plain_presentation_1"] for row in rows])
-    controls = {"the network trained through time recalls": learnt.low > 0.1}
+    learnt = interval([row["plain_presentation_2"] - 1 / ITEMS for row in rows])
+    controls = {"the network trained through time recalls better than chance": learnt.low > 0.1}
     return Evidence(second.low > 0 and rare_gain.low > 0, measured, tuple(rows), NOTE, controls)
 
 
@@ -180,7 +175,7 @@ CLAIMS = (
         ),
         data="episodes of digits with labels drawn anew; digits as sequences with a rare class",
         run=_run,
-        minutes=4.0,
-        seeds=tuple(range(201, 205)),
+        minutes=5.0,
+        seeds=tuple(range(201, 204)),
     ),
 )
