@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.numerics.networks.last_layer import find_last_layer, head_of
+from probatum.numerics.networks.last_layer import find_last_layer, head_of, last_layers
 from probatum.numerics.networks.modes import evaluating, modes_kept, still
+from probatum.numerics.networks.roles import parameter_roles
 from probatum.numerics.networks.watch import (
     HeadInputs,
     Watch,
@@ -167,7 +169,97 @@ def test_a_network_that_changes_its_input_in_place_changes_none_of_ours() -> Non
     assert torch.equal(x, before)
 
 
+class DropsInPlace(nn.Module):
+    """Dropout in place that acts in training alone, by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.norm(self.body(x)), 0.5, self.training, inplace=True))
+
+
+def test_what_acts_in_training_alone_is_told_and_watched_right() -> None:
+    net, x = DropsInPlace().train(), torch.randn(64, 4)
+    names = ["body", "norm"]
+    watch = Watch(net, names, changed_in_place(net, x, names)).attach()
+    net(x)
+    assert int((watch.seen["norm"] == 0).sum()) == 0
+    torch.testing.assert_close(watch.seen["norm"].mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_a_pass_through_moves_statistics_and_draws_once() -> None:
+    net, x = DropsInPlace().train(), torch.randn(64, 4)
+    torch.manual_seed(3)
+    expected = net(x)
+    after, state = torch.get_rng_state(), copy.deepcopy(net.state_dict())
+    net.norm.reset_running_stats()
+    torch.manual_seed(3)
+    output, (seen,) = pass_through(net, x, net.norm)
+    assert torch.equal(output, expected)
+    assert int((seen == 0).sum()) == 0
+    assert torch.equal(torch.get_rng_state(), after)
+    assert int(net.norm.num_batches_tracked) == 1
+    torch.testing.assert_close(net.norm.running_mean, state["norm.running_mean"])
+
+
+def test_tuples_are_kept_tensor_by_tensor() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output, _ = self.cell(x)
+            return self.head(output.mul_(2)[:, -1])
+
+    net, x = Recurrent(), torch.randn(5, 6, 4)
+    expected = net.cell(x)[0]
+    torch.testing.assert_close(hidden_layers(net, x)["cell"][0], expected)
+    output, ((seen, _),) = pass_through(net, x, net.cell)
+    torch.testing.assert_close(seen, expected)
+    torch.testing.assert_close(output, net.head(2 * expected[:, -1]))
+
+
 # modes, statistics, streams, hooks
+
+
+def test_parts_kept_in_evaluation_are_watched_in_training_passes() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).train(), torch.randn(6, 4)
+    net[0].eval()
+    net[2].eval()
+    watch, inputs = Watch(net, ["0"]).attach(), HeadInputs(net[2])
+    inputs.attach(net)
+    output = net(x)
+    assert watch.missing() is None
+    torch.testing.assert_close(watch.seen["0"], net[0](x))
+    torch.testing.assert_close(inputs.take(6, output), net[0](x).relu())
+    watch.seen.clear()
+    with evaluating(net):
+        net(x)
+    assert watch.missing() == "0"
+    with pytest.raises(ValueError, match="did not run"):
+        inputs.take(6)
+
+
+def test_parts_of_attention_never_run_and_are_refused() -> None:
+    net = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 5, 8)
+    for use in (
+        lambda: pass_through(net, x, net.self_attn.out_proj),
+        lambda: Watch(net, ["self_attn.out_proj"]).attach(),
+    ):
+        with pytest.raises(ValueError, match=r"'self_attn.out_proj' is a part of nn.MultiheadAttention"):
+            use()
+    assert hooks(net) == 0
+
+
+def test_outputs_of_a_network_that_changes_its_input_in_place() -> None:
+    net, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), torch.randn(9, 4)
+    before = x.clone()
+    torch.testing.assert_close(outputs_of(net, x, block=4), net[1](before.relu()))
+    assert torch.equal(x, before)
 
 
 def test_a_look_leaves_modes_statistics_and_streams() -> None:
@@ -299,7 +391,104 @@ def test_the_branch_whose_output_is_the_networks_is_taken() -> None:
     assert find_last_layer(net, torch.randn(2, 4)) is net.head
 
 
+class SqueezeAndExcite(nn.Module):
+    """The only linear layers weigh channels; the network ends in a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.stem = nn.Conv2d(4, 3, 1), nn.Conv2d(1, 4, 3, padding=1)
+        self.squeeze, self.excite = nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).relu()
+        weight = self.excite(self.squeeze(h.mean(dim=(2, 3))).relu()).sigmoid()
+        return self.head(h * weight[:, :, None, None]).mean(dim=(2, 3))
+
+
+class TwoHeads(nn.Module):
+    """An auxiliary head that runs last, and what the network does with it."""
+
+    def __init__(self, joined: str) -> None:
+        super().__init__()
+        self.aside, self.head, self.body, self.joined = nn.Linear(5, 2), nn.Linear(5, 2), nn.Linear(4, 5), joined
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.body(x).relu()
+        output = self.head(input=h) if self.joined == "by name" else self.head(h)
+        other = self.aside(h)
+        if self.joined == "cat":
+            return torch.cat([output, other], dim=1)
+        if self.joined == "pair":
+            return {"logits": output.view(other.shape[0], -1), "aside": other}
+        return output.log_softmax(dim=1) if self.joined == "softmax" else output.relu_()
+
+
+class Mean(nn.Module):
+    """Code that takes no tensors with gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(4, 2), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.from_numpy(self.body(x).numpy()))
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_layer_that_the_output_comes_from_is_the_last(rows: bool) -> None:
+    images, flat = (torch.randn(3, 1, 6, 6), torch.randn(3, 4)) if rows else (None, None)
+    net = SqueezeAndExcite()
+    assert find_last_layer(net, images) is net.head
+    with pytest.raises(ValueError, match=r"no nn\.Linear"):
+        head_of(net, images)
+    for joined in ("pair", "softmax", "in place", "by name"):
+        net = TwoHeads(joined)
+        assert last_layers(net, flat) == [net.head]
+    net = TwoHeads("cat")
+    assert last_layers(net, flat) == ([net.head, net.aside])
+    assert find_last_layer(net, flat) is net.aside
+    roles = parameter_roles(net)
+    assert [roles[f"{name}.weight"] for name in ("head", "aside", "body")] == ["last", "last", "matrix"]
+
+
+def test_the_last_layer_under_frozen_weights_fast_paths_and_no_gradients() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    net, x = nn.Sequential(nn.Linear(4, 8), encoder).eval().requires_grad_(False), torch.randn(3, 5, 4)
+    with torch.inference_mode():
+        assert find_last_layer(net, x) is encoder.layers[1].linear2
+    assert not encoder.layers[1].linear2.weight.requires_grad
+    assert hooks(net) == 0
+    net = Mean()
+    assert find_last_layer(net, torch.randn(3, 6)) is net.head
+    with pytest.raises(RuntimeError):
+        find_last_layer(net, torch.randn(3, 5))
+    assert hooks(net) == 0
+    assert net.training
+
+
+def test_a_parametrised_last_layer_keeps_its_role() -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)))
+    roles = parameter_roles(net)
+    assert [roles[f"2.parametrizations.weight.original{k}"] for k in (0, 1)] == ["last", "last"]
+    assert (roles["0.weight"], roles["2.bias"]) == ("matrix", "vector")
+
+
 # features before it
+
+
+def test_features_of_a_head_that_is_called_by_name() -> None:
+    net, x = TwoHeads("by name"), torch.randn(6, 4)
+    h = net.body(x).relu()
+    seen = last_features(net, x, ends=False)
+    torch.testing.assert_close(seen.features, h)
+    _, (given,) = pass_through(net, x, net.head, inputs=True)
+    torch.testing.assert_close(given, h)
+    inputs = HeadInputs(net.head)
+    inputs.attach(net)
+    net(x)
+    torch.testing.assert_close(inputs.take(6), h)
+    with pytest.raises(ValueError, match="goes on behind its last linear layer"):
+        last_features(TwoHeads("cat"), x)
 
 
 class GoesOn(nn.Module):

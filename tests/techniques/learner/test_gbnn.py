@@ -71,6 +71,43 @@ def test_regression_loss_never_rises_on_all_rows(eta: float) -> None:
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(losses))
 
 
+def test_a_step_that_raises_the_loss_is_halved() -> None:
+    # -log p of two rows of classes +1 and -1 at F = 0: log 2 = 0.693; along h = (1, 1) they move alike, one up and one down
+    y, raw = np.array([[1.0], [-1.0]]), np.zeros((2, 1))
+    good, bad = np.array([[1.0], [-1.0]]), np.array([[1.0], [1.0]])
+    assert gbnn.held_back(y, raw, good, 3.0, "binary") == 3.0  # never longer, never shorter than it has to be
+    assert gbnn.held_back(y, raw, bad, 3.0, "binary") < 1e-7  # any step raises it, down to rounding
+    mixed = np.array(
+        [[1.0], [0.5]]
+    )  # the loss rises from a step of 1.005 on: 0.5 (log(1 + e^-2s) + log(1 + e^s)) = log 2
+    ends = minimize_scalar(
+        lambda s: (np.log1p(np.exp(-2 * s)) + np.log1p(np.exp(s)) - 2 * np.log(2)) ** 2, (0.5, 1.5), (0.6, 3.0)
+    )
+    crossing = float(ends.x)
+    step = gbnn.held_back(y, raw, mixed, 7.0, "binary")
+    assert step in (7.0 / 4, 7.0 / 8, 7.0 / 16)
+    assert step <= crossing < 2 * step
+    # squared error of y = 1 along h = 1: s and 2 - s cost the same, so that the longest is 2
+    one = np.ones((1, 1))
+    assert gbnn.held_back(one, 0 * one, one, 2.0, "reals") == 2.0
+    assert gbnn.held_back(one, 0 * one, one, 2.5, "reals") == 1.25
+    assert gbnn.held_back(one, one, one, 1.0, "reals") < 1e-7
+    assert gbnn.held_back(one, 0 * one, one, float("inf"), "reals") == 0.0
+
+
+@pytest.mark.parametrize(("kind", "total", "units"), [("reals", 40, 10), ("multiclass", 200, 5)])
+def test_the_training_loss_never_rises_on_a_part_of_the_rows_either(kind: str, total: int, units: int) -> None:
+    settings = {"total": total, "units": units, "max_iter": 100}
+    wild, kept = (model(kind, guard=guard, **settings) for guard in (False, True))
+    assert max(np.diff(wild.losses)) > 0.01
+    assert max(np.diff(kept.losses)) <= 0
+    X, y = problem(kind)
+    last = kept.raw(X)
+    told = kept.predict(X)
+    by_hand = np.mean((y[:, None] - last) ** 2) if kind == "reals" else -np.log(told[np.arange(len(y)), y]).mean()
+    assert kept.losses[-1] == pytest.approx(by_hand)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_residuals_are_the_negative_gradient_of_the_loss(kind: str) -> None:
     random = np.random.RandomState(0)
@@ -129,7 +166,7 @@ def test_equals_the_published_package(kind: str) -> None:
         theirs = base(loss(), total_nn=8, num_nn_step=2, eta=0.7, subsample=1.0, max_iter=10, random_state=4)
         theirs.fit(X, y)
         raw = theirs._decision_function(X)
-    ours = model(kind, total=8, units=2, eta=0.7, subsample=1.0, max_iter=10, seed=4)
+    ours = model(kind, total=8, units=2, eta=0.7, subsample=1.0, max_iter=10, seed=4, guard=False)
     np.testing.assert_allclose(ours.raw(X), raw.reshape(len(X), -1), rtol=1e-4, atol=1e-5)  # L-BFGS amplifies rounding
 
 
@@ -202,6 +239,32 @@ def test_learns_through_its_slot(name: str) -> None:
     else:
         torch.testing.assert_close(found[0].sum(1), torch.ones(len(data.test)))
         assert float((found[0].argmax(1) == data.test.y).float().mean()) > 0.85
+
+
+def test_through_its_slot_no_processor_decides() -> None:
+    data = open_dataset("breast-cancer").prepare(3)
+    features = features_of(data.train.x, data.spec)
+    learner = fit(data, Budget(1, 1, 1), torch.Generator().manual_seed(2), units=10)
+    model = learner.model
+    assert (model.max_iter, model.alpha, model.eta, model.guard, model.total) == (10, 1e-4, 1.0, True, 200)
+    nudged = GBNN(units=10, max_iter=10, seed=model.seed).fit(features * (1 + 2**-50), data.train.y.numpy())
+    asked = features_of(data.test.x, data.spec)
+    np.testing.assert_allclose(nudged.predict(asked), model.predict(asked), atol=1e-4)
+
+
+def test_every_setting_reaches_the_stages() -> None:
+    data = open_dataset("wine").prepare(1)
+    settings = {"total": 6, "units": 2, "eta": 0.3, "subsample": 0.7, "max_iter": 4, "alpha": 0.2, "guard": False}
+    grown = fit(data, Budget(1, 1, 1), torch.Generator().manual_seed(2), **settings).model
+    assert {name: getattr(grown, name) for name in settings} == settings
+    assert [stage.alpha for stage in grown.stages] == [0.2] * 3
+    assert {stage.n_iter_ for stage in grown.stages} == {4}
+    assert {stage.coefs_[0].shape for stage in grown.stages} == {(13, 2)}
+
+
+def test_no_rows_have_no_predictions() -> None:
+    for kind, width in (("reals", 1), ("binary", 2), ("multiclass", 3)):
+        assert model(kind).predict(np.zeros((0, 4))).shape == (0, width)
 
 
 def test_categories_become_one_hot() -> None:

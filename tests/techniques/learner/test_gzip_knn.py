@@ -181,3 +181,13 @@ def test_learns_through_its_slot() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(gzip_knn).failed == 0
+
+
+def test_strings_of_numpy_are_strings() -> None:
+    texts = ["the match ended two goals to one", "shares fell as the bank cut its rates", "goals and a match"]
+    plain = GzipKNN(k=1).fit(texts, [0, 1, 0]).distances(texts)
+    for kind in (np.str_, np.bytes_):
+        own = [kind(text) for text in texts] if kind is np.str_ else list(np.array([t.encode() for t in texts]))
+        np.testing.assert_array_equal(GzipKNN(k=1).fit(own, [0, 1, 0]).distances(own), plain)
+    with pytest.raises(ValueError, match="bytes, str"):
+        GzipKNN(k=1).fit([texts[0], texts[1].encode()], [0, 1])

@@ -12,6 +12,7 @@ from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.intermediate_layer_classifiers import (
     PENULTIMATE,
+    LayerClassifier,
     balanced_rows,
     block_names,
     chosen,
@@ -89,6 +90,22 @@ def mlp(depth: int = 3, inputs: int = 6, outputs: int = 2) -> nn.Sequential:
 
 def test_last_activation_is_told_once() -> None:
     assert list(layer_features(mlp(), torch.randn(7, 6))) == ["1", "3", PENULTIMATE]
+
+
+def test_a_layer_that_is_the_last_on_some_rows_alone_is_told_of_all() -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 2)
+    )
+    x = torch.randn(40, 6, generator=generator())
+    part = Part(x, (x[:, 0] > 0).long(), torch.arange(40))
+    found = probe_layers(net, part, part, penalties=[0.1])
+    assert list(found) == ["1", PENULTIMATE]
+    best = LayerClassifier(net, {"1": found["1"]}, "auto")
+    blank = best.predict(Part(torch.zeros(1, 6), torch.zeros(1).long(), torch.zeros(1).long()))  # zeros in every layer
+    expected = found["1"].head.logits(torch.zeros(1, 16)).softmax(dim=1).float()
+    torch.testing.assert_close(blank, expected)
+    assert list(layer_features(net, x, ["3"])) == ["3", PENULTIMATE]  # who names a layer is told of it
+    assert best.predict(Part(x[:0], part.y[:0], part.rows[:0])).shape == (0, 2)
 
 
 def test_selection_takes_the_best_and_the_later_of_equals() -> None:

@@ -60,6 +60,36 @@ def test_blocks_and_halves_agree() -> None:
     assert torch.allclose(half.vote(x, 10, 0.3), store.vote(x, 10, 0.3), atol=0.02)
 
 
+def test_rows_that_point_the_same_way_keep_their_distances() -> None:
+    x, y = rows(60)
+    q, _ = rows(7, seed=1)
+    for own, asked in ((False, q), (True, x)):
+        exact = Store.of(x + 1e4, y, 3).nearest(asked + 1e4, 5, own)
+        found = Store.of((x + 1e4).float(), y, 3).nearest((asked + 1e4).float(), 5, own)
+        assert float((found[0] - exact[0]).abs().max() / exact[0].mean()) < 0.05
+        assert float((found[1] == exact[1]).double().mean()) > 0.9
+
+
+def test_half_precision_and_no_rows() -> None:
+    x, y = rows()
+    store = Store.of(x.float(), y, 3)
+    for kind in (torch.bfloat16, torch.float16):
+        low = x.to(kind)
+        torch.testing.assert_close(store.vote(low, 7, 0.3), store.vote(low.float(), 7, 0.3))
+        logits, vote = x[:, :3].to(kind).requires_grad_(), torch.linspace(0.001, 0.999, 80).to(kind)
+        loss = knn_loss(logits, y, vote, "focal", 1.5)
+        wide = logits.detach().float().requires_grad_()
+        expected = knn_loss(wide, y, vote.float(), "focal", 1.5)
+        torch.testing.assert_close(loss, expected.to(kind))
+        torch.testing.assert_close(
+            torch.autograd.grad(loss.float().sum(), logits)[0].float(),
+            torch.autograd.grad(expected.sum(), wide)[0],
+            atol=2e-2,
+            rtol=2e-2,
+        )
+    assert store.vote(x[:0].float(), 7, 0.3).shape == (0, 3)
+
+
 def test_far_neighbours_do_not_underflow() -> None:
     found = votes(torch.tensor([[4.0, 4.0]]), torch.tensor([[0, 1]]), 1e-4, 3)
     assert found.tolist() == [[0.5, 0.5, 0.0]]

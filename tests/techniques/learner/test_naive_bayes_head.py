@@ -58,12 +58,31 @@ def test_merged_moments_are_those_of_all_rows() -> None:
     assert torch.allclose(from_moments(whole).weight, from_moments(merged).weight, rtol=1e-7)
 
 
-def test_dead_features_do_not_matter() -> None:
+@pytest.mark.parametrize("level", [3.0, 100.0, 2023.0, 1e4, 1.7e9])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_features_far_from_zero_do_not_cancel(level: float, spread: float) -> None:
     x, y = rows()
-    dead = torch.cat([x, torch.full((90, 1), 3.0, dtype=torch.float64)], dim=1)
-    a, b = naive_bayes(x, y, 3).logits(x), naive_bayes(dead, y, 3).logits(dead)
-    assert torch.equal(a.argmax(dim=1), b.argmax(dim=1))
-    assert torch.isfinite(b).all()
+    noise = torch.randn(90, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    one = torch.full((90, 1), level, dtype=torch.float64)
+    dead, near = torch.cat([x, one + spread * noise], dim=1), torch.cat([x, spread * noise], dim=1)
+    found = naive_bayes(dead, y, 3)
+    expected = naive_bayes(near, y, 3).log_density(near).softmax(dim=1)
+    torch.testing.assert_close(found.logits(dead).softmax(dim=1), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found.logits(dead + 0.0).softmax(1), found.log_density(dead).softmax(1), atol=1e-6, rtol=0
+    )
+    moved = naive_bayes(x + level, y, 3)
+    torch.testing.assert_close(
+        moved.logits(x + level).softmax(1), naive_bayes(x, y, 3).logits(x).softmax(1), atol=1e-6, rtol=0
+    )
+
+
+def test_labels_that_are_none() -> None:
+    x, y = rows()
+    for wrong in (-100, -1, 3):
+        with pytest.raises(ValueError, match=f"label {wrong}"):
+            naive_bayes(x, torch.where(torch.arange(90) == 4, wrong, y), 3)
+    assert torch.equal(naive_bayes(x, y[:, None], 3).weight, naive_bayes(x, y, 3).weight)
 
 
 def test_classes_without_rows_are_named_or_get_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from probatum.techniques.learner.noprop import (
     noised,
     prior_divergence,
     signal_to_noise,
+    update,
 )
 
 TABLE = Spec("table", "classes", (4,), 3, numeric=4)
@@ -25,7 +28,7 @@ TABLE = Spec("table", "classes", (4,), 3, numeric=4)
 
 def test_the_chain_keeps_the_law_with_an_oracle() -> None:
     levels, generator = cosine_levels(6), torch.Generator().manual_seed(0)
-    u = torch.tensor([1.5, -0.5], dtype=torch.float64).expand(200_000, 2)
+    u = torch.tensor([1.5, -0.5], dtype=torch.float64).expand(100_000, 2)
     z = noised(u, float(levels[0]), generator)
     for a, b, c, level in zip(*chain_coefficients(levels), levels[1:], strict=True):
         z = a * u + b * z + c.sqrt() * torch.randn(z.shape, generator=generator, dtype=z.dtype)
@@ -45,7 +48,7 @@ def test_coefficients_by_the_algebra_of_gaussians() -> None:
 def test_no_gradient_crosses_blocks() -> None:
     torch.manual_seed(0)
     net = NoProp(TABLE, blocks=3, embedding="learned")
-    losses = net.block_losses(torch.randn(8, 4), torch.arange(8) % 3, torch.Generator().manual_seed(0))
+    losses = list(net.block_losses(torch.randn(8, 4), torch.arange(8) % 3, torch.Generator().manual_seed(0)))
     for t, loss in enumerate(losses):
         for s, block in enumerate(net.blocks):
             found = torch.autograd.grad(loss, list(block.parameters()), retain_graph=True, allow_unused=True)
@@ -58,7 +61,7 @@ def test_losses_by_hand() -> None:
     torch.manual_seed(0)
     net = NoProp(TABLE, blocks=2, eta=0.3)
     x, y = torch.randn(6, 4), torch.arange(6) % 3
-    found = net.block_losses(x, y, torch.Generator().manual_seed(5))
+    found = list(net.block_losses(x, y, torch.Generator().manual_seed(5)))
     generator = torch.Generator().manual_seed(5)
     levels, u = net.levels, torch.eye(3)[y]
     expected = []
@@ -82,14 +85,14 @@ def test_losses_by_hand() -> None:
 @torch.no_grad()
 def test_the_ode_of_ct_follows_the_law_with_an_oracle() -> None:
     torch.manual_seed(0)
-    net = NoProp(TABLE, variant="ct", blocks=400)
+    net = NoProp(TABLE, variant="ct", blocks=200)
     target = torch.tensor([0.0, 1.0, 0.0])
     net.expected = lambda logits, learn=True: target.expand(len(logits), 3)  # type: ignore[method-assign]
     level, slope, ratio = net.schedule(torch.tensor([[0.3]]))
     ahead = net.schedule(torch.tensor([[0.3 + 1e-3]]))[0]
     assert float(slope) == pytest.approx(float(ahead - level) / 1e-3, rel=0.02)
     assert float(ratio) == pytest.approx(float(ahead / (1 - ahead) - level / (1 - level)) / 1e-3, rel=0.02)
-    z = net.end(torch.zeros(4000, 4), torch.Generator().manual_seed(0))
+    z = net.end(torch.zeros(3000, 4), torch.Generator().manual_seed(0), apart=True)
     last = float(net.schedule(torch.ones(1, 1))[0])
     # the start is taken from N(0, I), whose gap to N(sqrt(a_0) u, 1 - a_0) shrinks as sqrt((1 - a_T) / (1 - a_0))
     torch.testing.assert_close(z.mean(dim=0), last**0.5 * target, atol=0.03, rtol=0)
@@ -108,11 +111,73 @@ def test_the_ode_of_ct_follows_the_law_with_an_oracle() -> None:
 )
 def test_every_variant_learns(settings: dict, least: float) -> None:
     data = open_dataset("wine").prepare(0)
-    found = fit(data, Budget(200, 32, 4), torch.Generator().manual_seed(0), blocks=5, rate=5e-3, **settings)
+    found = fit(data, Budget(80, 32, 4), torch.Generator().manual_seed(0), blocks=3, rate=1e-2, **settings)
     first, second = found.predict(data.test), found.predict(data.test)
     assert torch.equal(first, second)
     torch.testing.assert_close(first.sum(dim=1), torch.ones(len(data.test)))
     assert (first.argmax(dim=1) == data.test.y).float().mean() > least
+
+
+class Held:
+    """Counts what graphs keep for their backward passes, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        return Kept(self, tensor)
+
+
+class Kept:
+    def __init__(self, held: Held, tensor: torch.Tensor) -> None:
+        self.held, self.tensor = held, tensor
+        held.now += tensor.numel()
+        held.most = max(held.most, held.now)
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.numel()
+
+
+def test_a_step_holds_the_activations_of_one_block() -> None:
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+    most, own = {}, {}
+    for blocks in (1, 8):
+        torch.manual_seed(0)
+        net = NoProp(TABLE, blocks=blocks)
+        optimizers = [torch.optim.SGD(group, lr=0.1) for group in local_parameters(net)]
+        before = copy.deepcopy(net.state_dict())
+        for name, step in (
+            ("own", lambda net, given: update(net, given, x, y, torch.Generator().manual_seed(1))),
+            ("all", lambda net, given: torch.stack(list(net.block_losses(x, y, torch.Generator()))).sum().backward()),
+        ):
+            held = Held()
+            with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+                step(net, optimizers)
+            assert held.now == 0
+            most[blocks, name] = held.most
+        own[blocks] = [not torch.equal(value, before[key]) for key, value in net.state_dict().items() if "fuse" in key]
+    assert most[8, "own"] <= 1.05 * most[1, "own"]
+    assert most[8, "all"] > 6 * most[1, "all"]
+    assert all(own[8])
+
+
+@pytest.mark.parametrize("variant", ["dt", "ct", "fm"])
+def test_a_prediction_does_not_hang_on_the_rows_beside_it(variant: str) -> None:
+    data = open_dataset("wine").prepare(0)
+    found = fit(data, Budget(3, 32, 4), torch.Generator().manual_seed(0), variant=variant, blocks=3, samples=2)
+    part = data.test
+    p = found.predict(part)
+    order = torch.arange(len(part)).flip(0)
+    turned = found.predict(type(part)(part.x[order].double(), part.y[order], part.rows[order]))
+    torch.testing.assert_close(turned[order], p)
+    many = type(part)(part.x[:1].expand(1030, -1), part.y[:1].expand(1030), part.rows[:1].expand(1030))
+    torch.testing.assert_close(found.predict(many), p[:1].expand(1030, -1))
+    generator = torch.Generator().manual_seed(found.seed)
+    with torch.no_grad():
+        chains = [found.net.head(found.net.end(part.x, generator)).softmax(dim=1) for _ in range(2)]
+    torch.testing.assert_close(p, (chains[0] + chains[1]) / 2)
+    assert not torch.allclose(chains[0], chains[1])
+    assert found.predict(type(part)(part.x[:0], part.y[:0], part.rows[:0])).shape == (0, 3)
 
 
 @pytest.mark.parametrize("levels", [[0.5, 0.4], [0.1, 0.1], [0.1], [0.0, 0.5], [0.2, 1.0]])

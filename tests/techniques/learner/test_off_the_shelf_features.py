@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from probatum.checks.toy import toy
 from probatum.numerics.networks.backbone import Backbone
@@ -23,6 +25,7 @@ from probatum.techniques.learner.off_the_shelf_features import (
     cross_validate,
     extract,
     fit,
+    margins,
     off_the_shelf,
     patch_distance,
     patches,
@@ -93,7 +96,19 @@ def test_whitened_references_have_unit_covariance_and_queries_do_not_matter() ->
     z = white.white(x)
     cov = z.T @ z / 199
     assert torch.allclose(cov, torch.eye(4, dtype=torch.float64), atol=1e-6)
-    assert torch.allclose(white(x).square().sum(dim=1).sqrt(), white(x).norm(dim=1))
+    query = torch.tensor([[3.0, -1.0, 0.5, 0.0, 2.0, -4.0]], dtype=torch.float64)
+    half = query / query.square().sum().sqrt()
+    for power in (0.5, 0.25, 1.0):
+        far = (half - white.mean) @ white.directions.T / white.scales
+        far = far / far.square().sum().sqrt()  # unit length a second time
+        expected = [math.copysign(abs(v) ** power, v) for v in far[0].tolist()]
+        assert white(query, power)[0].tolist() == pytest.approx(expected)
+        assert white(torch.cat([x, query]), power)[-1].tolist() == pytest.approx(expected)  # others do not matter
+    assert white(query).norm() != pytest.approx(1.0, abs=0.05)
+    scaled = Whitening.of(3 * x * torch.rand(200, 1, generator=torch.Generator().manual_seed(1)).double(), width=4)
+    torch.testing.assert_close(
+        scaled(query).abs(), white(query).abs()
+    )  # unit length before: sizes of rows do not matter
     assert Whitening.of(x, width=500).directions.shape[0] <= 6
     with pytest.raises(ValueError, match="whitening needs rows that differ"):
         Whitening.of(torch.ones(5, 3))
@@ -164,6 +179,38 @@ def test_on_the_bench(augment: bool) -> None:
     assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.8
     assert found.power == (0.5 if augment else 1.0)
     assert found.choice.accuracy == max(found.curve.values())
+
+
+def test_equal_accuracies_are_told_apart_by_margins() -> None:
+    scores = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, float("-inf")], [1.0, 0.0, float("-inf")]]).double()
+    spread = np.std([3.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0])
+    found = margins(scores, torch.tensor([0, 0, 2]))
+    np.testing.assert_allclose(found.numpy(), [2 / spread, -2 / spread, 0.0])
+    x, y = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    same = off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["2", "3"], penalties=(1.0,))
+    assert same.curve["2"] == same.curve["3"]  # flattening changes nothing
+    assert same.choice.layer == "3"
+    assert off_the_shelf(Backbone(net().eval()), x, y, 3, layers=["3", "2"], penalties=(1.0,)).choice.layer == "2"
+    # two features tell both classes apart on all rows, the first one by more in its own deviations
+    y, noise = torch.arange(40) % 2, torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clear = 0.02 * noise + F.one_hot(y, 2)
+    dim = 0.15 * noise + F.one_hot(y, 2)
+    (_, a, m), (_, b, n) = (cross_validate([part], y, 2, (1.0,)) for part in (clear, dim))
+    assert a == b == 1.0
+    assert m > n > 1.0
+    penalty, _, most = cross_validate([dim], y, 2, (1e-3, 1.0, 10.0))
+    each = {c: cross_validate([dim], y, 2, (c,))[1:] for c in (1e-3, 1.0, 10.0)}
+    assert each[penalty] == max(each.values())
+    assert most == each[penalty][1]
+
+
+def test_labels_that_are_none() -> None:
+    x, y = rows()
+    for wrong in (-100, -1, 3):
+        with pytest.raises(ValueError, match=f"label {wrong}"):
+            Machines(unit(x), torch.where(torch.arange(60) == 4, wrong, y), 3, 1.0)
+    column = Machines(unit(x), y[:, None], 3, 1.0)
+    assert torch.equal(column.weight, Machines(unit(x), y, 3, 1.0).weight)
 
 
 def test_misuse() -> None:

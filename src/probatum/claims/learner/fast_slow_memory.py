@@ -1,29 +1,44 @@
 """Claims of fast and slow learning (arXiv:2011.05438): quicker recall than by back-propagation alone, and rare classes.
 
-Chosen on seeds 1 and 2: the rate of each way out of 0.003, 0.01 and 0.03, by recall at the second presentation on episodes of
-validation digits; the fast rate out of 0.03, 0.3 and 3 (at a rate of 0.03 only 0.03).
+Both ways out get 1,500 updates. While they answer, the controllers of the fast one go on learning, episode by episode, from
+the labels as they come, which is the point of predicted gradients; the other has no such way. Rates were chosen on seeds 1 and 2
+on validation digits, for each task by itself: see `CHOSEN`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.learner.fast_slow_memory import FastSlow, Feedback, MemoryNet
+from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
+    FastSlow,
+    Feedback,
+    MemoryNet,
+    clipped,
+    run_episode,
+)
 from probatum.train.rng import generator_for, seeded
 
-ITEMS, TIMES, BATCH, STEPS = 3, 4, 32, 300
+ITEMS, TIMES, BATCH, STEPS, EPISODES = 2, 3, 32, 1500, 200
 WIDTH, SLOTS = 32, 8
-PLAIN_RATE, RATE, FAST_RATE = 1e-2, 3e-3, 0.03
-RARE, RARE_SHARE, RARE_STEPS = 3, 0.02, 300
+CHOSEN = {
+    ("recall", "plain"): (3e-3, 0.0),
+    ("recall", "fast"): (3e-3, 0.03),
+    ("rare", "plain"): (1e-2, 0.0),
+    ("rare", "fast"): (3e-3, 0.03),
+}
+"""Rate of the slow way and of the fast updates."""
+RARE, RARE_SHARE = 3, 0.02
+NOTE = "What is tried is a reconstruction."
 
 
 @dataclass(frozen=True)
@@ -37,36 +52,42 @@ class Episodes:
 
 def episodes(part: Part, n: int, generator: torch.Generator) -> Episodes:
     """Each shows `ITEMS` digits of different classes `TIMES` times; labels are drawn anew and come one step late."""
-    rows, digits = part.x.flatten(1), [(part.y == c).nonzero().squeeze(1) for c in range(10)]
-    length = ITEMS * TIMES
-    x, y = torch.zeros(n, length, rows.shape[1] + ITEMS), torch.zeros(n, length, dtype=torch.int64)
-    before = torch.zeros(n, length, dtype=torch.int64)
-    for i in range(n):
-        classes = torch.randperm(10, generator=generator)[:ITEMS]
-        labels = torch.randperm(ITEMS, generator=generator)
-        items = [digits[int(c)][torch.randint(len(digits[int(c)]), (), generator=generator)] for c in classes]
-        order = torch.randperm(length, generator=generator) % ITEMS
-        count = [0] * ITEMS
-        for t, item in enumerate(order.tolist()):
-            x[i, t, : rows.shape[1]] = rows[items[item]]
-            if t:
-                x[i, t, rows.shape[1] + int(y[i, t - 1])] = 1.0
-            y[i, t], before[i, t] = labels[item], count[item]
-            count[item] += 1
-    return Episodes(x, y, before)
+    rows, length = part.x.flatten(1), ITEMS * TIMES
+    counts = part.y.bincount(minlength=10)
+    place = part.y.argsort(stable=True)  # rows class by class
+    draw = partial(torch.rand, generator=generator)
+    classes, labels = draw(n, 10).argsort(dim=1)[:, :ITEMS], draw(n, ITEMS).argsort(dim=1)
+    items = place[(counts.cumsum(0) - counts)[classes] + (draw(n, ITEMS) * counts[classes]).long()]
+    order = draw(n, length).argsort(dim=1) % ITEMS
+    y = labels.gather(1, order)
+    shown = F.one_hot(order, ITEMS)
+    before = (shown.cumsum(dim=1) - shown).gather(2, order[:, :, None]).squeeze(2)
+    told = F.pad(F.one_hot(y, ITEMS)[:, :-1], (0, 0, 1, 0)).float()
+    return Episodes(torch.cat([rows[items.gather(1, order)], told], dim=2), y, before)
 
 
 Update = Callable[[Tensor, Tensor], float]
+Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 def trainer(
     kind: str, features: int, classes: int, seed: int, rate: float, fast_rate: float
-) -> tuple[MemoryNet, Update]:
-    """The memory network and what makes one update of it, "fast" or "plain" (Adam on everything, through time)."""
+) -> tuple[MemoryNet, Update, Answer]:
+    """A memory network, what makes one update of it, "fast" or "plain" (Adam on everything, through time), and what answers."""
     with seeded(seed, "initial weights"):
         net, feedback = MemoryNet(features, classes, WIDTH, SLOTS), Feedback(classes, WIDTH)
     if kind == "fast":
-        return net, FastSlow(net, feedback, rate, fast_rate).update
+        own = FastSlow(net, feedback, rate, fast_rate)
+
+        def answer(x: Tensor, y: Tensor) -> Tensor:
+            """Logits of each step, given before its label is told; the controllers start anew with every episode."""
+            found = []
+            for row, labels in zip(x, y, strict=True):
+                signal = partial(_signal, feedback, labels[None])
+                found.append(run_episode(net, row[None], signal, fast_rate).logits.detach())
+            return torch.cat(found)
+
+        return net, own.update, answer
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
 
     def update(x: Tensor, y: Tensor) -> float:
@@ -76,29 +97,33 @@ def trainer(
         optimizer.step()
         return float(loss.detach())
 
-    return net, update
+    return net, update, lambda x, _y: net(x).detach()
+
+
+def _signal(feedback: Feedback, labels: Tensor, name: str, u: Tensor, t: int) -> Tensor:
+    with torch.no_grad():
+        return clipped(feedback(name, u, labels[:, t]))
 
 
 def recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> list[float]:
     """Accuracy on held-out digits at the first, second, ... presentation after training on episodes."""
-    net, update = trainer(kind, 64 + ITEMS, ITEMS, seed, rate, fast_rate)
+    _, update, answer = trainer(kind, 64 + ITEMS, ITEMS, seed, rate, fast_rate)
     draw = generator_for(seed, "episodes")
     for _ in range(STEPS):
         shown = episodes(data.train, BATCH, draw)
         update(shown.x, shown.y)
-    asked = episodes(held, 300, generator_for(seed, "held-out episodes"))
-    with torch.no_grad():
-        right = net(asked.x).argmax(dim=2) == asked.y
+    asked = episodes(held, EPISODES, generator_for(seed, "held-out episodes"))
+    right = answer(asked.x, asked.y).argmax(dim=2) == asked.y
     return [float(right[asked.before == k].float().mean()) for k in range(TIMES)]
 
 
 def rare_data(seed: int) -> Data:
-    """digits as sequences of eight rows, one class cut to 2 % of the training rows."""
+    """digits as sequences of four pairs of rows, one class cut to 2 % of the training rows."""
     data = open_dataset("digits").prepare(seed)
-    spec = Spec("series", "classes", (8, 8), 10)
+    spec = Spec("series", "classes", (8, 4), 10)
 
     def rows(part: Part) -> Part:
-        return replace(part, x=part.x.squeeze(1).transpose(1, 2))
+        return replace(part, x=part.x.squeeze(1).unflatten(1, (4, 2)).mean(dim=2).transpose(1, 2))
 
     train = rows(data.train)
     own = (train.y == RARE).nonzero().squeeze(1)
@@ -109,10 +134,10 @@ def rare_data(seed: int) -> Data:
 
 
 def rare_recall(kind: str, data: Data, seed: int, rate: float, fast_rate: float, held: Part) -> tuple[float, float]:
-    """Recall of the rare class and accuracy, label asked for at every step, told by the last."""
-    net, update = trainer(kind, 8, 10, seed, rate, fast_rate)
+    """Recall of the rare class and accuracy; the label is asked for at every step and told by the last answer alone."""
+    net, update, _ = trainer(kind, 8, 10, seed, rate, fast_rate)
     x, y, draw = data.train.x.transpose(1, 2), data.train.y, generator_for(seed, "order")
-    for _ in range(RARE_STEPS):
+    for _ in range(STEPS):
         index = torch.randint(len(y), (BATCH,), generator=draw)
         update(x[index], y[index][:, None].expand(-1, x.shape[1]).contiguous())
     with torch.no_grad():
@@ -125,24 +150,19 @@ def _run(seeds: Sequence[int]) -> Evidence:
     for seed in seeds:
         data, rare = open_dataset("digits").prepare(seed), rare_data(seed)
         row: dict[str, float] = {"seed": float(seed)}
-        for kind, rate in (("plain", PLAIN_RATE), ("fast", RATE)):
-            for k, value in enumerate(recall(kind, data, seed, rate, FAST_RATE, data.test)):
+        for kind in ("plain", "fast"):
+            for k, value in enumerate(recall(kind, data, seed, *CHOSEN["recall", kind], data.test)):
                 row[f"{kind}_presentation_{k + 1}"] = value
-            row[f"{kind}_rare_recall"], row[f"{kind}_accuracy"] = rare_recall(
-                kind, rare, seed, rate, FAST_RATE, rare.test
-            )
+            found = rare_recall(kind, rare, seed, *CHOSEN["rare", kind], rare.test)
+            row[f"{kind}_rare_recall"], row[f"{kind}_accuracy"] = found
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    better = [float(row["fast_presentation_2"] > row["plain_presentation_2"]) for row in rows]
-    measured["share_of_seeds_better"] = mean(better)
-    measured["rare_gain"] = measured["fast_rare_recall"] - measured["plain_rare_recall"]
-    holds = mean(better) >= 0.8 and measured["rare_gain"] > 0
-    note = (
-        "What is tried is a reconstruction. Controllers that follow predicted gradients alone stay behind those trained through "
-        "time at every rate tried: the feedback nets see a gradient that changes as fast as the controllers do, and neither way "
-        "has learned to bind labels after 300 updates of 32 episodes (chance is one third)."
-    )
-    return Evidence(holds, measured, tuple(rows), note)
+    second = interval([row["fast_presentation_2"] - row["plain_presentation_2"] for row in rows])
+    rare_gain = interval([row["fast_rare_recall"] - row["plain_rare_recall"] for row in rows])
+    measured |= {**second.told("second_gain"), **rare_gain.told("rare_gain"), "chance": 1 / ITEMS}
+    learnt = interval([row["plain_presentation_2"] - 1 / ITEMS for row in rows])
+    controls = {"the network trained through time recalls better than chance": learnt.low > 0.1}
+    return Evidence(second.low > 0 and rare_gain.low > 0, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
@@ -150,11 +170,12 @@ CLAIMS = (
         id="fast-recall",
         says="Controllers that learn at once from predicted gradients recall sooner and keep rare classes better.",
         threshold=(
-            "accuracy at the second presentation above that of the same memory trained through time, on 4 of 5 seeds at equal "
-            "updates; recall of a class of 2 % of the rows higher on average"
+            "90 % intervals of both gains over the same memory trained through time, at equal updates, are above 0: of the accuracy "
+            "at the second presentation, and of the recall of a class of 2 % of the rows"
         ),
         data="episodes of digits with labels drawn anew; digits as sequences with a rare class",
         run=_run,
-        minutes=3.0,
+        minutes=5.0,
+        seeds=tuple(range(201, 204)),
     ),
 )

@@ -1,12 +1,16 @@
 """Claims of NoProp (arXiv:2503.24322): blocks that learn alone come near networks trained by back-propagation.
 
 Learning rates were chosen by validation accuracy on seeds 1 and 2, on both sets, out of 0.0003, 0.001, 0.003 and 0.01: for
-NoProp, for the same chain and for one block's encoder with a linear head, the latter two by back-propagation. That through
-ten softmaxes and their noise trains badly at these lengths, so that the bar is the plain network.
+NoProp and for one block's encoder with a linear head by back-propagation, which is the bar: the same chain by
+back-propagation through ten softmaxes and their noise trains badly at these lengths. Memory is what `fit`'s own step holds at
+most for backward passes, against a step of that chain; beside it a step that builds the losses of all blocks before the first
+of them goes backward, which learns the same and saves nothing.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,22 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part
-from probatum.techniques.learner.noprop import NoProp, chain_coefficients, fit
+from probatum.techniques.learner.noprop import NoProp, chain_coefficients, fit, local_parameters, update
 from probatum.train.rng import generator_for, seeded
 
 BLOCKS, BATCH = 10, 128
-EPOCHS = {"digits": 60, "mnist": 20}
+EPOCHS = {"digits": 60, "mnist": 10}
 WITHIN = {"digits": 0.05, "mnist": 0.02}
+MEMORY = 0.5
 RATES = {
     ("digits", "noprop"): 3e-3,
-    ("digits", "chain"): 1e-2,
     ("digits", "plain"): 1e-2,
     ("mnist", "noprop"): 1e-2,
-    ("mnist", "chain"): 1e-2,
     ("mnist", "plain"): 1e-2,
 }
 
@@ -62,20 +65,18 @@ def chained(net: NoProp, x: Tensor, generator: torch.Generator) -> Tensor:
     return net.head(z)
 
 
-def by_back_propagation(kind: str, data: Data, budget: Budget, seed: int, rate: float) -> nn.Module:
-    """The same chain end to end, or "plain": the encoder of one block with a linear head."""
-    generator, order = generator_for(seed, "noise"), generator_for(seed, "order")
+def by_back_propagation(data: Data, budget: Budget, seed: int, rate: float) -> nn.Module:
+    """The encoder of one block with a linear head."""
+    order = generator_for(seed, "order")
     with seeded(seed, "initial weights"):
-        chain = NoProp(data.spec, blocks=BLOCKS)
-        look = chain.blocks[0].look
-        net = chain if kind == "chain" else nn.Sequential(look, nn.ReLU(), nn.Linear(64, data.spec.outputs))
-    logits: Callable[[Tensor], Tensor] = net if kind == "plain" else lambda rows: chained(chain, rows, generator)
+        look = NoProp(data.spec, blocks=1).blocks[0].look
+        net = nn.Sequential(look, nn.ReLU(), nn.Linear(64, data.spec.outputs))
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3, fused=True)
     x, y = data.train.x, data.train.y
     for _ in range(budget.steps):
         index = torch.randint(len(y), (budget.batch_size,), generator=order)
         optimizer.zero_grad()
-        F.cross_entropy(logits(x[index]), y[index]).backward()
+        F.cross_entropy(net(x[index]), y[index]).backward()
         optimizer.step()
     return net.eval()
 
@@ -87,56 +88,77 @@ def accuracy(net: nn.Module, part: Part, seed: int) -> float:
     return float((found.argmax(dim=1) == part.y).float().mean())
 
 
-def held_bytes(passes: Callable[[], Tensor]) -> float:
-    """Bytes of activations that a pass keeps for its backward pass."""
-    kept: dict[int, int] = {}
+class Held:
+    """Bytes that graphs keep for their backward passes: `now`, and the `most` there were; weights and inputs do not count."""
 
-    def keep(tensor: Tensor) -> Tensor:
+    def __init__(self, net: nn.Module, *given: Tensor) -> None:
+        self.free = {value.untyped_storage().data_ptr() for value in (*net.parameters(), *net.buffers(), *given)}
+        self.uses: Counter[int] = Counter()
+        self.now = self.most = 0
+
+    def while_doing(self, step: Callable[[], object]) -> int:
+        """The most of them at any time in the step."""
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor):
+            step()
+        return self.most
+
+
+class _Kept:
+    """A tensor that a graph keeps, until the graph lets go of it."""
+
+    def __init__(self, held: Held, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        self.held, self.tensor, self.place, self.bytes = held, tensor, storage.data_ptr(), storage.nbytes()
+        if self.place not in held.free:
+            held.uses[self.place] += 1
+            held.now += self.bytes if held.uses[self.place] == 1 else 0
+            held.most = max(held.most, held.now)
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        passes()
-    return float(sum(kept.values()))
+    def __del__(self) -> None:
+        if self.place not in self.held.free:
+            self.held.uses[self.place] -= 1
+            self.held.now -= self.bytes if not self.held.uses[self.place] else 0
 
 
-def memories(net: NoProp, data: Data, seed: int) -> tuple[float, float]:
-    """Bytes held in a step: the most of any block alone, and of the whole chain."""
-    x, y, generator = data.train.x[:BATCH], data.train.y[:BATCH], generator_for(seed, "memory")
-    z = torch.randn(BATCH, net.table.shape[1], generator=generator)
-    one = max(
-        held_bytes(lambda block=block: (net.expected(block(z, x)) - net.table[y]).square().sum())
-        for block in net.blocks
-    )
-    return one, held_bytes(lambda: F.cross_entropy(chained(net, x, generator), y))
+def memories(net: NoProp, data: Data, seed: int) -> dict[str, int]:
+    """Bytes held at most in a step of `fit`, of all block losses at once, and of the chain by back-propagation."""
+    x, y = data.train.x[:BATCH].clone(), data.train.y[:BATCH].clone()
+    steps: dict[str, Callable[[NoProp, torch.Generator], object]] = {
+        "step": lambda own, draws: update(own, [torch.optim.AdamW(g) for g in local_parameters(own)], x, y, draws),
+        "all": lambda own, draws: torch.stack(list(own.block_losses(x, y, draws))).sum().backward(),
+        "chain": lambda own, draws: F.cross_entropy(chained(own, x, draws), y).backward(),
+    }
+    found = {}
+    for name, step in steps.items():
+        own = copy.deepcopy(net)
+        found[name] = Held(own, x, y).while_doing(lambda own=own, step=step: step(own, generator_for(seed, "memory")))
+    return found
 
 
 def _run(seeds: Sequence[int]) -> Evidence:
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for name in EPOCHS:
         for seed in seeds:
             data = data_of(name, seed)
             budget = budget_of(name, data)
             ours = fit(data, budget, generator_for(seed, "noprop"), blocks=BLOCKS, rate=RATES[name, "noprop"]).net
+            plain = by_back_propagation(data, budget, seed, RATES[name, "plain"])
             row: dict[str, float | str] = {"data": name, "seed": float(seed)}
-            row["noprop"] = accuracy(ours, data.test, seed)
-            for kind in ("chain", "plain"):
-                theirs = by_back_propagation(kind, data, budget, seed, RATES[name, kind])
-                row[kind] = accuracy(theirs, data.test, seed)
-            one, all_of_them = memories(ours, data, seed)
-            row["share_of_activation_memory"] = one / all_of_them
+            row |= {"noprop": accuracy(ours, data.test, seed), "plain": accuracy(plain, data.test, seed)}
+            held = memories(ours, data, seed)
+            row |= {"memory": held["step"] / held["chain"], "memory_of_all_at_once": held["all"] / held["chain"]}
             rows.append(row)
     measured: dict[str, float] = {}
-    holds = True
+    holds, controls = True, {}
     for name, within in WITHIN.items():
         own = [row for row in rows if row["data"] == name]
-        for key in ("noprop", "chain", "plain", "share_of_activation_memory"):
+        for key in ("noprop", "plain", "memory", "memory_of_all_at_once"):
             measured[f"{name}_{key}"] = mean([float(row[key]) for row in own])
-        near = [float(float(row["plain"]) - float(row["noprop"]) <= within) for row in own]
-        measured[f"{name}_share_of_seeds_near"] = mean(near)
-        holds &= mean(near) >= 0.8 and measured[f"{name}_share_of_activation_memory"] < 1
-    return Evidence(holds, measured, tuple(rows))
+        gap = interval([float(row["noprop"]) - float(row["plain"]) for row in own])
+        measured |= gap.told(f"{name}_gap")
+        holds &= gap.low >= -within and measured[f"{name}_memory"] <= MEMORY
+        controls[f"{name}: all losses at once save no memory"] = measured[f"{name}_memory_of_all_at_once"] > 0.9
+    return Evidence(holds, measured, tuple(rows), controls=controls)
 
 
 CLAIMS = (
@@ -144,12 +166,13 @@ CLAIMS = (
         id="near-back-propagation",
         says="Blocks that learn to denoise the label, each alone, come near a network trained by back-propagation.",
         threshold=(
-            "accuracy within 5 points of a plain network by back-propagation on digits and within 2 on mnist, on 4 of 5 seeds, "
-            "and less activation memory than the chain by back-propagation"
+            "90 % interval of the accuracy less that of a plain network by back-propagation above -5 points on digits and -2 on "
+            "mnist; a step of training holds at most half of the activations of one of the chain by back-propagation"
         ),
         data="digits; mnist at half resolution, 10,000 rows",
         run=_run,
-        minutes=5.0,
+        minutes=4.0,
         needs_library=True,
+        seeds=tuple(range(201, 206)),
     ),
 )

@@ -33,7 +33,8 @@ class Backbone:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.network is None:
-            return x.flatten(1).float()
+            flat = x.flatten(1)
+            return flat if flat.dtype == torch.float64 else flat.float()
         self.head = self.head or head_of(self.network, x)
         return last_features(self.network, x, self.head, ends=False).features
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-from probatum.numerics.networks.last_layer import find_last_layer, named_module
+from probatum.numerics.networks.last_layer import last_layers, named_module
 
 ROLES = ("matrix", "embedding", "last", "vector")
 
@@ -17,15 +18,15 @@ def parameter_roles(
     """The role of every trainable parameter, by name, in the model's order.
 
     Parameters with fewer than two dimensions are vectors; weights of embeddings are embeddings; the weight of
-    `last_layer` (by default what `find_last_layer` finds) is last, also where it is tied to an embedding; all others
+    `last_layer` (by default of all that `last_layers` finds) is last, also where it is tied to an embedding; all others
     are matrices. `override` maps names to roles and wins.
 
     Raises:
         ValueError: a name in `override` that the model lacks, or an unknown role.
     """
     override = dict(override or {})
-    last = find_last_layer(model) if last_layer is None else named_module(model, last_layer)
-    last_weight = getattr(last, "weight", None)
+    last = last_layers(model) if last_layer is None else [named_module(model, last_layer)]
+    last_weights = {id(weight) for layer in last for weight in _weights(layer)}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, role in override.items():
@@ -37,9 +38,17 @@ def parameter_roles(
     for name, parameter in parameters.items():
         if parameter.ndim < 2:
             role = "vector"
-        elif parameter is last_weight:
+        elif id(parameter) in last_weights:
             role = "last"
         else:
             role = "embedding" if id(parameter) in embeddings else "matrix"
         roles[name] = override.get(name, role)
     return roles
+
+
+def _weights(layer: nn.Module | None) -> list[nn.Parameter]:
+    """The weight of a layer; what it is computed from where it is parametrised."""
+    if layer is not None and parametrize.is_parametrized(layer, "weight"):
+        return list(layer.parametrizations["weight"].parameters())  # type: ignore[union-attr,index,operator]
+    weight = getattr(layer, "weight", None)
+    return [] if weight is None else [weight]

@@ -1,13 +1,14 @@
 """Watching layers: what chosen modules take in and give, read in one look or kept while a network trains.
 
 Hooks are taken off again, after an exception too; a look changes no mode, no statistics and no random stream. What a later
-module changes in place (`nn.ReLU(inplace=True)` and its kin) is copied before, which costs nothing where nobody does so.
+module changes in place (`nn.ReLU(inplace=True)` and its kin) is copied before; a look costs nothing more where nobody does so.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.modes import evaluating
-from probatum.numerics.networks.surgery import OffFastPath
+from probatum.numerics.networks.surgery import OffFastPath, inside_attention
 from probatum.numerics.tensors.draws import random_state_kept
 
 ACTIVATIONS = (
@@ -37,21 +38,41 @@ def hooked(
 ) -> Iterator[None]:
     """A block in which `before(name, inputs)` and `after(name, inputs, output)` are called around every run of the modules.
 
-    What they return, if not None, takes the place of inputs and output. Transformer encoders around the modules do not take
-    their fast path meanwhile, which would pass them by.
+    What they return, if not None, takes the place of inputs and output. Inputs given by name are told by place. Transformer
+    encoders around the modules do not take their fast path meanwhile, which would pass them by.
     """
     slow, handles = OffFastPath(net, modules.values()), []
+
+    def enter(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        given, left = by_place(module, inputs, named)
+        found = None if before is None else before(name, given)
+        return None if found is None else (found if isinstance(found, tuple) else (found,), left)
+
+    def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        return None if after is None else after(name, by_place(module, inputs, named)[0], output)
+
     try:
         for name, module in modules.items():
             if before is not None:
-                handles.append(module.register_forward_pre_hook(lambda _m, i, name=name: before(name, i)))
+                hook = functools.partial(enter, name)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             if after is not None:
-                handles.append(module.register_forward_hook(lambda _m, i, o, name=name: after(name, i, o)))
+                handles.append(module.register_forward_hook(functools.partial(leave, name), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
         slow.undo()
+
+
+def by_place(
+    module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a call, those given by name put in their places, and what can be given by name alone."""
+    if not named:
+        return inputs, {}
+    bound = inspect.signature(module.forward).bind(*inputs, **named)
+    return bound.args, bound.kwargs
 
 
 def look(
@@ -69,7 +90,7 @@ def look(
 def outputs_of(net: nn.Module, x: Tensor, block: int = 512) -> Tensor:
     """The network's outputs for all rows, `block` at once, in evaluation mode and without gradients; nothing of it changes."""
     with evaluating(net), random_state_kept(), torch.no_grad():
-        return torch.cat([net(rows) for rows in x.split(block)])
+        return torch.cat([net(rows.clone()) for rows in x.split(block)])
 
 
 class Keeper:
@@ -80,7 +101,10 @@ class Keeper:
         self._seen: list[tuple[Tensor, int]] = []
 
     def keep(self, value: Any) -> Any:
-        """The value, or its copy."""
+        """The value, or its copy; tuples and lists tensor by tensor."""
+        if isinstance(value, tuple | list):
+            parts = [self.keep(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if not isinstance(value, Tensor):
             return value
         if self.copies or value.is_inference():  # inference tensors count no changes
@@ -104,24 +128,34 @@ def unspoiled(read: Callable[[Keeper], Found]) -> Found:
 def pass_through(net: nn.Module, x: Tensor, module: nn.Module, inputs: bool = False) -> tuple[Any, list[Any]]:
     """One pass in the modes and with the gradients that are in force: the output, and what the module gave at each run.
 
-    With `inputs` what it took in, its first argument. A copy that is needed lies before what changes it, in the graph too.
+    With `inputs` what it took in, its first argument. What follows goes on with a copy, in the graph too, so that nothing
+    changes in place what was seen, and no second pass moves statistics or draws again.
+
+    Raises:
+        ValueError: a part of `nn.MultiheadAttention`, which reads the weights of its parts without running them.
     """
+    check_runs(net, [module])
+    seen: list[Any] = []
 
-    def read(keeper: Keeper) -> tuple[Any, list[Any]]:
-        seen: list[Any] = []
+    def note(_name: str, given: tuple[Any, ...], output: Any = None) -> Any:
+        seen.append(given[0] if inputs else output)
+        kept = Keeper(copies=True).keep(seen[-1])
+        return (kept, *given[1:]) if inputs else kept
 
-        def note(_name: str, given: tuple[Any, ...], output: Any = None) -> Any:
-            value = given[0] if inputs else output
-            kept = keeper.keep(value)
-            seen.append(value if keeper.copies else kept)
-            if not keeper.copies:
-                return None
-            return (kept, *given[1:]) if inputs else kept  # the copy goes on, and the original is nobody's to change
+    with hooked(net, {"": module}, None if inputs else note, note if inputs else None):
+        return net(x.clone()), seen  # a network may begin by changing x in place
 
-        with hooked(net, {"": module}, None if inputs else note, note if inputs else None):
-            return net(x.clone()), seen  # a network may begin by changing x in place
 
-    return unspoiled(read)
+def check_runs(net: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """ValueError for a part of `nn.MultiheadAttention`, which reads the weights of its parts without running them."""
+    closed = inside_attention(net)
+    for module in modules:
+        if id(module) in closed:
+            name = next(name for name, part in net.named_modules() if part is module)
+            raise ValueError(
+                f"{name!r} is a part of nn.MultiheadAttention, which reads its weights without running it; watch the "
+                "attention itself"
+            )
 
 
 def hidden_layers(model: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -262,7 +296,10 @@ class Watch:
         copies: of which of them to keep copies, since a later module changes them in place; see `changed_in_place`.
 
     Attributes:
-        seen: name -> output of the last pass in training mode.
+        seen: name -> output of the last pass of the network in training mode; layers that are kept in evaluation count too.
+
+    Raises:
+        ValueError: a part of `nn.MultiheadAttention`, which reads the weights of its parts without running them.
     """
 
     def __init__(self, net: nn.Module, names: Sequence[str], copies: Collection[str] = ()) -> None:
@@ -282,6 +319,7 @@ class Watch:
         self._take_off()
         modules = dict(self.net.named_modules())
         chosen = dict.fromkeys(name.partition(CALL)[0] for name in self.names)
+        check_runs(self.net, [modules[path] for path in chosen])
         self._slow = OffFastPath(self.net, [modules[path] for path in chosen])
         self._turns.clear()
         self._handles = [
@@ -313,8 +351,8 @@ class Watch:
     def _begin(self, _net: nn.Module, _inputs: Any) -> None:
         self._turns.clear()
 
-    def _keep(self, path: str, module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if not module.training:
+    def _keep(self, path: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if not self.net.training:
             return
         turn = self._turns[path] = self._turns.get(path, 0) + 1
         name = path if turn == 1 else f"{path}{CALL}{turn}"
@@ -329,10 +367,12 @@ class Watch:
 
 
 def changed_in_place(model: nn.Module, x: Tensor, names: Sequence[str]) -> set[str]:
-    """Which of these layers' outputs a later module changes in place, judged by one look at x."""
-    drops = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-    if any(isinstance(module, drops) and module.inplace for module in model.modules()):
-        return set(names)  # a look, which is in evaluation mode, does not see them act
+    """Which of these layers' outputs a later module may change in place, judged by one look at x.
+
+    All, where something acts in training alone, which a look does not see: a dropout in place, or code that asks for the mode.
+    """
+    if any(_acts_by_mode(module) for module in model.modules()):
+        return set(names)
     keepers: dict[str, Keeper] = {}
 
     def note(name: str, _inputs: tuple[Any, ...], output: Any) -> None:
@@ -344,8 +384,17 @@ def changed_in_place(model: nn.Module, x: Tensor, names: Sequence[str]) -> set[s
     return {name for name in names if name in keepers and keepers[name].spoiled}
 
 
+def _acts_by_mode(module: nn.Module) -> bool:
+    """Whether it is a dropout in place, or of a class not of torch whose functions ask for the mode."""
+    if getattr(module, "inplace", False) and isinstance(module, nn.modules.dropout._DropoutNd):
+        return True
+    own = (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch."))
+    codes = (getattr(value, "__code__", None) for kind in own for value in vars(kind).values())
+    return any("training" in code.co_names for code in codes if code is not None)
+
+
 class HeadInputs:
-    """Keeps the input of a linear layer in training mode; `attach` before training, `detach` after.
+    """Keeps the input of a linear layer in training passes; `attach` before training, `detach` after.
 
     Other methods may pass rows through the network within a step. What the pass in question saw is found by the output that
     it ended in; without an output, or with one that no pass gave, it is the first since `begin`.
@@ -361,13 +410,15 @@ class HeadInputs:
         if not isinstance(head, nn.Linear):
             raise TypeError(f"the last layer is {type(head).__name__}; features are read before an nn.Linear")
         self.head = head
+        self._net: nn.Module = head
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._handle: Any = None
 
-    def attach(self) -> None:
-        """Begin to watch."""
+    def attach(self, net: nn.Module | None = None) -> None:
+        """Begin to watch passes in which `net` is in training mode; None = the layer itself, which may be kept in evaluation."""
         self.detach()
-        self._handle = self.head.register_forward_hook(self._watch)
+        self._net = self.head if net is None else net
+        self._handle = self.head.register_forward_hook(self._watch, with_kwargs=True)
 
     def begin(self) -> None:
         """A new pass: what was seen before it is let go."""
@@ -404,9 +455,9 @@ class HeadInputs:
             raise ValueError(f"the last layer saw {tuple(features.shape)} for {rows} rows; one vector a row is needed")
         return features
 
-    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if module.training:
-            self._seen.append((inputs[0], output))
+    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        if self._net.training:
+            self._seen.append((by_place(module, inputs, named)[0][0], output))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": []}

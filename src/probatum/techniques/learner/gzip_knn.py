@@ -52,11 +52,11 @@ TIES = ("distance", "first")
 
 def to_bytes(texts: Sequence[str] | Sequence[bytes], name: str = "texts") -> list[bytes]:
     """UTF-8 bytes of every text; ValueError for an empty one, or where str and bytes are mixed."""
-    kinds = {type(text) for text in texts}
+    kinds = {next((kind for kind in (str, bytes) if isinstance(text, kind)), type(text)) for text in texts}
     if len(kinds) > 1 or not kinds <= {str, bytes}:
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(f"{name} hold {found}; give all str (taken as UTF-8) or all bytes")
-    raw = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
+    raw = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text) for text in texts]
     empty = next((row for row, text in enumerate(raw) if not text.strip()), None)
     if empty is not None:
         raise ValueError(f"{name}[{empty}] is empty; leave it out, an empty text has no distance")

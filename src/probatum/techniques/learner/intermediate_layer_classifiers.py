@@ -87,7 +87,7 @@ def layer_features(
     Args:
         model: (n, ...) -> (n, outputs); nothing of it changes.
         x: rows.
-        layers: names of modules; None = `block_names`.
+        layers: names of modules; None = `block_names` but those that give on these rows what the head takes in.
         pool: "flatten", "mean" over positions, or "auto": flatten up to 512 numbers.
         block: rows at once.
 
@@ -115,8 +115,8 @@ def layer_features(
             pieces.setdefault(name, []).append(_pooled(seen[name], pool, tokens))
     found = {name: torch.cat(values) for name, values in pieces.items()}
     last = last_features(model, x, head, ends=False).features
-    # the input of the head is often the output of the last block: it is told once, by the name that all share
-    found = {name: value for name, value in found.items() if value.shape != last.shape or not torch.equal(value, last)}
+    if layers is None:  # the input of the head is often the output of the last block: it is told once, by one name
+        found = {n: value for n, value in found.items() if value.shape != last.shape or not torch.equal(value, last)}
     return {**found, PENULTIMATE: last}
 
 
@@ -126,7 +126,7 @@ def _is_rows(value: object, n: int) -> bool:
 
 def _pooled(value: Tensor, pool: str, tokens: bool) -> Tensor:
     if pool == "auto":
-        pool = "flatten" if value[0].numel() <= WIDEST and not (tokens and value.ndim == 3) else "mean"
+        pool = "flatten" if value.shape[1:].numel() <= WIDEST and not (tokens and value.ndim == 3) else "mean"
     return pooled(value, pool, tokens)
 
 

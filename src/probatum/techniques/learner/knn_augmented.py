@@ -1,6 +1,7 @@
 """kNN-augmented classifier: a vote of the nearest training rows joins a linear head, in prediction and in training.
 
-Paper     Jia, Chen and Lim 2021, "Rethinking Nearest Neighbors for Visual Classification", arXiv:2112.08459
+Paper     Jia, Chen, Wu, Cardie, Belongie and Lim 2021, "Rethinking Nearest Neighbors for Visual Classification",
+          arXiv:2112.08459
 Computes  p_knn(c | x) proportional to the sum over the k nearest rows of class c of exp(-d / tau), on features of unit length;
           prediction lam p_knn + (1 - lam) softmax(z); training CE (1 + a (-log p_knn(y | x))) ("regularise") or
           CE (1 - p_knn(y | x))^g ("focal"), votes without the row itself
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.backbone import Backbone, backbone
+from probatum.numerics.tensors.precision import computed_wide, widened
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -37,6 +39,8 @@ CARD = Card(
 TRAININGS = ("plain", "regularise", "focal")
 LEAST_LOG = -100.0
 """Logarithms of votes are not taken below this: a class without a neighbour has none."""
+CLOSE = 1e-4
+"""Squared distances of a row's neighbours, all below which they are taken anew: 2 - 2 cos has lost its digits there."""
 NEIGHBORS, TEMPERATURES = (5, 10, 20, 40), (0.02, 0.1, 0.5)
 SHARES = tuple(i / 10 for i in range(11))
 PENALTIES = (1e-4, 1e-3, 1e-2)
@@ -91,20 +95,41 @@ class Store:
         if queries.shape[1] != self.features.shape[1]:
             raise ValueError(f"queries have {queries.shape[1]} features and the store {self.features.shape[1]}")
         distances, classes = [], []
+        queries = widened(queries.detach())
         kept = self.features.to(queries.dtype)
-        for start in range(0, len(queries), block):
-            unit = F.normalize(queries[start : start + block].detach(), dim=1)
-            square = (2 - 2 * unit @ kept.T).clamp(min=0)
-            if own:
-                square[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = float("inf")
-            found = square.topk(k, dim=1, largest=False)
-            distances.append(found.values)
-            classes.append(self.y[found.indices])
+        for start in range(0, max(1, len(queries)), block):
+            unit = F.normalize(queries[start : start + block], dim=1)
+            itself = start if own else None
+            squares, near = _least(unit, kept, k, itself)
+            close = (squares.amax(dim=1) < CLOSE).nonzero().squeeze(1)
+            for row in close.tolist():
+                one = None if itself is None else itself + row
+                squares[row], near[row] = _least_by_differences(unit[row], kept, k, one)
+            distances.append(squares)
+            classes.append(self.y[near])
         return torch.cat(distances), torch.cat(classes)
 
     def vote(self, queries: Tensor, k: int, temperature: float, own: bool = False) -> Tensor:
         """p_knn (n, classes); arguments as `nearest`, `temperature` tau above 0 divides distances (not squared)."""
         return votes(*self.nearest(queries, k, own), temperature, self.classes)
+
+
+def _least(unit: Tensor, kept: Tensor, k: int, start: int | None) -> tuple[Tensor, Tensor]:
+    """Squared distances (n, k) and positions of the k nearest; `start` = the place of the first query among the kept rows."""
+    square = (2 - 2 * unit @ kept.T).clamp(min=0)
+    if start is not None:
+        square[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = float("inf")
+    found = square.topk(k, dim=1, largest=False)
+    return found.values, found.indices
+
+
+def _least_by_differences(unit: Tensor, kept: Tensor, k: int, own: int | None) -> tuple[Tensor, Tensor]:
+    """The same of one query (d,), by differences, which do not cancel where all rows point the same way."""
+    square = (kept - unit).square().sum(dim=1)
+    if own is not None:
+        square[own] = float("inf")
+    found = square.topk(k, largest=False)
+    return found.values, found.indices
 
 
 def votes(squares: Tensor, classes: Tensor, temperature: float, count: int) -> Tensor:
@@ -122,6 +147,7 @@ def mix(p_knn: Tensor, p: Tensor, share: float) -> Tensor:
     return share * p_knn + (1 - share) * p
 
 
+@computed_wide
 def knn_loss(logits: Tensor, y: Tensor, vote: Tensor, training: str = "regularise", strength: float = 1.0) -> Tensor:
     """Cross-entropy of each row, weighed by how hard its neighbours find it, (n,).
 

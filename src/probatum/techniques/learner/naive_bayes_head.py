@@ -3,7 +3,8 @@
 Paper     Zheng, Wu, Bao, Cao, Li and Zhu 2023, "Revisiting Discriminative vs. Generative Classifiers: Theory and
           Implications", ICML, arXiv:2302.02334
 Computes  score_k(x) = log pi_k - 1/2 sum_j (x_j - mu_kj)^2 / v_j, v = sum_k pi_k v_k + 1e-9: a linear rule with weights mu_k / v
-          and bias log pi_k - 1/2 sum_j mu_kj^2 / v_j; `auto` takes it or logistic regression, by cross-validation
+          and bias log pi_k - 1/2 sum_j mu_kj^2 / v_j, on features and means less the rows' mean, which is the same rule and does
+          not cancel where features lie far from 0; `auto` takes it or logistic regression, by cross-validation
 Shapes    features (n, m), y (n,) -> log-scores (n, classes)
 Departs   1. on the bench the features come from a network that is trained on the same rows unless a pretrained one is given
           2. the bound turns excess logistic risk into excess error; the paper's minimisability gaps are taken to be 0
@@ -24,6 +25,7 @@ from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
 from probatum.numerics.optimisation.softmax_regression import fit_softmax
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -52,8 +54,8 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor, y: Tensor, classes: int) -> Moments:
-        """Two passes over features (n, m) with classes (n,)."""
-        x = features.double()
+        """Two passes over features (n, m) with classes (n,) or (n, 1); ValueError for a label outside 0 .. classes - 1."""
+        x, y = features.double(), class_codes(y, len(features), classes)
         counts = torch.bincount(y, minlength=classes).double()
         sums = torch.zeros(classes, x.shape[1], dtype=torch.float64).index_add_(0, y, x)
         means = sums / counts.clamp(min=1)[:, None]
@@ -71,13 +73,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class NaiveBayes:
-    """The linear rule: log-scores are features W^T + b, float64.
+    """The linear rule: log-scores are (features - centre) W^T + b, float64.
 
     Attributes:
+        centre: (m,), the mean of all rows.
         weight: (k, m); bias: (k,), -inf for classes without rows.
         means: (k, m), variance: (m,), prior: (k,), of which it is made.
     """
 
+    centre: Tensor
     weight: Tensor
     bias: Tensor
     means: Tensor
@@ -86,7 +90,7 @@ class NaiveBayes:
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-scores (n, k) up to a constant a row."""
-        return features.double() @ self.weight.T + self.bias
+        return (features.double() - self.centre) @ self.weight.T + self.bias
 
     def log_density(self, features: Tensor) -> Tensor:
         """log pi_k + log N(x; mu_k, diag v), (n, k): the same up to a constant a row."""
@@ -115,9 +119,10 @@ def from_moments(moments: Moments, allow_missing: bool = False) -> NaiveBayes:
     prior = moments.counts / moments.counts.sum()
     # sum_k pi_k v_k with v_k = squares_k / count_k
     variance = moments.squares.sum(dim=0) / moments.counts.sum() + FLOOR
-    weight = moments.means / variance
-    bias = prior.log() - 0.5 * (moments.means.square() / variance).sum(dim=1)
-    return NaiveBayes(weight, bias, moments.means, variance, prior)
+    centre = prior @ moments.means
+    apart = torch.where(moments.counts[:, None] > 0, moments.means - centre, torch.zeros_like(moments.means))
+    bias = prior.log() - 0.5 * (apart.square() / variance).sum(dim=1)
+    return NaiveBayes(centre, apart / variance, bias, moments.means, variance, prior)
 
 
 def naive_bayes(features: Tensor, y: Tensor, classes: int, allow_missing: bool = False) -> NaiveBayes:

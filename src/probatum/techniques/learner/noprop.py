@@ -7,7 +7,8 @@ Computes  dt: blocks t = 1 .. T map (z_{t-1}, x) to u_hat = softmax(.) U; z_{t-1
           KL(q(z_0 | y) || N(0, I)). ct: one block with time, weight SNR'(t), learned schedule, an ODE to predict. fm: velocity
           u_y - z_0 on straight paths and cross-entropy on the extrapolated end
 Shapes    data -> predictor of (n, classes); z (n, size of the label embedding)
-Departs   1. z is averaged over `samples` chains for a prediction, drawn anew from the same seed every time
+Departs   1. z is averaged over `samples` chains for a prediction, drawn anew from the same seed every time; the noise of a chain
+             is shared by all rows, so that what is said of a row does not hang on those beside it
           2. the learned schedule of ct is piecewise linear in log SNR, with positive slopes
           3. a learned table follows the loss of the last block, of p(y | z_T) and of KL alone, so that blocks stay apart
           4. blocks take 4 x 4 pooled maps of two convolutions for images, one network by kind of data otherwise
@@ -16,7 +17,7 @@ Departs   1. z is averaged over `samples` chains for a prediction, drawn anew fr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,7 @@ class Block(nn.Module):
         self.fuse = nn.Sequential(nn.ReLU(), nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, outputs))
 
     def forward(self, z: Tensor, x: Tensor, t: Tensor | None = None) -> Tensor:
+        x = x.to(z.dtype) if x.is_floating_point() else x
         if t is not None:
             z = torch.cat([z, t, (math.pi * t).cos()], dim=1)
         return self.fuse(torch.cat([self.look(x), self.label(z)], dim=1))
@@ -162,7 +164,7 @@ class NoProp(nn.Module):
         >>> spec = Spec("table", "classes", (4,), 3, numeric=4)
         >>> net, generator = NoProp(spec, blocks=3), torch.Generator().manual_seed(0)
         >>> x, y = torch.ones(5, 4), torch.arange(5) % 3
-        >>> losses = net.block_losses(x, y, generator)
+        >>> losses = list(net.block_losses(x, y, generator))
         >>> len(losses), tuple(net.probabilities(x, generator, samples=2).shape)
         (3, (5, 3))
     """
@@ -212,32 +214,39 @@ class NoProp(nn.Module):
         """softmax(logits) U, with a gradient for a learned U if `learn`."""
         return logits.softmax(dim=1) @ (self.table if learn else self.table.detach())
 
-    def block_losses(self, x: Tensor, y: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """The loss of each block and of what goes with the labels (in the last one, for dt): no gradient crosses blocks."""
+    def block_losses(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The loss of each block and of what goes with the labels (in the last one, for dt): no gradient crosses blocks.
+
+        A block passes forward when its loss is asked for: who takes one step after the other holds one block's activations.
+        """
         u = self.table[y]
         if self.variant == "dt":
-            return self._discrete(x, y, u, generator)
+            yield from self._discrete(x, y, u, generator)
+            return
         t = torch.rand(len(y), 1, generator=generator)
         if self.variant == "ct":
-            return [self._continuous(x, y, u, t, generator)]
+            yield self._continuous(x, y, u, t, generator)
+            return
         start = torch.randn(u.shape, generator=generator)
         z = t * u + (1 - t) * start
         velocity = self.blocks[0](z, x, t)
         end = z + (1 - t) * velocity
         fit = (velocity - (u - start).detach()).square().sum(dim=1).mean()
-        return [fit + F.cross_entropy(self.head(end), y)]
+        yield fit + F.cross_entropy(self.head(end), y)
 
-    def _discrete(self, x: Tensor, y: Tensor, u: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def _discrete(self, x: Tensor, y: Tensor, u: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         ratios = signal_to_noise(self.levels)
-        losses = []
         for t, block in enumerate(self.blocks):
             learn = t + 1 == self.steps  # the table belongs to the last loss
             z = noised(u, float(self.levels[t]), generator).detach()
             gap = (self.expected(block(z, x), learn=learn) - (u if learn else u.detach())).square().sum(dim=1).mean()
-            losses.append(0.5 * self.steps * self.eta * float(ratios[t + 1] - ratios[t]) * gap)
-        last = noised(u, float(self.levels[-1]), generator)
-        losses[-1] = losses[-1] + F.cross_entropy(self.head(last), y) + prior_divergence(u, float(self.levels[0]))
-        return losses
+            loss = 0.5 * self.steps * self.eta * float(ratios[t + 1] - ratios[t]) * gap
+            if learn:
+                last = noised(u, float(self.levels[-1]), generator)
+                loss = loss + F.cross_entropy(self.head(last), y) + prior_divergence(u, float(self.levels[0]))
+            del gap  # whoever has taken the loss holds the graph alone
+            yield loss
+            del loss
 
     def _continuous(self, x: Tensor, y: Tensor, u: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         schedule = self.schedule
@@ -253,21 +262,21 @@ class NoProp(nn.Module):
         return 0.5 * self.eta * (slope * gap).mean() + F.cross_entropy(self.head(clear), y) + prior
 
     @torch.no_grad()
-    def end(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """z at the end of one chain from noise."""
-        z = torch.randn(len(x), self.table.shape[1], generator=generator)
+    def end(self, x: Tensor, generator: torch.Generator, apart: bool = False) -> Tensor:
+        """z at the end of one chain from noise, the same noise for all rows; of a chain for each row if `apart`."""
+        shape = (len(x) if apart else 1, self.table.shape[1])
+        z = self._draw(shape, generator).expand(len(x), -1)
         if self.variant == "dt":
             for t, (a, b, c) in enumerate(zip(*(v.float() for v in chain_coefficients(self.levels)), strict=True)):
-                z = (
-                    a * self.expected(self.blocks[t](z, x))
-                    + b * z
-                    + c.sqrt() * torch.randn(z.shape, generator=generator)
-                )
+                z = a * self.expected(self.blocks[t](z, x)) + b * z + c.sqrt() * self._draw(shape, generator)
             return z
         for k in range(self.steps):
             t = torch.full((len(x), 1), k / self.steps)
             z = z + self.slope(z, x, t) / self.steps
         return z
+
+    def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=self.table.dtype)
 
     def slope(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """dz/dt: the velocity of fm; of ct, that by which z = sqrt(abar) u_hat + sqrt(1 - abar) e keeps its e."""
@@ -291,8 +300,10 @@ class NoPropPredictor:
     @torch.no_grad()
     def predict(self, part: Part) -> Tensor:
         """Probabilities (n, classes)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.cat([self.net.probabilities(x, generator, self.samples) for x in part.x.split(1024)])
+        found = []
+        for x in part.x.split(1024):  # every block of rows by the same chains
+            found.append(self.net.probabilities(x, torch.Generator().manual_seed(self.seed), self.samples))
+        return torch.cat(found)
 
 
 def fit(
@@ -339,11 +350,18 @@ def fit(
         if not order:
             order = [batch for batch in torch.randperm(len(y), generator=generator).split(size) if len(batch) == size]
         index = order.pop()
-        for loss, optimizer in zip(net.block_losses(x[index], y[index], generator), optimizers, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        update(net, optimizers, x[index], y[index], generator)
     return NoPropPredictor(net, samples, int(torch.randint(2**62, (), generator=generator)))
+
+
+def update(
+    net: NoProp, optimizers: Sequence[torch.optim.Optimizer], x: Tensor, y: Tensor, generator: torch.Generator
+) -> None:
+    """One step of every block on rows (n, ...) with classes (n,), one block after the other; see `local_parameters`."""
+    for loss, optimizer in zip(net.block_losses(x, y, generator), optimizers, strict=True):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
 
 
 def local_parameters(net: NoProp) -> list[list[nn.Parameter]]:

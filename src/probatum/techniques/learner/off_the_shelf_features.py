@@ -9,6 +9,8 @@ Shapes    rows (n, ...) -> features (n, d) -> scores (n, classes); patches (p, d
 Departs   1. the network comes from elsewhere only where one is given (pretraining on the bench); else it is trained on the
              same rows, and only layer and classifier are the paper's
           2. probabilities are a softmax of the machines' scores at a temperature fitted on validation rows
+          3. of layers and penalties with the same cross-validated accuracy, which few rows cannot tell apart, the one with the
+             largest margins is taken (in deviations of the scores), of equal ones the first penalty and the last layer
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
 from probatum.numerics.networks.watch import choose_layers, hidden_layers, last_features, pooled
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -47,11 +50,12 @@ DEGREES = 10.0
 
 
 class Choice(NamedTuple):
-    """A layer, a penalty C and its cross-validated accuracy."""
+    """A layer, a penalty C, its cross-validated accuracy and mean margin (see `cross_validate`)."""
 
     layer: str
     penalty: float
     accuracy: float
+    margin: float = float("-inf")
 
 
 def extract(model: nn.Module, x: Tensor, layer: str = PENULTIMATE, pool: str = "flatten", block: int = 512) -> Tensor:
@@ -121,6 +125,7 @@ class Machines:
     """
 
     def __init__(self, features: Tensor, y: Tensor, classes: int, penalty: float) -> None:
+        y = class_codes(y, len(features), classes)
         present = y.unique().tolist()
         if len(present) < 2:
             raise ValueError(f"{len(present)} class(es) have rows; a machine needs 2 or more")
@@ -151,15 +156,16 @@ def folds_of(y: Tensor, count: int = FOLDS) -> Tensor:
 
 def cross_validate(
     features: Sequence[Tensor], y: Tensor, classes: int, penalties: Sequence[float], folds: int = FOLDS
-) -> tuple[float, float]:
-    """The best penalty and its accuracy; variants (several (n, d)) of a row stay on one side of every fold.
+) -> tuple[float, float, float]:
+    """The best penalty, its accuracy and its mean margin; variants (several (n, d)) of a row stay on one side of every fold.
 
-    Scores are averaged over a row's variants.
+    Scores are averaged over a row's variants. A margin is the score of a row's class less the largest other one, in
+    deviations of all scores; of penalties of the same accuracy the one of larger margins is best.
     """
     place = folds_of(y, folds)
-    best = (penalties[0], -1.0)
+    best = (penalties[0], -1.0, float("-inf"))
     for penalty in penalties:
-        right = torch.zeros(len(y))
+        right, margin = torch.zeros(len(y)), torch.zeros(len(y), dtype=torch.float64)
         for k in range(folds):
             mine = place == k
             if not mine.any() or len(y[~mine].unique()) < 2:
@@ -168,10 +174,23 @@ def cross_validate(
             machine = Machines(many, y[~mine].repeat(len(features)), classes, penalty)
             score = torch.stack([machine.scores(part[mine]) for part in features]).mean(dim=0)
             right[mine] = (score.argmax(dim=1) == y[mine]).float()
-        accuracy = float(right.mean())
-        if accuracy > best[1]:
-            best = (penalty, accuracy)
+            margin[mine] = margins(score.double(), y[mine])
+        found = float(right.mean()), float(margin.mean())
+        if found > best[1:]:
+            best = (penalty, *found)
     return best
+
+
+def margins(scores: Tensor, y: Tensor) -> Tensor:
+    """The score of each row's class less the largest other one, in deviations of the finite scores: (n, classes), (n,) -> (n,).
+
+    Classes without a machine, whose scores are -inf, do not compete; rows of such a class count 0.
+    """
+    finite = torch.isfinite(scores)
+    spread = scores[finite].std(correction=0).clamp_min(1e-12)
+    own = scores.gather(1, y[:, None]).squeeze(1)
+    others = scores.scatter(1, y[:, None], float("-inf")).amax(dim=1)
+    return torch.where(torch.isfinite(own - others), (own - others) / spread, torch.zeros_like(own))
 
 
 class Whitening(NamedTuple):
@@ -307,10 +326,10 @@ def off_the_shelf(
     curve, best, kept = {}, Choice("", 1.0, -1.0), []
     for layer in tried:
         found = [_look(features, one, layer, power) for one in shown]
-        penalty, accuracy = cross_validate(found, y, classes, penalties)
+        penalty, accuracy, margin = cross_validate(found, y, classes, penalties)
         curve[layer] = accuracy
-        if accuracy > best.accuracy:
-            best, kept = Choice(layer, penalty, accuracy), found
+        if (accuracy, margin) >= (best.accuracy, best.margin):
+            best, kept = Choice(layer, penalty, accuracy, margin), found
     machines = Machines(torch.cat(kept), y.repeat(len(kept)), classes, best.penalty)
     return OffTheShelf(features, machines, best, curve, augment, power)
 

@@ -172,7 +172,7 @@ class BatchFormer:
             raise ValueError(f"{kind} keeps state per row, which two looks at a batch would move twice; try them apart")
         self.block.to(self.classifier.weight).train()
         if self.share:
-            self.inputs.attach()
+            self.inputs.attach(run.model)
         run.optimizer.add_param_group({"params": list(self.block.parameters())})
 
     def before_pass(self, run: Any, batch: Any) -> None:

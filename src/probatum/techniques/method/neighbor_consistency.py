@@ -192,7 +192,7 @@ class NeighborConsistency:
             raise ValueError(
                 f"neighbors is {self.neighbors}, and batches have {run.budget.batch_size} rows; give fewer, or larger batches"
             )
-        self.inputs.attach()
+        self.inputs.attach(run.model)
 
     def before_pass(self, run: Any, batch: Any) -> None:
         """What earlier passes saw is let go."""

@@ -202,7 +202,7 @@ class NeuralCollapse:
             counts = torch.bincount(y[y != IGNORED], minlength=len(self.means))
             self.weights = effective_weights(counts).to(self.inputs.head.weight)
         if self.l1 or self.l2:
-            self.inputs.attach()
+            self.inputs.attach(run.model)
 
     def before_pass(self, run: Any, batch: Any) -> None:
         """Classes are weighed in the run's loss once their time has come."""

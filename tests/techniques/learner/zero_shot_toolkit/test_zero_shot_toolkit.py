@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -147,6 +148,23 @@ def test_on_the_bench(method: str) -> None:
     p = found.predict(data.test)
     assert torch.allclose(p.sum(dim=1), torch.ones(len(p)), atol=1e-5)
     assert float((p.argmax(dim=1) == data.test.y).float().mean()) > 0.7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_learner_goes_through_a_pickle_and_takes_no_rows(method: str) -> None:
+    x, y, given, late, _ = world()
+    score = scorer(method, x, y, given, torch.Generator().manual_seed(0))
+    assert torch.equal(pickle.loads(pickle.dumps(score))(late), score(late))
+    assert score(late[:0]).shape == (0, 8)
+    torch.testing.assert_close(score(late[:1]), score(late)[:1])
+
+
+def test_many_descriptions_are_compared_at_once() -> None:
+    codes = torch.randint(2, (3000, 40), generator=torch.Generator().manual_seed(0))
+    assert len(Descriptions.of(codes, torch.arange(5)).raw) == 3000
+    codes[2990] = codes[17]
+    with pytest.raises(ValueError, match="classes 17 and 2990 have the same description"):
+        Descriptions.of(codes, torch.arange(5))
 
 
 def test_misuse() -> None:

@@ -88,7 +88,9 @@ def hubness(similarity: Tensor) -> float:
 def propagate(features: Tensor, scores: Tensor, k: int = 10, share: float = 0.9) -> Tensor:
     """Label propagation over the k nearest neighbours: F = (1 - share) (I - share S)^-1 softmax(scores), (n, c).
 
-    Zhou et al. 2004; transductive, against the shift of the projection between seen and unseen classes.
+    Zhou et al. 2004; transductive, against the shift of the projection between seen and unseen classes. It takes scores as
+    they are: classes whose scores are larger throughout win all, so put them on one scale before. Where neighbours in the
+    features are often of another class it makes scores worse (on the glyphs of the claim by a third).
     """
     if not 0 <= share < 1:
         raise ValueError(f"share is {share}; it must lie in [0, 1)")

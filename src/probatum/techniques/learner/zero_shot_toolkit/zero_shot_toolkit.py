@@ -12,9 +12,9 @@ Departs   1. on the bench all classes have training rows; descriptions are one-h
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
-from probatum.numerics.optimisation.softmax_regression import fit_softmax
+from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax
 from probatum.spec import Budget, Data, Optimisation, Part
 from probatum.techniques.learner.zero_shot_toolkit.zero_shot import class_accuracy, class_folds
 
@@ -79,9 +79,11 @@ class Descriptions:
         raw = torch.as_tensor(signatures, dtype=torch.float64)
         if raw.ndim != 2 or not torch.isfinite(raw).all():
             raise ValueError(f"descriptions have shape {tuple(raw.shape)}; give one row of finite numbers a class")
-        for i, j in itertools.combinations(range(len(raw)), 2):
-            if torch.equal(raw[i], raw[j]):
-                raise ValueError(f"classes {i} and {j} have the same description; nothing can tell them apart")
+        _, own, counts = raw.unique(dim=0, return_inverse=True, return_counts=True)
+        twins = (counts[own] > 1).nonzero().squeeze(1)
+        if len(twins):
+            i, j = (own == own[twins[0]]).nonzero().squeeze(1)[:2].tolist()
+            raise ValueError(f"classes {i} and {j} have the same description; nothing can tell them apart")
         if not len(seen) or int(seen.max()) >= len(raw) or int(seen.min()) < 0:
             raise ValueError(f"seen classes are {seen.tolist()}; descriptions are of classes 0 to {len(raw) - 1}")
         seen = seen.unique()  # ascending
@@ -126,53 +128,55 @@ def direct_attributes(x: Tensor, y: Tensor, given: Descriptions, penalty: float 
         machine = LogisticRegression(C=1 / penalty, max_iter=500).fit(x.double().numpy(), coded[y, a].numpy())
         machines.append((a, machine))
     share = coded[given.seen].double().mean(dim=0).clamp(1e-3, 1 - 1e-3)
+    return partial(_by_attributes, machines, coded, share)
 
-    def score(rows: Tensor) -> Tensor:
-        out = torch.zeros(len(rows), len(coded), dtype=torch.float64)
-        for a, machine in machines:
-            odds = torch.from_numpy(machine.decision_function(rows.double().numpy()))[:, None]
-            yes = coded[:, a]
-            own = torch.where(yes, share[a], 1 - share[a]).log()
-            out += F.logsigmoid(torch.where(yes, odds, -odds)) - own
-        return out
 
-    return score
+def _by_attributes(machines: Sequence[tuple[int, Any]], coded: Tensor, share: Tensor, rows: Tensor) -> Tensor:
+    out = torch.zeros(len(rows), len(coded), dtype=torch.float64)
+    for a, machine in machines if len(rows) else ():
+        odds = torch.from_numpy(machine.decision_function(rows.double().numpy()))[:, None]
+        yes = coded[:, a]
+        own = torch.where(yes, share[a], 1 - share[a]).log()
+        out += F.logsigmoid(torch.where(yes, odds, -odds)) - own
+    return out
 
 
 def seen_classifier(x: Tensor, y: Tensor, given: Descriptions, penalty: float = 1e-2) -> Scorer:
     """Probabilities (n, seen) of the classes with rows."""
     rule = fit_softmax(x, torch.searchsorted(given.seen, y), len(given.seen), [penalty])[0]
-    return lambda rows: rule.logits(rows).softmax(dim=1)
+    return partial(_known, rule)
+
+
+def _known(rule: Linear, rows: Tensor) -> Tensor:
+    return rule.logits(rows).softmax(dim=1)
 
 
 def indirect_attributes(x: Tensor, y: Tensor, given: Descriptions, penalty: float = 1e-2) -> Scorer:
     """IAP: p(a | x) is the mixture of the seen classes' attributes by their probabilities; scores as in DAP."""
     coded = given.raw > given.raw[given.seen].mean(dim=0)
     share = coded[given.seen].double().mean(dim=0).clamp(1e-3, 1 - 1e-3)
-    known = seen_classifier(x, y, given, penalty)
+    return partial(_by_mixed_attributes, seen_classifier(x, y, given, penalty), coded, share, given.seen)
 
-    def score(rows: Tensor) -> Tensor:
-        p = (known(rows) @ coded[given.seen].double()).clamp(1e-6, 1 - 1e-6)
-        yes = coded.double()
-        return p.log() @ yes.T + (1 - p).log() @ (1 - yes).T - (share.log() @ yes.T + (1 - share).log() @ (1 - yes).T)
 
-    return score
+def _by_mixed_attributes(known: Scorer, coded: Tensor, share: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
+    p = (known(rows) @ coded[seen].double()).clamp(1e-6, 1 - 1e-6)
+    yes = coded.double()
+    return p.log() @ yes.T + (1 - p).log() @ (1 - yes).T - (share.log() @ yes.T + (1 - share).log() @ (1 - yes).T)
 
 
 def convex_combination(
     x: Tensor, y: Tensor, given: Descriptions, nearest: int = NEAREST, penalty: float = 1e-2
 ) -> Scorer:
     """ConSE (Norouzi et al. 2014): cosine to the mixture of the likeliest seen classes' descriptions."""
-    known = seen_classifier(x, y, given, penalty)
+    return partial(_by_likeliest, seen_classifier(x, y, given, penalty), given, nearest)
 
-    def score(rows: Tensor) -> Tensor:
-        p = known(rows)
-        top = p.topk(min(nearest, p.shape[1]), dim=1)
-        weights = top.values / top.values.sum(dim=1, keepdim=True)
-        mixed = torch.einsum("nk,nka->na", weights, given.values[given.seen][top.indices])
-        return F.normalize(mixed, dim=1) @ F.normalize(given.values, dim=1).T
 
-    return score
+def _by_likeliest(known: Scorer, given: Descriptions, nearest: int, rows: Tensor) -> Tensor:
+    p = known(rows)
+    top = p.topk(min(nearest, p.shape[1]), dim=1)
+    weights = top.values / top.values.sum(dim=1, keepdim=True)
+    mixed = torch.einsum("nk,nka->na", weights, given.values[given.seen][top.indices])
+    return F.normalize(mixed, dim=1) @ F.normalize(given.values, dim=1).T
 
 
 def devise(
@@ -217,13 +221,19 @@ def scorer(
         return convex_combination(x, y, given, penalty=1e-2 * penalty)
     if method == "eszsl":
         v = eszsl(x, y, given, penalty * len(x) / 10, penalty)
-        return lambda rows: rows.double() @ v @ given.values.T
+        return partial(_inner, v, given.values)
     if method == "sae":
         w = sae(x, y, given, penalty)
-        unit = F.normalize(given.values, dim=1)
-        return lambda rows: F.normalize(rows.double() @ w.T, dim=1) @ unit.T
-    m = devise(x, y, given, generator)
-    return lambda rows: rows.double() @ m @ F.normalize(given.values, dim=1).T
+        return partial(_cosines, w.T, F.normalize(given.values, dim=1))
+    return partial(_inner, devise(x, y, given, generator), F.normalize(given.values, dim=1))
+
+
+def _inner(v: Tensor, descriptions: Tensor, rows: Tensor) -> Tensor:
+    return rows.double() @ v @ descriptions.T
+
+
+def _cosines(v: Tensor, descriptions: Tensor, rows: Tensor) -> Tensor:
+    return F.normalize(rows.double() @ v, dim=1) @ descriptions.T
 
 
 def choose_penalty(

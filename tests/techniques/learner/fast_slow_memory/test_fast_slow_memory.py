@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from probatum.data.open import open_dataset
-from probatum.spec import Budget, Spec
-from probatum.techniques.learner.fast_slow_memory import (
+from probatum.spec import Budget, Data, Part, Spec
+from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
     CONTROLLERS,
     FastSlow,
-    Feedback,
-    MemoryNet,
-    attend,
     bootstrapped_gradients,
     clipped,
     controllers_of,
     fast_update,
     fit,
+    most_items,
     run_episode,
     true_gradients,
     warn_of_few_slots,
-    write,
 )
+from probatum.techniques.learner.fast_slow_memory.memory_network import Feedback, MemoryNet, attend, write
 
 
 def network() -> tuple[MemoryNet, torch.Tensor, torch.Tensor]:
@@ -46,7 +46,8 @@ def test_true_signals_add_up_to_the_gradient_through_time() -> None:
     }
     state, weights = net.begin(2), controllers_of(net)
     for t in range(7):
-        moved = fast_update(net, x[:, t], state, weights, lambda name, u, t=t: signals[t][name] * len(x), 1.0)
+        outputs = net.step(x[:, t], state, weights).outputs
+        moved = fast_update(outputs, weights, lambda name, u, t=t: signals[t][name] * len(x), 1.0)
         for name in CONTROLLERS:
             for key in total[name]:
                 total[name][key] += (weights[name][key] - moved[name][key]).detach()
@@ -81,7 +82,7 @@ def test_feedback_starts_at_zero_and_learns() -> None:
     )
     net, x, y = network()
     trainer = FastSlow(net.float(), feedback, rate=1e-2)
-    losses = [trainer.update(x.float(), y) for _ in range(40)]
+    losses = [trainer.update(x.float(), y) for _ in range(25)]
     assert losses[-1] < 0.9 * losses[0]
     assert any(bool(p.abs().sum() > 0) for p in feedback.nets["write"][2].parameters())
 
@@ -100,27 +101,47 @@ def test_one_feedback_serves_two_networks() -> None:
     assert not torch.equal(between, feedback.nets["read"][2].bias)
 
 
-def test_bootstrapped_targets_by_hand() -> None:
+def by_step(y: torch.Tensor) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    return lambda logits, t: F.cross_entropy(logits, y[:, t], reduction="sum")
+
+
+def test_bootstrapped_targets_of_true_gradients_are_the_true_gradients() -> None:
     net, x, y = network()
-    torch.manual_seed(3)
-    signals = {(n, t): torch.randn(2, 5 if n == "compose" else 10).double() for n in CONTROLLERS for t in range(7)}
-    episode = run_episode(net, x, lambda name, u, t: torch.zeros_like(u), 0.0, one_step=True)
-    losses = [F.cross_entropy(episode.logits[:, t], y[:, t]) for t in range(7)]
-    found = bootstrapped_gradients(losses, episode.outputs, lambda name, u, t: signals[name, t])
-    t = 3
-    state = net.begin(2)
-    for s in range(t):
-        state = net.step(x[:, s], state).state
-    here = net.step(x[:, t], type(state)(*(part.detach() for part in state)))
-    carried = [here.outputs[n].detach().requires_grad_() for n in ("read", "write")]
-    ahead = net.step(x[:, t + 1], type(state)(here.state.memory.detach(), *carried))
-    back = torch.autograd.grad(
-        [ahead.outputs[n] for n in CONTROLLERS], carried, [signals[n, t + 1] for n in CONTROLLERS]
-    )
-    direct = torch.autograd.grad(F.cross_entropy(here.logits, y[:, t]), [here.outputs["read"], here.outputs["compose"]])
-    torch.testing.assert_close(found[t]["read"], direct[0] + back[0])
-    torch.testing.assert_close(found[t]["write"], back[1])
-    torch.testing.assert_close(found[t]["compose"], direct[1])
+    whole = run_episode(net, x, lambda name, u, t: torch.zeros_like(u), 0.0)
+    loss = sum(by_step(y)(whole.logits[:, t], t) for t in range(7))
+    true = true_gradients(loss, whole.outputs)
+    cut = run_episode(net, x, lambda name, u, t: torch.zeros_like(u), 0.0, one_step=True)
+    found = bootstrapped_gradients(net, x, cut, by_step(y), lambda name, u, t: true[t][name])
+    for t in range(7):
+        for name in CONTROLLERS:
+            torch.testing.assert_close(found[t][name], true[t][name], atol=1e-12, rtol=1e-8)
+    assert float(true[0]["write"].norm()) > 1e-3  # what is written at first is read later
+
+
+def test_bootstrapped_targets_take_what_is_predicted_at_the_next_step() -> None:
+    net, x, y = network()
+    cut = run_episode(net, x, lambda name, u, t: torch.zeros_like(u), 0.0, one_step=True)
+    asked: list[tuple[str, int]] = []
+
+    def told(size: float) -> list[dict[str, torch.Tensor]]:
+        def predicted(name: str, u: torch.Tensor, t: int) -> torch.Tensor:
+            asked.append((name, t))
+            return torch.full_like(u, size)
+
+        return bootstrapped_gradients(net, x, cut, by_step(y), predicted)
+
+    none, one, two = told(0.0), told(1.0), told(2.0)
+    assert ("write", 0) in asked
+    for t in range(7):
+        for name in CONTROLLERS:
+            gap = one[t][name] - none[t][name]
+            torch.testing.assert_close(two[t][name] - none[t][name], 2 * gap)  # linear in what is predicted
+            assert (float(gap.norm()) > 0) == (t < 6)
+    last = cut.outputs[6]
+    direct = torch.autograd.grad(by_step(y)(cut.logits[:, 6], 6), [last["read"], last["compose"]], retain_graph=True)
+    torch.testing.assert_close(none[6]["read"], direct[0])
+    torch.testing.assert_close(none[6]["compose"], direct[1])
+    assert not none[6]["write"].any()
 
 
 def test_a_one_hot_write_replaces_one_row() -> None:
@@ -144,14 +165,41 @@ def test_memory_starts_anew_with_every_episode() -> None:
 
 @pytest.mark.parametrize("targets", ["true", "bootstrapped"])
 def test_learns_sequences(targets: str) -> None:
-    data = open_dataset("digits").prepare(0)
-    spec = Spec("series", "classes", (8, 8), 10)
-    parts = [type(p)(p.x.squeeze(1).transpose(1, 2), p.y, p.rows) for p in (data.train, data.valid, data.test)]
-    series = type(data)(spec, *parts)
-    model = fit(series, Budget(150, 32, 10), torch.Generator().manual_seed(0), rate=1e-2, targets=targets)
+    own, y = torch.Generator().manual_seed(0), torch.arange(400) % 3
+    x = torch.randn(400, 2, 4, generator=own) + 2 * F.one_hot(y, 3)[:, :2, None]
+    parts = [Part(x[a:b], y[a:b], torch.arange(a, b)) for a, b in ((0, 240), (240, 300), (300, 400))]
+    series = Data(Spec("series", "classes", (2, 4), 3), *parts)
+    settings = {"rate": 3e-2, "targets": targets, "width": 8, "slots": 4}
+    model = fit(series, Budget(60, 32, 10), torch.Generator().manual_seed(0), **settings)
     found = model.predict(series.test)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(len(series.test)))
-    assert (found.argmax(dim=1) == series.test.y).float().mean() > 0.2  # chance is 0.1
+    assert (found.argmax(dim=1) == series.test.y).float().mean() > 0.75  # of three classes
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied.predict(series.test), found)
+    wide = type(series.test)(series.test.x.double(), series.test.y, series.test.rows)
+    torch.testing.assert_close(model.predict(wide), found)
+
+
+def test_every_presentation_is_scored_and_few_slots_are_told() -> None:
+    net, x, _ = network()
+    trainer = FastSlow(net.float(), Feedback(4, 5))
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [1, 1, 1, 1, 1, 1, 1]])
+    assert most_items(labels) == 4
+    assert most_items(labels[:, :1]) == 1
+    small = MemoryNet(3, 4, width=5, slots=3)
+    with pytest.warns(UserWarning, match="3 slots for 4 distinct items"):
+        FastSlow(small, Feedback(4, 5)).update(x.float(), labels)
+    with pytest.raises(ValueError, match="labels reach from -100 to 3"):
+        trainer.update(x.float(), torch.where(labels == 0, -100, labels))
+    with pytest.raises(ValueError, match="labels reach from 1 to 4"):
+        trainer.update(x.float(), labels + 1)
+    first = copy.deepcopy(net.state_dict())
+    counted = torch.zeros(2, 7, dtype=torch.bool)
+    counted[:, 5:] = True
+    with torch.no_grad():
+        expected = F.cross_entropy(net(x.float())[:, 5:].flatten(0, 1), labels[:, 5:].flatten())
+    assert trainer.update(x.double(), labels, counted) == pytest.approx(float(expected), rel=1e-5)
+    assert not torch.equal(net.head.weight, first["head.weight"])
 
 
 def test_misuse() -> None:
