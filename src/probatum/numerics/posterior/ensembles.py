@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.numerics.posterior.stacked import Stacked
+from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Optimisation, Part
 
@@ -46,6 +47,7 @@ def gaussian_losses(output: Tensor, target: Tensor) -> Tensor:
 def member_losses(row_losses: RowLoss, output: Tensor, target: Tensor, own: bool = False) -> Tensor:
     """Losses (S, n) of outputs (S, n, outputs) on targets (n, ...) that all share, or with `own` on (S, n, ...)."""
     count, rows = output.shape[:2]
+    output, target = widened(output), widened(target)
     if not own:
         target = target.expand(count, *target.shape)
     return row_losses(output.flatten(0, 1), target.flatten(0, 1)).reshape(count, rows)
@@ -74,7 +76,7 @@ class Members:
     Attributes:
         stacked: their architecture.
         weights: (S, P).
-        buffers: stacked, by name.
+        buffers: stacked buffers and frozen parameters, by name.
     """
 
     stacked: Stacked
@@ -88,7 +90,7 @@ class Members:
     @torch.no_grad()
     def outputs(self, x: Tensor, rows: int = 1024) -> Tensor:
         """Outputs (S, n, outputs) in evaluation mode."""
-        return torch.cat([self.stacked(self.weights, part, self.buffers) for part in x.split(rows)], dim=1)
+        return widened(torch.cat([self.stacked(self.weights, part, self.buffers) for part in x.split(rows)], dim=1))
 
 
 def train_members(

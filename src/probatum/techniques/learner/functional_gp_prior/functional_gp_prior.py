@@ -26,6 +26,7 @@ from probatum.numerics.posterior.diagnostics import split_rhat
 from probatum.numerics.posterior.ensembles import orders
 from probatum.numerics.posterior.gaussian_process import Kernel, fit_rbf, rbf
 from probatum.numerics.posterior.sgmcmc import Chains, gradient_of, log_posterior, precondition, sghmc
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     GaussianPrior,
@@ -255,6 +256,8 @@ def fit(
         raise ValueError(f"friction is {friction} and start {start}; need (0, 1] and [0, 1)")
     spec, inputs = data.spec, Inputs(data.train.x, data.spec)
     x, y = inputs(data.train.x), data.train.y
+    if spec.task == "reals":
+        y = real_targets(x[:, :1].expand(-1, spec.outputs), y).float()
     kernel, noise = process_for(x, y, amplitude)
     net = Perceptron((x.shape[1], *([width] * depth), spec.outputs))
     law: Prior = HierarchicalPrior(net) if prior == "hierarchical" else GaussianPrior(net)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     Context,
@@ -217,7 +218,8 @@ def fit(
     if len(data.train) < 4:
         raise ValueError(f"there are {len(data.train)} training rows; episodes need 4 or more")
     columns = Columns(data.train.x, spec)
-    x, y = columns(data.train.x), data.train.y
+    x = columns(data.train.x)
+    y = real_targets(x[:, :1].expand(-1, spec.outputs), data.train.y).float()
     rows, steps = len(x), steps_times * budget.steps
     size = min(2 * budget.batch_size, rows)
 
