@@ -6,20 +6,15 @@ weights (S, P)) -> gradient (S, P). What belongs to the prior is added afterward
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.posterior.ensembles import Members, RowLoss, member_losses, orders
+from probatum.numerics.posterior.ensembles import BatchGradient, Losses, Members, RowLoss, member_losses, orders
 from probatum.numerics.posterior.sgmcmc import Chains, sgld
 from probatum.numerics.posterior.stacked import Posterior
 from probatum.numerics.posterior.swag import Swag
 from probatum.numerics.posterior.variational import MeanField
 from probatum.spec import Optimisation, Part
-
-Losses = Callable[[Tensor], Tensor]
-BatchGradient = Callable[[Losses, Tensor], Tensor]
 
 
 def plain_gradient(losses: Losses, weights: Tensor) -> Tensor:
@@ -155,14 +150,15 @@ def posterior_of(
         noise: see `Posterior`.
 
     Raises:
-        ValueError: draws that are not finite.
+        ValueError: draws whose weights or outputs are not finite.
     """
-    if not bool(weights.isfinite().all()):
-        raise ValueError(f"the weights stopped being finite at rate {rate}; use a lower rate")
     each = len(weights) // chains
     held = {name: value[:chains].repeat_interleave(each, dim=0) for name, value in members.buffers.items()}
     posterior = Posterior(members.stacked.model, {**members.stacked.named(weights), **held}, noise)
-    return posterior.renew_batch_norm(train.x)
+    posterior.renew_batch_norm(train.x)
+    if not bool(weights.isfinite().all() and posterior.outputs(train.x[:8]).isfinite().all()):
+        raise ValueError(f"training diverged at rate {rate}: weights or outputs are not finite; use a lower rate")
+    return posterior
 
 
 def repeated(model: nn.Module, members: Members, draws: int) -> Posterior:

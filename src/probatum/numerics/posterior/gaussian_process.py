@@ -56,7 +56,9 @@ def targets_of(x: Tensor, y: Tensor) -> Tensor:
     y = y.double()
     y = y[:, None] if y.ndim == 1 else y
     if y.ndim != 2 or len(y) != len(x):
-        raise ValueError(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected one row of targets a row")
+        raise ValueError(
+            f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected one row of targets a row"
+        )
     return y
 
 

@@ -27,6 +27,8 @@ from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import real_targets
 
 ONE_DRAW = "one draw has no epistemic uncertainty: several draws are needed"
+WIDE = 50_000
+"""Weights above which networks are run one after another."""
 _REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
 
 
@@ -41,6 +43,8 @@ class Stacked:
 
     Attributes:
         size: number of weights P of one network.
+        apart: whether the networks are run one after another, since a stack of them leaves the processor's caches: wide ones
+            and convolutions. So do all without gradients; numbers are the same up to rounding.
 
     Example:
         >>> nets = [nn.Linear(3, 2) for _ in range(4)]
@@ -64,6 +68,8 @@ class Stacked:
         self._parts = list(self.model.modules())
         self._modes = [module.training for module in self._parts]
         self._moving = list(dict(self.model.named_buffers()))
+        heavy = any(isinstance(module, nn.modules.conv._ConvNd) for module in self._parts)
+        self.apart = heavy or self.size > WIDE
         self._refused = False
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
@@ -119,8 +125,9 @@ class Stacked:
         """
         held = dict(buffers) if buffers is not None else self._expanded(len(weights))
         parameters = self.named(weights)
+        plain = not (together or training or torch.is_grad_enabled())
         with self._in_modes(training):
-            if not self._refused:
+            if not (self._refused or self.apart or plain):
                 before = {name: held[name].clone() for name in self._moving if training}
                 one = self._rows if together else self._one
                 try:
@@ -129,22 +136,42 @@ class Stacked:
                 except _REFUSALS:  # networks that look at values while they run: one after another
                     for name, value in before.items():
                         held[name].copy_(value)
-            rows = [self._one_by_one(s, parameters, held, x, own, together) for s in range(len(weights))]
-            self._refused = True
-            return torch.stack(rows)
+                rows = self._one_by_one(parameters, held, x, own, together)
+                self._refused = True
+                return rows
+            return self._one_by_one(parameters, held, x, own, together)
 
     def _one_by_one(
-        self, s: int, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
+        self, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
     ) -> Tensor:
-        values = {k: v[s] for k, v in parameters.items()}
-        state, rows = {k: v[s] for k, v in held.items()}, (x[s] if own else x).clone()
-        if not together or len(rows) < 2:
-            return self._one(values, state, rows)
-        start, found = torch.get_rng_state(), []
-        for row in rows.split(1):
-            torch.set_rng_state(start)
-            found.append(self._one(values, state, row))
-        return torch.cat(found)
+        names = [*parameters, *held]
+        columns = [value.unbind(0) for value in (*parameters.values(), *held.values())]
+        mine, found = x if own else x.clone(), []
+        version = mine._version
+        for s, values in enumerate(zip(*columns, strict=True)):
+            if own:
+                rows = x[s].clone()
+            elif mine._version != version:  # the network before began by changing its rows in place
+                rows = mine = x.clone()
+                version = mine._version
+            else:
+                rows = mine
+            found.append((self._rows_apart if together else self._run)(dict(zip(names, values, strict=True)), rows))
+        return torch.stack(found)
+
+    def _rows_apart(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
+        if len(x) < 2:
+            return self._run(values, x)
+        start = torch.get_rng_state()
+        try:
+            return self._rows(values, {}, x)
+        except _REFUSALS:
+            found = []
+            for row in x.split(1):
+                torch.set_rng_state(start)
+                found.append(self._run(values, row))
+            return torch.cat(found)
 
     def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         return self._run({**parameters, **buffers}, x)
@@ -353,8 +380,8 @@ class Posterior:
                 if before is not None:
                     torch.set_rng_state(before)
                 blocks.append(self.stacked(self.weights[some], part, held, training=on, together=together))
-            parts.append(torch.cat(blocks, dim=1))
-        return widened(torch.cat(parts))
+            parts.append(_joined(blocks, 1))
+        return widened(_joined(parts, 0))
 
     def logits(self, x: Tensor) -> Tensor:
         """`outputs`, of classifiers."""
@@ -401,6 +428,10 @@ class Posterior:
             for module, momentum in zip(norms, momenta, strict=True):
                 module.momentum = momentum
         return self
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def entropy(log_p: Tensor) -> Tensor:

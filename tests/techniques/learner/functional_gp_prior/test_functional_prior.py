@@ -132,6 +132,17 @@ def test_inputs_that_are_not_standardised_are_told() -> None:
     x = torch.randn(30, 2, generator=generator()) * torch.tensor([1.0, 500.0])
     with pytest.warns(UserWarning, match="1 of 2 inputs are not standardised \\(column 1 spans"):
         warn_of_scale(x)
+    net = Perceptron((2, 1))
+    with pytest.warns(UserWarning, match="not standardised"):
+        tune_prior(
+            GaussianPrior(net),
+            net,
+            process_functions(rbf(1.0), 1, generator()),
+            x,
+            generator(),
+            steps=1,
+            critic_steps=1,
+        )
     with pytest.raises(ValueError, match="not positive semi-definite"):
         process_functions(lambda a, b: -torch.ones(len(a), len(b)), 1, generator())(x, 3)
     with pytest.raises(ValueError, match=re.escape("sizes are (3,)")):

@@ -69,7 +69,9 @@ def policy_iteration(transitions: Tensor, rewards: Tensor, discount: float) -> P
         q = action_values(values, transitions, rewards, discount)
         own = q.gather(1, policy[:, None]).squeeze(1)
         better = q.argmax(dim=1)
-        slack = ROUNDING / (1 - discount) * float(q.abs().max())  # what is less may be rounding, and go round in circles
+        slack = (
+            ROUNDING / (1 - discount) * float(q.abs().max())
+        )  # what is less may be rounding, and go round in circles
         change = q.amax(dim=1) > own + slack
         if not bool(change.any()):
             return Plan(values.to(dtype), policy, sweeps, 0.0)
