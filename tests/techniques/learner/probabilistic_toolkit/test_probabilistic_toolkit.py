@@ -68,10 +68,10 @@ def data(spec: Spec, noise: float = 0.3) -> Data:
     return Data(spec, part(200), part(80), part(80))
 
 
-def fitted(spec: Spec, method: str, **settings: Any) -> Any:
+def fitted(spec: Spec, method: str, steps: int = 200, **settings: Any) -> Any:
     return fit(
         data(spec),
-        Budget(200, 32, 7),
+        Budget(steps, 32, 7),
         generator(),
         factory(spec.outputs),
         Optimisation(1e-2),
@@ -133,7 +133,7 @@ def test_a_closed_model_answers_no_rows(method: str) -> None:
 
 def test_laplace_draws_are_as_wide_as_the_temperature_says() -> None:
     def head(temperature: float) -> Tensor:
-        return fitted(REALS, "laplace", temperature=temperature).posterior.weights[:, -17:]
+        return fitted(REALS, "laplace", 40, temperature=temperature).posterior.weights[:, -17:]
 
     cold, half, bayes = head(0.0), head(0.25), head(1.0)
     torch.testing.assert_close(cold, cold[:1].expand(12, -1))
@@ -183,7 +183,7 @@ def test_other_precisions(method: str, dtype: torch.dtype) -> None:
 
 def test_settings_of_the_variational_posterior_reach_it() -> None:
     def scales(**settings: float) -> float:
-        return float(fitted(CLASSES, "bayes-by-backprop", **settings).posterior.weights.std(dim=0).mean())
+        return float(fitted(CLASSES, "bayes-by-backprop", 60, **settings).posterior.weights.std(dim=0).mean())
 
     assert scales(start_scale=0.2) > 5 * scales(start_scale=0.01)
     assert scales(temperature=0.0) < scales(temperature=1.0)
