@@ -43,6 +43,7 @@ class Stacked:
 
     Attributes:
         size: number of weights P of one network.
+        kept: positions of the modules that stay in evaluation.
         apart: whether the networks are run one after another, since a stack of them leaves the processor's caches: wide ones
             and convolutions. So do all without gradients; numbers are the same up to rounding.
 
@@ -146,16 +147,12 @@ class Stacked:
     ) -> Tensor:
         names = [*parameters, *held]
         columns = [value.unbind(0) for value in (*parameters.values(), *held.values())]
-        mine, found = x if own else x.clone(), []
-        version = mine._version
+        found, rows, version = [], x[:0], 0
         for s, values in enumerate(zip(*columns, strict=True)):
-            if own:
-                rows = x[s].clone()
-            elif mine._version != version:  # the network before began by changing its rows in place
-                rows = mine = x.clone()
-                version = mine._version
-            else:
-                rows = mine
+            # anew where the network before began by changing its rows in place; inference tensors do not tell
+            if own or s == 0 or rows.is_inference() or rows._version != version:
+                rows = (x[s] if own else x).clone()
+                version = 0 if rows.is_inference() else rows._version
             found.append((self._rows_apart if together else self._run)(dict(zip(names, values, strict=True)), rows))
         return torch.stack(found)
 

@@ -9,7 +9,8 @@ Departs   1. wiring of the generator beyond its equations is from the descriptio
              keys and values the representations, so that imagined ones need no place
           2. a table is one task: episodes are random splits of its training rows, and, as a share, draws of a Gaussian process
              at those rows, so that functions other than the one are seen; the context at prediction is the training rows
-          3. Adam's rate falls along a half cosine, gradients are clipped at 1
+          3. Adam's rate falls along a half cosine from 2e-3 (the paper's from 5e-4), gradients are clipped at 1; standardised
+             inputs are cut at 5
           4. the bootstrapping process, with which the paper compares, is left out
 """
 

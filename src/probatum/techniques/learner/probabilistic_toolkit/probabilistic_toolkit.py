@@ -1,7 +1,7 @@
 """A textbook's tools of uncertainty as one learner: ensembles, dropout, variational, SWAG, Laplace, Gaussian processes.
 
 Paper     Krause and Hübotter 2025, "Probabilistic Artificial Intelligence", arXiv:2502.05244
-Computes  `method`: ensemble (members from the baseline's factory, one computation), mc-dropout (masks stay on),
+Computes  `method`: ensemble (members from the baseline's factory, one computation), mc-dropout (masks stay on, one a draw for all rows),
           bayes-by-backprop (independent Gaussians over weights, reparameterised), swag (moments of SGD's path, low rank),
           laplace (last layer, full Gauss-Newton), gp (RBF by evidence; FITC beyond 1,000 rows), blr
           (Bayesian linear regression on the inputs). Real targets: a head N(mu(x), s(x)^2). Predictive: total = aleatoric +
