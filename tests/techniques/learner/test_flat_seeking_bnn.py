@@ -206,6 +206,30 @@ def test_an_exception_in_the_second_pass_leaves_nothing_moved() -> None:
     assert torch.equal(model[1].running_mean, once[1].running_mean)
 
 
+def test_streams_of_accelerators_are_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for two devices: each has a stream, and every pass draws once from each."""
+    streams = [0, 10]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor(streams[device]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: streams.__setitem__(device, int(state)))
+    w, drawn = nn.Parameter(torch.ones(2)), []
+
+    def closure() -> Tensor:
+        drawn.append(list(streams))
+        for device in range(2):
+            streams[device] += 1
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    flat = FlatSeeking(torch.optim.SGD([w], lr=0.1), 0.1)
+    flat.step(closure)
+    flat.step(closure)
+    assert drawn == [[0, 10], [0, 10], [1, 11], [1, 11]]
+    assert streams == [2, 12]
+
+
 def test_weights_that_are_not_numbers_are_no_closures_fault() -> None:
     w = nn.Parameter(torch.tensor([1.0, float("nan")]))
 
