@@ -73,7 +73,33 @@ def test_half_precision_is_trained_in_single(dtype: torch.dtype) -> None:
     assert {p.dtype for p in net.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 4), (6, 1)])
-def test_no_batch_of_two_rows(rows: int, size: int) -> None:
-    with pytest.raises(ValueError, match=f"{rows} rows in batches of {size}"):
-        fit_network(nn.Linear(2, 2), torch.randn(rows, 2), torch.zeros(rows).long(), 3, size, 1e-2, torch.Generator())
+def test_what_is_frozen_stays() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    net[1].eval()
+    before = net[0].weight.clone()
+    fit_network(net, torch.randn(40, 3) + 1, torch.arange(40) % 2, 5, 8, 1e-2, torch.Generator().manual_seed(0))
+    assert torch.equal(net[0].weight, before)
+    assert float(net[1].running_mean.abs().max()) == 0 < float(net[3].running_mean.abs().max())
+    with pytest.raises(ValueError, match="all weights of Linear are frozen"):
+        fit_network(
+            nn.Linear(3, 2).requires_grad_(False), torch.ones(4, 3), torch.zeros(4).long(), 1, 2, 0.1, torch.Generator()
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "seen"), [(5, 1, [1] * 5), (5, 2, [2, 2] * 2), (1, 4, [1] * 3), (4, 3, [3] * 3)]
+)
+def test_batches_of_one_row(rows: int, batch_size: int, seen: list[int]) -> None:
+    found: list[int] = []
+    net = nn.Linear(2, 2)
+    net.register_forward_pre_hook(lambda _m, inputs: found.append(len(inputs[0])))
+    fit_network(net, torch.randn(rows, 2), torch.zeros(rows).long(), len(seen), batch_size, 1e-2, torch.Generator())
+    assert found == seen
+
+
+def test_no_rows_and_no_batches_are_refused() -> None:
+    for rows, size in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match=f"there are {rows} rows and batch_size is {size}"):
+            fit_network(nn.Linear(2, 2), torch.ones(rows, 2), torch.zeros(rows).long(), 1, size, 0.1, torch.Generator())

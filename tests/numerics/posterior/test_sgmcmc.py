@@ -148,6 +148,39 @@ def test_a_mean_loss_without_the_number_of_rows_is_refused() -> None:
         log_posterior(lambda w: w.sum(), sgmcmc.gaussian_log_prior, n_data=5)(torch.zeros(2, 3))
 
 
+def test_the_preconditioned_step_by_hand() -> None:
+    w, slope = torch.tensor([[1.0, -2.0]]), torch.tensor([[6.0, -0.5]])
+    chains, second, place = Chains(w.clone()), torch.ones(1, 2), w.clone()
+    for step in range(2):
+        sgmcmc.psgld(chains, slope, 0.3, generator(step), 0.5, n_data=4, decay=0.9, damping=0.2)
+        second = 0.9 * second + 0.1 * (slope / 4) ** 2
+        scale = 1 / (0.2 + second.sqrt())
+        noise = torch.randn(1, 2, generator=generator(step))
+        place = place + 0.15 * scale * slope + (0.3 * 0.5 * scale).sqrt() * noise
+    torch.testing.assert_close(chains.weights, place)
+    torch.testing.assert_close(chains.second, second)
+    assert chains.step == 2
+
+
+def test_the_steps_with_momentum_and_without_by_hand() -> None:
+    w, slope = torch.tensor([[1.0, -2.0]]), torch.tensor([[6.0, -0.5]])
+    noise = [torch.randn(1, 2, generator=generator(step)) for step in range(2)]
+    chains = sgmcmc.sgld(Chains(w.clone()), slope, 0.3, generator(0), 0.5)
+    torch.testing.assert_close(chains.weights, w + 0.15 * slope + 0.15**0.5 * noise[0])
+    chains = Chains(w.clone())
+    scale = torch.tensor([2.0, 0.5])
+    momentum, place = torch.zeros(1, 2), w.clone()
+    for step in range(2):
+        sgmcmc.sghmc(chains, slope, 0.3, generator(step), 0.5, friction=0.2, scale=scale)
+        momentum = 0.8 * momentum + 0.3 * scale * slope + (2 * 0.2 * 0.3 * 0.5 * scale).sqrt() * noise[step]
+        place = place + momentum
+    torch.testing.assert_close(chains.weights, place)
+    state = Chains(w)
+    torch.testing.assert_close(sgmcmc.precondition(state, slope, 4, 0.9, 0.2), 1 / (0.2 + (slope / 4).abs()))
+    second = 0.9 * (slope / 4) ** 2 + 0.1 * (2 * slope / 4) ** 2
+    torch.testing.assert_close(sgmcmc.precondition(state, 2 * slope, 4, 0.9, 0.2), 1 / (0.2 + second.sqrt()))
+
+
 def test_chains_are_those_run_one_after_another() -> None:
     start = torch.randn(3, 4, generator=generator())
 

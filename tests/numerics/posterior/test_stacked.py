@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from probatum.numerics.networks.frozen import freeze
 from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive, Stacked
 from probatum.numerics.tensors.draws import own_draws
 
@@ -43,7 +46,7 @@ class Looking(nn.Module):
         return out if out.sum().item() > 0 else 2 * out
 
 
-def networks(make: type[nn.Module], count: int = 5) -> list[nn.Module]:
+def networks(make: Callable[[], nn.Module], count: int = 5) -> list[nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         nets = [make() for _ in range(count)]
@@ -62,6 +65,8 @@ def test_stacked_outputs_are_those_of_each_network(make: type[nn.Module], shape:
     posterior = Posterior.of(nets, chunk=2)
     expected = torch.stack([net.eval()(x).detach() for net in nets])
     torch.testing.assert_close(posterior.outputs(x, rows=4 if make is Convolutions else 9), expected)
+    with torch.enable_grad():
+        torch.testing.assert_close(posterior.stacked(posterior.weights, x, posterior.buffers).detach(), expected)
     assert posterior.stacked._refused == (make is Looking)
 
 
@@ -90,6 +95,167 @@ def test_dropout_differs_between_networks_and_leaves_the_global_stream() -> None
         out = stacked(torch.ones(3, 50), torch.ones(1, 50), training=True)
     assert len(out.unique()) == 3
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Twice(nn.Module):
+    """A layer and a norm in two places, and one weight tied across modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.again = nn.Linear(4, 4)
+        self.norm = self.later = nn.BatchNorm1d(4)
+        self.tied, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tied(self.later(self.again(self.norm(self.first(x)).relu()))))
+
+
+def test_modules_in_two_places_and_tied_weights() -> None:
+    nets, x = networks(Twice, 3), torch.randn(6, 4, generator=generator())
+    stacked = Stacked(nets[0])
+    weights, buffers = stacked.gather(nets)
+    assert stacked.size == sum(p.numel() for p in nets[0].parameters())
+    before = stacked.model.state_dict()
+    weights.requires_grad_(True)
+    stacked(weights, x, buffers, training=True).square().sum().backward()
+    for k, net in enumerate(nets):
+        net(x).square().sum().backward()
+        own = torch.cat([p.grad.flatten() for p in net.parameters()])
+        torch.testing.assert_close(weights.grad[k], own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(buffers["norm.running_mean"][k], net.norm.running_mean)
+    again = Posterior(copy.deepcopy(stacked.model), {**stacked.named(weights), **buffers})
+    torch.testing.assert_close(again.outputs(x), torch.stack([net.eval()(x).detach() for net in nets]))
+    assert all(torch.equal(value, before[name]) for name, value in nets[0].state_dict().items() if "weight" in name)
+
+
+def frozen() -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    net[1].eval()
+    return net
+
+
+def test_frozen_weights_are_no_weights_and_kept_modes_stay() -> None:
+    nets, x = networks(frozen, 3), torch.randn(20, 4, generator=generator()) + 2
+    stacked = Stacked(nets[0])
+    weights, state = stacked.gather(nets)
+    assert stacked.size == 8 * 4 + 8 * 2 + 2
+    assert torch.equal(state["0.weight"], torch.stack([net[0].weight for net in nets]))
+    found = stacked(weights, x, state, training=True)
+    for k, net in enumerate(nets):
+        torch.testing.assert_close(found[k], net(x))
+        torch.testing.assert_close(state["3.running_mean"][k], net[3].running_mean)
+    assert float(state["1.running_mean"].abs().max()) == 0
+    posterior = Posterior(stacked.model, {**stacked.named(weights), **state}).renew_batch_norm(x)
+    assert float(posterior.buffers["1.running_mean"].abs().max()) == 0
+    assert float(posterior.buffers["3.running_mean"].abs().max()) > 0
+    assert [module.training for module in stacked.model] == [True, False, True, True, True]
+    whole = [net.requires_grad_(False) for net in nets]
+    assert Stacked(whole[0]).size == 32 + 8 + 16 + 16 + 18  # of a network that is frozen as a whole, all weights are
+    still = copy.deepcopy(nets[0])
+    freeze(still, [still[4]])
+    alone = Posterior.of([still.eval(), copy.deepcopy(still)]).renew_batch_norm(x)
+    assert float(alone.buffers["3.running_mean"][1].sub(still[3].running_mean).abs().max()) == 0
+
+
+def test_rows_are_not_changed_by_networks_that_begin_in_place() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Linear(4, 2)) for _ in range(3)]
+    x = torch.randn(5, 4, generator=generator())
+    before = x.clone()
+    expected = torch.stack([net(before.clone()).detach() for net in nets])
+    posterior = Posterior.of(nets, chunk=2)
+    torch.testing.assert_close(posterior.outputs(x), expected)
+    weights, buffers = posterior.weights, posterior.buffers
+    for apart in (False, True):
+        posterior.stacked.apart = apart
+        torch.testing.assert_close(posterior.stacked(weights, x, buffers, training=True), expected)
+        own = x.repeat(3, 1, 1)
+        torch.testing.assert_close(posterior.stacked(weights, own, buffers, training=True, own=True), expected)
+        assert torch.equal(own[2], before)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_one_after_another_is_the_same_as_together(apart: bool) -> None:
+    nets = networks(Convolutions, 3)
+    for net in nets:
+        net.body[3].p = 0.0
+    stacked = Stacked(nets[0])
+    assert stacked.apart
+    assert Stacked(nn.Linear(300, 300)).apart
+    assert not Stacked(nn.Linear(200, 200)).apart
+    stacked.apart = apart
+    weights, buffers = stacked.gather(nets)
+    weights.requires_grad_(True)
+    x = torch.randn(3, 7, 1, 6, 6, generator=generator())
+    found = stacked(weights, x, buffers, training=True, own=True)
+    found.square().sum().backward()
+    for k, net in enumerate(nets):
+        output = net(x[k])
+        output.square().sum().backward()
+        torch.testing.assert_close(found[k], output)
+        own = torch.cat([p.grad.flatten() for p in net.parameters()])
+        torch.testing.assert_close(weights.grad[k], own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(buffers["body.1.running_var"][k], net.body[1].running_var)
+
+
+class LateLooking(nn.Module):
+    """Has a norm in front of what vmap refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(4), Looking()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.norm(x))
+
+
+def test_statistics_move_once_where_vmap_refuses() -> None:
+    nets, x = networks(LateLooking, 2), torch.randn(9, 4, generator=generator())
+    stacked = Stacked(nets[0])
+    weights, buffers = stacked.gather(nets)
+    stacked(weights, x, buffers, training=True)
+    for k, net in enumerate(nets):
+        net(x)
+        torch.testing.assert_close(buffers["norm.running_mean"][k], net.norm.running_mean)
+        assert int(buffers["norm.num_batches_tracked"][k]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_half_precision_predict_what_they_say(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype) for _ in range(3)]
+    x = torch.randn(5, 4, generator=generator()).to(dtype)
+    posterior = Posterior.of(nets)
+    assert posterior.weights.dtype == torch.float32
+    outputs = torch.stack([net(x).detach().float() for net in nets])
+    torch.testing.assert_close(posterior.outputs(x), outputs)
+    found = posterior.predict(x)
+    torch.testing.assert_close(found.total, ClassPredictive(outputs.log_softmax(2)).total)
+
+
+def test_targets_in_a_row_and_of_other_shapes() -> None:
+    found = RealPredictive(torch.randn(3, 5, 1, generator=generator()), torch.full((3, 5, 1), 0.3))
+    y = torch.randn(5, generator=generator(1))
+    assert torch.equal(found.log_density(y), found.log_density(y[:, None]))
+    assert torch.equal(found.distribution(y), found.distribution(y[:, None]))
+    with pytest.raises(ValueError, match=re.escape("(5, 1) and (4,)")):
+        found.log_density(y[:4])
+
+
+def test_networks_that_do_not_go_together_are_refused() -> None:
+    stacked = Stacked(nn.Linear(3, 2))
+    for other in (nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 2))):
+        with pytest.raises(ValueError, match="not all Linear of one shape"):
+            stacked.gather([nn.Linear(3, 2), other])
+    with pytest.raises(ValueError, match="there are 0 networks"):
+        stacked.gather([])
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        Stacked(nn.ReLU())
 
 
 def test_decomposition_of_classes_is_its_definition() -> None:

@@ -17,6 +17,7 @@ from probatum.numerics.posterior.predictors import started
 from probatum.numerics.posterior.stacked import Stacked
 from probatum.numerics.tensors.draws import own_draws
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
+from probatum.techniques.learner import flat_seeking_bnn
 from probatum.techniques.learner.flat_seeking_bnn import (
     METHODS,
     FlatSeeking,
@@ -140,6 +141,127 @@ def test_both_passes_have_one_mask_and_only_the_first_gathers_statistics() -> No
     assert int(model[1].num_batches_tracked) == 1
 
 
+def test_a_step_is_the_gradient_at_the_ascended_point_by_hand() -> None:
+    a, b = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.tensor([[0.5]]))
+    unused = nn.Parameter(torch.ones(1))
+    flat = FlatSeeking(torch.optim.SGD([a, b, unused], lr=0.1), 0.3)
+
+    def closure() -> Tensor:
+        loss = (a**4).sum() + (b**4).sum()
+        loss.backward()
+        return loss
+
+    loss = flat.step(closure)
+    w = torch.tensor([1.0, -2.0, 0.5])
+    slope = 4 * w**3  # 4, -32, 0.5
+    there = w + 0.3 * slope / torch.tensor(4.0**2 + 32.0**2 + 0.5**2).sqrt()
+    torch.testing.assert_close(torch.cat([a, b.flatten()]).detach(), w - 0.1 * 4 * there**3)
+    assert loss.item() == pytest.approx(1 + 16 + 0.0625)  # of the first pass
+    assert not loss.requires_grad
+    assert unused.item() == 1
+
+
+def test_a_penalty_is_added_behind_both_passes() -> None:
+    w = nn.Parameter(torch.tensor([2.0]))
+    calls: list[float] = []
+
+    def closure() -> Tensor:
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    def penalty() -> None:
+        calls.append(float(w.detach()))
+        w.grad += 7.0
+
+    FlatSeeking(torch.optim.SGD([w], lr=0.1), 0.5, penalty=penalty).step(closure)
+    assert calls == [2.0]  # at the weights themselves
+    assert w.item() == pytest.approx(2 - 0.1 * (2 * 2.5 + 7))
+
+
+def test_an_exception_in_the_second_pass_leaves_nothing_moved() -> None:
+    model, part, calls = net(0.5), rows(30), 0
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = F.cross_entropy(model(part.x), part.y)
+        if calls == 2:
+            raise MemoryError("no room")
+        loss.backward()
+        return loss
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        once = copy.deepcopy(model)
+        once(part.x)
+        after = torch.get_rng_state()
+        torch.manual_seed(0)
+        with pytest.raises(MemoryError):
+            FlatSeeking(torch.optim.SGD(model.parameters(), lr=0.1), 0.5, model).step(closure)
+        assert torch.equal(torch.get_rng_state(), after)
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert torch.equal(model[1].running_mean, once[1].running_mean)
+
+
+def test_streams_of_accelerators_are_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for two devices: each has a stream, and every pass draws once from each."""
+    streams = [0, 10]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor(streams[device]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: streams.__setitem__(device, int(state)))
+    w, drawn = nn.Parameter(torch.ones(2)), []
+
+    def closure() -> Tensor:
+        drawn.append(list(streams))
+        for device in range(2):
+            streams[device] += 1
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    flat = FlatSeeking(torch.optim.SGD([w], lr=0.1), 0.1)
+    flat.step(closure)
+    flat.step(closure)
+    assert drawn == [[0, 10], [0, 10], [1, 11], [1, 11]]
+    assert streams == [2, 12]
+
+
+def test_weights_that_are_not_numbers_are_no_closures_fault() -> None:
+    w = nn.Parameter(torch.tensor([1.0, float("nan")]))
+
+    def closure() -> Tensor:
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    assert FlatSeeking(torch.optim.SGD([w], lr=0.1), 0.1).step(closure).isnan()
+    with pytest.raises(ValueError, match="leaves no gradients"):
+        FlatSeeking(torch.optim.SGD([w], lr=0.1), 0.1).step(lambda: w.detach().sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    w, slope = torch.zeros(2, 3, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+    assert torch.equal(ascended(w, slope, 0.1), w)  # 1e-12 is 0 in float16
+    large = torch.full((1, 400), 200.0, dtype=torch.float16)  # whose squares are beyond float16
+    torch.testing.assert_close(ascended(0 * large, large, 1.0), torch.full_like(large, 0.05))
+    small = nn.Parameter(torch.zeros(400, dtype=torch.float16))
+
+    def closure() -> Tensor:
+        loss = (200 * small).sum()
+        loss.backward()
+        return loss
+
+    flat = FlatSeeking(torch.optim.SGD([small], lr=0.0), 1.0)
+    seen: list[Tensor] = []
+    flat.step(lambda: (seen.append(small.detach().clone()), closure())[1])
+    torch.testing.assert_close(seen[1], torch.full_like(seen[1], 0.05))
+
+
 def test_stacked_passes_share_masks_and_statistics() -> None:
     part = rows(40)
     members = started([net(0.5), net(0.5)])
@@ -153,11 +275,38 @@ def test_stacked_passes_share_masks_and_statistics() -> None:
     single = started([net(0.5), net(0.5)])
     with own_draws(generator(3)):
         batch_losses(single, part, torch.arange(40), class_losses)(single.weights)
+        after = torch.get_rng_state()
     with own_draws(generator(3)):
         flat_gradient(members, 0.1)(watched, members.weights)
+        assert torch.equal(torch.get_rng_state(), after)  # as after one pass
     assert torch.equal(draws[0], draws[1])
+
     for name, value in single.buffers.items():
         assert torch.equal(value, members.buffers[name]), name
+
+
+def test_a_stacked_second_pass_that_raises_leaves_the_statistics_of_the_first() -> None:
+    part, calls = rows(40), 0
+    members, once = started([net(0.5), net(0.5)]), started([net(0.5), net(0.5)])
+    losses = batch_losses(members, part, torch.arange(40), class_losses)
+
+    def failing(weights: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = losses(weights)
+        if calls == 2:
+            raise MemoryError("no room")
+        return found
+
+    with own_draws(generator(3)):
+        batch_losses(once, part, torch.arange(40), class_losses)(once.weights)
+        after = torch.get_rng_state()
+    with own_draws(generator(3)):
+        with pytest.raises(MemoryError):
+            flat_gradient(members, 0.1)(failing, members.weights)
+        assert torch.equal(torch.get_rng_state(), after)
+    assert calls == 2
+    assert torch.equal(members.buffers["1.running_mean"], once.buffers["1.running_mean"])
 
 
 def test_mean_field_takes_one_eps_and_leaves_the_divergence_alone() -> None:
@@ -184,6 +333,85 @@ def test_mean_field_takes_one_eps_and_leaves_the_divergence_alone() -> None:
     assert len(points) == 400
     assert float(found.weights.mean().abs()) < 0.1  # with no data's gradient q goes to the prior
     assert float(found.weights.std()) == pytest.approx(0.5, rel=0.15)
+
+
+def test_mean_field_hands_g_to_mu_and_g_eps_to_sigma() -> None:
+    """One step of SGD-like size: Adam's first move is lr times the gradient's sign."""
+    points: list[Tensor] = []
+    slope = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]])
+
+    def spy(losses: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+        points.append(weights.clone())
+        return slope
+
+    members = started([nn.Linear(4, 2)])
+    start = members.weights[0].clone()
+    how = {"draws": 4000, "prior_scale": 1e6, "start_scale": 0.3, "temperature": 0.0, "gradient": spy}
+    found = fit_mean_field(members, rows(), 1, 30, generator(), Optimisation(0.05), class_losses, **how)
+    eps = (points[0][0] - start) / 0.3
+    mean, spread = found.weights.mean(dim=0), found.weights.std(dim=0)
+    torch.testing.assert_close(mean, start - 0.05 * slope[0].sign(), atol=0.02, rtol=0)
+    grown = spread > 0.3
+    assert grown.tolist() == (slope[0] * eps < 0).tolist()  # sigma falls where g eps is positive
+    assert 0 < int(grown.sum()) < 10
+
+
+def test_a_radius_costs_two_gradients_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def counted(members: Members, rho: float) -> Callable[..., Tensor]:
+        real = flat_gradient(members, rho)
+
+        def gradient(losses: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+            calls.append(rho)
+            return real(losses, weights)
+
+        return gradient
+
+    monkeypatch.setattr(flat_seeking_bnn, "flat_gradient", counted)
+    spec = Spec("table", "classes", (4,), 2, numeric=4)
+    data = Data(spec, rows(), rows(60, 1), rows(60, 2))
+    expected = {"ensemble": {0.0: 24, 0.1: 12}, "swag": {0.0: 48, 0.1: 24}, "sgld": {0.0: 48, 0.1: 24}}
+    for method, steps in expected.items():
+        for rho, count in steps.items():
+            calls.clear()
+            how = {"method": method, "rho": rho, "members": 2, "draws": 3}
+            found = fit(data, Budget(48, 30, 4), generator(), net, Optimisation(1e-2), **how)
+            assert calls == [rho] * count
+            assert found.passes == 48 * 30
+    calls.clear()
+    found = fit(
+        data, Budget(48, 30, 4), generator(), net, Optimisation(1e-2), method="ensemble", rho=0.1, members=2,
+        members_budget="full", budget_is="steps",
+    )  # fmt: skip
+    assert len(calls) == 48
+    assert found.passes == 2 * 2 * 48 * 30
+
+
+def test_settings_reach_the_posteriors() -> None:
+    spec = Spec("table", "classes", (4,), 2, numeric=4)
+    data = Data(spec, rows(), rows(60, 1), rows(60, 2))
+
+    def spread(**how: object) -> float:
+        found = fit(data, Budget(60, 30, 4), generator(), net, Optimisation(1e-2), rho=0.0, draws=8, **how)
+        return float(found.posterior.weights.std(dim=0).mean())
+
+    cold, warm = (spread(method="sgld", temperature=t, sgld_rate=1e-3) for t in (1e-8, 0.1))
+    assert warm > 3 * cold
+    slow, fast = (spread(method="swag", swag_rate=rate) for rate in (0.001, 0.1))
+    assert fast > 10 * slow
+    assert spread(method="mean-field", temperature=1.0, prior_scale=1.0) > spread(
+        method="mean-field", temperature=1.0, prior_scale=1e-3
+    )
+
+
+def test_the_worst_nearby_of_a_slope() -> None:
+    """Of a linear loss the worst lies at distance rho along the gradient."""
+    slope = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    start = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    found = worst_nearby(lambda v: v @ slope, start, 0.7, steps=9)
+    torch.testing.assert_close(found, start @ slope + 0.7 * 5)
+    torch.testing.assert_close(worst_nearby(lambda v: v @ slope, start, 0.7, steps=2), start @ slope + 0.35 * 5)
 
 
 def test_the_worst_nearby_of_a_quadratic() -> None:

@@ -17,7 +17,7 @@ from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import fit, mean
+from probatum.claims.tools import fit, interval, mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data
@@ -97,6 +97,10 @@ def _functions(seeds: Sequence[int]) -> Evidence:
             prior = torch.distributions.Normal(0.0, math.sqrt(1 + NOISE**2))
             before, best = float(-prior.log_prob(target).mean()), mean(exact)
             gaps.append((mine - best) / (before - best))
+            if n == CONTEXTS[-1]:  # the same contexts, their targets in another order: what is not read off them
+                with torch.no_grad():
+                    shuffled = float(model.loss(model(x[:, :n], y[:, :n].flip(1), query), target).mean())
+                row["gap_of_shuffled_contexts"] = (shuffled - best) / (before - best)
             row |= {f"pfn_{n}": mine, f"exact_{n}": best, f"prior_{n}": before, f"gap_{n}": gaps[-1]}
         row["gap"] = mean(gaps)
         one = time.perf_counter()
@@ -107,9 +111,18 @@ def _functions(seeds: Sequence[int]) -> Evidence:
         row["times_faster_than_exact_in_a_batch"] = slow / took
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    holds = measured["gap"] <= 0.15 and min(row["times_faster_than_a_chain"] for row in rows) >= 50
-    note = "The gap with one row of context is the largest share of a small difference; the mean is over 1, 3, 10 and 29 rows."
-    return Evidence(holds, measured, tuple(rows), note)
+    gap = interval([row["gap"] for row in rows])
+    measured |= gap.told("gap")
+    controls = {
+        "contexts with shuffled targets are beyond the threshold": measured["gap_of_shuffled_contexts"] > 0.15,
+        "50 times faster than a chain over the hyper-parameters": min(r["times_faster_than_a_chain"] for r in rows)
+        >= 50,
+    }
+    note = (
+        "The gap with one row of context is the largest share of a small difference; the mean is over 1, 3, 10 and 29 rows. The "
+        "chain integrates over hyper-parameters that the network was told, so its time is a control and no headline."
+    )
+    return Evidence(gap.high <= 0.15, measured, tuple(rows), note, controls)
 
 
 def _open(name: str, seed: int) -> Data:
@@ -153,11 +166,12 @@ CLAIMS = (
     Claim(
         id="near-the-exact-posterior",
         says="A transformer trained on draws of a prior gives its posterior predictive in one forward pass.",
-        threshold="mean gap of the log loss to the exact Gaussian process at most 15 % of the way from prior to exact; at least 50 "
-        "times faster than a Markov chain over the process's hyper-parameters, on every seed",
+        threshold="gap of the log loss to the exact Gaussian process at most 15 % of the way from prior to exact: the upper end of "
+        "the 90 % interval of its mean over seeds; the network shown shuffled targets stands beside it",
         data="functions of one input from a Gaussian process, 1 to 29 rows of context",
         run=_functions,
         minutes=4.0,
+        seeds=tuple(range(201, 206)),
     ),
     Claim(
         id="answers-unseen-tables",

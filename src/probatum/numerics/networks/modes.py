@@ -31,6 +31,28 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
         yield
 
 
+def kept_in_evaluation(net: nn.Module) -> set[int]:
+    """Positions, in the order of `net.modules()`, of the modules that stay in evaluation when the network is trained.
+
+    Those in evaluation in a network in training were put there on purpose; of a network that is in evaluation as a whole
+    nothing is kept but frozen batch norms.
+    """
+    return {
+        k
+        for k, module in enumerate(net.modules())
+        if getattr(module, "still", False) or (net.training and not module.training)
+    }
+
+
+def begin_training(net: nn.Module) -> None:
+    """Training mode, but for the modules that stay in evaluation."""
+    kept = kept_in_evaluation(net)
+    net.train()
+    for k, module in enumerate(net.modules()):
+        if k in kept:
+            module.training = False
+
+
 @contextmanager
 def still(net: nn.Module) -> Iterator[None]:
     """A block without gradients in which a look at the network changes nothing of it: no statistics, no random stream, no mode.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.networks.modes import begin_training
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import HALF, computed_wide, widened
 from probatum.numerics.tensors.targets import IGNORED, class_targets, real_targets
@@ -58,28 +59,35 @@ def fit_network(
 ) -> nn.Module:
     """Train `model` in place by AdamW and leave it in evaluation mode; the global random state is put back.
 
-    Networks and rows of half precision are trained in float32, and the network given back as it came.
+    Frozen weights stay, and so do parts that are in evaluation in a network in training. Networks and rows of half precision
+    are trained in float32, and the network given back as it came.
 
     Args:
         model: (n, ...) -> (n, outputs); its own `objective(x, output, y, loss)` is used where it has one.
         x, y: the rows.
-        steps: updates, each of `batch_size` rows; a last batch of a single row is left out.
+        steps: updates, each of `batch_size` rows; a last batch of a single row is left out where there are others.
+        batch_size: rows, 1 or more.
         lr: learning rate, falling to 0 along a half cosine if `cosine`, else constant.
         generator: batch order, and the seed of what the model itself draws (dropout).
+
+    Raises:
+        ValueError: no rows, a batch size below 1, or a model all of whose weights are frozen.
     """
+    if not len(y) or batch_size < 1:
+        raise ValueError(f"there are {len(y)} rows and batch_size is {batch_size}; give one or more of each")
+    if not any(value.requires_grad for value in model.parameters()):
+        raise ValueError(f"all weights of {type(model).__name__} are frozen; nothing is left to train")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)) if cosine else None
     own = getattr(model, "objective", None)
-    model.train()
+    begin_training(model)
     with own_draws(generator), in_single(model):
         batches: list[Tensor] = []
         for _ in range(steps):
             if not batches:
-                batches = [b for b in torch.randperm(len(y), generator=generator).split(batch_size) if len(b) > 1]
-            if not batches:
-                raise ValueError(
-                    f"{len(y)} rows in batches of {batch_size} are none of two rows or more, which training takes"
-                )
+                batches = list(torch.randperm(len(y), generator=generator).split(batch_size))
+                if len(batches) > 1 and len(batches[-1]) < min(2, batch_size):
+                    batches.pop()
             index = batches.pop()
             rows = widened(x[index])
             output = model(rows)

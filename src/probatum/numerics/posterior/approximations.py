@@ -6,20 +6,15 @@ weights (S, P)) -> gradient (S, P). What belongs to the prior is added afterward
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.posterior.ensembles import Members, RowLoss, member_losses, orders
+from probatum.numerics.posterior.ensembles import BatchGradient, Losses, Members, RowLoss, member_losses, orders
 from probatum.numerics.posterior.sgmcmc import Chains, sgld
 from probatum.numerics.posterior.stacked import Posterior
 from probatum.numerics.posterior.swag import Swag
 from probatum.numerics.posterior.variational import MeanField
 from probatum.spec import Optimisation, Part
-
-Losses = Callable[[Tensor], Tensor]
-BatchGradient = Callable[[Losses, Tensor], Tensor]
 
 
 def plain_gradient(losses: Losses, weights: Tensor) -> Tensor:
@@ -74,7 +69,7 @@ def fit_mean_field(
         optimizer.step()
     with torch.no_grad():
         found = q.draw(draws, generator)
-    return Posterior(members.stacked.model, members.stacked.named(found)).renew_batch_norm(train.x)
+    return posterior_of(members, found, train, optimisation.lr)
 
 
 def fit_swag(
@@ -93,7 +88,7 @@ def fit_swag(
     """SGD from the first member's weights, whose path gives a Gaussian; moments are those of w itself.
 
     Raises:
-        ValueError: too few steps for two states.
+        ValueError: too few steps for two states, or states that stopped being finite.
     """
     swag, weights = Swag(rank), members.weights[:1].clone()
     every = max(1, steps // max(rank, 20))
@@ -104,8 +99,7 @@ def fit_swag(
             swag.collect(weights)
     if swag.count < 2:
         raise ValueError(f"SWAG has {steps} steps to collect states in; give a budget of 8 steps or more")
-    found = swag.draw(draws, generator)[0]
-    return Posterior(members.stacked.model, members.stacked.named(found)).renew_batch_norm(train.x)
+    return posterior_of(members, swag.draw(draws, generator)[0], train, rate)
 
 
 def fit_sgld(
@@ -126,7 +120,12 @@ def fit_sgld(
 
     Args:
         rate: lr of w <- w - lr (g + w / (N prior_scale^2)) + N(0, 2 lr T / N), g the mean loss's gradient.
+
+    Raises:
+        ValueError: too few steps for two draws, or a chain that diverged.
     """
+    if steps < 3:
+        raise ValueError(f"SGLD has {steps} steps, half of which give draws, and needs 3 or more; give a larger budget")
     chains, n, kept = Chains(members.weights[:1].clone()), len(train), []
     keep = set(torch.linspace(steps // 2, steps - 1, draws + 1).round().long()[1:].tolist())
     for step, index in enumerate(orders(n, batch_size, steps, generator)):
@@ -135,10 +134,31 @@ def fit_sgld(
         chains = sgld(chains, slope, 2 * rate / n, generator, temperature)
         if step in keep:
             kept.append(chains.weights[0])
-    found = torch.stack(kept)
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"the chain diverged at rate {rate}; use a lower one")
-    return Posterior(members.stacked.model, members.stacked.named(found)).renew_batch_norm(train.x)
+    return posterior_of(members, torch.stack(kept), train, rate)
+
+
+def posterior_of(
+    members: Members, weights: Tensor, train: Part, rate: float, chains: int = 1, noise: Tensor | None = None
+) -> Posterior:
+    """The posterior of drawn weights (S, P): buffers are those of the members, batch norms' statistics gathered anew.
+
+    Args:
+        members: whose first `chains` were drawn from, S / chains times each, one after another.
+        weights: what was drawn.
+        train: rows that statistics are gathered on.
+        rate: learning rate or step size, for the error.
+        noise: see `Posterior`.
+
+    Raises:
+        ValueError: draws whose weights or outputs are not finite.
+    """
+    each = len(weights) // chains
+    held = {name: value[:chains].repeat_interleave(each, dim=0) for name, value in members.buffers.items()}
+    posterior = Posterior(members.stacked.model, {**members.stacked.named(weights), **held}, noise)
+    posterior.renew_batch_norm(train.x)
+    if not bool(weights.isfinite().all() and posterior.outputs(train.x[:8]).isfinite().all()):
+        raise ValueError(f"training diverged at rate {rate}: weights or outputs are not finite; use a lower rate")
+    return posterior
 
 
 def repeated(model: nn.Module, members: Members, draws: int) -> Posterior:

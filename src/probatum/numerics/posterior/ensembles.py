@@ -7,7 +7,7 @@ alone with the same rows and draws, to float tolerance. Members may see the same
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.numerics.posterior.stacked import Stacked
+from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Optimisation, Part
 
@@ -22,6 +23,9 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (m, outputs), targets (m, ...)) -> losses (m,)."""
 Hook = Callable[[int, Tensor, dict[str, Tensor]], None]
 """Called after every update with its number, weights (S, P) and buffers."""
+Losses = Callable[[Tensor], Tensor]
+BatchGradient = Callable[[Losses, Tensor], Tensor]
+"""(weights -> losses (S,), weights (S, P)) -> gradient (S, P)."""
 
 
 def class_losses(output: Tensor, target: Tensor) -> Tensor:
@@ -46,6 +50,7 @@ def gaussian_losses(output: Tensor, target: Tensor) -> Tensor:
 def member_losses(row_losses: RowLoss, output: Tensor, target: Tensor, own: bool = False) -> Tensor:
     """Losses (S, n) of outputs (S, n, outputs) on targets (n, ...) that all share, or with `own` on (S, n, ...)."""
     count, rows = output.shape[:2]
+    output, target = widened(output), widened(target)
     if not own:
         target = target.expand(count, *target.shape)
     return row_losses(output.flatten(0, 1), target.flatten(0, 1)).reshape(count, rows)
@@ -74,7 +79,7 @@ class Members:
     Attributes:
         stacked: their architecture.
         weights: (S, P).
-        buffers: stacked, by name.
+        buffers: stacked buffers and frozen parameters, by name.
     """
 
     stacked: Stacked
@@ -88,7 +93,8 @@ class Members:
     @torch.no_grad()
     def outputs(self, x: Tensor, rows: int = 1024) -> Tensor:
         """Outputs (S, n, outputs) in evaluation mode."""
-        return torch.cat([self.stacked(self.weights, part, self.buffers) for part in x.split(rows)], dim=1)
+        found = [self.stacked(self.weights, part, self.buffers) for part in x.split(rows)]
+        return widened(found[0] if len(found) == 1 else torch.cat(found, dim=1))
 
 
 def train_members(
@@ -103,7 +109,7 @@ def train_members(
     *,
     own_orders: bool = True,
     hook: Hook | None = None,
-    gradient: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+    gradient: BatchGradient | None = None,
 ) -> Members:
     """Train in place by AdamW, and keep each member's best weights on the validation rows, looked at once an epoch.
 
@@ -123,13 +129,45 @@ def train_members(
     Raises:
         ValueError: a training that stopped being finite.
     """
+    count = len(members.weights)
+    batches = orders(len(train), batch_size, steps, generator, count if own_orders else 0)
+    how = (train, valid, steps, batch_size, optimisation, row_losses)
+    if members.stacked.apart and count > 1 and hook is None:
+        planned, weights = list(batches), members.weights.clone()
+        for k in range(count):
+            # views, so that what a `gradient` knows of all members' buffers is what this one changes
+            alone = Members(
+                members.stacked, weights[k : k + 1], {name: value[k : k + 1] for name, value in members.buffers.items()}
+            )
+            own = (index[k : k + 1] if own_orders else index for index in planned)
+            _train_together(alone, *how, own, own_orders, None, gradient)
+            weights[k : k + 1] = alone.weights
+            for name, value in alone.buffers.items():
+                members.buffers[name][k : k + 1] = value
+        members.weights = weights
+        return members
+    return _train_together(members, *how, batches, own_orders, hook, gradient)
+
+
+def _train_together(
+    members: Members,
+    train: Part,
+    valid: Part | None,
+    steps: int,
+    batch_size: int,
+    optimisation: Optimisation,
+    row_losses: RowLoss,
+    batches: Iterable[Tensor],
+    own_orders: bool,
+    hook: Hook | None,
+    gradient: BatchGradient | None,
+) -> Members:
     stacked, count = members.stacked, len(members.weights)
     weights = torch.nn.Parameter(members.weights.clone())
     optimizer = torch.optim.AdamW([weights], lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
     best: Tensor | None = None
     kept, kept_buffers = weights.detach().clone(), {k: v.clone() for k, v in members.buffers.items()}
     per_epoch = max(1, len(train) // min(batch_size, len(train)))
-    batches = orders(len(train), batch_size, steps, generator, count if own_orders else 0)
     for step, index in enumerate(batches):
         x, y = train.x[index], train.y[index]
 
@@ -138,8 +176,7 @@ def train_members(
             return member_losses(row_losses, output, y, own_orders).mean(dim=1)
 
         if gradient is None:
-            total = losses(weights)
-            weights.grad = torch.autograd.grad(total.sum(), weights)[0]
+            weights.grad = torch.autograd.grad(losses(weights).sum(), weights)[0]
         else:
             weights.grad = gradient(losses, weights.detach())
         if optimisation.clip is not None:
@@ -160,7 +197,7 @@ def train_members(
     if valid is not None and best is not None:
         members.weights, members.buffers = kept, kept_buffers
     members.weights = members.weights.clone()
-    if not bool(members.weights.isfinite().all()):
+    if not all(bool(value.isfinite().all()) for value in (members.weights, *members.buffers.values())):
         raise ValueError(f"the weights stopped being finite at rate {optimisation.lr}; use a lower learning rate")
     return members
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,14 +17,49 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d), (m, d) -> (n, m)."""
 
 
-def rbf(length: Tensor | float = 1.0, scale: Tensor | float = 1.0) -> Kernel:
-    """scale^2 exp(-|x - z|^2 / 2), inputs divided by `length` (a number or (d,))."""
-    return lambda x, z: scale**2 * (-0.5 * torch.cdist(x / length, z / length).square()).exp()
+FEW = 16
+"""Rows whose kernel matrix is computed for its diagonal; below 25 torch takes distances without cancellation."""
 
 
-def linear(scale: float = 1.0, bias: float = 0.0) -> Kernel:
-    """scale^2 x.z + bias^2."""
-    return lambda x, z: scale**2 * x @ z.T + bias**2
+@dataclass(frozen=True, eq=False)
+class rbf:  # noqa: N801 (used as a function is; a class, so that what holds it can be pickled)
+    """The kernel scale^2 exp(-|x - z|^2 / 2), inputs divided by `length` (a number or (d,))."""
+
+    length: Tensor | float = 1.0
+    scale: Tensor | float = 1.0
+
+    def __call__(self, x: Tensor, z: Tensor) -> Tensor:
+        """(n, d), (m, d) -> (n, m)."""
+        return self.scale**2 * (-0.5 * torch.cdist(x / self.length, z / self.length).square()).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class linear:  # noqa: N801
+    """The kernel scale^2 x.z + bias^2."""
+
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, x: Tensor, z: Tensor) -> Tensor:
+        """(n, d), (m, d) -> (n, m)."""
+        return self.scale**2 * x @ z.T + self.bias**2
+
+
+def prior_variance(kernel: Kernel, x: Tensor) -> Tensor:
+    """The kernel of every row with itself: (n, d) -> (n,), some rows at a time."""
+    blocks = [kernel(rows, rows).diagonal() for rows in x.split(FEW)] if len(x) else []
+    return torch.cat(blocks) if blocks else x.new_zeros(0)
+
+
+def targets_of(x: Tensor, y: Tensor) -> Tensor:
+    """Targets (n, k) in float64, of (n, k) or (n,); ValueError for another number of rows."""
+    y = y.double()
+    y = y[:, None] if y.ndim == 1 else y
+    if y.ndim != 2 or len(y) != len(x):
+        raise ValueError(
+            f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected one row of targets a row"
+        )
+    return y
 
 
 def cholesky(matrix: Tensor, jitter: float = 1e-10) -> Tensor:
@@ -76,8 +112,7 @@ class GaussianProcess:
         """Variance (m,) of the function, without the observation noise."""
         x = x.double()
         half = torch.linalg.solve_triangular(self.root, self.kernel(self.x, x), upper=False)
-        prior = torch.stack([self.kernel(row[None], row[None])[0, 0] for row in x])
-        return (prior - half.square().sum(dim=0)).clamp_min(0.0)
+        return (prior_variance(self.kernel, x) - half.square().sum(dim=0)).clamp_min(0.0)
 
     def covariance(self, x: Tensor) -> Tensor:
         """Covariance (m, m) of the function."""
@@ -93,7 +128,7 @@ class GaussianProcess:
 
 
 def gaussian_process(x: Tensor, y: Tensor, kernel: Kernel, noise: float) -> GaussianProcess:
-    """Condition on rows x (n, d) and targets y (n, k).
+    """Condition on rows x (n, d) and targets y (n, k) or (n,).
 
     Example:
         >>> x = torch.linspace(0, 6, 12)[:, None]
@@ -103,7 +138,7 @@ def gaussian_process(x: Tensor, y: Tensor, kernel: Kernel, noise: float) -> Gaus
     """
     if not noise > 0:
         raise ValueError(f"noise is {noise}; a standard deviation must be positive")
-    x, y = x.double(), y.double()
+    x, y = x.double(), targets_of(x, y)
     n = len(x)
     root = cholesky(kernel(x, x) + noise**2 * torch.eye(n, dtype=x.dtype))
     weights = torch.cholesky_solve(y, root)
@@ -118,12 +153,12 @@ def fit_rbf(
 
     Args:
         x: (n, d).
-        y: (n, k), about unit variance.
+        y: (n, k) or (n,), about unit variance.
         steps: of L-BFGS at most.
         separate: one length an input.
         least_noise: noise is kept above it.
     """
-    x, y = x.double(), y.double()
+    x, y = x.double(), targets_of(x, y)
     distance = float(torch.pdist(x[:300]).median().clamp_min(1e-3)) if len(x) > 2 else 1.0
     logs = torch.zeros((x.shape[1] if separate else 1) + 2, dtype=torch.float64)
     logs[:-2], logs[-1] = math.log(distance), math.log(0.3)
@@ -189,7 +224,7 @@ def bayesian_linear(x: Tensor, y: Tensor, noise: float, prior: float = 1.0) -> L
     """
     if not noise > 0 or not prior > 0:
         raise ValueError(f"noise is {noise} and prior {prior}; standard deviations must be positive")
-    x, y = x.double(), y.double()
+    x, y = x.double(), targets_of(x, y)
     n, d = x.shape
     root = cholesky(x.T @ x / noise**2 + torch.eye(d, dtype=x.dtype) / prior**2)
     mean = torch.cholesky_solve(x.T @ y / noise**2, root)
@@ -208,7 +243,11 @@ def fourier_features(
         -1, 1
     )
     phase = 2 * math.pi * torch.rand(count, generator=generator, dtype=torch.float64)
-    return lambda x: math.sqrt(2 / count) * torch.cos(x.double() @ frequency + phase)
+    return partial(_waves, frequency, phase)
+
+
+def _waves(frequency: Tensor, phase: Tensor, x: Tensor) -> Tensor:
+    return math.sqrt(2 / len(phase)) * torch.cos(x.double() @ frequency + phase)
 
 
 @dataclass(frozen=True)
@@ -232,7 +271,7 @@ class SparseProcess:
         left = torch.linalg.solve_triangular(self.root, cross, upper=False).square().sum(dim=0)
         if not self.fitc:
             return left
-        prior = torch.stack([self.kernel(row[None], row[None])[0, 0] for row in x.double()])
+        prior = prior_variance(self.kernel, x.double())
         known = torch.linalg.solve_triangular(self.prior_root, cross, upper=False).square().sum(dim=0)
         return (prior - known + left).clamp_min(0.0)
 
@@ -241,15 +280,14 @@ def sparse_process(
     x: Tensor, y: Tensor, inducing: Tensor, kernel: Kernel, noise: float, *, fitc: bool = True
 ) -> SparseProcess:
     """Subset of regressors, or FITC, which adds each row's own left-out variance (Quinonero-Candela and Rasmussen 2005)."""
-    x, y, inducing = x.double(), y.double(), inducing.double()
+    x, y, inducing = x.double(), targets_of(x, y), inducing.double()
     prior = kernel(inducing, inducing)
     prior_root = cholesky(prior)
     cross = kernel(inducing, x)
     half = torch.linalg.solve_triangular(prior_root, cross, upper=False)
     own = noise**2 * torch.ones(len(x), dtype=x.dtype)
     if fitc:
-        full = torch.stack([kernel(row[None], row[None])[0, 0] for row in x])
-        own = own + (full - half.square().sum(dim=0)).clamp_min(0.0)
+        own = own + (prior_variance(kernel, x) - half.square().sum(dim=0)).clamp_min(0.0)
     root = cholesky(prior + (cross / own) @ cross.T)
     weights = torch.cholesky_solve((cross / own) @ y, root)
     return SparseProcess(kernel, inducing, prior_root, root, weights, fitc)

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.modes import kept_in_evaluation
 from probatum.numerics.networks.surgery import swapped
 from probatum.numerics.posterior.ensembles import Members, RowLoss, class_losses, gaussian_losses, square_losses
 from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Data, Part, Spec
 
 Factory = Callable[[], nn.Module]
+_Dropout = nn.modules.dropout._DropoutNd
+FAST = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def last_linear(net: nn.Module, outputs: int) -> str:
@@ -52,15 +56,39 @@ def with_variance(net: nn.Module, outputs: int) -> nn.Module:
 
 
 def with_dropout(net: nn.Module, rate: float, outputs: int) -> nn.Module:
-    """The network, with dropout before its last linear layer where it has none anywhere.
+    """The network, with dropout before its last linear layer where it has none anywhere (see `dropouts`).
 
     Raises:
         ValueError: as `last_linear`, where it has no dropout.
     """
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in net.modules()):
+    if dropouts(net):
         return net
     head = net.get_submodule(last_linear(net, outputs))
     return swapped(net, {head: nn.Sequential(nn.Dropout(rate), head)})
+
+
+def dropouts(net: nn.Module) -> list[nn.Module]:
+    """Modules that drop at random in training at a rate above 0: dropout of every kind, attention, recurrent layers.
+
+    Dropout that a network's own `forward` calls as a function is not seen.
+    """
+    kept = kept_in_evaluation(net)
+    return [module for k, module in enumerate(net.modules()) if k not in kept and _rate(module) > 0]
+
+
+def without_dropout(net: nn.Module) -> nn.Module:
+    """The network, its `dropouts` at rate 0, in place."""
+    for module in dropouts(net):
+        setattr(module, "p" if isinstance(module, _Dropout) else "dropout", 0.0)
+    return net
+
+
+def _rate(module: nn.Module) -> float:
+    if isinstance(module, _Dropout):
+        return float(module.p)
+    if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.RNNBase) and module.num_layers > 1):
+        return float(module.dropout)
+    return 0.0
 
 
 def losses_for(spec: Spec, heteroscedastic: bool) -> RowLoss:
@@ -71,7 +99,13 @@ def losses_for(spec: Spec, heteroscedastic: bool) -> RowLoss:
 
 
 def started(nets: Sequence[nn.Module]) -> Members:
-    """Members that start from these networks."""
+    """Members that start from these networks.
+
+    Raises:
+        ValueError: all their weights are frozen.
+    """
+    if not any(value.requires_grad for value in nets[0].parameters()):
+        raise ValueError(f"all weights of {type(nets[0]).__name__} are frozen; nothing is left to train")
     stacked = Stacked(nets[0])
     return Members(stacked, *stacked.gather(nets))
 
@@ -84,7 +118,7 @@ class Drawn:
         task: classes or reals.
         passes: rows that training passed forward and backward.
         told: named numbers for the record.
-        dropout: seed of dropout masks that stay on in prediction; None = off.
+        dropout: seed of dropout masks that stay on in prediction, one a draw for all rows; None = off.
     """
 
     def __init__(
@@ -101,16 +135,12 @@ class Drawn:
     def _outputs(self, part: Part) -> Tensor:
         if self.dropout is None:
             return self.posterior.outputs(part.x)
-        model = self.posterior.stacked.model.eval()
-        drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-        with own_draws(torch.Generator().manual_seed(self.dropout)), torch.no_grad():
-            for module in drops:
-                module.train()
-            rows = [
-                self.posterior.stacked(self.posterior.weights, x, self.posterior.buffers, training=None)
-                for x in part.x.split(256)
-            ]
-        return torch.cat(rows, dim=1)
+        model = self.posterior.stacked.model
+        on = dropouts(model)
+        # in evaluation without gradients these would take a fast path that leaves out the dropout in them
+        on += [module for module in model.modules() if on and isinstance(module, FAST)]
+        with own_draws(torch.Generator().manual_seed(self.dropout)):
+            return self.posterior.outputs(part.x, 256, on, together=True)
 
     def samples(self, part: Part) -> Tensor:
         """(S, n, classes) probabilities, or (S, n, outputs) means."""
@@ -167,11 +197,11 @@ def predictor_of(
     seed = int(torch.randint(2**62, (), generator=generator)) if dropout else None
     found = Drawn(posterior, data.spec.task, passes, dropout=seed)
     if data.spec.task == "reals" and not own_variance:
-        found.posterior.noise = torch.ones(data.spec.outputs)
+        found.posterior.noise = posterior.weights.new_ones(data.spec.outputs)
         found.posterior.noise = residual_noise(found.predict(data.valid), data)
     return found
 
 
 def residual_noise(output: Tensor, data: Data) -> Tensor:
     """Root mean squared error (outputs,) of predictions (n, outputs) for the validation rows, at least 1e-3."""
-    return (output - real_targets(output, data.valid.y)).square().mean(dim=0).sqrt().clamp_min(1e-3)
+    return (output - widened(real_targets(output, data.valid.y))).square().mean(dim=0).sqrt().clamp_min(1e-3)

@@ -135,13 +135,14 @@ def psgld(
 ) -> Chains:
     """SGLD with a diagonal preconditioner G = 1 / (damping + sqrt V), V the running mean of (g / N)^2.
 
-    w <- w + (rate / 2) G g + sqrt(rate T G) xi. The drift that the changing G would need is left out, as is usual.
+    w <- w + (rate / 2) G g + sqrt(rate T G) xi. The drift that the changing G would need is left out, as is usual. V starts
+    at 1, as in jax-sgmc: at a mode one gradient is about 0, and steps by it alone throw the chains out.
     """
     _check(rate, temperature)
     if not 0 <= decay < 1 or not damping > 0 or n_data < 1:
         raise ValueError(f"decay is {decay}, damping {damping}, n_data {n_data}; need [0, 1), > 0 and >= 1")
-    mean = (gradient / n_data).square()
-    chains.second = mean if chains.second is None else decay * chains.second + (1 - decay) * mean
+    before = torch.ones_like(chains.weights) if chains.second is None else chains.second
+    chains.second = decay * before + (1 - decay) * (gradient / n_data).square()
     scale = 1 / (damping + chains.second.sqrt())
     noise = (rate * temperature * scale).sqrt() * _normal(chains.weights, generator)
     chains.weights = chains.weights + 0.5 * rate * scale * gradient + noise

@@ -12,25 +12,40 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import vmap
+
+from probatum.numerics.networks.modes import kept_in_evaluation
+from probatum.numerics.networks.substitute import Substitute
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import real_targets
 
 ONE_DRAW = "one draw has no epistemic uncertainty: several draws are needed"
+WIDE = 50_000
+"""Weights above which networks are run one after another."""
 _REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
 
 
 class Stacked:
     """S networks of one architecture as one function of their flat weights.
 
+    Flat weights are the parameters that are trained; frozen ones go with the buffers. Parts that are in evaluation in a
+    network in training stay so. Weights of half precision are held in float32.
+
     Args:
         model: the architecture; a copy without memory is kept.
 
     Attributes:
         size: number of weights P of one network.
+        kept: positions of the modules that stay in evaluation.
+        apart: whether the networks are run one after another, since a stack of them leaves the processor's caches: wide ones
+            and convolutions. So do all without gradients; numbers are the same up to rounding.
 
     Example:
         >>> nets = [nn.Linear(3, 2) for _ in range(4)]
@@ -44,33 +59,49 @@ class Stacked:
         named = dict(model.named_parameters())
         if not named:
             raise ValueError(f"{type(model).__name__} has no parameters; a posterior is over weights")
-        self.names, self.shapes = list(named), [value.shape for value in named.values()]
-        self.sizes = [value.numel() for value in named.values()]
+        free = {name: value for name, value in named.items() if value.requires_grad} or named
+        self.names, self.shapes = list(free), [value.shape for value in free.values()]
+        self.dtypes, self.sizes = [value.dtype for value in free.values()], [value.numel() for value in free.values()]
         self.size = sum(self.sizes)
         self.model = copy.deepcopy(model)
+        self.kept = kept_in_evaluation(model)
+        self._run = Substitute(self.model)
+        self._parts = list(self.model.modules())
+        self._modes = [module.training for module in self._parts]
+        self._moving = list(dict(self.model.named_buffers()))
+        heavy = any(isinstance(module, nn.modules.conv._ConvNd) for module in self._parts)
+        self.apart = heavy or self.size > WIDE
         self._refused = False
 
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """A network's buffers and frozen parameters by name, detached."""
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name: value.detach() for name, value in own.items() if name not in set(self.names)}
+
     def gather(self, models: Sequence[nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weights (S, P), detached, and stacked buffers of networks of this architecture."""
+        """Weights (S, P), detached, and stacked buffers and frozen parameters of networks of this architecture.
+
+        Raises:
+            ValueError: no networks, or parameters of other names or shapes.
+        """
         if not models:
             raise ValueError("there are 0 networks; give one or more")
-        parameters, buffers = stack_module_state(list(models))
-        if [value.shape[1:] for value in parameters.values()] != self.shapes:
+        held = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
+        shapes = [{name: value.shape for name, value in one.items()} for one in held]
+        own = {name: value.shape for name, value in chain(self.model.named_parameters(), self.model.named_buffers())}
+        if any(one != own for one in shapes):
             raise ValueError(f"the networks are not all {type(self.model).__name__} of one shape")
-        flat = torch.cat([value.detach().flatten(1) for value in parameters.values()], dim=1)
-        return flat, {name: value.detach().clone() for name, value in buffers.items()}
+        stacked = {name: torch.stack([one[name].detach() for one in held]) for name in own}
+        return self.flat(stacked), {name: value for name, value in stacked.items() if name not in set(self.names)}
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """(S, P) -> stacked parameters (S, ...) by name; gradients flow back to `weights`."""
-        parts = weights.split(self.sizes, dim=1)
-        count = len(weights)
-        return {
-            name: part.reshape(count, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        parts = zip(self.names, weights.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True)
+        return {name: part.reshape(len(weights), *shape).to(dtype) for name, part, shape, dtype in parts}
 
     def flat(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Stacked parameters by name -> (S, P)."""
-        return torch.cat([samples[name].flatten(1) for name in self.names], dim=1)
+        return widened(torch.cat([samples[name].flatten(1) for name in self.names], dim=1))
 
     def __call__(
         self,
@@ -78,41 +109,94 @@ class Stacked:
         x: Tensor,
         buffers: Mapping[str, Tensor] | None = None,
         *,
-        training: bool | None = False,
+        training: bool | Collection[nn.Module] = False,
         own: bool = False,
+        together: bool = False,
     ) -> Tensor:
         """Outputs (S, n, ...) of every network.
 
         Args:
             weights: (S, P).
-            x: rows that all see, (n, ...), or with `own` each network's, (S, n, ...).
+            x: rows that all see, (n, ...), or with `own` each network's, (S, n, ...); never changed.
             buffers: stacked buffers (S, ...), changed in place by batch norms in training; None = the model's own.
-            training: whether dropout and batch norm work as in training, draws coming from torch's global stream; None = as
-                each module of `model` stands.
+            training: whether dropout and batch norm work as in training, draws coming from torch's global stream; or the
+                modules of `model` that do.
+            own: see x.
+            together: whether all rows share one draw of dropout a network, so that no row's output hangs on others.
         """
-        held = self._buffers(len(weights), buffers)
+        held = dict(buffers) if buffers is not None else self._expanded(len(weights))
         parameters = self.named(weights)
-        if training is not None:
-            self.model.train(training)
-        if not self._refused:
-            try:
-                run = vmap(self._one, in_dims=(0, 0, 0 if own else None), randomness="different")
-                return run(parameters, held, x)
-            except _REFUSALS:
-                self._refused = True  # networks that look at values while they run: one after another
-        rows = [
-            self._one({k: v[s] for k, v in parameters.items()}, {k: v[s] for k, v in held.items()}, x[s] if own else x)
-            for s in range(len(weights))
-        ]
-        return torch.stack(rows)
+        plain = not (together or training or torch.is_grad_enabled())
+        with self._in_modes(training):
+            if not (self._refused or self.apart or plain):
+                before = {name: held[name].clone() for name in self._moving if training}
+                one = self._rows if together else self._one
+                try:
+                    run = vmap(one, in_dims=(0, 0, 0 if own else None), randomness="different")
+                    return run(parameters, held, x.clone())
+                except _REFUSALS:  # networks that look at values while they run: one after another
+                    for name, value in before.items():
+                        held[name].copy_(value)
+                rows = self._one_by_one(parameters, held, x, own, together)
+                self._refused = True
+                return rows
+            return self._one_by_one(parameters, held, x, own, together)
+
+    def _one_by_one(
+        self, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
+    ) -> Tensor:
+        names = [*parameters, *held]
+        columns = [value.unbind(0) for value in (*parameters.values(), *held.values())]
+        found, rows, version = [], x[:0], 0
+        for s, values in enumerate(zip(*columns, strict=True)):
+            # anew where the network before began by changing its rows in place; inference tensors do not tell
+            if own or s == 0 or rows.is_inference() or rows._version != version:
+                rows = (x[s] if own else x).clone()
+                version = 0 if rows.is_inference() else rows._version
+            found.append((self._rows_apart if together else self._run)(dict(zip(names, values, strict=True)), rows))
+        return torch.stack(found)
+
+    def _rows_apart(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
+        if len(x) < 2:
+            return self._run(values, x)
+        start = torch.get_rng_state()
+        try:
+            return self._rows(values, {}, x)
+        except _REFUSALS:
+            found = []
+            for row in x.split(1):
+                torch.set_rng_state(start)
+                found.append(self._run(values, row))
+            return torch.cat(found)
 
     def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(self.model, (parameters, buffers), (x,))
+        return self._run({**parameters, **buffers}, x)
 
-    def _buffers(self, count: int, buffers: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        if buffers is not None:
-            return dict(buffers)
-        return {k: v.detach().expand(count, *v.shape).clone() for k, v in self.model.named_buffers()}
+    def _rows(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        if len(x) < 2:
+            return self._one(parameters, buffers, x)
+        return vmap(lambda row: self._one(parameters, buffers, row[None])[0], randomness="same")(x)
+
+    def trainable(self) -> list[nn.Module]:
+        """Modules of `model` that work as in training when it is trained: all but those that stay in evaluation."""
+        return [module for k, module in enumerate(self._parts) if k not in self.kept]
+
+    def _expanded(self, count: int) -> dict[str, Tensor]:
+        return {k: v.expand(count, *v.shape).clone() for k, v in self.state(self.model).items()}
+
+    @contextmanager
+    def _in_modes(self, training: bool | Collection[nn.Module]) -> Iterator[None]:
+        """The copy's modules in these modes, and afterwards in those of the network that was given."""
+        on = self.trainable() if training is True else () if training is False else training
+        chosen = {id(module) for module in on}
+        try:
+            for module in self._parts:
+                module.training = id(module) in chosen  # not train(), which sets what is inside too
+            yield
+        finally:
+            for module, mode in zip(self._parts, self._modes, strict=True):
+                module.training = mode
 
 
 @dataclass(frozen=True)
@@ -186,12 +270,14 @@ class RealPredictive:
         return self.aleatoric + self.means.var(dim=0, unbiased=False)
 
     def log_density(self, y: Tensor) -> Tensor:
-        """log p(y) (n, d) under the mixture."""
+        """log p(y) (n, d) under the mixture; ValueError for targets of another shape, (n,) and (n, 1) taken for the same."""
+        y = real_targets(self.means[0], y)
         each = -0.5 * ((y - self.means).square() / self.variances + (2 * math.pi * self.variances).log())
         return each.logsumexp(dim=0) - math.log(len(each))
 
     def distribution(self, y: Tensor) -> Tensor:
-        """P(Y <= y) (n, d) under the mixture."""
+        """P(Y <= y) (n, d) under the mixture; targets as for `log_density`."""
+        y = real_targets(self.means[0], y)
         return torch.special.ndtr((y - self.means) / self.variances.sqrt()).mean(dim=0)
 
     def quantile(self, level: float, steps: int = 60) -> Tensor:
@@ -241,14 +327,15 @@ class Posterior:
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; use 1 or more")
         self.stacked = Stacked(model)
-        buffers = dict(model.named_buffers())
-        for name, shape in zip(self.stacked.names, self.stacked.shapes, strict=True):
-            if name not in samples:
+        state = self.stacked.state(model)
+        shapes = dict(zip(self.stacked.names, self.stacked.shapes, strict=True))
+        for name, shape in (shapes | {name: value.shape for name, value in state.items()}).items():
+            if name not in samples and name in shapes:
                 raise ValueError(f"samples lack {name!r}; they need every parameter of {type(model).__name__}, stacked")
-            if samples[name].shape[1:] != shape:
+            if name in samples and samples[name].shape[1:] != shape:
                 found = tuple(samples[name].shape)
                 raise ValueError(f"samples of {name!r} are {found}; give (S, {', '.join(map(str, shape))})")
-        unknown = sorted(set(samples) - set(self.stacked.names) - set(buffers))
+        unknown = sorted(set(samples) - set(shapes) - set(state))
         if unknown:
             raise ValueError(f"samples hold {unknown[0]!r}, which {type(model).__name__} does not have")
         counts = {len(value) for value in samples.values()}
@@ -256,8 +343,8 @@ class Posterior:
             raise ValueError(f"samples hold {sorted(counts)} draws; give the same number of one or more of everything")
         self.weights = self.stacked.flat(samples).detach()
         self.buffers = {
-            name: samples[name] if name in samples else value.detach().expand(len(self), *value.shape).clone()
-            for name, value in buffers.items()
+            name: samples[name] if name in samples else value.expand(len(self), *value.shape).clone()
+            for name, value in state.items()
         }
         self.noise = None if noise is None else torch.as_tensor(noise, dtype=self.weights.dtype)
         if self.noise is not None and not bool((self.noise > 0).all()):
@@ -275,14 +362,23 @@ class Posterior:
         return len(self.weights)
 
     @torch.no_grad()
-    def outputs(self, x: Tensor, rows: int = 1024) -> Tensor:
-        """Outputs (S, n, outputs) in evaluation mode, `chunk` draws and `rows` rows at a time."""
+    def outputs(self, x: Tensor, rows: int = 1024, on: Collection[nn.Module] = (), together: bool = False) -> Tensor:
+        """Outputs (S, n, outputs), `chunk` draws and `rows` rows at a time, of half precision in float32.
+
+        In evaluation mode, but for modules `on` of `stacked.model`; with `together` each draw has one mask of dropout for all
+        rows, drawn anew from torch's global stream as it stands now.
+        """
         parts = []
-        for start in range(0, len(self), self.chunk):
-            some = slice(start, start + self.chunk)
-            held = {name: value[some] for name, value in self.buffers.items()}
-            parts.append(torch.cat([self.stacked(self.weights[some], part, held) for part in x.split(rows)], dim=1))
-        return torch.cat(parts)
+        for first in range(0, len(self), self.chunk):
+            some = slice(first, first + self.chunk)
+            held, blocks = {name: value[some] for name, value in self.buffers.items()}, []
+            before = torch.get_rng_state() if together else None
+            for part in x.split(rows):
+                if before is not None:
+                    torch.set_rng_state(before)
+                blocks.append(self.stacked(self.weights[some], part, held, training=on, together=together))
+            parts.append(_joined(blocks, 1))
+        return widened(_joined(parts, 0))
 
     def logits(self, x: Tensor) -> Tensor:
         """`outputs`, of classifiers."""
@@ -308,28 +404,31 @@ class Posterior:
 
         Drawn or averaged weights have statistics that no training has gathered (Izmailov et al. 2018, arXiv:1803.05407).
         """
-        norms = [
-            module for module in self.stacked.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
+        stacked = self.stacked
+        norms = [module for module in stacked.trainable() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         norms = [module for module in norms if module.track_running_stats]
         if not norms:
             return self
-        stacked, held = self.stacked, [module.momentum for module in norms]
+        momenta = [module.momentum for module in norms]
         batches = [part for part in x.split(batch_size) if len(part) > 1]
-        for start in range(0, len(self), self.chunk):
-            some = slice(start, start + self.chunk)
-            buffers = {name: value[some].clone() for name, value in self.buffers.items()}
-            for k, part in enumerate(batches):
-                stacked.model.eval()
-                for module in norms:
-                    module.train()
-                    module.momentum = 1 / (k + 1)  # a plain mean of the batches
-                stacked(self.weights[some], part, buffers, training=None)
-            for name, value in buffers.items():
-                self.buffers[name][some] = value
-        for module, momentum in zip(norms, held, strict=True):
-            module.momentum = momentum
+        try:
+            for start in range(0, len(self), self.chunk):
+                some = slice(start, start + self.chunk)
+                buffers = {name: value[some].clone() for name, value in self.buffers.items()}
+                for k, part in enumerate(batches):
+                    for module in norms:
+                        module.momentum = 1 / (k + 1)  # a plain mean of the batches
+                    stacked(self.weights[some], part, buffers, training=norms)
+                for name, value in buffers.items():
+                    self.buffers[name][some] = value
+        finally:
+            for module, momentum in zip(norms, momenta, strict=True):
+                module.momentum = momentum
         return self
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def entropy(log_p: Tensor) -> Tensor:

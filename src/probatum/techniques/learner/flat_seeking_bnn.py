@@ -13,7 +13,7 @@ Departs   1. rho = 0 takes one gradient a step, not two equal ones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,7 @@ from probatum.numerics.posterior.predictors import (
 )
 from probatum.numerics.posterior.stacked import Posterior
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import computed_wide, widened
 from probatum.spec import Budget, Data, Optimisation
 
 CARD = Card(
@@ -59,8 +60,9 @@ COUNTS = ("gradients", "steps")
 TINY = 1e-12
 
 
+@computed_wide
 def ascended(weights: Tensor, gradient: Tensor, rho: float) -> Tensor:
-    """w + rho g / (|g| + 1e-12), row by row of (S, P)."""
+    """w + rho g / (|g| + 1e-12), row by row of (S, P); in float32 where they are of half precision."""
     return weights + rho * gradient / (gradient.norm(dim=1, keepdim=True) + TINY)
 
 
@@ -74,16 +76,10 @@ def flat_gradient(members: Members, rho: float) -> Callable[[Losses, Tensor], Te
     def gradient(losses: Losses, weights: Tensor) -> Tensor:
         if rho == 0:
             return plain_gradient(losses, weights)
-        stream = torch.get_rng_state()
+        begin = _streams()
         first = plain_gradient(losses, weights)
-        held = {name: value.clone() for name, value in members.buffers.items()}
-        after = torch.get_rng_state()
-        torch.set_rng_state(stream)
-        found = plain_gradient(losses, ascended(weights, first, rho))
-        torch.set_rng_state(after)
-        for name, value in held.items():
-            members.buffers[name].copy_(value)
-        return found
+        with _replayed(begin), _still(members.buffers.values()):
+            return plain_gradient(losses, ascended(weights, first, rho))
 
     return gradient
 
@@ -124,20 +120,23 @@ class FlatSeeking:
         self.optimizer, self.rho, self.model, self.penalty = optimizer, rho, model, penalty
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One update; `closure` computes the data's loss, calls backward and returns the loss, nothing else."""
+        """One update; `closure` computes the data's loss, calls backward and returns the loss, nothing else.
+
+        A closure that raises leaves weights, buffers and random streams as they were after its last pass that went well.
+        """
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        before, stream = [p.detach().clone() for p in weights], torch.get_rng_state()
+        before, begin = [p.detach().clone() for p in weights], _streams()
         loss = self._pass(closure, weights, before)
         if self.rho > 0:
-            self._move(weights)
-            there, after = [p.detach().clone() for p in weights], torch.get_rng_state()
-            torch.set_rng_state(stream)  # the same dropout masks and eps
-            with _still(self.model):
-                self._pass(closure, weights, there)
-            torch.set_rng_state(after)
-            with torch.no_grad():
-                for p, old in zip(weights, before, strict=True):
-                    p.copy_(old)  # exactly: adding and subtracting would round
+            try:
+                self._move(weights)
+                there = [p.detach().clone() for p in weights]
+                with _replayed(begin), _still([] if self.model is None else self.model.buffers()):
+                    self._pass(closure, weights, there)
+            finally:
+                with torch.no_grad():
+                    for p, old in zip(weights, before, strict=True):
+                        p.copy_(old)  # exactly: adding and subtracting would round
         if self.penalty is not None:
             self.penalty()
         self.optimizer.step()
@@ -146,25 +145,53 @@ class FlatSeeking:
     def _pass(self, closure: Callable[[], Tensor], weights: list[Tensor], expected: list[Tensor]) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         loss = closure()
-        if any(not torch.equal(p.detach(), old) for p, old in zip(weights, expected, strict=True)):
-            raise ValueError("closure changes the weights; it must not step the optimizer, only call backward")
+        for p, old in zip(weights, expected, strict=True):
+            if not torch.allclose(p.detach(), old, rtol=0.0, atol=0.0, equal_nan=True):
+                raise ValueError("closure changes the weights; it must not step the optimizer, only call backward")
         return loss.detach()
 
     @torch.no_grad()
     def _move(self, weights: list[Tensor]) -> None:
         reached = [p for p in weights if p.grad is not None]
-        norm = torch.stack([p.grad.norm() for p in reached]).norm() + TINY
+        if not reached:
+            raise ValueError("closure leaves no gradients on the optimizer's weights; let it call backward")
+        norm = torch.stack([widened(p.grad).norm() for p in reached]).norm() + TINY
         for p in reached:
             p.add_(p.grad / norm, alpha=self.rho)
 
 
 @contextmanager
-def _still(model: nn.Module | None) -> Iterator[None]:
-    """Buffers of the model put back afterwards."""
-    held = [] if model is None else [(value, value.clone()) for value in model.buffers()]
-    yield
-    for value, old in held:
-        value.copy_(old)
+def _still(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Buffers put back afterwards."""
+    held = [(value, value.clone()) for value in buffers]
+    try:
+        yield
+    finally:
+        for value, old in held:
+            value.copy_(old)
+
+
+def _streams() -> list[Tensor]:
+    """Where torch's global random streams stand: the CPU's, then those of accelerators that are in use."""
+    used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in used)]
+
+
+def _set_streams(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def _replayed(begin: list[Tensor]) -> Iterator[None]:
+    """A block whose draws (dropout masks, eps) are those that followed `begin`; afterwards the streams are where they were."""
+    after = _streams()
+    _set_streams(begin)
+    try:
+        yield
+    finally:
+        _set_streams(after)
 
 
 def worst_nearby(losses: Losses, weights: Tensor, rho: float, steps: int = 20) -> Tensor:

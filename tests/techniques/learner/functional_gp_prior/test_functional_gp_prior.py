@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from typing import Any
 
@@ -104,6 +105,55 @@ def test_the_process_of_reals_finds_the_noise() -> None:
     held = data("reals")
     _, noise = process_for(Inputs(held.train.x, held.spec)(held.train.x), held.train.y, 1.0)
     assert noise == pytest.approx(0.3, rel=0.25)
+
+
+def test_the_process_of_classes_has_the_amplitude_and_the_median_distance() -> None:
+    x = torch.randn(30, 2, generator=generator())
+    kernel, noise = process_for(x, torch.zeros(30).long(), 2.5)
+    length = torch.pdist(x).median()
+    torch.testing.assert_close(
+        kernel(x[:1], x[1:2])[0, 0], 6.25 * (-0.5 * ((x[0] - x[1]) / length).square().sum()).exp()
+    )
+    assert noise == 1.0
+    same, _ = process_for(torch.ones(5, 2), torch.zeros(5).long(), 1.0)  # rows that are all the same
+    assert float(same(torch.ones(1, 2), torch.ones(1, 2))) == 1.0
+
+
+def test_inputs_of_images_and_of_several_codes() -> None:
+    image = torch.randn(6, 1, 2, 3, generator=generator())
+    inputs = Inputs(image, Spec("image", "classes", (1, 2, 3), 2))
+    flat = image.flatten(1)
+    torch.testing.assert_close(inputs(image), (flat - flat.mean(0)) / flat.std(0))
+    table = torch.tensor([[0.5, 0.0, 1.0], [1.5, 1.0, 0.0], [0.0, 1.0, 2.0]])
+    codes = Inputs(table, Spec("table", "classes", (3,), 2, numeric=1, cardinalities=(2, 3)))
+    plain = torch.tensor([[0.5, 1, 0, 0, 1, 0], [1.5, 0, 1, 1, 0, 0], [0.0, 0, 1, 0, 0, 1]])
+    torch.testing.assert_close(codes(table), (plain - plain.mean(0)) / plain.std(0))
+    with pytest.raises(ValueError, match="no input varies"):
+        Inputs(torch.ones(5, 2), Spec("table", "classes", (2,), 2, numeric=2))
+
+
+def test_what_a_fit_tells() -> None:
+    held, how = data("reals"), (Budget(120, 32, 7), generator())
+    found = fit(held, *how, prior="hierarchical", **QUICK).report()
+    assert "prior variance 0" in found
+    assert found["rhat-median"] > 0.9
+    assert {"distance-first", "distance-last"} <= set(found)
+    found = fit(held, *how, prior="gaussian", **{**QUICK, "draws": 3}).report()
+    assert "prior scale 0" in found
+    assert "rhat-median" not in found  # of three draws a chain
+    assert "rhat-median" not in fit(held, *how, prior="fixed", **{**QUICK, "chains": 1}).report()
+
+
+def test_targets_in_a_row_wider_ones_and_pickles() -> None:
+    held = data("reals")
+    kinds = ((lambda t: t), (lambda t: t[:, 0]), (lambda t: t.double()))
+    draws = []
+    for kind in kinds:
+        given = Data(held.spec, *(Part(p.x, kind(p.y), p.rows) for p in (held.train, held.valid, held.test)))
+        found = fit(given, Budget(60, 32, 7), generator(), **QUICK)
+        draws.append(pickle.loads(pickle.dumps(found)).samples(held.test))
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
 
 
 def test_kinds_of_priors_tell_their_scales() -> None:

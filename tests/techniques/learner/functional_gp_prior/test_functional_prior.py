@@ -35,6 +35,17 @@ def test_critic_finds_the_distance_of_shifted_gaussians() -> None:
     assert wasserstein(theirs, ours, draw, steps=200, width=64) < 0.4
 
 
+def test_a_critic_is_no_judge_of_what_it_was_fitted_to() -> None:
+    draw = generator(3)
+    seen, fresh = ((torch.randn(128, 10, 1, generator=draw), torch.randn(128, 10, 1, generator=draw)) for _ in range(2))
+    told = wasserstein(*seen, generator(1), 200, 64)
+    assert told > 0.4
+    assert abs(wasserstein(*seen, generator(1), 200, 64, fresh)) < 0.5 * told
+    shifted = (fresh[0], fresh[1] + 1.0)
+    moved = wasserstein(seen[0], seen[1] + 1.0, generator(1), 200, 64, shifted)
+    assert moved == pytest.approx(10**0.5, rel=0.2)
+
+
 def test_outputs_have_critics_of_their_own_and_their_distances_are_summed() -> None:
     draw = generator()
     theirs, ours = torch.randn(2, 512, 3, 2, generator=draw).unbind(0)
@@ -132,6 +143,17 @@ def test_inputs_that_are_not_standardised_are_told() -> None:
     x = torch.randn(30, 2, generator=generator()) * torch.tensor([1.0, 500.0])
     with pytest.warns(UserWarning, match="1 of 2 inputs are not standardised \\(column 1 spans"):
         warn_of_scale(x)
+    net = Perceptron((2, 1))
+    with pytest.warns(UserWarning, match="not standardised"):
+        tune_prior(
+            GaussianPrior(net),
+            net,
+            process_functions(rbf(1.0), 1, generator()),
+            x,
+            generator(),
+            steps=1,
+            critic_steps=1,
+        )
     with pytest.raises(ValueError, match="not positive semi-definite"):
         process_functions(lambda a, b: -torch.ones(len(a), len(b)), 1, generator())(x, 3)
     with pytest.raises(ValueError, match=re.escape("sizes are (3,)")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from probatum.techniques.learner.martingale_posterior_np.martingale_posterior_np
 )
 from probatum.techniques.learner.martingale_posterior_np.neural_process import Context, MartingaleProcess, NeuralProcess
 
+PARTS = ("train", "valid", "test")
 SMALL: dict[str, Any] = {"width": 16, "points": 4, "draws": 3, "samples": 7}
 
 
@@ -69,6 +71,20 @@ def test_process_episodes_do_not_know_the_targets_and_the_context_does() -> None
     assert all(torch.equal(value, weights[name]) for name, value in first.model.state_dict().items())
     assert torch.equal(first.given.y, -second.given.y)
     assert not torch.equal(first.predict(data.test), second.predict(data.test))
+
+
+def test_targets_in_a_row_and_other_precisions_are_the_same_task() -> None:
+    data, draws = wave(), []
+    for x_of, y_of in (
+        (lambda x: x, lambda y: y),
+        (lambda x: x, lambda y: y[:, 0]),
+        (lambda x: x.double(), lambda y: y.double()),
+    ):
+        given = replace(data, **{n: replace(p, x=x_of(p.x), y=y_of(p.y)) for n, p in vars(data).items() if n in PARTS})
+        found = pickle.loads(pickle.dumps(fit(given, Budget(5, 16, 3), stream(), **SMALL)))
+        draws.append(found.samples(given.test))
+    assert torch.equal(draws[0], draws[1])
+    torch.testing.assert_close(draws[0], draws[2], atol=1e-4, rtol=1e-4)
 
 
 def test_most_limits_the_context() -> None:

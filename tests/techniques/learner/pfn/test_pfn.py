@@ -104,3 +104,29 @@ def test_labels_outside_the_classes_are_refused() -> None:
     for wrong in (y - 1, y + 1):
         with pytest.raises(ValueError, match="the label"):
             InContext(network, x, wrong, 2, torch.Generator(), 1)
+
+
+def test_labels_in_a_column_and_rows_of_other_precisions() -> None:
+    x, y = rows()
+    network = load(WEIGHTS)
+    expected = InContext(network, x[:60], y[:60], 2, torch.Generator().manual_seed(0), 2).predict(part(x[60:]))
+    column = InContext(network, x[:60], y[:60, None].int(), 2, torch.Generator().manual_seed(0), 2)
+    assert torch.equal(column.predict(part(x[60:])), expected)
+    for dtype, apart in ((torch.float64, 1e-4), (torch.bfloat16, 0.05)):
+        given = InContext(network, x[:60].to(dtype), y[:60], 2, torch.Generator().manual_seed(0), 2)
+        found = given.predict(part(x[60:].to(dtype)))
+        assert found.dtype == torch.float32
+        assert float((found - expected).abs().max()) < apart
+
+
+def test_a_constant_column_and_an_offset_say_nothing() -> None:
+    x, y = rows()
+    network, own = load(WEIGHTS), torch.Generator
+    still = torch.cat([x, torch.full((80, 1), 2023.0)], dim=1)
+    plain = torch.cat([x, torch.zeros(80, 1)], dim=1)
+    found = [
+        InContext(network, given[:60], y[:60], 2, own().manual_seed(0), 1).predict(part(given[60:]))
+        for given in (still, plain, plain + 1e4)
+    ]
+    assert float((found[0] - found[1]).abs().max()) < 1e-3
+    assert float((found[2] - found[1]).abs().max()) < 0.01

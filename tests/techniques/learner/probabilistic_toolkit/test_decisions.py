@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -97,6 +98,48 @@ def test_sparse_processes() -> None:
     torch.testing.assert_close(few[True].variance(new), expected, atol=1e-6, rtol=0)
 
 
+def test_prior_variances_of_many_rows_of_none_and_of_any_kernel() -> None:
+    x, y = rows(40)
+    new = torch.randn(50, 2, generator=generator(5), dtype=torch.float64)
+
+    def growing(a: Tensor, b: Tensor) -> Tensor:  # not the same everywhere, and not for batches
+        return (a @ b.T) ** 2 + gp.rbf(0.8)(a, b)
+
+    torch.testing.assert_close(gp.prior_variance(growing, new), growing(new, new).diagonal())
+    for process in (
+        gp.gaussian_process(x, y, growing, 0.3),
+        gp.sparse_process(x, y, x, growing, 0.3),
+    ):
+        k = growing(x, x) + 0.09 * torch.eye(40, dtype=torch.float64)
+        cross = growing(new, x)
+        expected = growing(new, new).diagonal() - (cross @ torch.linalg.solve(k, cross.T)).diagonal()
+        torch.testing.assert_close(process.variance(new), expected, atol=1e-5, rtol=1e-5)
+        assert process.variance(new[:0]).shape == (0,)
+        assert process.mean(new[:0]).shape == (0, 1)
+
+
+def test_targets_in_a_row_are_a_column() -> None:
+    x, y = rows()
+    kernel = gp.rbf(0.8)
+    assert torch.equal(
+        gp.gaussian_process(x, y[:, 0], kernel, 0.2).weights, gp.gaussian_process(x, y, kernel, 0.2).weights
+    )
+    assert torch.equal(gp.bayesian_linear(x, y[:, 0], 0.2).mean, gp.bayesian_linear(x, y, 0.2).mean)
+    assert gp.fit_rbf(x, y[:, 0], 5)[1:] == gp.fit_rbf(x, y, 5)[1:]
+    with pytest.raises(ValueError, match="one row of targets a row"):
+        gp.gaussian_process(x, y[:-1], kernel, 0.2)
+
+
+def test_what_holds_a_kernel_can_be_pickled() -> None:
+    x, y = rows()
+    process = gp.gaussian_process(x, y, gp.rbf(torch.tensor([0.8]), 1.5), 0.2)
+    again = pickle.loads(pickle.dumps(process))
+    assert torch.equal(again.variance(x), process.variance(x))
+    assert torch.equal(pickle.loads(pickle.dumps(gp.linear(0.5, 2.0)))(x, x), 0.25 * x @ x.T + 4)
+    waves = gp.fourier_features(2, 6, 0.5, generator())
+    assert torch.equal(pickle.loads(pickle.dumps(waves))(x), waves(x))
+
+
 def test_greedy_information_keeps_its_promise() -> None:
     x = torch.rand(9, 1, generator=generator(), dtype=torch.float64) * 3
     covariance = gp.rbf(0.7)(x, x)
@@ -153,6 +196,12 @@ def test_acquisitions_against_draws() -> None:
     torch.testing.assert_close(pi, (draws[:, :2] > 0.4).float().mean(0), atol=3e-3, rtol=0)
     assert bayes_opt.upper_bound(mean, deviation, 4.0).tolist() == pytest.approx([1.3, 1.5, 1.0])
     assert bayes_opt.finite_beta(100, 3) > bayes_opt.finite_beta(100, 2)
+    sure = torch.zeros(3)  # in float32 1e-300 is 0
+    assert bayes_opt.probability_of_improvement(torch.tensor([0.3, 0.4, 0.5]), sure, 0.4).tolist() == [0, 0, 1]
+    assert bayes_opt.expected_improvement(torch.tensor([0.3, 0.4, 0.9]), sure, 0.4).tolist() == pytest.approx(
+        [0, 0, 0.5]
+    )
+    assert bayes_opt.finite_beta(50, 3, 0.2) == pytest.approx(2 * math.log(50 * 9 * math.pi**2 / 1.2))
     with pytest.raises(ValueError, match="beta is -1"):
         bayes_opt.upper_bound(mean, deviation, -1.0)
 
@@ -170,6 +219,20 @@ def test_a_simple_hill_is_climbed(strategy: str) -> None:
     assert float(values.max()) > -0.01
     with pytest.raises(ValueError, match="strategy is 'best'"):
         bayes_opt.maximise(hill, grid, 5, generator(), "best")
+
+
+def test_one_first_value_and_values_that_are_none() -> None:
+    grid = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
+    at, values = bayes_opt.maximise(lambda x: -(x - 0.4).square().sum(1), grid, 8, generator(), start=1)
+    assert len(set(at.tolist())) == 8
+    assert float(values.max()) > -0.01
+    flat, _ = bayes_opt.maximise(lambda x: torch.tensor(2.0), grid, 12, generator(), start=2)
+    assert sorted(flat.tolist()) == list(range(12))
+    with pytest.raises(ValueError, match="function gives nan at candidate"):
+        bayes_opt.maximise(lambda x: torch.tensor(math.nan), grid, 3, generator(), start=1)
+    for start, evaluations in ((0, 3), (4, 3), (2, 13)):
+        with pytest.raises(ValueError, match="need them rising"):
+            bayes_opt.maximise(lambda x: x.sum(), grid, evaluations, generator(), start=start)
 
 
 def process(states: int = 5, actions: int = 3) -> tuple[Tensor, Tensor]:
@@ -195,6 +258,23 @@ def test_planning_against_all_policies() -> None:
         error = float((swept.values - best).abs().max())
         assert error <= swept.bound <= tolerance  # the Bellman residual's bound
     assert torch.equal(swept.policy, exact.policy)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_planning_ends_at_every_scale_and_precision(scale: float, dtype: torch.dtype) -> None:
+    transitions, rewards = process(6, 3)
+    best = mdp.policy_iteration(transitions, rewards, 0.95)
+    given = (transitions.to(dtype), (scale * rewards).to(dtype), 0.95)
+    for plan in (mdp.policy_iteration(*given), mdp.value_iteration(*given, 1e-8 * min(scale, 1.0))):
+        assert torch.equal(plan.policy, best.policy)
+        assert plan.values.dtype == dtype
+        torch.testing.assert_close(plan.values / scale, best.values.to(dtype), rtol=1e-5, atol=0)
+    swept = mdp.value_iteration(*given, 0.0)
+    assert swept.bound <= 1e-9 * scale  # as near as rounding lets it
+    states = torch.cat([rewards, rewards], dim=1)  # every action twice: ties do not go round in circles
+    twice = mdp.policy_iteration(torch.cat([transitions, transitions]), states, 0.95)
+    torch.testing.assert_close(twice.values, best.values)
 
 
 def test_learning_from_moves() -> None:
@@ -223,5 +303,11 @@ def test_processes_that_are_none() -> None:
         mdp.policy_iteration(2 * transitions, rewards, 0.9)
     with pytest.raises(ValueError, match="transitions are"):
         mdp.value_iteration(transitions[:2], rewards, 0.9)
+    negative = transitions.clone()
+    negative[0, 0, :2] += torch.tensor([-2.0, 2.0])  # still sums to 1
+    with pytest.raises(ValueError, match=r"transitions hold -1.*probabilities are 0 or more"):
+        mdp.value_iteration(negative, rewards, 0.9)
+    with pytest.raises(ValueError, match="rewards hold numbers that are not finite"):
+        mdp.policy_iteration(transitions, rewards / 0, 0.9)
     with pytest.raises(ValueError, match="kind is 'td'"):
         mdp.learn(lambda s, a: (0, 0.0), 2, 2, 0.5, 1, generator(), kind="td")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probatum.numerics.posterior.gaussian_process import SparseProcess
 from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
+from probatum.techniques.learner.probabilistic_toolkit import probabilistic_toolkit
 from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import (
     METHODS,
     ClosedPredictor,
     encoded,
     fit,
+    last_layer_laplace,
 )
 
 CLASSES = Spec("table", "classes", (3,), 2, numeric=2, cardinalities=(3,))
@@ -64,10 +68,10 @@ def data(spec: Spec, noise: float = 0.3) -> Data:
     return Data(spec, part(200), part(80), part(80))
 
 
-def fitted(spec: Spec, method: str, **settings: Any) -> Any:
+def fitted(spec: Spec, method: str, steps: int = 200, **settings: Any) -> Any:
     return fit(
         data(spec),
-        Budget(200, 32, 7),
+        Budget(steps, 32, 7),
         generator(),
         factory(spec.outputs),
         Optimisation(1e-2),
@@ -105,6 +109,93 @@ def test_methods_for_reals_know_the_noise(method: str) -> None:
     low, high = split.interval(0.95)
     assert 0.8 < float(((test.y > low) & (test.y < high)).float().mean()) <= 1
     torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_targets_in_a_row_give_the_posterior_of_a_column(method: str) -> None:
+    held = data(REALS)
+    row = Data(REALS, *(Part(p.x, p.y[:, 0], p.rows) for p in (held.train, held.valid, held.test)))
+    found = []
+    for given in (held, row):
+        how = (Budget(60, 32, 2), generator(), factory(1), Optimisation(1e-2))
+        one = fit(given, *how, method=method, draws=4, members=2)
+        found.append(one.samples(held.test))
+        again = pickle.loads(pickle.dumps(one))
+        torch.testing.assert_close(again.samples(held.test), found[-1], rtol=0, atol=0)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["gp", "blr"])
+def test_a_closed_model_answers_no_rows(method: str) -> None:
+    found = fitted(REALS, method)
+    assert found.samples(Part(torch.zeros(0, 3), torch.zeros(0, 1), torch.arange(0))).shape == (12, 0, 1)
+
+
+def test_laplace_draws_are_as_wide_as_the_temperature_says() -> None:
+    def head(temperature: float) -> Tensor:
+        return fitted(REALS, "laplace", 40, temperature=temperature).posterior.weights[:, -17:]
+
+    cold, half, bayes = head(0.0), head(0.25), head(1.0)
+    torch.testing.assert_close(cold, cold[:1].expand(12, -1))
+    torch.testing.assert_close(half - cold, 0.5 * (bayes - cold), rtol=1e-3, atol=1e-5)
+    assert float((bayes - cold).abs().max()) > 1e-3
+
+
+def test_laplace_of_a_last_layer_is_the_closed_posterior() -> None:
+    """One output of reals: N(mode, (X^T X / s^2 + precision I)^-1), at the precision that validation rows like best."""
+    x = torch.randn(50, 3, generator=generator(), dtype=torch.float64)
+    y = (x @ torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64) + 0.3 + 0.2 * torch.randn(50, generator=generator(1)))[
+        :, None
+    ]
+    full = torch.cat([x, torch.ones(50, 1, dtype=torch.float64)], dim=1)
+    mode = torch.linalg.lstsq(full, y).solution[:, 0]
+    noise = torch.randn(40, 4, generator=generator(2), dtype=torch.float64)
+    valid = (x[:10] + 0.1, y[:10])
+    found = last_layer_laplace((x, y), valid, mode[None, :3], mode[3:], noise)
+    scale = (full @ mode - y[:, 0]).square().mean().sqrt()
+    covariance = torch.linalg.inv(full.T @ full / scale**2 + found.prior_precision * torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(found.covariance(), covariance)
+    torch.testing.assert_close(found.mode, mode)
+    assert found.log_likelihood == pytest.approx(-25.0)  # half the rows, at their own error
+
+    def liked(precision: float) -> float:
+        root = torch.linalg.cholesky(full.T @ full / scale**2 + precision * torch.eye(4, dtype=torch.float64))
+        draws = mode + torch.linalg.solve_triangular(root.T, noise.T, upper=True).T
+        means = torch.cat([valid[0], torch.ones(10, 1, dtype=torch.float64)], dim=1) @ draws.T
+        density = torch.distributions.Normal(means, scale).log_prob(valid[1]).logsumexp(dim=1)
+        return float(density.mean())
+
+    grid = [10.0 ** (-2 + k / 2) for k in range(15)]
+    assert liked(found.prior_precision) == pytest.approx(max(map(liked, grid)))
+    row = last_layer_laplace((x, y[:, 0]), (valid[0], y[:10, 0]), mode[None, :3], mode[3:], noise)
+    assert row.prior_precision == found.prior_precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_other_precisions(method: str, dtype: torch.dtype) -> None:
+    held = data(REALS)
+    given = Data(REALS, *(Part(p.x.to(dtype), p.y.to(dtype), p.rows) for p in (held.train, held.valid, held.test)))
+    how = (Budget(100, 32, 4), generator(), lambda: factory(1)().to(dtype), Optimisation(1e-2))
+    found = fit(given, *how, method=method, draws=6, members=2)
+    assert float((found.predict(given.test).float() - held.test.y).square().mean().sqrt()) < 0.6
+
+
+def test_settings_of_the_variational_posterior_reach_it() -> None:
+    def scales(**settings: float) -> float:
+        return float(fitted(CLASSES, "bayes-by-backprop", 60, **settings).posterior.weights.std(dim=0).mean())
+
+    assert scales(start_scale=0.2) > 5 * scales(start_scale=0.01)
+    assert scales(temperature=0.0) < scales(temperature=1.0)
+    assert scales(prior_scale=0.02) < scales(prior_scale=1.0)
+
+
+def test_a_sparse_process_stands_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fitted(REALS, "gp").predict(data(REALS).test)
+    monkeypatch.setattr(probabilistic_toolkit, "MOST_EXACT", 100)
+    found = fitted(REALS, "gp")
+    assert isinstance(found.model, SparseProcess)
+    torch.testing.assert_close(found.predict(data(REALS).test), whole, atol=0.05, rtol=0)
 
 
 def test_mixture_variance_is_not_the_mean_of_deviations() -> None:

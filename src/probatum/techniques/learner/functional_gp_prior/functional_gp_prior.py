@@ -10,7 +10,7 @@ Shapes    data -> predictor with `samples` (C K, n, ...); raw weights (C, P), fu
 Departs   1. the prior as a normalising flow over weights is left out
           2. networks are tanh perceptrons on flat, standardised inputs, codes one-hot, whatever the baseline's network is
           3. classes: the process of every logit has the given amplitude and the median distance as length
-          4. chains start from AdamW's weights after `start` of the budget's steps, which they share; tuning sees inputs and the
+          4. chains start from Adam's weights after `start` of the budget's steps, which they share; tuning sees inputs and the
              process alone and is no part of that budget (its steps are told)
           5. a critic takes 50 steps here unless told, the paper's 200
 """
@@ -26,6 +26,7 @@ from probatum.numerics.posterior.diagnostics import split_rhat
 from probatum.numerics.posterior.ensembles import orders
 from probatum.numerics.posterior.gaussian_process import Kernel, fit_rbf, rbf
 from probatum.numerics.posterior.sgmcmc import Chains, gradient_of, log_posterior, precondition, sghmc
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     GaussianPrior,
@@ -118,7 +119,7 @@ def sample_posterior(
     start: float = 0.5,
     warm_rate: float = 0.01,
 ) -> Tensor:
-    """Raw weights (chains, draws, P): AdamW, then SGHMC whose preconditioner is fixed after a fifth of its steps.
+    """Raw weights (chains, draws, P): Adam, then SGHMC whose preconditioner is fixed after a fifth of its steps.
 
     Args:
         net: raw weights -> outputs (S, n, outputs).
@@ -127,7 +128,7 @@ def sample_posterior(
         y: classes (n,) or reals (n, outputs) with Gaussian noise of standard deviation `noise`.
         steps: of each chain; the draws come from the last half of SGHMC's.
         rate: largest move of a weight by the momentum's noise-free part, before N; friction in (0, 1].
-        start: share of the steps by AdamW on the log posterior, in [0, 1).
+        start: share of the steps by Adam on the log posterior, in [0, 1).
 
     Raises:
         ValueError: chains that diverge.
@@ -255,6 +256,8 @@ def fit(
         raise ValueError(f"friction is {friction} and start {start}; need (0, 1] and [0, 1)")
     spec, inputs = data.spec, Inputs(data.train.x, data.spec)
     x, y = inputs(data.train.x), data.train.y
+    if spec.task == "reals":
+        y = real_targets(x[:, :1].expand(-1, spec.outputs), y).float()
     kernel, noise = process_for(x, y, amplitude)
     net = Perceptron((x.shape[1], *([width] * depth), spec.outputs))
     law: Prior = HierarchicalPrior(net) if prior == "hierarchical" else GaussianPrior(net)
@@ -280,7 +283,14 @@ def fit(
     found.told = law.told() | {"prior-steps": float(len(distances))}
     if distances:
         found.told |= {"distance-first": distances[0], "distance-last": distances[-1]}
-    if chains > 1 and weights.shape[1] >= 4:
-        values = found.samples(data.valid)[:, :50, 0].unflatten(0, weights.shape[:2])
-        found.told["rhat-median"] = float(split_rhat(values).median())
+    found.told |= agreement(found, data, weights.shape[:2])
     return found
+
+
+def agreement(found: PriorPredictor, data: Data, shape: torch.Size) -> dict[str, float]:
+    """Median split R-hat of what (chains, draws) predict for validation rows, where there are several chains of four draws."""
+    chains, draws = shape
+    if chains < 2 or draws < 4:
+        return {}
+    values = found.samples(data.valid)[:, :50, 0].unflatten(0, (chains, draws))
+    return {"rhat-median": float(split_rhat(values).median())}

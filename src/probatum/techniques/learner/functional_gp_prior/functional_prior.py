@@ -174,14 +174,29 @@ class Critic:
         return (self(ours).mean(dim=0) - self(theirs).mean(dim=0)).sum()
 
 
-def wasserstein(theirs: Tensor, ours: Tensor, generator: torch.Generator, steps: int = 400, width: int = 200) -> float:
+def wasserstein(
+    theirs: Tensor,
+    ours: Tensor,
+    generator: torch.Generator,
+    steps: int = 400,
+    width: int = 200,
+    judged: tuple[Tensor, Tensor] | None = None,
+) -> float:
     """The 1-Wasserstein distance of functions (N, M, D), summed over D, as a fresh critic finds it.
 
     The penalty leaves slopes somewhat above 1, by which each output's distance is divided.
+
+    Args:
+        theirs, ours: functions that the critic is fitted to.
+        generator: of the critic.
+        steps, width: of the critic.
+        judged: others of theirs and ours, on which it is judged; None = the same, between which it finds too much: it tells
+            samples of one law apart.
     """
     critic = Critic(theirs.shape[1], theirs.shape[2], width, generator)
     theirs, ours = theirs.detach(), ours.detach()
     critic.fit(theirs, ours, steps, generator)
+    theirs, ours = (theirs, ours) if judged is None else (part.detach() for part in judged)
     slopes = critic.slopes(theirs, ours, generator).detach().mean(dim=0)
     with torch.no_grad():
         return float(((critic(ours).mean(dim=0) - critic(theirs).mean(dim=0)) / slopes).sum())

@@ -9,7 +9,8 @@ Departs   1. wiring of the generator beyond its equations is from the descriptio
              keys and values the representations, so that imagined ones need no place
           2. a table is one task: episodes are random splits of its training rows, and, as a share, draws of a Gaussian process
              at those rows, so that functions other than the one are seen; the context at prediction is the training rows
-          3. Adam's rate falls along a half cosine, gradients are clipped at 1
+          3. Adam's rate falls along a half cosine from 2e-3 (the paper's from 5e-4), gradients are clipped at 1; standardised
+             inputs are cut at 5
           4. the bootstrapping process, with which the paper compares, is left out
 """
 
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.martingale_posterior_np.neural_process import (
     Context,
@@ -217,7 +219,8 @@ def fit(
     if len(data.train) < 4:
         raise ValueError(f"there are {len(data.train)} training rows; episodes need 4 or more")
     columns = Columns(data.train.x, spec)
-    x, y = columns(data.train.x), data.train.y
+    x = columns(data.train.x)
+    y = real_targets(x[:, :1].expand(-1, spec.outputs), data.train.y).float()
     rows, steps = len(x), steps_times * budget.steps
     size = min(2 * budget.batch_size, rows)
 

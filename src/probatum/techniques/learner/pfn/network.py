@@ -145,8 +145,13 @@ class PriorFitted(nn.Module):
                     f"targets run from {float(y.min()):.3g} to {float(y.max()):.3g}, far outside the bars that were trained "
                     f"({low:.3g} to {high:.3g}); standardise them"
                 )
-        if self.limits.classes and y.numel() and int(y.max()) >= self.limits.outputs:
-            raise ValueError(f"{int(y.max()) + 1} classes; this network was trained for at most {self.limits.outputs}")
+        if self.limits.classes and y.numel():
+            if int(y.max()) >= self.limits.outputs:
+                raise ValueError(
+                    f"{int(y.max()) + 1} classes; this network was trained for at most {self.limits.outputs}"
+                )
+            if int(y.min()) < 0:
+                raise ValueError(f"targets hold the label {int(y.min())}; classes are 0 .. {self.limits.outputs - 1}")
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """-log q(y) of every query: (B, m, outputs), (B, m) -> (B, m)."""

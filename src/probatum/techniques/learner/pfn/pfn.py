@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.tensors.targets import check_codes
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Part
 from probatum.techniques.learner.pfn.network import PriorFitted, load
 
@@ -77,7 +78,7 @@ class InContext:
             )
         if not len(x):
             raise ValueError("there are no training rows to answer from")
-        check_codes(y, classes)
+        x, y = widened(x), class_codes(y, len(x), classes)
         self.network, self.classes = network, classes
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
         self.mean, self.spread = mean, torch.where(spread > 1e-6, spread, torch.ones_like(spread))
@@ -102,7 +103,7 @@ class InContext:
         return {"context-rows": float(len(self.parts[0][0])), "contexts": float(len(self.parts))}
 
     def _standard(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.spread).clamp(-FARTHEST, FARTHEST)
+        return ((widened(x) - self.mean) / self.spread).clamp(-FARTHEST, FARTHEST)
 
     @torch.no_grad()
     def _answer(self, x: Tensor, known: Tensor, y: Tensor, columns: Tensor, codes: Tensor, block: int = 1024) -> Tensor:

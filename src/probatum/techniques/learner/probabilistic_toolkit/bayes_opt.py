@@ -16,14 +16,19 @@ STRATEGIES = ("ei", "ucb", "pi", "thompson", "random")
 def expected_improvement(mean: Tensor, deviation: Tensor, best: float) -> Tensor:
     """(mean - best) Phi(z) + deviation phi(z), z = (mean - best) / deviation; 0 deviation gives max(mean - best, 0)."""
     gain = mean - best
-    z = gain / deviation.clamp_min(1e-300)
+    z = gain / _positive(deviation)
     density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
     return torch.where(deviation > 0, gain * torch.special.ndtr(z) + deviation * density, gain.clamp_min(0.0))
 
 
 def probability_of_improvement(mean: Tensor, deviation: Tensor, best: float) -> Tensor:
-    """P(f > best)."""
-    return torch.special.ndtr((mean - best) / deviation.clamp_min(1e-300))
+    """P(f > best); 0 deviation gives 1 above `best` and 0 elsewhere."""
+    gain = mean - best
+    return torch.where(deviation > 0, torch.special.ndtr(gain / _positive(deviation)), (gain > 0).to(gain))
+
+
+def _positive(deviation: Tensor) -> Tensor:
+    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
 def upper_bound(mean: Tensor, deviation: Tensor, beta: float) -> Tensor:
@@ -59,6 +64,9 @@ def maximise(
 
     Returns:
         Positions (evaluations,) and values (evaluations,), in order.
+
+    Raises:
+        ValueError: a strategy that is none, counts that do not rise, or a value that is not finite.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy is {strategy!r}; use one of {', '.join(STRATEGIES)}")
@@ -68,10 +76,10 @@ def maximise(
         )
     order = torch.randperm(len(candidates), generator=generator)
     at = order[: evaluations if strategy == "random" else start].tolist()
-    values = [float(function(candidates[k : k + 1])) for k in at]
+    values = [_value(function, candidates, k) for k in at]
     while len(at) < evaluations:
         y = torch.tensor(values, dtype=torch.float64)
-        middle, spread = y.mean(), y.std().clamp_min(1e-9)
+        middle, spread = y.mean(), y.std().clamp_min(1e-9) if len(y) > 1 else 1.0
         scaled = ((y - middle) / spread)[:, None]
         length, scale, noise = fit_rbf(candidates[at], scaled, separate=True, steps=30)
         process = gaussian_process(candidates[at], scaled, rbf(length, scale), noise)
@@ -79,8 +87,15 @@ def maximise(
         score[at] = -math.inf
         best = int(score.argmax())
         at.append(best)
-        values.append(float(function(candidates[best : best + 1])))
+        values.append(_value(function, candidates, best))
     return torch.tensor(at), torch.tensor(values, dtype=torch.float64)
+
+
+def _value(function: Callable[[Tensor], Tensor], candidates: Tensor, k: int) -> float:
+    found = float(function(candidates[k : k + 1]))
+    if not math.isfinite(found):
+        raise ValueError(f"function gives {found} at candidate {k}; leave out candidates where it is not finite")
+    return found
 
 
 def _score(

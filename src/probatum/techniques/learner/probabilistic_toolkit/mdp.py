@@ -15,6 +15,10 @@ Move = Callable[[int, int], tuple[int, float]]
 """(state, action) -> (next state, reward)."""
 
 
+ROUNDING = 16 * torch.finfo(torch.float64).eps
+"""Share of the values below which a difference is not told from rounding."""
+
+
 class Plan(NamedTuple):
     """Values (S,), actions (S,), sweeps made, and a bound on the distance of the values from the best ones."""
 
@@ -30,14 +34,22 @@ def action_values(values: Tensor, transitions: Tensor, rewards: Tensor, discount
 
 
 def value_iteration(transitions: Tensor, rewards: Tensor, discount: float, tolerance: float = 1e-8) -> Plan:
-    """Sweep until the values are within `tolerance` of the best: |V - V*| <= discount / (1 - discount) |last change|."""
+    """Sweep until the values are within `tolerance` of the best: |V - V*| <= discount / (1 - discount) |last change|.
+
+    It ends too where sweeps change no more than their own rounding, in float64; the bound that was reached is told.
+    """
     _check(transitions, rewards, discount)
+    dtype, transitions, rewards = rewards.dtype, transitions.double(), rewards.double()
     values, sweeps, bound = torch.zeros(len(rewards), dtype=rewards.dtype), 0, float("inf")
     while bound > tolerance:
         new = action_values(values, transitions, rewards, discount).amax(dim=1)
-        bound = discount / (1 - discount) * float((new - values).abs().max())
+        change = float((new - values).abs().max())
+        bound = discount / (1 - discount) * change
         values, sweeps = new, sweeps + 1
-    return Plan(values, action_values(values, transitions, rewards, discount).argmax(dim=1), sweeps, bound)
+        if change <= ROUNDING * float(values.abs().max()):
+            break
+    policy = action_values(values, transitions, rewards, discount).argmax(dim=1)
+    return Plan(values.to(dtype), policy, sweeps, bound)
 
 
 def policy_values(policy: Tensor, transitions: Tensor, rewards: Tensor, discount: float) -> Tensor:
@@ -48,17 +60,21 @@ def policy_values(policy: Tensor, transitions: Tensor, rewards: Tensor, discount
 
 
 def policy_iteration(transitions: Tensor, rewards: Tensor, discount: float) -> Plan:
-    """Evaluate and improve until nothing changes: exact."""
+    """Evaluate and improve until nothing changes: exact, in float64."""
     _check(transitions, rewards, discount)
+    dtype, transitions, rewards = rewards.dtype, transitions.double(), rewards.double()
     policy, sweeps = torch.zeros(len(rewards), dtype=torch.int64), 0
     while True:
         values, sweeps = policy_values(policy, transitions, rewards, discount), sweeps + 1
         q = action_values(values, transitions, rewards, discount)
         own = q.gather(1, policy[:, None]).squeeze(1)
         better = q.argmax(dim=1)
-        change = q.amax(dim=1) > own + 1e-12
+        slack = (
+            ROUNDING / (1 - discount) * float(q.abs().max())
+        )  # what is less may be rounding, and go round in circles
+        change = q.amax(dim=1) > own + slack
         if not bool(change.any()):
-            return Plan(values, policy, sweeps, 0.0)
+            return Plan(values.to(dtype), policy, sweeps, 0.0)
         policy = torch.where(change, better, policy)
 
 
@@ -154,6 +170,10 @@ def _check(transitions: Tensor, rewards: Tensor, discount: float) -> None:
         raise ValueError(
             f"transitions are {tuple(transitions.shape)}; give (actions, states, states) for {actions}, {states}"
         )
-    sums = transitions.sum(dim=2)
+    if not bool(rewards.isfinite().all()):
+        raise ValueError("rewards hold numbers that are not finite")
+    if not bool((transitions >= 0).all()):  # nor where it is not a number
+        raise ValueError(f"transitions hold {float(transitions.min()):.3g}; probabilities are 0 or more")
+    sums = transitions.double().sum(dim=2)
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
         raise ValueError(f"transitions sum to {float(sums.min()):.3g} .. {float(sums.max()):.3g}; rows must sum to 1")

@@ -1,7 +1,7 @@
 """A textbook's tools of uncertainty as one learner: ensembles, dropout, variational, SWAG, Laplace, Gaussian processes.
 
 Paper     Krause and Hübotter 2025, "Probabilistic Artificial Intelligence", arXiv:2502.05244
-Computes  `method`: ensemble (members from the baseline's factory, one computation), mc-dropout (masks stay on),
+Computes  `method`: ensemble (members from the baseline's factory, one computation), mc-dropout (masks stay on, one a draw for all rows),
           bayes-by-backprop (independent Gaussians over weights, reparameterised), swag (moments of SGD's path, low rank),
           laplace (last layer, full Gauss-Newton), gp (RBF by evidence; FITC beyond 1,000 rows), blr
           (Bayesian linear regression on the inputs). Real targets: a head N(mu(x), s(x)^2). Predictive: total = aleatoric +
@@ -41,6 +41,7 @@ from probatum.numerics.posterior.predictors import (
 )
 from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit.laplace import Laplace, last_layer_gauss_newton
 
@@ -238,6 +239,7 @@ def _laplace(
         temperature
     )
     drawn = last_layer_laplace((seen.features.double(), data.train.y), held, weight, bias, noise).spread(noise).float()
+    drawn = drawn.to(head.weight.dtype)
     width = head.weight.numel()
     copies = {key: value.expand(draws, *value.shape).clone() for key, value in samples.items()}
     prefix = f"{name}." if name else ""
@@ -254,7 +256,7 @@ def last_layer_laplace(
     Beyond 3,000 weights the curvature's diagonal stands for all of it.
 
     Args:
-        train, valid: inputs of the layer (n, D) and targets.
+        train, valid: inputs of the layer (n, D) and targets, (n, K) or for one output (n,).
         noise: standard normal (S, K D + K), with which every precision is tried.
     """
     mode = torch.cat([weight.flatten(), bias])
@@ -262,7 +264,10 @@ def last_layer_laplace(
     def outputs(features: Tensor, flat: Tensor) -> Tensor:
         return features @ flat[..., : weight.numel()].unflatten(-1, weight.shape).mT + flat[..., None, weight.numel() :]
 
-    output, y = outputs(train[0], mode), train[1]
+    output, held = outputs(train[0], mode), valid[1]
+    y = train[1]
+    if y.is_floating_point():
+        held, y = (real_targets(output[:1].expand(len(some), -1), some) for some in (held, y))
     scale = float((output - y).square().mean().sqrt().clamp_min(1e-3)) if y.is_floating_point() else None
     misfit = 0.5 * ((output - y) / scale).square().sum() if scale else F.cross_entropy(output, y, reduction="sum")
     curvature = last_layer_gauss_newton(train[0], output, scale)
@@ -273,9 +278,9 @@ def last_layer_laplace(
         found.append(Laplace(mode, curvature, precision, -float(misfit)))
         draws = outputs(valid[0], found[-1].spread(noise))
         if scale:
-            density = RealPredictive(draws, torch.full_like(draws, scale**2)).log_density(valid[1])
+            density = RealPredictive(draws, torch.full_like(draws, scale**2)).log_density(held)
         else:
-            density = ClassPredictive(draws.log_softmax(dim=2)).log_probabilities.gather(1, valid[1][:, None])
+            density = ClassPredictive(draws.log_softmax(dim=2)).log_probabilities.gather(1, held[:, None])
         best.append(float(density.mean()))
     return found[max(range(len(best)), key=best.__getitem__)]
 
@@ -283,9 +288,10 @@ def last_layer_laplace(
 def fit_closed(data: Data, generator: torch.Generator, method: str, draws: int, prior_scale: float) -> ClosedPredictor:
     """A Gaussian process or Bayesian linear regression on the encoded rows (n, d)."""
     spec, x = data.spec, encoded(data.train.x, data.spec)
-    y = data.train.y.double()
     if spec.task == "classes":
         y = F.one_hot(data.train.y, spec.outputs).double() - 1 / spec.outputs
+    else:
+        y = real_targets(x[:, :1].expand(-1, spec.outputs), data.train.y).double()
     model: object
     if method == "blr":
         grid = torch.logspace(-2, 1, 13).tolist()

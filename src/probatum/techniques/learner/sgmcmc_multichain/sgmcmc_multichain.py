@@ -2,7 +2,7 @@
 
 Paper     Thaler, Doehner and Zavadlav 2023, "Scalable Bayesian Uncertainty Quantification for Neural Network Potentials:
           Promise and Pitfalls", J. Chem. Theory Comput. 19, arXiv:2212.07959
-Computes  g = (N / B) sum_batch grad log p(y | w) + grad log p(w); V <- a V + (1 - a) (g / N)^2; G = 1 / (lam + sqrt V);
+Computes  g = (N / B) sum_batch grad log p(y | w) + grad log p(w); V <- a V + (1 - a) (g / N)^2 from V = 1; G = 1 / (lam + sqrt V);
           w <- w + (e_t / 2) G g + sqrt(e_t T G) xi, e_t = c (b + t)^-gamma. Each chain starts from a network of its own, by
           AdamW; after the burn-in K thinned draws are kept. Real targets: Gaussian likelihood whose log sigma is sampled too.
           What is computed from the draws (`observe`): intervals over draws, variance between and within chains, split R-hat,
@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probatum.card import Card
+from probatum.numerics.posterior.approximations import posterior_of
 from probatum.numerics.posterior.diagnostics import between_within, bulk_ess, split_rhat
 from probatum.numerics.posterior.ensembles import (
     Members,
@@ -34,7 +35,7 @@ from probatum.numerics.posterior.ensembles import (
     orders,
     train_members,
 )
-from probatum.numerics.posterior.predictors import Drawn, Factory, losses_for, started
+from probatum.numerics.posterior.predictors import Drawn, Factory, losses_for, started, without_dropout
 from probatum.numerics.posterior.sgmcmc import (
     Chains,
     decayed,
@@ -45,7 +46,8 @@ from probatum.numerics.posterior.sgmcmc import (
 )
 from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.numerics.tensors.draws import own_draws
-from probatum.spec import Budget, Data, Optimisation
+from probatum.numerics.tensors.targets import real_targets
+from probatum.spec import Budget, Data, Optimisation, Part
 from probatum.techniques.learner.sgmcmc_multichain.langevin import forces
 
 CARD = Card(
@@ -276,9 +278,7 @@ def fit(
     steps = max(2, budget.steps // chains if chains_budget == "shared" else budget.steps)
     first = int(start * steps)
     members = started(nets)
-    for module in members.stacked.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    without_dropout(members.stacked.model)
     with own_draws(generator):
         if first:
             valid = data.valid if first > 1 else None
@@ -286,7 +286,8 @@ def fit(
             members = train_members(members, train, valid, first, budget.batch_size, generator, optimisation, losses)
         begin = members.weights
         if reals:  # the logarithm of sigma is one more weight for each target
-            error = (members.outputs(train.x) - train.y).square().mean(dim=1).sqrt().clamp_min(1e-2)
+            output = members.outputs(train.x)
+            error = (output - real_targets(output[0], train.y)).square().mean(dim=1).sqrt().clamp_min(1e-2)
             begin = torch.cat([begin, error.log()], dim=1)
         index = orders(len(train), budget.batch_size, steps - first, generator)
         found = sample_chains(
@@ -298,8 +299,7 @@ def fit(
             generator,
             **chain,
         )
-    posterior = _posterior(members, found.flatten(0, 1), reals)
-    posterior.renew_batch_norm(train.x)
+    posterior = _posterior(members, found, train, rate, reals)
     result = Drawn(posterior, spec.task, float(chains * steps * min(budget.batch_size, len(train))))
     result.told = agreement(result, data, found.shape[:2])
     return result
@@ -314,11 +314,11 @@ def _check(chains: int, chains_budget: str, draws: int, start: float, prior_scal
         raise ValueError(f"start is {start} and prior_scale {prior_scale}; need [0, 1) and a positive scale")
 
 
-def _posterior(members: Members, drawn: Tensor, reals: bool) -> Posterior:
-    """The networks of draws (S, P); for real targets the last weights of each are its log sigma."""
-    weights, logs = drawn[:, : members.stacked.size], drawn[:, members.stacked.size :]
-    noise = logs.exp()[:, None, :] if reals else None
-    return Posterior(members.stacked.model, members.stacked.named(weights), noise)
+def _posterior(members: Members, found: Tensor, train: Part, rate: float, reals: bool) -> Posterior:
+    """The networks of draws (C, K, P); for real targets the last weights of each are its log sigma."""
+    drawn, size = found.flatten(0, 1), members.stacked.size
+    noise = drawn[:, size:].exp()[:, None, :] if reals else None
+    return posterior_of(members, drawn[:, :size], train, rate, len(found), noise)
 
 
 def row_likelihoods(members: Members, reals: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -1,0 +1,71 @@
+"""A network run with other tensors in place of its parameters and buffers, and put back as it was.
+
+As `torch.func.functional_call`, which writes a weight over for good where one module stands in two places: it puts the new
+tensor in twice, and the second time takes the first for what is to be put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Substitute:
+    """Runs a network with other tensors; tied ones are replaced wherever they are used.
+
+    Args:
+        net: the network; parts that are put into it later are not known here.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> run = Substitute(nn.Sequential(layer, nn.Flatten()))
+        >>> run({"0.weight": torch.tensor([[1.0, 2.0]])}, torch.ones(1, 2)).tolist()
+        [[3.0]]
+        >>> isinstance(layer.weight, nn.Parameter)
+        True
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        first: dict[int, str] = {}
+        self._uses: dict[str, list[tuple[nn.Module, str, bool]]] = {}
+        for path, module in net.named_modules():  # each once, wherever it stands
+            for held in (module._parameters, module._buffers):
+                for key, value in held.items():
+                    if value is not None:
+                        name = f"{path}.{key}" if path else key
+                        own = first.setdefault(id(value), name)
+                        self._uses.setdefault(own, []).append((module, key, held is module._parameters))
+        named = chain(net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
+        self._aliases = {name: first[id(value)] for name, value in named}
+
+    def __call__(self, values: Mapping[str, Tensor], *inputs: Any) -> Any:
+        """The output of the network for `inputs`, tensors of these names replaced; others stay.
+
+        Raises:
+            KeyError: a name that is neither a parameter nor a buffer.
+        """
+        with self.put(values):
+            return self.net(*inputs)
+
+    @contextmanager
+    def put(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """A block in which the tensors stand in the network; afterwards those it came with do."""
+        before: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, value in values.items():
+                if name not in self._aliases:
+                    raise KeyError(f"{type(self.net).__name__} has no parameter and no buffer {name!r}")
+                for module, key, parameter in self._uses[self._aliases[name]]:
+                    held: dict[str, Any] = module._parameters if parameter else module._buffers
+                    before.append((held, key, held[key]))
+                    held[key] = value
+            yield
+        finally:
+            for held, key, old in reversed(before):
+                held[key] = old
