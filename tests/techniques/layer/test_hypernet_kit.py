@@ -268,3 +268,43 @@ def test_inside_an_encoder_made_weights_are_read_in_evaluation_without_gradients
     expected = model.eval()(x)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["once", "chunks"])
+def test_averages_through_data_are_seen_in_evaluation(head: str) -> None:
+    model, average, x = net().eval(), net().eval(), torch.randn(4, 1, 8, 8, generator=own())
+    for one in (model, average):
+        apply(one, head, generator=own(1))
+    with torch.no_grad():
+        average(x)
+        for _ in range(3):
+            for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                mine.data.mul_(0.5).add_(theirs.data, alpha=0.1)
+            fresh = net().eval()
+            apply(fresh, head, generator=own(2))
+            fresh.load_state_dict(average.state_dict())
+            torch.testing.assert_close(average(x), fresh(x))
+
+
+def test_noise_is_averaged_for_inputs_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return scale * self.body(x)
+
+    model, x = Named(), torch.randn(4, 1, 8, 8, generator=own())
+    apply(model, condition="noise", draws=3, generator=own())
+    model.eval()
+    supplier = supplier_of(model)
+    every = [
+        2 * call(net(), {n.removeprefix("body."): v for n, v in supplier.layout.unflatten(supplier.maker(z)).items()}, x)
+        for z in supplier.fixed
+    ]
+    torch.testing.assert_close(model(x=x, scale=2.0), torch.stack(every).mean(dim=0))
+    torch.testing.assert_close(model(x, scale=2.0), torch.stack(every).mean(dim=0))
+    withdraw(model)
+    assert not model._forward_hooks_with_kwargs
+    assert not model._forward_hooks_always_called
