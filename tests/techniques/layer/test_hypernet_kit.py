@@ -300,7 +300,8 @@ def test_noise_is_averaged_for_inputs_given_by_name() -> None:
     model.eval()
     supplier = supplier_of(model)
     every = [
-        2 * call(net(), {n.removeprefix("body."): v for n, v in supplier.layout.unflatten(supplier.maker(z)).items()}, x)
+        2
+        * call(net(), {n.removeprefix("body."): v for n, v in supplier.layout.unflatten(supplier.maker(z)).items()}, x)
         for z in supplier.fixed
     ]
     torch.testing.assert_close(model(x=x, scale=2.0), torch.stack(every).mean(dim=0))

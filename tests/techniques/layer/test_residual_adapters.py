@@ -312,3 +312,29 @@ def test_a_frozen_batch_norm_of_the_users_keeps_its_mode() -> None:
     apply(model, form="parallel")
     assert not norm.training
     assert model.training
+
+
+def test_norms_that_are_registered_behind_all_convolutions_are_folded_into_their_own() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.norm1, self.norm2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.norm2(self.two(self.norm1(self.one(x)).relu()))
+
+    torch.manual_seed(0)
+    for form in ("series", "parallel"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), Listed(), nn.Flatten(), nn.Linear(144, 2))
+        assert apply(model, form) == 2
+        x = torch.randn(5, 1, 8, 8)
+        for module in model.modules():
+            if isinstance(module, residual_adapters.SeriesAdapter | residual_adapters.ParallelAdapter):
+                nn.init.normal_(module.adapter.weight, std=0.3)
+        model(x)
+        model.eval()
+        with torch.no_grad():
+            expected = model(x)
+            assert residual_adapters.fold(model) == 2
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

@@ -341,7 +341,10 @@ class InPlace(Supplier):
         return self.maker(self.fixed[self._turn])
 
     def state_of_theta(self) -> Any:
-        split = self.maker.head in ("components", "chunks")  # else the weights cost no more than to look at the parameters
+        split = self.maker.head in (
+            "components",
+            "chunks",
+        )  # else the weights cost no more than to look at the parameters
         return "static" if split and self.condition == "static" else None
 
     def end(self, net: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
