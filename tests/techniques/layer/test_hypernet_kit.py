@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 import pickle
 
 import pytest
@@ -22,6 +23,7 @@ from probatum.techniques.layer.hypernet_kit import (
     SetEncoder,
     WeightGenerator,
     apply,
+    codes,
     output_penalty,
     pieces_of,
 )
@@ -309,3 +311,31 @@ def test_noise_is_averaged_for_inputs_given_by_name() -> None:
     withdraw(model)
     assert not model._forward_hooks_with_kwargs
     assert not model._forward_hooks_always_called
+
+
+def test_codes_of_places_by_hand() -> None:
+    where = torch.tensor([[0.0, 0.25], [3.0, 0.5]])
+    found = codes(where, 6)
+    for row, (entry, share) in zip(found, where.tolist(), strict=True):
+        angles = [entry, entry / 2, math.pi * share, 2 * math.pi * share]
+        wanted = [math.sqrt(2) * wave(angle) for wave in (math.sin, math.cos) for angle in angles]
+        assert row.tolist() == pytest.approx(wanted[:6], abs=1e-6)
+
+
+def test_smallest_settings_and_first_scale_of_the_set_encoder() -> None:
+    model = net()
+    assert apply(model, inputs=1, width=1, depth=1, chunk=1, embedding=2, draws=1, generator=own()) == 3
+    assert torch.isfinite(model(torch.randn(2, 1, 8, 8))).all()
+    encoder = SetEncoder(4, 50, width=100, generator=own())
+    assert float(encoder.last.weight.detach().var()) == pytest.approx(1 / 100, rel=0.1)
+
+
+def test_classes_are_averaged_as_probabilities_and_reals_as_they_are() -> None:
+    x = torch.randn(4, 1, 8, 8, generator=own())
+    for task, mean in (("classes", False), ("reals", True)):
+        model = net().eval()
+        apply(model, condition="noise", draws=3, spec=Spec("image", task, (1, 8, 8), 3), generator=own())
+        supplier = supplier_of(model)
+        each = [call(net(), supplier.layout.unflatten(supplier.maker(z)), x) for z in supplier.fixed]
+        wanted = torch.stack(each).mean(dim=0) if mean else torch.stack([o.softmax(1) for o in each]).mean(dim=0).log()
+        torch.testing.assert_close(model(x), wanted)

@@ -284,3 +284,22 @@ def test_averages_through_data_are_seen_in_evaluation() -> None:
             p.data.mul_(0.5)
         assert not torch.allclose(model(x), before)
         torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
+
+
+def test_gradients_reach_g() -> None:
+    maker, g = made(gain=1.0).double(), torch.rand(2, generator=own()).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda value: maker(0.8 * value + 0.1)[:5], (g,))
+
+
+def test_encodings_and_weights_by_hand() -> None:
+    g = torch.tensor([[0.0, 1.0], [1 / 3, 0.5]])
+    half, root = 3**0.5 / 2, 2**-0.5
+    torch.testing.assert_close(encode(g), torch.tensor([[1.0, 0, 0, 1], [half, root, 0.5, root]]))
+    torch.testing.assert_close(encode(g, "standard"), 12**0.5 * torch.tensor([[-0.5, 0.5], [-1 / 6, 0]]))
+    assert torch.equal(encode(g, "raw"), g)
+    maker = made(gain=0.7)
+    first, second = maker.trunk.layers[0], maker.trunk.layers[2]
+    hidden = F.leaky_relu(encode(g) @ first.weight.T + first.bias, 0.01)
+    hidden = F.leaky_relu(hidden @ second.weight.T + second.bias, 0.01)
+    theta_0 = nn.utils.parameters_to_vector(net().parameters())
+    torch.testing.assert_close(maker(g), theta_0 + hidden @ maker.last.weight.T)

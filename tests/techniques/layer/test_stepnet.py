@@ -281,3 +281,9 @@ def test_a_channel_that_is_zero_is_no_infinite_stiffness(dtype: torch.dtype) -> 
         found = copy.deepcopy(net).to(dtype)[1](state.to(dtype))
     assert ((known > 0.01) & (known < 0.99)).all()
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_states_of_zero_have_a_finite_index() -> None:
+    state, moved = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [3.0, 4, 0]])
+    torch.testing.assert_close(index_of(state, moved), torch.tensor([0.0, 5 / 1e-6]))
+    torch.testing.assert_close(index_of(moved[1:], moved[1:] * 0.3), torch.tensor([0.3]))

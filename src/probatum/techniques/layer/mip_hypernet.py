@@ -172,8 +172,8 @@ class MipHypernet(nn.Module):
     ) -> MipHypernet:
         """One for these parameters of `net` (None = all), theta_0 its present weights: fresh, or those of a trained network."""
         layout, parameters = Layout.of(net, names), dict(net.named_parameters())
-        ordinary = layout.flatten({name: parameters[name].detach() for name in layout.names})
-        return cls(layout, inputs, ordinary, hidden, encoding, residual, gain, outside, generator).to(ordinary)
+        ordinary = layout.flatten({name: parameters[name] for name in layout.names})
+        return cls(layout, inputs, ordinary, hidden, encoding, residual, gain, outside, generator).to(ordinary.detach())
 
     def forward(self, g: Tensor) -> Tensor:
         """g (*batch, d) in [0, 1] -> theta (*batch, numel); ValueError where it is not."""
@@ -202,7 +202,7 @@ def gradient_norms(maker: MipHypernet, grid: Tensor, loss: Callable[[Tensor, Ten
     for g in grid:
         gradients = torch.autograd.grad(loss(maker(g), g), list(maker.parameters()), allow_unused=True)
         found.append(sum(grad.square().sum() for grad in gradients if grad is not None).sqrt())
-    return torch.stack(found).detach()
+    return torch.stack(found)
 
 
 class InPlace(Supplier):
