@@ -188,6 +188,21 @@ def test_weights_are_kept_in_evaluation_until_a_parameter_changes() -> None:
         supplier.start.add_(0.1)
         assert not torch.equal(model(x), first)
         assert supplier.calls == 2
+        second = model(x)
+        assert supplier.calls == 2
+        supplier.start.data.add_(0.1)  # no version is counted here
+        assert not torch.equal(model(x), second)
+        assert supplier.calls == 3
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(x)
+        model(x)
+        assert supplier.calls == 5
+        copied = copy.deepcopy(supplier)
+        assert copied._kept is None
+        assert supplier._kept is not None
+    model(x)
+    assert supplier.calls == 6
+    assert supplier._kept is None  # with gradients every pass makes its own
     with pytest.raises(ValueError, match="has a hypernet already"):
         supply(model, supplier)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from probatum.kinds.image.network import SmallResNet
-from probatum.numerics.networks.residual_blocks import blocks_in, pairs_in, stages_of
+from probatum.numerics.networks.residual_blocks import blocks_in, followers, pairs_in, stages_of
 from probatum.spec import Spec
 
 pytestmark = pytest.mark.fast
@@ -29,3 +30,50 @@ def test_a_plain_stack_has_a_block_for_each_pair() -> None:
     assert [[block.path for block in stage] for stage in stages_of(blocks_in(net))] == [["1", "3"], ["5"]]
     assert all(block.module is None for block in blocks_in(net))
     assert blocks_in(nn.Linear(2, 2)) == []
+
+
+class Listed(nn.Module):
+    """Convolutions first, norms behind them: what follows what is in the code alone."""
+
+    def __init__(self, branches: bool = False) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm1, self.norm2, self.act = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU()
+        self.branches = branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm1(self.one(x)).relu()
+        if self.branches and float(x.sum()) > 0:
+            inner = inner + 1
+        return self.act(x + self.norm2(self.two(inner)))
+
+
+def test_what_follows_what_is_read_from_the_code() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), Listed(), nn.Flatten(), nn.Linear(144, 3))
+    block = net[1]
+    assert [(p.convolution, p.norm) for p in pairs_in(net)] == [(block.one, block.norm1), (block.two, block.norm2)]
+    assert [b.path for b in blocks_in(net)] == ["1"]
+    before = torch.get_rng_state()
+    assert followers(block, nn.BatchNorm2d) == []  # a function or an addition stands between
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_code_that_cannot_be_followed_goes_by_the_order_of_registration() -> None:
+    block = Listed(branches=True)
+    assert [(p.convolution, p.name) for p in pairs_in(block)] == [(block.two, "norm1")]
+    assert followers(nn.Sequential(nn.ReLU(), nn.Tanh()), nn.ReLU)[0][1] == "1"
+
+
+def test_norms_before_convolutions_and_shortcuts_among_the_children() -> None:
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.conv1 = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3)
+            self.norm2, self.conv2 = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3)
+            self.short = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.short(x) + self.conv2(self.norm2(self.conv1(self.norm1(x).relu())).relu())
+
+    net = Before()
+    assert [(p.convolution, p.name) for p in pairs_in(net)] == [(net.conv1, "norm2")]

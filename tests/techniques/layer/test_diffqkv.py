@@ -214,3 +214,17 @@ def test_tied_projections_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'0\.key\.weight' and '1\.key\.weight' are one tied parameter"):
         apply(net)
     assert type(net[0]) is CausalSelfAttention
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_far_on_in_half_precision_turn_by_their_own_positions(dtype: torch.dtype) -> None:
+    net = layer(6, 1, 2).float()
+    x = draw(1, 1, 16).float()
+    for length in (301, 2500):  # bfloat16 counts to 256, float16 to 2048
+        rows = []
+        for made, given in ((net, x), (copy.deepcopy(net).to(dtype), x.to(dtype))):
+            cache = Cache()
+            cache.add(given.new_zeros(1, 1, length, 4), given.new_zeros(1, 2, length, 4))
+            made.step(given, cache)
+            rows.append(cache.keys[:, :, -1].float())
+        torch.testing.assert_close(rows[1], rows[0], rtol=0.03, atol=0.03)

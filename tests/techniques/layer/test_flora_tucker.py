@@ -453,3 +453,24 @@ def test_a_head_registered_first_is_the_one_that_is_trained_whole() -> None:
     assert apply(model, budget=0.5) == 2
     assert type(model.head) is nn.Linear
     assert model.head.weight.requires_grad
+
+
+def test_first_factors_come_from_no_global_stream_and_states_have_no_graph() -> None:
+    before = torch.get_rng_state()
+    first, second = (Flora(nn.utils.skip_init(nn.Linear, 5, 4), (2, 3)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.factors[0], second.factors[0])
+    assert not any(value.requires_grad for value in adapter_state(first).values())
+
+
+def test_a_state_taken_merged_has_the_plain_weight_under_any_prefix() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 3))
+    plain = model[0][0].weight.detach().clone()
+    apply(model, budget=0.5)
+    with torch.no_grad():
+        model[0][0].core.fill_(0.3)
+    merge(model)
+    assert not torch.equal(model[0][0].base.weight, plain)
+    for state in (model.state_dict(), {f"0.{name}": value for name, value in model[0].state_dict().items()}):
+        assert torch.equal(state["0.0.base.weight"], plain)
+    assert torch.equal(model[0].state_dict(prefix="x.")["x.0.base.weight"], plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 import pickle
 
 import pytest
@@ -22,6 +23,7 @@ from probatum.techniques.layer.hypernet_kit import (
     SetEncoder,
     WeightGenerator,
     apply,
+    codes,
     output_penalty,
     pieces_of,
 )
@@ -268,3 +270,72 @@ def test_inside_an_encoder_made_weights_are_read_in_evaluation_without_gradients
     expected = model.eval()(x)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["once", "chunks"])
+def test_averages_through_data_are_seen_in_evaluation(head: str) -> None:
+    model, average, x = net().eval(), net().eval(), torch.randn(4, 1, 8, 8, generator=own())
+    for one in (model, average):
+        apply(one, head, generator=own(1))
+    with torch.no_grad():
+        average(x)
+        for _ in range(3):
+            for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                mine.data.mul_(0.5).add_(theirs.data, alpha=0.1)
+            fresh = net().eval()
+            apply(fresh, head, generator=own(2))
+            fresh.load_state_dict(average.state_dict())
+            torch.testing.assert_close(average(x), fresh(x))
+
+
+def test_noise_is_averaged_for_inputs_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return scale * self.body(x)
+
+    model, x = Named(), torch.randn(4, 1, 8, 8, generator=own())
+    apply(model, condition="noise", draws=3, generator=own())
+    model.eval()
+    supplier = supplier_of(model)
+    every = [
+        2
+        * call(net(), {n.removeprefix("body."): v for n, v in supplier.layout.unflatten(supplier.maker(z)).items()}, x)
+        for z in supplier.fixed
+    ]
+    torch.testing.assert_close(model(x=x, scale=2.0), torch.stack(every).mean(dim=0))
+    torch.testing.assert_close(model(x, scale=2.0), torch.stack(every).mean(dim=0))
+    withdraw(model)
+    assert not model._forward_hooks_with_kwargs
+    assert not model._forward_hooks_always_called
+
+
+def test_codes_of_places_by_hand() -> None:
+    where = torch.tensor([[0.0, 0.25], [3.0, 0.5]])
+    found = codes(where, 6)
+    for row, (entry, share) in zip(found, where.tolist(), strict=True):
+        angles = [entry, entry / 2, math.pi * share, 2 * math.pi * share]
+        wanted = [math.sqrt(2) * wave(angle) for wave in (math.sin, math.cos) for angle in angles]
+        assert row.tolist() == pytest.approx(wanted[:6], abs=1e-6)
+
+
+def test_smallest_settings_and_first_scale_of_the_set_encoder() -> None:
+    model = net()
+    assert apply(model, inputs=1, width=1, depth=1, chunk=1, embedding=2, draws=1, generator=own()) == 3
+    assert torch.isfinite(model(torch.randn(2, 1, 8, 8))).all()
+    encoder = SetEncoder(4, 50, width=100, generator=own())
+    assert float(encoder.last.weight.detach().var()) == pytest.approx(1 / 100, rel=0.1)
+
+
+def test_classes_are_averaged_as_probabilities_and_reals_as_they_are() -> None:
+    x = torch.randn(4, 1, 8, 8, generator=own())
+    for task, mean in (("classes", False), ("reals", True)):
+        model = net().eval()
+        apply(model, condition="noise", draws=3, spec=Spec("image", task, (1, 8, 8), 3), generator=own())
+        supplier = supplier_of(model)
+        each = [call(net(), supplier.layout.unflatten(supplier.maker(z)), x) for z in supplier.fixed]
+        wanted = torch.stack(each).mean(dim=0) if mean else torch.stack([o.softmax(1) for o in each]).mean(dim=0).log()
+        torch.testing.assert_close(model(x), wanted)

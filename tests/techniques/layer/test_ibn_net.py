@@ -247,3 +247,27 @@ def test_a_norm_without_running_statistics_stays_without() -> None:
     made, x = IBN.from_batch_norm(norm, 0.5).eval(), maps(6, 4, 5, 5) + 3
     assert made.batch.running_mean is None
     torch.testing.assert_close(made(x)[:, 2:], norm(x)[:, 2:])
+
+
+@pytest.mark.parametrize("variant", ["a", "b"])
+def test_no_rows_in_evaluation(variant: str) -> None:
+    model = net()
+    apply(model, variant=variant)
+    assert model.eval()(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
+
+
+def test_instance_norm_of_variant_b_by_hand() -> None:
+    model = net()
+    perturbed(model.stem[1])
+    model.stem[1].eps = 0.3
+    gamma, beta = model.stem[1].weight.detach().clone(), model.stem[1].bias.detach().clone()
+    apply(model, variant="b", stages=1)
+    assert [isinstance(block.act2, nn.Sequential) for block in model.stages] == [True, False, False]
+    x = maps(3, 16, 5, 4)
+    centred = x - x.mean(dim=(2, 3), keepdim=True)
+    wanted = centred / (centred.square().mean(dim=(2, 3), keepdim=True) + 0.3).sqrt()
+    torch.testing.assert_close(model.stem[1](x), wanted * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1))
+    behind = model.stages[0].act2
+    assert type(behind[1]) is nn.ReLU
+    plain = centred / (centred.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(behind(x), plain.relu())

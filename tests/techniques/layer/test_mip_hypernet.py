@@ -57,7 +57,7 @@ def test_encoding_has_constant_norm(d: int) -> None:
 
 def test_ordinary_hypernetwork_is_proportional_to_its_input_and_mip_is_not() -> None:
     g = torch.rand(5, 2, generator=own())
-    plain = made(encoding="raw", residual=False)
+    plain = made(encoding="raw", residual=False, gain=1.0)
     with torch.no_grad():
         plain.last.bias.zero_()
     for c in (0.1, 0.5, 0.9):
@@ -95,9 +95,21 @@ def test_theta_0_comes_from_a_trained_network_and_small_gains_stay_near() -> Non
 def test_first_scale_of_the_baseline_is_that_of_fresh_weights() -> None:
     g = torch.rand(500, 2, generator=own(5))
     for encoding in ("raw", "standard"):
-        assert float(weight_scales(made(encoding=encoding, residual=False), g).square().mean()) == pytest.approx(
-            1, abs=0.2
-        )
+        for gain in (1.0, 0.3):
+            maker = made(encoding=encoding, residual=False, gain=gain)
+            assert float(weight_scales(maker, g).square().mean()) == pytest.approx(gain**2, rel=0.2)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_weights_start_at_fan_out_and_biases_at_zero_as_in_the_authors_code(residual: bool) -> None:
+    maker = MipHypernet.of(nn.Linear(50, 60), 2, hidden=(300, 200), residual=residual, generator=own())
+    fans = [300, 200, 3060]
+    gains = [2 / (1 + 0.01**2)] * 2 + [1.0]
+    weights = [maker.trunk.layers[0].weight, maker.trunk.layers[2].weight, maker.last.weight]
+    for weight, fan, gain in zip(weights, fans, gains, strict=True):
+        assert float(weight.detach().square().mean()) == pytest.approx(gain / fan, rel=0.1)
+    assert not maker.trunk.layers[0].bias.any()
+    assert bool(maker.last.bias.any()) == residual
 
 
 def test_gradient_norms_by_hand() -> None:
@@ -165,9 +177,6 @@ def test_in_place_on_dropout() -> None:
     other = copy.deepcopy(model)
     with torch.no_grad():
         assert torch.equal(model(x), other(x))
-        kept = supplier_of(model)._kept
-        model(x)
-        assert supplier_of(model)._kept is kept  # made once while nothing changes
         plain = net().eval()
         plain[2].load_state_dict(model[2].state_dict())
         torch.testing.assert_close(model(x), plain(x))
@@ -233,3 +242,64 @@ def test_dropout_goes_before_the_head_that_runs_last() -> None:
     apply(model)
     assert len(model.head._forward_pre_hooks) == 1
     assert not model.body[0]._forward_pre_hooks
+
+
+def test_a_last_layer_that_hooks_do_not_reach_is_refused_and_one_called_by_keyword_is_not() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    model = nn.ModuleDict({"attention": attention, "head": nn.Linear(8, 2)})
+    with pytest.raises(ValueError, match=r"part of nn\.MultiheadAttention"):
+        apply(model, last_layer=attention.out_proj)
+    assert supplier_of(model) is None
+
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(input=self.body(x).square() + 1)
+
+    torch.manual_seed(0)
+    made = ByName()
+    apply(made, most=0.9, generator=own())
+    seen: list[Tensor] = []
+    made.head.register_forward_pre_hook(lambda _m, _a, given: seen.append(given["input"]), with_kwargs=True)
+    made(x=torch.ones(400, 6))
+    rate = 0.9 * float(supplier_of(made).g)
+    assert float((seen[0] == 0).float().mean()) == pytest.approx(rate, abs=0.05)
+    whole = made.body(torch.ones(6)).square() + 1
+    kept = seen[0].sum(dim=0) / (seen[0] != 0).sum(dim=0)
+    torch.testing.assert_close(kept, whole / (1 - rate), rtol=1e-4, atol=1e-4)
+    assert withdraw(made) == 2
+    assert not made._forward_hooks_with_kwargs
+    assert len(made.head._forward_pre_hooks_with_kwargs) == 1  # this test's own
+
+
+def test_averages_through_data_are_seen_in_evaluation() -> None:
+    model, x = net().eval(), torch.randn(4, 6, generator=own())
+    apply(model, gain=1.0, generator=own())
+    with torch.no_grad():
+        before = model(x)
+        for p in model.parameters():
+            p.data.mul_(0.5)
+        assert not torch.allclose(model(x), before)
+        torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
+
+
+def test_gradients_reach_g() -> None:
+    maker, g = made(gain=1.0).double(), torch.rand(2, generator=own()).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda value: maker(0.8 * value + 0.1)[:5], (g,))
+
+
+def test_encodings_and_weights_by_hand() -> None:
+    g = torch.tensor([[0.0, 1.0], [1 / 3, 0.5]])
+    half, root = 3**0.5 / 2, 2**-0.5
+    torch.testing.assert_close(encode(g), torch.tensor([[1.0, 0, 0, 1], [half, root, 0.5, root]]))
+    torch.testing.assert_close(encode(g, "standard"), 12**0.5 * torch.tensor([[-0.5, 0.5], [-1 / 6, 0]]))
+    assert torch.equal(encode(g, "raw"), g)
+    maker = made(gain=0.7)
+    first, second = maker.trunk.layers[0], maker.trunk.layers[2]
+    hidden = F.leaky_relu(encode(g) @ first.weight.T + first.bias, 0.01)
+    hidden = F.leaky_relu(hidden @ second.weight.T + second.bias, 0.01)
+    theta_0 = nn.utils.parameters_to_vector(net().parameters())
+    torch.testing.assert_close(maker(g), theta_0 + hidden @ maker.last.weight.T)

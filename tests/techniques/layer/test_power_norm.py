@@ -212,3 +212,46 @@ def test_running_moments_stay_exact_in_half_precision() -> None:
     y.sum().backward()
     torch.testing.assert_close(norm.psi2, torch.full((4,), 9.0))
     assert (y.dtype, x.grad.dtype, norm.nu.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+class Attending(nn.Module):
+    """A layer that says how many heads it has, and a norm."""
+
+    def __init__(self, heads: int, width: int = 12) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+
+
+def test_norms_are_scaled_in_as_many_groups_as_their_attention_has_heads() -> None:
+    net = nn.Sequential(Attending(3), Attending(4), nn.LayerNorm(12), nn.LayerNorm(10), nn.LayerNorm(3))
+    assert apply(net) == 5
+    assert [net[0].norm.groups, net[1].norm.groups, net[2].groups, net[3].groups, net[4].groups] == [3, 4, 3, 1, 1]
+    torchs = nn.TransformerEncoderLayer(12, 6, 24)
+    assert apply(torchs) == 2
+    assert torchs.norm1.groups == torchs.norm2.groups == 6
+    alone = nn.Sequential(nn.LayerNorm(12))
+    apply(alone)
+    assert alone[0].groups == 1
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(alone(x), nn.Sequential(PowerNorm(12, groups=1))(x))
+    for groups in (0, 2):
+        chosen = nn.Sequential(Attending(3))
+        apply(chosen, groups=groups)
+        assert chosen[0].norm.groups == groups
+
+
+def test_group_scaling_comes_first_and_is_part_of_the_gradient() -> None:
+    norm = PowerNorm(6, warmup=1, groups=3, mode="vanilla", eps=1e-3).double()
+    with torch.no_grad():
+        norm.weight.copy_(draw(6, seed=7))
+        norm.bias.copy_(draw(6, seed=8))
+    x = (3 * draw(4, 6)).requires_grad_()
+    rows = []
+    for row in x:
+        parts = [row[k : k + 2] / (row[k : k + 2].square().sum() / 2 + 1e-3).sqrt() for k in (0, 2, 4)]
+        rows.append(torch.cat(parts))
+    scaled = torch.stack(rows)
+    rms = (scaled.square().sum(dim=0) / 4 + 1e-3).sqrt()
+    torch.testing.assert_close(norm(x), scaled / rms * norm.weight + norm.bias)
+    assert torch.autograd.gradcheck(norm, (x,))
+    torch.testing.assert_close(norm.psi2, (scaled.detach().square().sum(dim=0) / 4))

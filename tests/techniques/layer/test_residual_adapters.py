@@ -312,3 +312,56 @@ def test_a_frozen_batch_norm_of_the_users_keeps_its_mode() -> None:
     apply(model, form="parallel")
     assert not norm.training
     assert model.training
+
+
+def test_norms_that_are_registered_behind_all_convolutions_are_folded_into_their_own() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.norm1, self.norm2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.norm2(self.two(self.norm1(self.one(x)).relu()))
+
+    torch.manual_seed(0)
+    for form in ("series", "parallel"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), Listed(), nn.Flatten(), nn.Linear(144, 2))
+        assert apply(model, form) == 2
+        x = torch.randn(5, 1, 8, 8)
+        for module in model.modules():
+            if isinstance(module, residual_adapters.SeriesAdapter | residual_adapters.ParallelAdapter):
+                nn.init.normal_(module.adapter.weight, std=0.3)
+        model(x)
+        model.eval()
+        with torch.no_grad():
+            expected = model(x)
+            assert residual_adapters.fold(model) == 2
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_large_eps_does_not_move_the_start(training: bool) -> None:
+    norm = nn.BatchNorm2d(3, eps=0.3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.2, -1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([1.0, 0.0, -3.0]))
+        norm.running_mean.copy_(torch.tensor([0.5, -2.0, 1.0]))
+        norm.running_var.copy_(torch.tensor([0.1, 4.0, 1.0]))
+    x = 3 * torch.randn(50, 3, 4, 4, dtype=torch.float64) + 1
+    adapter, plain = residual_adapters.SeriesAdapter(norm).train(training), copy.deepcopy(norm).train(training)
+    if training:  # BN2 sees variances gamma^2 v / (v + eps), not gamma^2
+        spread = x.var(dim=(0, 2, 3), correction=0)
+        inner = norm.weight.square() * spread / (spread + 0.3)
+        second = ((norm.weight.square() + 0.3) / (inner + 0.3)).sqrt().view(-1, 1, 1)
+        bias = norm.bias.view(-1, 1, 1)
+        torch.testing.assert_close(adapter(x), (plain(x) - bias) * second + bias)
+    else:
+        torch.testing.assert_close(adapter(x), plain(x))
+
+
+def test_a_domain_of_one_output() -> None:
+    many = residual_adapters.ManyDomains(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    )
+    assert many.add("one", 1).eval()(torch.zeros(2, 1, 3, 3), "one").shape == (2, 1)

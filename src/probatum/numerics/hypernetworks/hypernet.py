@@ -279,21 +279,22 @@ class Supplier(nn.Module):
         layout: of the parameters it makes.
 
     While the network runs all its layers read from one vector; read at another time, a weight is made afresh. Where nothing
-    is to be trained the vector is kept until a parameter of the supplier changes.
+    is to be trained the vector is kept while parameters and buffers of the supplier have the values that it was made from:
+    the values themselves are compared, since an edit through `.data` leaves no other trace.
     """
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
         self._now: dict[str, Tensor] | None = None
-        self._kept: tuple[Any, dict[str, Tensor]] | None = None
+        self._kept: tuple[Any, list[Tensor], dict[str, Tensor]] | None = None
 
     def theta(self) -> Tensor:
         """The weights (numel,) to be used now."""
         raise NotImplementedError(f"{type(self).__name__} makes no weights; give it a method theta()")
 
     def state_of_theta(self) -> Any:
-        """What beside the parameters decides `theta()`; None = it may change at any time, so that nothing is kept."""
+        """What beside parameters and buffers decides `theta()`; None = nothing is kept, as it may change or is made as cheaply."""
         return None
 
     def weight_of(self, name: str) -> Tensor:
@@ -304,8 +305,8 @@ class Supplier(nn.Module):
         """Forward pre-hook of the network."""
         self._now = self._made()
 
-    def end(self, net: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the network, called also where the pass failed."""
+    def end(self, net: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Forward hook of the network, called also where the pass failed; what it returns, if not None, is the output."""
         self._now = None
 
     def _made(self) -> dict[str, Tensor]:
@@ -313,10 +314,18 @@ class Supplier(nn.Module):
         if torch.is_grad_enabled() or self.training or beside is None:
             self._kept = None
             return self.layout.unflatten(self.theta())
-        stamp = (beside, tuple((value.data_ptr(), value._version) for value in (*self.parameters(), *self.buffers())))
-        if self._kept is None or self._kept[0] != stamp:
-            self._kept = (stamp, self.layout.unflatten(self.theta()))
-        return self._kept[1]
+        now = [*self.parameters(), *self.buffers()]
+        beside = (beside, torch.is_autocast_enabled(now[0].device.type) if now else False)
+        if self._kept is None or self._kept[0] != beside or not all(map(_same, self._kept[1], now)):
+            self._kept = (beside, [value.clone() for value in now], self.layout.unflatten(self.theta()))
+        return self._kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_now": None, "_kept": None}  # of one pass, and made again
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def supply(net: nn.Module, supplier: Supplier) -> int:
@@ -349,7 +358,7 @@ def supply(net: nn.Module, supplier: Supplier) -> int:
                 module.add_module(CHILD, supplier)
             count += len(sources)
     net.register_forward_pre_hook(supplier.begin)
-    net.register_forward_hook(supplier.end, always_call=True)
+    net.register_forward_hook(supplier.end, with_kwargs=True, always_call=True)
     return count
 
 
@@ -382,7 +391,12 @@ def withdraw(net: nn.Module) -> int:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is supplier]:
                 del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+                for marks in (
+                    module._forward_pre_hooks_with_kwargs,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_hooks_always_called,
+                ):
+                    marks.pop(key, None)
     return count
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from torch import nn
+from torch import fx, nn
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class Pair(NamedTuple):
-    """A convolution and the batch norm right behind it in the module tree: who owns the norm, and under which name."""
+    """A convolution and the batch norm that takes what it gives: who owns the norm, and under which name."""
 
     owner: nn.Module
     name: str
@@ -29,14 +32,59 @@ class Block(NamedTuple):
 
 
 def pairs_in(net: nn.Module) -> list[Pair]:
-    """All Conv2d -> BatchNorm2d neighbours among the children of one module, in the order of the module tree."""
+    """All Conv2d -> BatchNorm2d among the children of one module, in the order of the module tree; see `followers`."""
     found = []
     for path, owner in net.named_modules():
-        children = list(owner.named_children())
-        for (_, first), (name, second) in pairwise(children):
-            if isinstance(first, nn.Conv2d) and type(second) is nn.BatchNorm2d:
+        seen: set[nn.Module] = set()
+        for first, name, second in followers(owner, nn.Conv2d):
+            if type(second) is nn.BatchNorm2d and second not in seen:
+                seen.add(second)
                 found.append(Pair(owner, name, f"{path}.{name}" if path else name, first, second))
     return found
+
+
+def followers(owner: nn.Module, kind: type[Kind]) -> list[tuple[Kind, str, nn.Module]]:
+    """Children of a module that take what a child of this kind gives: (that child, name, child), in the order they stand.
+
+    Where the module's own code can be followed it says who takes what; else who is registered right behind it.
+    """
+    children = {name: child for name, child in owner._modules.items() if child is not None}
+    if not any(isinstance(child, kind) for child in children.values()):
+        return []
+    given = None if isinstance(owner, nn.Sequential | nn.ModuleList) else _by_code(owner, children)
+    if given is None:
+        given = {second: first for first, second in pairwise(children)}
+    return [
+        (first, name, child)
+        for name, child in children.items()
+        if isinstance(first := children.get(given.get(name, "")), kind)
+    ]
+
+
+class _Tracer(fx.Tracer):
+    """Follows one module's own code and none of its children's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _by_code(owner: nn.Module, children: Mapping[str, nn.Module]) -> dict[str, str] | None:
+    """Name of a child -> name of the child whose output it takes first; None where the code cannot be followed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes = list(_Tracer().trace(owner).nodes)
+    except Exception:  # whatever a user's code does with a value that is none
+        return None
+    calls = [node for node in nodes if node.op == "call_module" and node.args]
+    taken = {str(node.target): node.args[0] for node in calls}
+    if not set(taken) & set(children):
+        return None
+    return {
+        name: str(source.target)
+        for name, source in taken.items()
+        if isinstance(source, fx.Node) and source.op == "call_module"
+    }
 
 
 def blocks_in(net: nn.Module) -> list[Block]:

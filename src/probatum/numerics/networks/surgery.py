@@ -6,7 +6,8 @@ What is decided here for all techniques:
 - Tied weights stay tied or are refused; parametrised weights are refused; `requires_grad` and `training` carry over.
 - `nn.MultiheadAttention` reads the weights of its parts past their `forward`: its parts are never swapped.
 - `nn.TransformerEncoderLayer` and `nn.TransformerEncoder` do so in evaluation mode without gradients (their fast path):
-  those around a swapped module take the ordinary path for as long as it is there, to the same numbers up to rounding.
+  those around a swapped module take the ordinary path for as long as it is there. It gives the same numbers up to rounding,
+  but where positions are padded: there the fast path gives zeros and the ordinary one what it computes.
 """
 
 from __future__ import annotations

@@ -341,17 +341,21 @@ class InPlace(Supplier):
         return self.maker(self.fixed[self._turn])
 
     def state_of_theta(self) -> Any:
-        return "static" if self.condition == "static" else None
+        split = self.maker.head in (
+            "components",
+            "chunks",
+        )  # else the weights cost no more than to look at the parameters
+        return "static" if split and self.condition == "static" else None
 
-    def end(self, net: nn.Module, args: Any, output: Any) -> Any:
-        super().end(net, args, output)
+    def end(self, net: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        super().end(net, args, kwargs, output)
         if self._again or self.training or len(self.fixed) == 1 or not isinstance(output, Tensor):
             return None
         outputs, self._again = [output], True
         try:
             for turn in range(1, len(self.fixed)):
                 self._turn = turn
-                outputs.append(net(*args))
+                outputs.append(net(*args, **kwargs))
         finally:
             self._again, self._turn = False, 0
         every = torch.stack(outputs)

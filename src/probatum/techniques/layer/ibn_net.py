@@ -80,7 +80,9 @@ class IBN(nn.Module):
         if self.instance is None:
             return self.batch(x)
         _check_maps(x)
-        first = self.instance(x[:, : self.split].contiguous())
+        first = x[:, : self.split].contiguous()
+        if len(x):  # torch's instance norm takes no empty batch
+            first = self.instance(first)
         if self.batch is None:
             return first
         return torch.cat([first, self.batch(x[:, self.split :].contiguous())], dim=1)
@@ -117,7 +119,7 @@ class CheckedInstanceNorm(nn.InstanceNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         _check_maps(input)
-        return super().forward(input)
+        return super().forward(input) if len(input) else input
 
 
 def apply(

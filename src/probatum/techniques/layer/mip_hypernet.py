@@ -1,13 +1,14 @@
 """MIP: a hypernetwork whose weights do not scale with its input: constant-norm encoding and a residual output.
 
-Paper     Ortiz, Guttag and Dalca 2023, arXiv:2304.07645, equations 3 to 5
+Paper     Gonzalez Ortiz, Guttag and Dalca 2023, "Magnitude Invariant Parametrizations Improve Hypernetwork Learning",
+          arXiv:2304.07645, equations 3 to 5
 Computes  theta = theta_0 + H(E(g)), E(g) = [cos(pi g_i / 2), sin(pi g_i / 2)]_i, so that |E(g)|^2 = d whatever g in [0, 1]^d; H an
           MLP with leaky ReLU, fan-out weights and zero biases; theta_0 learned, at first the network's ordinary weights
 Shapes    g (*batch, d) in [0, 1] -> theta (*batch, numel)
-Departs   1. the last layer's weights are drawn at `gain` times the scale that would give weights of variance 2 / fan_in; 0 is
-             possible, a network that starts as it would without
-          2. without the residual part ("raw" is the ordinary hypernetwork) they have that scale itself, measured over uniform g: a
-             better start for the baseline than fan-out weights throughout
+Departs   1. `gain` draws the last layer at that many times the scale which gives weights of variance 2 / fan_in, over uniform g,
+             instead of fan-out weights (variance 1 / numel, as in the authors' code): 1 is a better start for a hypernetwork
+             without the residual part, 0 a network that starts as it would without one
+          2. where there is no residual part, the scales of norms are 1 at first, not 0
           3. `apply` conditions on the rate of dropout in front of the last layer, g drawn uniformly every training pass and fixed
              in evaluation; the paper conditions on what its user brings
 """
@@ -34,6 +35,7 @@ from probatum.numerics.hypernetworks.hypernet import (
     supply,
 )
 from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.surgery import inside_attention
 
 CARD = Card(
     paper="arXiv:2304.07645",
@@ -114,7 +116,7 @@ class MipHypernet(nn.Module):
         hidden: widths of H.
         encoding: "cos-sin", or a baseline: "raw" (g itself), "standard" (mean 0, variance 1 over uniform g).
         residual: whether theta_0 is there; False is the other baseline, theta = H(E(g)) with a bias from zero.
-        gain: scale of H's first outputs over that of fresh weights, >= 0.
+        gain: scale of H's first outputs over that of fresh weights, >= 0; None = fan-out weights.
         outside: what to do with g outside [0, 1]: "raise" or "clip".
         generator: for H's first weights; None = torch's own.
 
@@ -137,7 +139,7 @@ class MipHypernet(nn.Module):
         hidden: Sequence[int] = (16, 128),
         encoding: str = "cos-sin",
         residual: bool = True,
-        gain: float = 0.1,
+        gain: float | None = None,
         outside: str = "raise",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -147,11 +149,11 @@ class MipHypernet(nn.Module):
             raise ValueError(f"ordinary has shape {tuple(ordinary.shape)}; the layout takes ({layout.numel},) weights")
         self.layout, self.inputs, self.encoding, self.outside = layout, inputs, encoding, outside
         self.trunk = Trunk(inputs * (2 if encoding == "cos-sin" else 1), hidden, "fan_out", generator)
-        self.last = draw_linear(self.trunk.width, layout.numel, 1.0, generator)
+        self.last = draw_linear(self.trunk.width, layout.numel, 1 / layout.numel, generator)
         g = torch.rand(PROBES, inputs, generator=generator)
         with torch.no_grad():
-            seen = self.trunk(encode(g, encoding))
-            hyperfan_in(self.last, seen, layout.deviations() * (gain if residual else 1.0), generator)
+            if gain is not None:
+                hyperfan_in(self.last, self.trunk(encode(g, encoding)), gain * layout.deviations(), generator)
             start = ordinary.detach().cpu() if residual else layout.centres()
             self.last.bias.copy_(start)  # theta_0 is the last layer's bias
 
@@ -164,14 +166,14 @@ class MipHypernet(nn.Module):
         hidden: Sequence[int] = (16, 128),
         encoding: str = "cos-sin",
         residual: bool = True,
-        gain: float = 0.1,
+        gain: float | None = None,
         outside: str = "raise",
         generator: torch.Generator | None = None,
     ) -> MipHypernet:
         """One for these parameters of `net` (None = all), theta_0 its present weights: fresh, or those of a trained network."""
         layout, parameters = Layout.of(net, names), dict(net.named_parameters())
-        ordinary = layout.flatten({name: parameters[name].detach() for name in layout.names})
-        return cls(layout, inputs, ordinary, hidden, encoding, residual, gain, outside, generator).to(ordinary)
+        ordinary = layout.flatten({name: parameters[name] for name in layout.names})
+        return cls(layout, inputs, ordinary, hidden, encoding, residual, gain, outside, generator).to(ordinary.detach())
 
     def forward(self, g: Tensor) -> Tensor:
         """g (*batch, d) in [0, 1] -> theta (*batch, numel); ValueError where it is not."""
@@ -200,7 +202,7 @@ def gradient_norms(maker: MipHypernet, grid: Tensor, loss: Callable[[Tensor, Ten
     for g in grid:
         gradients = torch.autograd.grad(loss(maker(g), g), list(maker.parameters()), allow_unused=True)
         found.append(sum(grad.square().sum() for grad in gradients if grad is not None).sqrt())
-    return torch.stack(found).detach()
+    return torch.stack(found)
 
 
 class InPlace(Supplier):
@@ -222,16 +224,15 @@ class InPlace(Supplier):
     def theta(self) -> Tensor:
         return self.maker(self.g.clone())
 
-    def state_of_theta(self) -> Any:
-        return "fixed"
-
-    def drop(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def drop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the last layer: dropout at rate most * g."""
         rate = self.most * float(self.g)
         if not self.training or rate == 0:
             return None
-        kept = torch.rand(args[0].shape, generator=self.source).to(args[0].device) >= rate
-        return (args[0] * kept / (1 - rate), *args[1:])
+        x = args[0] if args else kwargs["input"]
+        kept = torch.rand(x.shape, generator=self.source).to(x.device) >= rate
+        dropped = x * kept / (1 - rate)
+        return ((dropped, *args[1:]), kwargs) if args else (args, {**kwargs, "input": dropped})
 
 
 def apply(
@@ -241,7 +242,7 @@ def apply(
     hidden: Sequence[int] = (16, 32),
     encoding: str = "cos-sin",
     residual: bool = True,
-    gain: float = 0.1,
+    gain: float | None = None,
     names: Sequence[str] | None = None,
     last_layer: nn.Module | None = None,
     generator: torch.Generator | None = None,
@@ -255,7 +256,7 @@ def apply(
         hidden: widths of H; the last one multiplies the number of parameters.
         encoding: "cos-sin", "raw" or "standard".
         residual: whether theta_0, the network's weights, is added.
-        gain: scale of H's first outputs over that of fresh weights, >= 0.
+        gain: scale of H's first outputs over that of fresh weights, >= 0; None = fan-out weights.
         names: parameters to make instead of those found.
         last_layer: before which dropout acts; None = the linear layer that runs last, or the convolution.
         generator: for H, g and the dropout; None = torch's own.
@@ -264,7 +265,7 @@ def apply(
         How many parameters are made.
 
     Raises:
-        ValueError: a setting outside its range, or a name that is no parameter.
+        ValueError: a setting outside its range, a name that is no parameter, a last layer inside `nn.MultiheadAttention`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -282,18 +283,22 @@ def apply(
     maker = MipHypernet.of(net, 1, chosen, hidden, encoding, residual, gain, generator=generator)
     supplier = InPlace(maker, most, at, generator).to(maker.last.weight).train(net.training)
     last = find_last_layer(net) if last_layer is None else last_layer
+    if last is not None and id(last) in inside_attention(net):
+        raise ValueError(
+            "last_layer is a part of nn.MultiheadAttention, which reads its weights past hooks; name a layer behind it"
+        )
     made = supply(net, supplier)
     if last is not None:
-        last.register_forward_pre_hook(supplier.drop)
+        last.register_forward_pre_hook(supplier.drop, with_kwargs=True)
     return made
 
 
-def _check(inputs: int, encoding: str, gain: float, outside: str) -> None:
+def _check(inputs: int, encoding: str, gain: float | None, outside: str) -> None:
     if inputs < 1:
         raise ValueError(f"inputs is {inputs}; give 1 or more")
     if encoding not in ENCODINGS:
         raise ValueError(f"encoding is {encoding!r}; use one of {', '.join(ENCODINGS)}")
-    if not 0 <= gain < math.inf:
-        raise ValueError(f"gain is {gain}; it must be a finite number of at least 0")
+    if gain is not None and not 0 <= gain < math.inf:
+        raise ValueError(f"gain is {gain}; it must be a finite number of at least 0, or None")
     if outside not in OUTSIDE:
         raise ValueError(f"outside is {outside!r}; use one of {', '.join(OUTSIDE)}")

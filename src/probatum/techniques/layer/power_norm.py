@@ -5,11 +5,15 @@ Paper     Shen et al. 2020, "PowerNorm: Rethinking Batch Normalization in Transf
 Computes  forward: xhat = x / sqrt(psi^2 + eps), y = gamma xhat + beta, then psi^2 <- a psi^2 + (1 - a) mean(x^2). Backward:
           g = gamma dy, dx = (g - nu xhat) / psi, then nu <- nu (1 - (1 - a) mean(xhat^2)) + (1 - a) mean(g xhat). In the
           first `warmup` passes psi is the batch's and the running one a plain average. "vanilla" (PN-V) is the batch's RMS
-          with its exact gradient
+          with its exact gradient. Before all that x is divided by the RMS of its group of C / groups channels, as in the released
+          code, which has a group a head of the attention; groups=0 leaves that out
 Shapes    (..., C) -> (..., C); statistics over all positions but the padded ones
-Departs   1. warm-up is a tenth of the steps on the bench, where the released code has 10,000 passes
-          2. batch="released" divides the gradient by the batch's psi, as the released code does; the paper divides by the
+Departs   1. warm-up is a tenth of the steps on the bench, where the released code has 10,000 passes; in the warm-up's running
+             average that code counts each batch twice, here once
+          2. gradient="released" divides the gradient by the batch's psi, as the released code does; the paper divides by the
              running one, which is the default
+          3. a forward pass that is computed a second time for the sake of memory (activation checkpointing) counts twice, as it
+             does in torch's batch norm
 """
 
 from __future__ import annotations
@@ -157,7 +161,7 @@ class PowerNorm(WideBuffers, nn.Module):
         return (rows / (batch + self.eps).sqrt() * self.weight + self.bias).view(x.shape)
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, mode={self.mode}"
+        return f"{len(self.weight)}, groups={self.groups}, mode={self.mode}"
 
 
 def apply(
@@ -165,7 +169,7 @@ def apply(
     alpha_forward: float = 0.9,
     alpha_backward: float = 0.9,
     warmup: int | None = None,
-    groups: int = 0,
+    groups: int | None = None,
     mode: str = "power",
     gradient: str = "paper",
     total_steps: int | None = None,
@@ -176,7 +180,9 @@ def apply(
         net: a network.
         warmup: None = a tenth of `total_steps`, 10,000 where that is unknown.
         total_steps: steps of the training to come.
-        alpha_forward, alpha_backward, groups, mode, gradient: see `PowerNorm`.
+        groups: of the scaling before it, a divisor of every norm's channels; 0 = none; None = the heads of the attention in
+            the norm's layer or in the network, one where there is none.
+        alpha_forward, alpha_backward, mode, gradient: see `PowerNorm`.
 
     Returns:
         How many were replaced.
@@ -188,23 +194,39 @@ def apply(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
         >>> apply(net), net[1]
-        (1, PowerNorm(8, mode=power))
+        (1, PowerNorm(8, groups=1, mode=power))
     """
     if warmup is None:
         warmup = 10_000 if total_steps is None else max(1, total_steps // 10)
-    _check(alpha_forward, alpha_backward, warmup, groups, mode, gradient, 1e-5)
+    _check(alpha_forward, alpha_backward, warmup, groups or 0, mode, gradient, 1e-5)
     new: dict[nn.Module, nn.Module] = {}
     for name, old in layers(net, [nn.LayerNorm]).items():
         if len(old.normalized_shape) == 1:
             check_plain(old, name)
             channels = old.normalized_shape[0]
-            made = PowerNorm(channels, alpha_forward, alpha_backward, warmup, groups, mode, gradient, old.eps)
+            own = heads_near(net, name, channels) if groups is None else groups
+            made = PowerNorm(channels, alpha_forward, alpha_backward, warmup, own, mode, gradient, old.eps)
             if old.elementwise_affine:
                 made.to(old.weight).weight = old.weight  # itself: tied, frozen and in the optimizer where it was
                 if old.bias is not None:
                     made.bias = old.bias
             new[old] = made
     return swap(net, new).count
+
+
+def heads_near(net: nn.Module, path: str, channels: int) -> int:
+    """Heads of the attention nearest to a norm: in what it stands in, then in what that stands in, and so on; else 1.
+
+    Heads are told by `num_heads` or `heads` of a module, where they cut the channels into equal groups of two or more.
+    """
+    while path:
+        path = path.rpartition(".")[0]
+        for module in net.get_submodule(path).modules():
+            for name in ("num_heads", "heads"):
+                heads = getattr(module, name, None)
+                if isinstance(heads, int) and 0 < heads < channels and channels % heads == 0:
+                    return heads
+    return 1
 
 
 def _check(

@@ -13,7 +13,6 @@ Departs   1. BN2 starts as the identity on what BN1 gives, so that a = 0 is the 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.frozen import freeze
 from probatum.numerics.networks.last_layer import find_last_layer
-from probatum.numerics.networks.residual_blocks import Pair, blocks_in
+from probatum.numerics.networks.residual_blocks import Pair, blocks_in, followers
 from probatum.numerics.networks.surgery import all_or_nothing, check_plain, paths_of, places, swap
 
 CARD = Card(
@@ -172,8 +171,8 @@ def fold(net: nn.Module) -> int:
     count = len({place for place in standing if isinstance(place.module, ParallelAdapter)})
     behind: dict[nn.Module, list[nn.Module]] = {}
     for owner in {place.owner: None for place in standing}:
-        for convolution, adapter in itertools.pairwise(owner._modules.values()):
-            if isinstance(adapter, SeriesAdapter) and isinstance(convolution, nn.Conv2d):
+        for convolution, _, adapter in followers(owner, nn.Conv2d):
+            if isinstance(adapter, SeriesAdapter):
                 behind.setdefault(convolution, []).append(adapter)
     for convolution, adapters in behind.items():
         where = paths_of(net, convolution)

@@ -2,19 +2,23 @@
 
 Paper     Huang et al. 2023, "Understanding Self-attention Mechanism via Dynamical System Perspective", ICCV 2023,
           arXiv:2308.09939
-Computes  x_{t+1} = x_t + s f(x_t), s = sigmoid(W2 relu(W1 u)) in (0, 1) a channel, u = [mean x_t, mean f, mean |f| / mean |x_t|]
-          over positions; "se" sees mean f alone (squeeze and excitation). Neural stiffness index of a sample at a block:
-          |x_{t+1} - x_t| / |x_t|
+Computes  x_{t+1} = x_t + s f(x_t), s = sigmoid(W2 relu(W1 u)) in (0, 1) a channel, u = [mean x_t, mean f,
+          mean |f| / (mean |f| + mean |x_t|)] over positions; "se" sees mean f alone (squeeze and excitation). Neural stiffness
+          index of a sample at a block: |x_{t+1} - x_t| / |x_t|, x the whole state that goes into and comes out of the block
 Shapes    residual blocks of (n, C, H, W)
 Departs   1. the form of u, of the index, and the trial step (f at x + s f, whose distance from f is a further input) are
              reconstructions: the paper gives no formula at hand, and no code is public
-          2. where a block changes the shape, attention sees f alone, and there is no index
-          3. the hidden layer has at least four units
+          2. the increment's share stands for |f| / |x_t|, of which it is r / (1 + r): behind a ReLU channels are zero for some
+             samples, where r has no bound
+          3. where a block changes the shape, attention sees f alone, and there is no index
+          4. the hidden layer has at least four units
+          5. a trial step draws dropout anew, and goes by its own batch in training; running statistics are moved by the step alone
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.residual_blocks import Block, blocks_in
 from probatum.numerics.networks.surgery import paths_of, swap
-from probatum.numerics.networks.watch import hooked, look
+from probatum.numerics.networks.watch import look
 
 CARD = Card(
     paper="arXiv:2308.09939",
@@ -67,14 +71,17 @@ class StepSize(nn.Module):
         self.fixed: float | None = None
         self.state: Tensor | None = None
         self.gap: Tensor | None = None
+        self.ahead: Callable[[Tensor], Tensor] | None = None
         self.catch: list[Tensor] | None = None
         self.last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.norm(x)
-        if self.catch is not None:
+        if self.catch is not None:  # a trial step
             self.catch.append(f)
             return f
+        if self.ahead is not None:
+            self.gap = (self.ahead(self.step(f)[:, :, None, None] * f) - f).abs().mean(dim=(2, 3))
         return self.step(f)[:, :, None, None] * f
 
     def step(self, f: Tensor) -> Tensor:
@@ -89,8 +96,8 @@ class StepSize(nn.Module):
             return mean
         if self.state is None:
             raise ValueError("the step size has no state; run the network it was put into, not this module alone")
-        size = f.abs().mean(dim=(2, 3)) / (self.state.abs().mean(dim=(2, 3)) + EPS)
-        parts = [self.state.mean(dim=(2, 3)), mean, size]
+        grown, size = f.abs().mean(dim=(2, 3)), self.state.abs().mean(dim=(2, 3))
+        parts = [self.state.mean(dim=(2, 3)), mean, grown / (grown + size + EPS)]
         if self.trial:
             parts.append(torch.zeros_like(mean) if self.gap is None else self.gap)
         return torch.cat(parts, dim=1)
@@ -111,25 +118,22 @@ class Stepped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.size
-        size.state = x
+        size.state = x.clone() if size.kind == "step" else x  # the block may begin by changing x in place
+        if size.trial and size.kind == "step":
+            size.ahead = self._ahead
         try:
-            if size.trial and size.kind == "step":
-                size.gap = self._gap(x)
             return self.block(x)
         finally:
-            size.state = size.gap = None
+            size.state = size.gap = size.ahead = None
 
-    def _gap(self, x: Tensor) -> Tensor:
-        """Mean |f(x) - f(x + s f(x))| over positions (n, C), s without that input."""
+    def _ahead(self, increment: Tensor) -> Tensor:
+        """f at the state and an increment (n, C, H, W), with the batch's statistics in training, moving no running ones."""
         size = self.size
         size.catch = []
         try:
-            self.block(x)
-            f = size.catch[0]
-            size.state, size.gap = x, None
-            ahead = x + size.step(f)[:, :, None, None] * f
-            self.block(ahead)
-            return (size.catch[1] - f).abs().mean(dim=(2, 3))
+            with _buffers_kept(self.block):
+                self.block(size.state + increment)
+            return size.catch[0]
         finally:
             size.catch = None
 
@@ -147,7 +151,7 @@ def apply(
         net: a network of residual blocks whose branch ends with a batch norm.
         kind: "step", or "se" for squeeze and excitation.
         reduction: C / reduction hidden units, at least 4.
-        trial: "step" only: evaluate each branch once more at a trial step; three passes a block.
+        trial: "step" only: evaluate each branch once more at a trial step; two passes a block.
         blocks: numbers of the blocks to change, from 0; None = all.
 
     Returns:
@@ -199,12 +203,10 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     blocks = [block for block in blocks_in(net) if block.module is not None]
     if not blocks and not any(isinstance(module, Stepped) for module in net.modules()):
         raise TypeError(f"{type(net).__name__}: no residual step found; the index is of blocks of the form x + f(x)")
-    watched: dict[str, tuple[nn.Module, nn.Module]] = {
-        block.path: (block.module, block.pairs[-1].norm) for block in blocks if block.module is not None
-    }
+    watched = {block.path: block.module for block in blocks if block.module is not None}
     for path, module in net.named_modules():
         if isinstance(module, Stepped):
-            watched[path] = (module, module.size)
+            watched[path] = module
             watched.pop(f"{path}.block", None)
     inputs: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -212,12 +214,12 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     def start(path: str, given: tuple[Tensor, ...]) -> None:
         inputs[path] = given[0].clone()  # a block may begin by changing it in place
 
-    def end(path: str, _given: Any, f: Tensor) -> None:
-        if f.shape == inputs[path].shape:
-            found[path] = index_of(inputs.pop(path), f)
+    def end(path: str, _given: Any, after: Tensor) -> None:
+        before = inputs.pop(path)
+        if after.shape == before.shape:
+            found[path] = index_of(before, after - before)
 
-    with hooked(net, {path: last for path, (_, last) in watched.items()}, end):
-        look(net, x, {path: block for path, (block, _) in watched.items()}, before=start)
+    look(net, x, watched, after=end, before=start)
     return found
 
 
@@ -233,6 +235,19 @@ def step_sizes(net: nn.Module) -> dict[str, Tensor]:
         for path, module in net.named_modules()
         if isinstance(module, Stepped) and module.size.last is not None
     }
+
+
+@contextmanager
+def _buffers_kept(net: nn.Module) -> Iterator[None]:
+    """A block that sees copies of all buffers, so that it moves none of the network's."""
+    held = [(module, dict(module._buffers)) for module in net.modules()]
+    try:
+        for module, buffers in held:
+            module._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
+        yield
+    finally:
+        for module, buffers in held:
+            module._buffers.update(buffers)
 
 
 def _stepped(net: nn.Module, block: Block, kind: str, reduction: int, trial: bool) -> dict[nn.Module, nn.Module]:

@@ -210,3 +210,21 @@ def test_one_mixing_in_two_layers_is_replaced_in_both() -> None:
     other[1].attend = other[0].attend
     with pytest.raises(ValueError, match="of 2 and of 4 heads"):
         apply(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", [{"keep": (1.0, 0.5)}, {"stair": ((0, 16), (64, 8))}, {}])
+def test_half_precision_is_that_of_long_sums_in_float32(dtype: torch.dtype, settings: dict) -> None:
+    net = nn.Sequential(CausalSelfAttention(12, 3))
+    apply(net, "harmonic", generator=torch.Generator().manual_seed(0), **settings)
+    mixing = net[0].attend.train("keep" in settings)
+    q, k = torch.zeros(2, 1, 3, 900, 4)  # logits are the slopes' alone, weights sums of hundreds of small numbers
+    v = torch.rand(1, 3, 900, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+    mixing.slopes.mul_(1e-3)
+    mixing.generator.manual_seed(2)
+    expected = mixing(q, k, v.float())
+    mixing.generator.manual_seed(2)
+    found = mixing.to(dtype)(q.to(dtype), k.to(dtype), v)
+    assert mixing.slopes.dtype == torch.float32
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=8e-3, atol=2e-3)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
 from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 
 CARD = Card(
     paper="arXiv:2410.18441",
@@ -89,6 +90,7 @@ def sample_blocks(blocks: int, keep: Sequence[float], heads: int, generator: tor
     return (torch.rand(heads, blocks, blocks, generator=generator) < law) & (distance >= 0)
 
 
+@computed_wide
 def block_attention(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, block: int, bias: Tensor) -> Tensor:
     """Causal attention over kept block pairs by online softmax, one block at a time.
 
@@ -177,6 +179,7 @@ def _aged(k: Tensor, v: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return quantised(k, bits, 3), quantised(v, bits, (1, 4))
 
 
+@computed_wide
 def stair_attention(q: Tensor, k: Tensor, v: Tensor, stair: Stair, group: int, bias: Tensor) -> Tensor:
     """What step-by-step decoding from a `StairCache` gives, for all positions at once."""
     steps, t = check_stair(stair), q.shape[2]
@@ -284,10 +287,11 @@ class StairCache:
         return k, v
 
 
-class PartsMixing(nn.Module):
+class PartsMixing(WideBuffers, nn.Module):
     """The attention of `CausalSelfAttention` with the parts that are switched on; arguments as in `apply`."""
 
     slopes: Tensor
+    wide = ("slopes",)
 
     def __init__(
         self,
@@ -308,13 +312,13 @@ class PartsMixing(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (n, heads, t, size) -> the same."""
         t = q.shape[2]
-        bias = distance_bias(self.slopes, t).to(q.dtype)
+        bias = distance_bias(self.slopes, t)
         if self.training and self.keep is not None:
             kept = sample_blocks(-(-t // self.block), self.keep, 1 if self.shared else q.shape[1], self.generator)
             return block_attention(q, k, v, kept.to(q.device), self.block, bias)
         if not self.training and self.stair is not None:
             return stair_attention(q, k, v, self.stair, self.group, bias)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
 
 
 def apply(
