@@ -172,3 +172,12 @@ def test_what_is_no_number_is_refused(g: str) -> None:
         broken[3, 1] = wrong
         with pytest.raises(ValueError, match="1 utilities are NaN or infinite"):
             UtilityProbability(g).fit(broken, y)
+
+
+@pytest.mark.parametrize("g", MAPS)
+def test_no_rows_and_rows_on_their_own(g: str) -> None:
+    logits, y = held_out(50)
+    fitted = UtilityProbability(g).fit(logits, y)
+    assert fitted(logits[:0]).shape == (0, 4)
+    torch.testing.assert_close(fitted(logits[7:8]), fitted(logits)[7:8])
+    torch.testing.assert_close(fitted(logits + 1e4), fitted(logits), rtol=1e-6, atol=1e-9)

@@ -185,9 +185,10 @@ class UtilityProbability:
         else:
             if self.isotonic is None:
                 raise ValueError("the isotonic map was not fitted; call fit with held-out choices first")
-            flat = torch.from_numpy(self.isotonic.predict(utilities[there].cpu().numpy())).double()
             found = torch.zeros_like(utilities)
-            found[there] = flat.to(found.device)
+            if len(found):  # scikit-learn takes no empty arrays
+                flat = self.isotonic.predict(utilities[there].cpu().numpy())
+                found[there] = torch.from_numpy(flat).to(found)
             found = (found + TIE * utilities.exp()) * there
             found = found / found.sum(dim=1, keepdim=True)
         return _top_kept(found.to(logits.dtype), utilities.argmax(dim=1))
