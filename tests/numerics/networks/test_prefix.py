@@ -148,3 +148,105 @@ def test_misuse() -> None:
     prefix = Prefix(net, images, 0.5)
     with prefix.running(), pytest.raises(ValueError, match="needs training rows"):
         prefix.recalibrate(0.5, [])
+
+
+class HeadFirst(nn.Module):
+    """The head is registered before the body; what it gives is not cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.a, self.b = nn.Linear(6, 3), nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x).relu()).relu())
+
+
+class Heads(nn.Module):
+    """Two heads, whose outputs are joined as told."""
+
+    def __init__(self, join: str) -> None:
+        super().__init__()
+        self.a, self.first, self.second, self.join = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), join
+
+    def forward(self, x: torch.Tensor):
+        h = self.a(x).relu()
+        both = (self.first(h), self.second(h))
+        return {
+            "cat": lambda: torch.cat(both, dim=1),
+            "sum": lambda: sum(both),
+            "tuple": lambda: both,
+            "dict": lambda: {"one": both[0], "other": [both[1]]},
+            "graphless": lambda: torch.cat(both, dim=1).detach(),
+        }[self.join]()
+
+
+def test_outputs_are_never_cut_wherever_their_layers_are_registered() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4)
+    assert Prefix(HeadFirst(), x, 0.5).cut == {"a": 1, "b": 1}
+    for join in ("cat", "sum", "tuple", "dict"):
+        net = Heads(join)
+        prefix = Prefix(net, x, 0.5)
+        assert prefix.cut == {"a": 1}, join
+    made = Prefix(Heads("cat"), x, 0.5).extract(0.5)
+    assert made(x).shape == (5, 6)
+    assert made.a.weight.shape == (3, 4)
+    with pytest.raises(ValueError, match="outputs change their shape"):
+        Prefix(
+            Heads("graphless"), x, 0.5
+        )  # who gives its outputs cannot be seen: the last one, and then the look fails
+    assert Prefix(Heads("graphless"), x, 0.5, layers=["a"]).cut == {"a": 1}
+    with pytest.raises(ValueError, match="'first' gives outputs of the network"):
+        Prefix(Heads("cat"), x, 0.5, layers=["a", "first"])
+
+
+def test_a_layer_at_two_widths_is_refused_and_one_at_a_single_width_is_cut() -> None:
+    torch.manual_seed(0)
+    shared, x = nn.Linear(4, 4), torch.randn(3, 4)
+    with pytest.raises(ValueError, match="'2' runs in several places, on 2 and on 4 inputs"):
+        Prefix(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), shared, nn.ReLU(), shared), x, 0.5)
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), shared, nn.Flatten())
+    prefix = Prefix(nn.Sequential(*net, nn.Linear(8, 2)), x, 0.5, layers=["0"])
+    assert prefix.extract(0.5)(x).shape == (3, 2)
+
+
+def test_nothing_to_cut_and_no_rows_are_told() -> None:
+    with pytest.raises(ValueError, match="Linear has no hidden layer to cut"):
+        Prefix(nn.Linear(4, 2), torch.randn(3, 4), 0.5)
+    with pytest.raises(ValueError, match="no rows"):
+        Prefix(HeadFirst(), torch.zeros(0, 4), 0.5)
+
+
+def test_looking_changes_neither_modes_nor_gradients_nor_the_random_stream() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.BatchNorm1d(6), nn.Linear(6, 2)).train()
+    net[2].eval()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    prefix = Prefix(net, torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in net] == [True, True, False, True]
+    assert all(p.grad is None for p in net.parameters())
+    prefix.extract(0.5)
+    assert int(net[2].num_batches_tracked) == 0
+
+
+def test_parts_used_of_blocks_that_run_and_that_do_not() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(4, 4), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.linear(x)
+
+    net = nn.Sequential(nn.Sequential(Scaled(), Scaled(), Scaled()), nn.Linear(4, 2))
+    x = torch.randn(5, 4)
+    prefix = Prefix(net, x, 0.3, layers=[], blocks="0")
+    with prefix.running():
+        net(x)
+        prefix.start(0.5)
+        net(x)
+        parts = {id(value): part for value, part in prefix.touched()}
+    assert [parts[id(block.scale)] for block in net[0]] == [(), (), None]
+    assert [parts[id(block.linear.bias)] for block in net[0]] == [(slice(4),), (slice(4),), None]
+    assert parts[id(net[0][2].linear.weight)] is None

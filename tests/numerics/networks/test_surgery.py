@@ -332,3 +332,23 @@ def test_techniques_leave_surgery_modes_and_streams_to_these_rooms() -> None:
     own_way = re.compile(r"fork_rng|\.forward = |__class__ = |\.training = (?:mode|training)|\.train\(was\)")
     found = {path.name: own_way.findall(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")}
     assert {name: uses for name, uses in found.items() if uses} == {}
+
+
+def test_layers_tied_in_two_parameters_do_not_come_apart_in_one() -> None:
+    class Factored(nn.Module):
+        """Keeps the bias of the old layer and gets a weight of its own."""
+
+        def __init__(self, old: nn.Linear, weight: nn.Parameter | None = None) -> None:
+            super().__init__()
+            self.own, self.bias = nn.Parameter(old.weight.detach() / 2) if weight is None else weight, old.bias
+
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
+    first, second = net[0], net[2]
+    with pytest.raises(ValueError, match=r"'0\.weight' and '2\.weight' are one tied parameter"):
+        surgery.swap(net, {first: Factored(first), second: Factored(second)})
+    assert net[0] is first
+    both = nn.Parameter(torch.ones(3, 3))
+    surgery.swap(net, {first: Factored(first, both), second: Factored(second, both)})
+    assert net[0].own is net[2].own
+    assert net[0].bias is net[2].bias is first.bias

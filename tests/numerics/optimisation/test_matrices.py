@@ -1,4 +1,4 @@
-"""Matrix normalisations, parameter roles and the shared AdamW step."""
+"""Matrix normalisations and parameter roles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import nn
 
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.roles import parameter_roles
-from probatum.numerics.optimisation.adamw import adamw_update, dense_real
 from probatum.numerics.optimisation.matrices import as_matrix, normalise, rms_normalise
 
 pytestmark = pytest.mark.fast
@@ -102,19 +101,17 @@ def test_frozen_parameters_have_no_role() -> None:
     assert "inner.weight" not in parameter_roles(net)
 
 
-def test_adamw_update_matches_torch() -> None:
-    settings = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
-    theirs, ours, state = nn.Parameter(matrix()), matrix(), {}
-    optimizer = torch.optim.AdamW([theirs], **settings)
-    for i in range(6):
-        theirs.grad = matrix().cos() * (i + 1)
-        adamw_update(ours, theirs.grad, state, **settings)
-        optimizer.step()
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
+def test_what_is_not_finite_stays_visible() -> None:
+    x = torch.eye(3)
+    x[1, 2] = float("inf")
+    assert normalise(x, "singular").isnan().all()
 
 
-def test_sparse_and_complex_gradients_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"\(3, 2\) is sparse"):
-        dense_real(torch.eye(3)[:, :2].to_sparse(), torch.Size((3, 2)))
-    with pytest.raises(TypeError, match="is complex"):
-        dense_real(torch.zeros(3, dtype=torch.complex64), torch.Size((3,)))
+def test_floors_and_what_is_below_them() -> None:
+    x = torch.tensor([[3e-9, 4e-9], [3.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(rms_normalise(x, 1)[0], x[0] / 1e-8)
+    torch.testing.assert_close(normalise(x, "row", floor=10.0), x / 10)
+    torch.testing.assert_close(normalise(x, "max", floor=10.0), x / 10)
+    torch.testing.assert_close(normalise(x, "max"), x / 4)
+    thin = torch.diag(torch.tensor([2.0, 1e-9], dtype=torch.float64))
+    torch.testing.assert_close(normalise(thin, "singular"), torch.tensor([[2**0.5, 0.0], [0.0, 0.0]]).double())

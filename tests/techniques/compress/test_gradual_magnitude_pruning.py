@@ -269,3 +269,22 @@ def test_parametrised_weights_are_refused_by_name() -> None:
         pruner = GradualMagnitudePruning(total_steps=10)
         with pytest.raises(TypeError, match=r"'1' has a parametrised weight"):
             pruner.attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_frozen_weights_stay_as_they_are() -> None:
+    net = network()
+    net[0].weight.requires_grad_(False)
+    before = net[0].weight.clone()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    pruner = GradualMagnitudePruning(10, 0.5, begin=0.0, end=0.0).attach(net, optimizer)
+    pruner.after_step(0)
+    assert [name for name, _, _ in prunable(net)] == ["2.weight"]
+    assert torch.equal(net[0].weight, before)
+    assert pruner.report()["nonzero-weights"] == 39 - 19
+
+
+def test_a_gap_longer_than_the_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="every is 51, longer than the 50 steps"):
+        GradualMagnitudePruning(100, every=51)
+    assert GradualMagnitudePruning(100, every=50).schedule.updates == 1
+    assert GradualMagnitudePruning(100, begin=0.3, end=0.3, every=7).schedule.updates == 0  # all at once is asked for

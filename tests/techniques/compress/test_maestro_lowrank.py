@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
@@ -21,6 +24,7 @@ from probatum.techniques.compress.maestro_lowrank import (
     keep_share,
     recalibrate,
     suffix_norms,
+    taught,
 )
 
 SHORT = Training(epochs=3, batch_size=64)
@@ -155,7 +159,7 @@ def test_batch_norm_is_measured_anew() -> None:
 
 def test_a_run_on_the_bench_is_smaller() -> None:
     data = open_dataset("digits").prepare(0)
-    longer = Training(epochs=8, batch_size=64)
+    longer = Training(epochs=4, batch_size=64)
     run = fit("maestro-lowrank(keep=0.5)", data, 0, training=longer)
     baseline = fit(None, data, 0, training=SHORT)
     sizes = [sum(p.numel() for p in r.model.parameters()) for r in (run, baseline)]
@@ -252,3 +256,141 @@ def test_inside_an_encoder_it_runs_in_evaluation_without_gradients() -> None:
 
 def test_without_layers_there_is_no_penalty() -> None:
     assert float(Maestro().attach(nn.Sequential(nn.ReLU())).penalty()) == 0.0
+
+
+def test_a_tied_or_frozen_bias_stays_so_to_the_end() -> None:
+    torch.manual_seed(0)
+    for rank in (1, 6):  # two layers of rank one; a dense one
+        net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6))
+        net[2].bias, x = net[0].bias, draw(3, 6)
+        net[3].requires_grad_(False)
+        layers = factorise(net, ["0", "2", "3"])
+        for layer in layers.values():
+            layer.use(rank)
+        expected = net(x)
+        finish_plain(net)
+        torch.testing.assert_close(net(x), expected)
+        ends = [layer[1] if rank == 1 else layer for layer in (net[0], net[2])]
+        assert ends[0].bias is ends[1].bias
+        assert all(p.requires_grad for p in net[:3].parameters())
+        assert not any(p.requires_grad for p in net[3].parameters())
+
+
+def test_ranks_travel_in_the_network_s_own_state_and_copies_are_at_their_ranks() -> None:
+    first, second = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+    maestro, x = Maestro().attach(first), draw(5, 6)
+    maestro.layers["0"].use(2)
+    factorise(second)
+    second.load_state_dict(first.state_dict())
+    assert [layer.rank for layer in (second[0], second[2])] == [2, 4]
+    assert torch.equal(second(x), first(x))
+    expected = first(x)
+    first[0].sampled = 1
+    for copied in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert torch.equal(copied(x), expected)
+    assert not torch.equal(first(x), expected)
+
+
+def test_one_image_without_a_batch() -> None:
+    net, x = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1)), draw(2, 5, 5)
+    expected = net(x)
+    factorise(net)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_small_factors_do_not_vanish_in_half_precision() -> None:
+    a = torch.full((3, 2), 1e-4, dtype=torch.float16)  # its square is zero in float16
+    torch.testing.assert_close(suffix_norms(a).float(), torch.tensor([6**0.5, 3**0.5]) * 1e-4, rtol=1e-3, atol=0)
+
+
+def test_what_a_full_pass_teaches() -> None:
+    output, full = draw(4, 3).requires_grad_(), draw(4, 3, seed=1).requires_grad_()
+    y = torch.tensor([0, -100, 2, 1])
+    kept = y >= 0
+    expected = F.cross_entropy(output[kept], full[kept].softmax(1))
+    torch.testing.assert_close(taught(output, full, y), expected)
+    assert taught(output, full, torch.full((4,), -100)).item() == 0.0
+    taught(output, full, y).backward()
+    assert full.grad is None
+    assert not output.grad[1].any()
+    tokens, whole = draw(2, 5, 3), draw(2, 5, 3, seed=1)
+    expected = F.cross_entropy(tokens.mT, whole.mT.softmax(1))
+    torch.testing.assert_close(taught(tokens, whole, torch.zeros(2, 5, dtype=torch.int64)), expected)
+    assert float(taught(torch.tensor([[1.0]]), torch.tensor([[4.0]]), torch.tensor([0.0]))) == 9.0
+
+
+def _run_of(net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> SimpleNamespace:
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
+    return SimpleNamespace(model=net, optimizer=optimizer, keep_best=True, extra_passes=0.0)
+
+
+@pytest.mark.parametrize("full_pass", [False, True])
+def test_hooks_by_hand(full_pass: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    batch = SimpleNamespace(x=draw(7, 6), y=torch.arange(7) % 4)
+    run, maestro = _run_of(net), Maestro(lasso=0.01, full_pass=full_pass)
+    maestro.prepare(run)
+    assert not run.keep_best
+    draws = iter([1, 2])  # the second layer, at rank 3
+    maestro._below = lambda n: next(draws)  # type: ignore[method-assign]
+    assert maestro.batch(run, batch) is batch
+    first, last = net[0], net[2]
+    whole = first.u @ first.v.T, last.u @ last.v.T
+    hidden = (batch.x @ whole[0].T + first.bias).relu()
+    full = hidden @ whole[1].T + last.bias
+    partial = hidden @ (last.u[:, :3] @ last.v[:, :3].T).T + last.bias
+    penalty = 0.01 * sum(
+        a[:, b:].norm() for layer in (first, last) for a in (layer.u, layer.v) for b in range(layer.full)
+    )
+    for passes in (1, 2):  # a second pass is at the same rank
+        maestro.before_pass(run, batch)
+        output = net(batch.x)
+        torch.testing.assert_close(output, full if full_pass else partial)
+        before = torch.tensor(5.0)
+        wanted = before + penalty
+        if full_pass:
+            wanted = wanted + F.cross_entropy(partial, full.softmax(1))
+        torch.testing.assert_close(maestro.loss(run, batch, output, before), wanted)
+        assert run.extra_passes == 7 * passes * full_pass
+        torch.testing.assert_close(net(batch.x), full)
+
+
+def test_the_optimizer_s_groups_get_the_factors_in_the_place_of_the_weight() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    named = list(net.named_parameters())
+    optimizer = torch.optim.SGD([{"params": named[:1], "lr": 0.2}, {"params": named[1:]}], lr=0.1)
+    maestro = Maestro(layers=["0"])
+    maestro.prepare(_run_of(net, optimizer))
+    first, second = optimizer.param_groups
+    assert first["param_names"] == ["0.u", "0.v"]
+    assert [p is q for p, q in zip(first["params"], (net[0].u, net[0].v), strict=True)] == [True, True]
+    assert second["param_names"] == ["0.bias", "2.weight", "2.bias"]
+    assert [tuple(p.shape) for p in second["params"]] == [(5,), (4, 5), (4,)]
+
+
+def test_shares_of_what_is_kept_are_reported() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    maestro = Maestro(keep=0.5, eps=0.0)
+    run = _run_of(net)
+    run.train, run.budget = SimpleNamespace(x=draw(9, 8)), SimpleNamespace(batch_size=4)
+    maestro.prepare(run)
+    maestro.layers["0"].use(6)
+    maestro.finish(run)
+    assert maestro.ranks() == {"0": 3, "2": 2}
+    # (8 + 8) 3 + 8 numbers; (8 + 4) 2 + 4
+    assert maestro.report() == {"parameters": 84.0, "mean share of rank": (3 / 8 + 2 / 4) / 2}
+    assert sum(p.numel() for p in run.model.parameters()) == 84
+
+
+def test_weights_without_factors_and_networks_attached_twice() -> None:
+    net = nn.Sequential(nn.Linear(3, 3))
+    maestro = Maestro().attach(net)
+    with pytest.raises(ValueError, match="attached already"):
+        maestro.attach(net)
+    assert list(maestro.layers) == ["0"]
+    maestro.finish_plain()
+    with torch.no_grad():
+        net[0].weight[1, 1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        maestro.attach(net)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -173,3 +175,74 @@ def test_one_block_in_two_places_and_parametrised_layers_are_refused() -> None:
     net = nn.Sequential(nn.Sequential(block, nn.Linear(4, 4), block), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"one block stands at 0\.0 and 0\.2"):
         SortedNet(widths=(0.5, 1.0), blocks="0").attach(net, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_blocks_that_no_draw_used_stay_where_they_are(to_none: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.PReLU()) for _ in range(4)]), nn.Linear(4, 3))
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    sorted_net = SortedNet(widths=(0.5, 1.0), layers=[], blocks="0").attach(net, x)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+
+    def update(*widths: float) -> list[bool]:
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.zero_grad(set_to_none=to_none)
+        for width in widths:
+            with sorted_net.draw(width):
+                F.cross_entropy(net(x), y).backward()
+        sorted_net.before_step()
+        optimizer.step()
+        sorted_net.after_step()
+        return [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
+
+    assert all(update(1.0))
+    assert update(0.5) == [True] * 6 + [False] * 6 + [True] * 2
+    assert all(update(0.5, 1.0))
+    assert all(update(1.0, 0.5))
+
+
+def test_on_the_bench_the_loss_is_the_mean_of_the_draws_and_each_is_noted() -> None:
+    """The hooks by hand: two draws at widths 0.25 and 0.75, gradients and what the update leaves alone."""
+
+    torch.manual_seed(0)
+    net = network()
+    x, y = torch.randn(20, 6), torch.arange(20) % 3
+    rows = Rows(x, y, torch.arange(20))
+    run = SimpleNamespace(
+        model=net, train=rows, keep_best=True, extra_passes=0, objective=lambda b, o: F.cross_entropy(o, b.y)
+    )
+    sorted_net = SortedNet(widths=(0.25, 0.75, 1.0), draws=2)
+    sorted_net.prepare(run)
+    assert not run.keep_best
+    batch = Rows(x[:8], y[:8], torch.arange(8))
+    drawn = iter([0.25, 0.75])
+    sorted_net._drawn = lambda: next(drawn)  # type: ignore[method-assign]
+    picks = torch.randint(20, (8,), generator=torch.Generator().manual_seed(0))
+    assert sorted_net.batch(run, batch) is batch
+    sorted_net.before_pass(run, batch)
+    found = sorted_net.loss(run, batch, None, 3 * F.cross_entropy(net(batch.x), batch.y))
+    first, second = _by_slices(net, batch.x, batch.y, 0.25), _by_slices(net, x[picks], y[picks], 0.75)
+    torch.testing.assert_close(found, (3 * first + second) / 2)
+    assert run.extra_passes == 8
+    assert sorted_net.prefix.share == 1.0
+    net.zero_grad()
+    found.backward()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.5)
+    before = net[2].weight.detach().clone()
+    sorted_net.gradients(run)
+    optimizer.step()
+    sorted_net.step_end(run)
+    moved = net[2].weight.detach() != before
+    assert moved[:6, :6].all()
+    assert int(moved.sum()) == 36
+    sorted_net.detach()
+    assert not any("forward" in vars(module) for module in net.modules())
+
+
+class Rows(NamedTuple):
+    """A batch, or the training part."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    rows: torch.Tensor

@@ -193,3 +193,23 @@ def test_trains_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(conda).failed == 0
+
+
+def test_vectors_of_half_precision_keep_float32_state_over_a_restart() -> None:
+    ours = [nn.Parameter(p.detach().bfloat16()) for p in parameters((4, 3), (5,))]
+    optimizer = Conda(ours, lr=0.01, gap=4)
+    run(optimizer, ours, 2)
+    again = [nn.Parameter(p.detach().clone()) for p in ours]
+    second = Conda(again)
+    second.load_state_dict(optimizer.state_dict())
+    assert {second.state[again[1]][name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    assert torch.equal(second.state[again[1]]["exp_avg_sq"], optimizer.state[ours[1]]["exp_avg_sq"])
+
+
+def test_gradients_that_are_not_finite_make_weights_that_are_not() -> None:
+    ours = parameters((4, 3), (3, 4))
+    optimizer = Conda(ours)
+    for parameter in ours:
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.step()
+    assert all(parameter.isnan().all() for parameter in ours)

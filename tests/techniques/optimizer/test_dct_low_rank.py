@@ -309,3 +309,17 @@ def test_trains_on_the_bench() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(dct_low_rank).failed == 0
+
+
+@pytest.mark.parametrize("feedback", ["full", "8bit"])
+def test_a_state_of_float32_goes_on_in_float64(feedback: str) -> None:
+    ours = [nn.Parameter(p.float()) for p in parameters((6, 4), (5,))]
+    optimizer = DctLowRank(ours, rank=2, feedback=feedback)
+    run(optimizer, ours, 2)
+    wide = [nn.Parameter(p.detach().double()) for p in ours]
+    second = DctLowRank(wide, rank=2, feedback=feedback)
+    second.load_state_dict(optimizer.state_dict())
+    run(optimizer, ours, 1, start=2)
+    run(second, wide, 1, start=2)
+    for a, b in zip(ours, wide, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)

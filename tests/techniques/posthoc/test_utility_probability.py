@@ -152,3 +152,32 @@ def test_choices_that_are_missing_or_not_there() -> None:
     assert UtilityProbability().fit(logits, missing).a == expected
     with pytest.raises(ValueError, match="the label 4"):
         UtilityProbability().fit(logits, torch.full_like(chosen, 4))
+
+
+def test_ranks_of_many_candidates_take_memory_for_them_alone() -> None:
+    own = torch.Generator().manual_seed(0)
+    values = torch.randint(40, (3, 60), generator=own).double()
+    values[0, ::3] = float("-inf")
+    assert ranks(values).tolist() == [rankdata(-row.numpy()).tolist() for row in values]
+    assert ranks(values.mT[:2]).tolist() == [rankdata(-row.numpy()).tolist() for row in values.mT[:2]]
+    many = torch.randperm(100_000, generator=own)[None].double()  # every pair of them would be 10 GB
+    assert torch.equal(ranks(many)[0].long(), 100_000 - many[0].long())
+
+
+@pytest.mark.parametrize("g", MAPS)
+def test_what_is_no_number_is_refused(g: str) -> None:
+    logits, y = held_out(20)
+    for wrong in (float("nan"), float("inf")):
+        broken = logits.clone()
+        broken[3, 1] = wrong
+        with pytest.raises(ValueError, match="1 utilities are NaN or infinite"):
+            UtilityProbability(g).fit(broken, y)
+
+
+@pytest.mark.parametrize("g", MAPS)
+def test_no_rows_and_rows_on_their_own(g: str) -> None:
+    logits, y = held_out(50)
+    fitted = UtilityProbability(g).fit(logits, y)
+    assert fitted(logits[:0]).shape == (0, 4)
+    torch.testing.assert_close(fitted(logits[7:8]), fitted(logits)[7:8])
+    torch.testing.assert_close(fitted(logits + 1e4), fitted(logits), rtol=1e-6, atol=1e-9)

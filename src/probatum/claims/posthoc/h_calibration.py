@@ -1,22 +1,25 @@
-"""Claims of h-calibration: an overconfident network's calibration error is halved, without harm to any class.
+"""Claims of h-calibration: an overconfident network's top-label calibration error falls below temperature scaling's.
 
-The monotone net, the most flexible of the published maps, is held to the threshold; window and steps are the defaults
-(looked at on seeds 1 and 2, where all four maps came out alike). The other maps and temperature scaling stand beside it.
+Any map halves the error of such a network, temperature scaling too, which is therefore the null. The monotone net, the most
+flexible of the published maps, is held to the threshold; window and steps are the defaults. The other maps stand beside it.
+Errors are measured on all 10,000 test images: on a fifth of them the error of the measurement is as large as what is claimed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import fit, mean
-from probatum.data.library import library, subset
+from probatum.claims.tools import fit, interval, mean
+from probatum.data.library import library
+from probatum.data.split import TEST
 from probatum.measure.calibration import calibration
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.recipe import Training
-from probatum.spec import Spec
+from probatum.spec import Data, Spec
 from probatum.techniques.posthoc.h_calibration.h_calibration import CALIBRATORS, HCalibration
 from probatum.train.loop import outputs
 
@@ -31,8 +34,16 @@ def _network(spec: Spec) -> nn.Module:
     )
 
 
+def open_images(seed: int) -> Data:
+    """12,000 training images drawn by the seed, a quarter of them held out, and all test images."""
+    whole = library("fashion_mnist")
+    given = whole.plan.given
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(given != TEST))[:12_000]
+    return whole.take(np.sort(np.concatenate([drawn, np.flatnonzero(given == TEST)]))).prepare(seed)
+
+
 def _row(seed: int) -> dict[str, float]:
-    data = subset(library("fashion_mnist"), 14000, seed).prepare(seed)
+    data = open_images(seed)
     model = fit(None, data, seed, training=TRAINING, factory=_network).model
     held, seen = outputs(model, data.valid.x), outputs(model, data.test.x)
     maps = {"uncalibrated": seen.softmax(1), "temperature": (seen / fit_temperature(held, data.valid.y)).softmax(1)}
@@ -50,21 +61,24 @@ def _run(seeds: Sequence[int]) -> Evidence:
     rows = [_row(seed) for seed in seeds]
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
     measured["ece_cut"] = 1 - measured["h_monotone_ece"] / measured["uncalibrated_ece"]
-    measured["classwise_over_temperature"] = measured["h_monotone_classwise"] - measured["temperature_classwise"]
-    measured["share_of_seeds_halved"] = mean(
-        [float(row["h_monotone_ece"] <= 0.5 * row["uncalibrated_ece"]) for row in rows]
-    )
-    return Evidence(
-        measured["ece_cut"] >= 0.5 and measured["classwise_over_temperature"] <= 0.002, measured, tuple(rows)
-    )
+    gains = {name: interval([row["temperature_ece"] - row[f"h_{name}_ece"] for row in rows]) for name in CALIBRATORS}
+    for name, gain in gains.items():
+        measured |= gain.told(f"{name}_below_temperature")
+    harm = interval([row["h_monotone_classwise"] - row["temperature_classwise"] for row in rows])
+    measured |= harm.told("classwise_over_temperature")
+    controls = {
+        "error at least halved": measured["ece_cut"] >= 0.5,
+        "class-wise error at most 0.002 above temperature scaling's": harm.high <= 0.002,
+    }
+    return Evidence(gains["monotone"].low > 0, measured, tuple(rows), controls=controls)
 
 
 CLAIMS = (
     Claim(
         id="halves-the-calibration-error",
-        says="Recalibration by the windowed error objective beats no recalibration, without harm to any class.",
-        threshold="top-label ECE at least 50 % lower than uncalibrated, and class-wise ECE at most 0.002 above temperature scaling's",
-        data="Fashion-MNIST, 9000 training rows, 3000 held out, 2000 test",
+        says="Recalibration by the windowed error objective beats temperature scaling, without harm to any class.",
+        threshold="the 90 % interval of how far top-label ECE lies below temperature scaling's begins above 0",
+        data="Fashion-MNIST, 9000 training rows, 3000 held out, 10000 test",
         run=_run,
         minutes=2.0,
         needs_library=True,

@@ -30,10 +30,15 @@ class StillBatchNorm3d(_Still, nn.BatchNorm3d):
     """Batch norm by its running statistics, in training too."""
 
 
+class StillSyncBatchNorm(_Still, nn.SyncBatchNorm):
+    """Batch norm by its running statistics, in training too."""
+
+
 NORMS: dict[type, type] = {
     nn.BatchNorm1d: StillBatchNorm1d,
     nn.BatchNorm2d: StillBatchNorm2d,
     nn.BatchNorm3d: StillBatchNorm3d,
+    nn.SyncBatchNorm: StillSyncBatchNorm,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from probatum.numerics.attention.causal import CausalSelfAttention
-from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.modes import evaluating, still
 from probatum.numerics.networks.prefix_layers import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -28,11 +29,12 @@ class Prefix(PrefixState):
 
     Linear layers, convolutions without groups, batch norm and layer norm are cut; a layer's inputs follow from what it is
     given, so that residual branches of equal width stay equal. Of causal self-attention whole heads are cut, and its output
-    stays as wide as the stream it is added to. The network's own outputs are never cut.
+    stays as wide as the stream it is added to. The network's own outputs are never cut: layers that reach them past every
+    other layer, wherever they are registered, keep all their units.
 
     Args:
         net: the network; it keeps its modules and parameters.
-        example: a few inputs, on which widths are found and checked.
+        example: a few inputs, one at least, on which widths are found and checked.
         share: the smallest that will be asked for; it is tried.
         layers: names of linear layers and convolutions whose outputs are cut; None = all hidden ones, or, where their widths
             are bound to an embedding's, those of other widths.
@@ -44,8 +46,9 @@ class Prefix(PrefixState):
         cut: name -> size of a unit, of the layers whose outputs are cut.
 
     Raises:
-        ValueError: convolutions with groups or another padding than zeros; widths that do not fit together; names that are no
-            such layer.
+        ValueError: convolutions with groups or another padding than zeros; widths that do not fit together; one layer at two
+            widths; names that are no such layer, or one that gives the network's outputs; nothing to cut.
+        TypeError: parametrised layers.
     """
 
     def __init__(
@@ -57,12 +60,18 @@ class Prefix(PrefixState):
         blocks: str | None = None,
     ) -> None:
         super().__init__()
+        if not len(example):
+            raise ValueError("example has no rows; widths are found on one at least")
         self.net, self.example = net, example
         self._patched: list[nn.Module] = []
         self._slow: OffFastPath | None = None
         self.blocks = {} if blocks is None else _blocks_of(net, blocks)
+        affine = _affine_layers(net, layers)
+        heads = self._heads()
+        if own := [name for name in layers or () if name in heads]:
+            raise ValueError(f"{own[0]!r} gives outputs of the network, which are never cut; leave it out of layers")
         tried = None
-        for cut in _candidates(net, layers):
+        for cut in _candidates(net, affine if layers is None else layers, heads):
             self.cut = cut
             tried = self._problem(share)
             if tried is None:
@@ -71,17 +80,45 @@ class Prefix(PrefixState):
             raise ValueError(
                 f"the layers of {type(net).__name__} do not fit together when cut ({tried}); name those to cut: layers=[...]"
             )
+        if not self.cut and layers is None and blocks is None:
+            raise ValueError(
+                f"{type(net).__name__} has no hidden layer to cut: {', '.join(affine)} give its outputs or are as wide as its "
+                "embeddings; name layers=[...] or blocks"
+            )
+
+    def _heads(self) -> set[str]:
+        """Layers whose outputs reach the network's own past every other layer.
+
+        Every layer's input is taken off the graph, so that what an output's gradient still reaches is such a layer.
+        """
+        with self.running(), still(self.net), torch.enable_grad():
+            try:
+                self.probes = []
+                outputs = [value.sum() for value in _tensors(self.net(self.example)) if value.requires_grad]
+                names, probes = [name for name, _ in self.probes], [probe for _, probe in self.probes]
+            finally:
+                self.probes = None
+        if outputs and probes:
+            reached = torch.autograd.grad(outputs, probes, allow_unused=True)
+            return {name for name, gradient in zip(names, reached, strict=True) if gradient is not None}
+        last = find_last_layer(self.net, self.example)  # a network that cuts the graph itself
+        return {name for name, module in self.net.named_modules() if module is last}
 
     def _problem(self, share: float) -> str | None:
         """Why the network does not run at this share, or is no prefix of itself there; None if all is well."""
         try:
-            with self.running(), evaluating(self.net), torch.no_grad():
+            with self.running(), still(self.net):
                 with self.at(share):
                     self.widths = {}
-                    self.net(self.example)
+                    found = self.net(self.example)
                 widths, self.widths = self.widths, None
+                for name, taken in widths.items():
+                    if len(set(taken)) > 1:
+                        return f"{name!r} runs in several places, on {' and on '.join(map(str, taken))} inputs"
                 self.expected = (share, widths)
-                self.net(self.example)
+                whole = self.net(self.example)
+                if [value.shape for value in _tensors(found)] != [value.shape for value in _tensors(whole)]:
+                    return "the network's outputs change their shape"
         except NotNestedError as problem:
             return str(problem)
         except Exception as problem:
@@ -160,7 +197,7 @@ class Prefix(PrefixState):
 
     def extract(self, share: float) -> nn.Module:
         """The sub-network as a network of its own, with parameters and buffers of its own and no trace of this class."""
-        with self.running(), self.at(share), evaluating(self.net), torch.no_grad():
+        with self.running(), self.at(share), still(self.net):
             self.seen.clear()
             self.net(self.example)
             seen = dict(self.seen)
@@ -179,21 +216,38 @@ class Prefix(PrefixState):
                 del made.get_submodule(parent)._modules[last]
         return made
 
-    def touched(self) -> list[tuple[Tensor, tuple[slice, ...]]]:
-        """Each parameter that the last pass has cut, with the part of it that it used."""
+    def start(self, share: float) -> None:
+        """Run on this share from now on, and note what its passes use."""
+        self.share = share
+        self.seen.clear()
+
+    def touched(self) -> list[tuple[Tensor, tuple[slice, ...] | None]]:
+        """Parameters that the passes since `start` may have left out in part, with what they used; None = nothing of it."""
         modules, found = dict(self.net.named_modules()), []
         for name, (out, inputs) in self.seen.items():
-            module = modules[name]
-            affine = type(module) is nn.Linear or type(module) in CONVOLUTIONS
-            for key, value in module._parameters.items():
+            affine = type(modules[name]) is nn.Linear or type(modules[name]) in CONVOLUTIONS
+            for key, value in modules[name]._parameters.items():
                 if value is not None:
-                    part = (slice(out), slice(inputs)) if affine and key == "weight" else (slice(out),)
-                    found.append((value, part))
+                    found.append((value, (slice(out), slice(inputs)) if affine and key == "weight" else (slice(out),)))
+        cut = {id(value) for value, _ in found}
+        for name, (place, count) in self.blocks.items():
+            runs = place < kept_units(self.share, count)
+            rest = [value for value in modules[name].parameters() if id(value) not in cut]
+            found += [(value, tuple(slice(size) for size in value.shape) if runs else None) for value in rest]
         return found
 
 
-def _candidates(net: nn.Module, layers: Sequence[str] | None) -> list[dict[str, int]]:
-    """Choices of layers to cut, with the size of a unit, the widest choice first."""
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a network gives: itself, or those in tuples, lists and mappings."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(value)
+
+
+def _affine_layers(net: nn.Module, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the linear layers and convolutions; errors for those that cannot be cut and for wanted ones that are none."""
     modules = dict(net.named_modules())
     affine = [name for name, m in modules.items() if type(m) is nn.Linear or type(m) in CONVOLUTIONS]
     for name in affine:
@@ -202,22 +256,26 @@ def _candidates(net: nn.Module, layers: Sequence[str] | None) -> list[dict[str, 
             raise ValueError(
                 f"{name!r} is a convolution with groups {module.groups} and {module.padding_mode} padding; it cannot be cut"
             )
-    if layers is not None:
-        unknown = [name for name in layers if name not in affine]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no linear layer or convolution; there are {', '.join(affine)}")
+    for name in wanted or ():
+        if name not in affine:
+            raise ValueError(f"{name!r} is no linear layer or convolution; there are {', '.join(affine)}")
     if not affine:
         raise ValueError(f"{type(net).__name__} has no linear layer or convolution to cut")
     for name in affine:
         check_plain(modules[name], name)
+    return affine
+
+
+def _candidates(net: nn.Module, layers: Sequence[str], heads: Collection[str]) -> list[dict[str, int]]:
+    """Choices of the layers to cut, with the size of a unit, the widest choice first."""
+    modules = dict(net.named_modules())
     bound: dict[str, int | None] = {}
     for name, module in modules.items():
         if isinstance(module, CausalSelfAttention):
             bound |= {f"{name}.{part}": module.size for part in ("query", "key", "value")}
             bound[f"{name}.out"] = None
     streams = {m.embedding_dim for m in modules.values() if isinstance(m, nn.Embedding)}
-    chosen = affine[:-1] if layers is None else list(layers)
-    wide = {name: bound.get(name, 1) for name in chosen}
+    wide = {name: bound.get(name, 1) for name in layers if name not in heads}
     narrow = {name: u for name, u in wide.items() if name in bound or modules[name].weight.shape[0] not in streams}
     return [{name: unit for name, unit in choice.items() if unit is not None} for choice in (wide, narrow)]
 

@@ -38,6 +38,7 @@ class PrefixState:
         statistics: (share, name) -> mean and variance of a batch norm measured at this share.
         recording: moments by name, while they are measured.
         widths: inputs of every run by name, while they are noted for `expected`.
+        probes: (name, what was added to its output) of every run of a layer, while the network's last layers are looked for.
         expected: a share, and the widths noted at it, while a full pass is checked against them: units that the share
             drops are then NaN.
     """
@@ -50,6 +51,7 @@ class PrefixState:
         self.statistics: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
         self.recording: dict[str, list[tuple[Tensor, Tensor]]] | None = None
         self.widths: dict[str, list[int]] | None = None
+        self.probes: list[tuple[str, Tensor]] | None = None
         self.expected: tuple[float, dict[str, list[int]]] | None = None
 
 
@@ -95,6 +97,10 @@ class Affine(Layer):
         if self.state.expected is not None:
             return self._checked(x, dim, unit)
         self.note(kept, inputs)
+        if self.state.probes is not None:
+            probe = torch.zeros((), dtype=module.weight.dtype, device=x.device, requires_grad=True)
+            self.state.probes.append((self.name, probe))
+            return self._run(x.detach(), module.weight, module.bias) + probe
         return self._run(x, module.weight[:kept, :inputs], None if module.bias is None else module.bias[:kept])
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

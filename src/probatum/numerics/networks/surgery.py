@@ -291,6 +291,7 @@ def _check_ties(
     """ValueError where a use of a tied weight went away and what came for it is tied to the other uses no more."""
     still = {(id(module), name, id(value)) for module in net.modules() for name, value in module._parameters.items()}
     heirs = {id(part): made for old, made in new.items() for part in old.modules()}
+    before = {id(parameter) for old in new for parameter in old.parameters()}
     for key, uses in tied.items():
         gone = [use for use in uses if (id(use.module), use.name, key) not in still]
         # a new module without parameters has nothing that could come apart, one that holds the weight has kept the tie
@@ -298,7 +299,8 @@ def _check_ties(
         if not lost:
             continue
         others = [use for use in uses if use not in gone]
-        shared = set.intersection(*(_own(heirs[id(use.module)]) for use in lost))
+        # a parameter that stays, such as the bias of both, is no heir of the one that went
+        shared = set.intersection(*(_own(heirs[id(use.module)]) for use in lost)) - before
         if not others and len(lost) == len(gone) and shared:
             continue  # the new modules share a parameter as the old ones did
         names = [f"{paths[id(use.module)]}.{use.name}" for use in (lost[0], next(u for u in uses if u is not lost[0]))]

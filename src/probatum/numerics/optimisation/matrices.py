@@ -43,7 +43,10 @@ def normalise(matrix: Tensor, how: str = "row", floor: float = 1e-8) -> Tensor:
     if how == "max":
         return matrix / matrix.abs().amax().clamp_min(floor)
     if how == "singular":
-        u, s, vh = torch.linalg.svd(widened(matrix), full_matrices=False)
+        wide = widened(matrix)
+        if not torch.isfinite(wide).all():
+            return torch.full_like(matrix, math.nan)  # as the others: what is not finite stays visible
+        u, s, vh = torch.linalg.svd(wide, full_matrices=False)
         kept = (s > floor).to(s.dtype)
         return ((u * kept) @ vh * math.sqrt(max(matrix.shape))).to(matrix.dtype)
     if how == "none":

@@ -4,7 +4,8 @@ Paper     Zhu and Gupta 2017, arXiv:1710.01878, section 3
 Computes  s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 at t = t_0, t_0 + dt, ..., t_0 + n dt; at each such step the
           floor(s_t N) smallest |w| of every weight matrix are masked; masked weights get no gradient
 Shapes    any network; linear, convolution, embedding and recurrent weights, each gate of the latter on its own; others
-          (`nn.MultiheadAttention`'s input projections, transposed convolutions, recurrent cells) stay dense and uncounted
+          (`nn.MultiheadAttention`'s input projections, transposed convolutions, recurrent cells) and frozen ones stay dense
+          and uncounted
 Departs   1. masked weights are set to zero for good by default; `regrow=True` keeps their stored values, as the reference
              code does, so that one may return at a later update
           2. first moments of the optimizer are zeroed where a weight is masked
@@ -111,7 +112,8 @@ def smallest_mask(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def prunable(model: nn.Module, skip_first: bool = False) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """(name, parameter, gates) of every weight matrix to prune; biases, norms and depthwise kernels are left out.
+    """(name, parameter, gates) of every weight matrix to prune; biases, norms, depthwise kernels and what is frozen are left
+    out.
 
     Raises:
         TypeError: a parametrised weight, whose zeros the next pass would fill again.
@@ -127,6 +129,8 @@ def prunable(model: nn.Module, skip_first: bool = False) -> Iterator[tuple[str, 
             if id(parameter) in seen:
                 continue  # tied weights are one matrix
             seen.add(id(parameter))
+            if not parameter.requires_grad:
+                continue  # it could not recover
             if first and not isinstance(module, nn.Embedding):
                 first = False
                 continue
@@ -229,6 +233,10 @@ class GradualMagnitudePruning:
             raise ValueError(f"end is {end}, before begin {begin}; it must lie in [begin, 1]")
         first, last = int(begin * total_steps), int(end * total_steps)
         step = max(1, total_steps // 100) if every is None else every
+        if every is not None and last > first and every > last - first:
+            raise ValueError(
+                f"every is {every}, longer than the {last - first} steps between begin and end; all would be pruned at once"
+            )
         updates = (last - first) // step if step > 0 else 0
         self.schedule = Schedule(first, step, updates, initial_sparsity, final_sparsity)
         self.schedule.fits(total_steps)

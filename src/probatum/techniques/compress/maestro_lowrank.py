@@ -1,14 +1,16 @@
 """Maestro: factorised layers learn their own rank in training, ordered so that any smaller rank can be cut out.
 
-Paper     Horvath et al. 2023, "Maestro: Uncovering Low-Rank Structures via Trainable Decomposition", arXiv:2308.14929,
-          sections 3.1 to 3.4 and algorithm 1
+Paper     Horvath, Laskaridis, Rajput and Wang 2023, "Maestro: Uncovering Low-Rank Structures via Trainable Decomposition",
+          arXiv:2308.14929, sections 3.1 to 3.4 and algorithm 1, and the released code's full pass
 Computes  W (m, n) = U V^T at full rank, started at U sqrt(S), V sqrt(S) of its singular values. Each step one layer, drawn
           uniformly, runs at a rank b drawn uniformly from 1 .. r. Loss + lasso * sum over layers and b of
           |U[:, b:]|_F + |V[:, b:]|_F. After each epoch ranks whose suffix has |U[:, b:]| |V[:, b:]| below eps are masked; in
-          the end tensors are cut, layers that gain nothing become dense again, batch norm is measured anew
+          the end tensors are cut, layers that gain nothing become dense again, batch norm is measured anew. With `full_pass`
+          each batch runs at all ranks, and once more at the drawn one, towards the first pass's soft outputs
 Shapes    any network of linear layers and ungrouped convolutions; convolutions (c_out, c_in, k, k) as c_out x (c_in k k)
 Departs   1. eps is relative to the product of the whole norms: under Adam suffixes shrink to the size of its steps, not to 1e-7
-          2. the authors' rank samples take the learning rate's decay into account by a restart; there is none here
+          2. the released code draws (layer, rank) pairs evenly and without replacement, large layers therefore more often
+          3. `full_pass` is off, as in the scripts of the release; of real targets the full outputs teach by squared error
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from probatum.card import Card
 from probatum.numerics.networks import surgery
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.prefix import kept_units
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import IGNORED
 
 CARD = Card(
     paper="arXiv:2308.14929",
@@ -47,11 +51,14 @@ CALIBRATION = 32
 
 def factors(weight: Tensor) -> tuple[Tensor, Tensor]:
     """U sqrt(S) (m, r) and V sqrt(S) (n, r) of a matrix (m, n), r = min(m, n), singular values falling."""
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} holds values that are not finite; it has no factors")
     u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
     root = s.sqrt()
     return (u * root).to(weight.dtype), (vh.T * root).to(weight.dtype)
 
 
+@computed_wide
 def suffix_norms(columns: Tensor) -> Tensor:
     """|A[:, b:]|_F for b = 0 .. r - 1 of A (m, r) -> (r,); the slope at a norm of zero is zero."""
     squares = columns.square().sum(dim=0).flip(0).cumsum(dim=0).flip(0)
@@ -62,6 +69,24 @@ def suffix_norms(columns: Tensor) -> Tensor:
 def hierarchical_lasso(u: Tensor, v: Tensor) -> Tensor:
     """sum over b of |U[:, b:]|_F + |V[:, b:]|_F -> ()."""
     return suffix_norms(u).sum() + suffix_norms(v).sum()
+
+
+@computed_wide
+def taught(output: Tensor, full: Tensor, target: Tensor) -> Tensor:
+    """How far outputs are from those of a full pass, which is not differentiated -> ().
+
+    Args:
+        output: of the partial pass, (n, ...) reals or (..., classes).
+        full: of the full one, the same shape.
+        target: what both were asked for; of floating point, the squared error is taken, else the cross-entropy to the full
+            one's probabilities, of positions with a label (not -100).
+    """
+    full = full.detach()
+    if target.is_floating_point():
+        return F.mse_loss(output, full)
+    kept = target.flatten() != IGNORED
+    own, wanted = output.flatten(0, -2)[kept], full.flatten(0, -2)[kept].softmax(dim=-1)
+    return -(wanted * own.log_softmax(dim=-1)).sum() / max(len(own), 1)
 
 
 class LowRank(nn.Module):
@@ -99,12 +124,21 @@ class LowRank(nn.Module):
         self.how = () if self.call is None else (old.stride, old.padding, old.dilation)
         self.full = u.shape[1]
         self.rank = self.full
+        self.register_buffer("used", torch.tensor(self.full))  # the rank, for the network's own state
         self.sampled: int | None = None
 
     def use(self, rank: int) -> LowRank:
         """Mask all ranks from this one on, for good."""
         self.rank = rank
+        self.used.fill_(rank)
         return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *more: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *more)
+        self.rank = int(self.used)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sampled": None}  # a copy is no part of the present step
 
     def forward(self, x: Tensor) -> Tensor:
         b = self.rank if self.sampled is None else self.sampled
@@ -112,7 +146,7 @@ class LowRank(nn.Module):
         if self.call is None:
             return F.linear(F.linear(x, v.T), u, self.bias)
         inner = self.call(x, v.T.reshape(b, *self.kernel), None, *self.how)
-        return self.call(inner, u.reshape(*u.shape, *(1,) * (inner.ndim - 2)), self.bias)
+        return self.call(inner, u.reshape(*u.shape, *(1,) * (len(self.kernel) - 1)), self.bias)
 
     def lasso(self) -> Tensor:
         """Hierarchical group lasso of the ranks in use."""
@@ -127,7 +161,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def plain(self) -> nn.Module:
-        """Layers of torch: two of the rank in use, or one dense where two would not be smaller."""
+        """Layers of torch: two of the rank in use, or one dense where two would not be smaller; the bias is this one's own."""
         u, v, b = self.u[:, : self.rank], self.v[:, : self.rank], self.rank
         m, n = len(u), len(v)
         if (m + n) * b >= m * n:
@@ -136,19 +170,17 @@ class LowRank(nn.Module):
         ones = (1,) * (len(self.kernel) - 1)
         return nn.Sequential(first, self._layer(u.reshape(m, b, *ones), self.bias))
 
-    def _layer(self, weight: Tensor, bias: Tensor | None, *how: Any) -> nn.Module:
+    def _layer(self, weight: Tensor, bias: nn.Parameter | None, *how: Any) -> nn.Module:
         outs, ins = weight.shape[:2]
         if self.call is None:
-            made: Any = nn.utils.skip_init(nn.Linear, ins, outs, bias=bias is not None, dtype=weight.dtype)
+            made: Any = nn.utils.skip_init(nn.Linear, ins, outs, bias=False, dtype=weight.dtype)
         else:
             kind = next(kind for kind, call in CONVOLUTIONS.items() if call is self.call)
-            made = nn.utils.skip_init(
-                kind, ins, outs, tuple(weight.shape[2:]), *how, bias=bias is not None, dtype=weight.dtype
-            )
+            made = nn.utils.skip_init(kind, ins, outs, tuple(weight.shape[2:]), *how, bias=False, dtype=weight.dtype)
         made = made.to(weight.device)
         made.weight.copy_(weight)
-        if bias is not None:
-            made.bias.copy_(bias)
+        made.weight.requires_grad_(self.u.requires_grad)
+        made.bias = bias  # itself, so that it stays tied or frozen
         return made
 
 
@@ -235,6 +267,7 @@ class Maestro:
         eps: relative size below which the rest of a layer's ranks is masked, in [0, 1).
         keep: share in (0, 1] of the learned ranks that is deployed on the bench.
         layers: names of layers to factorise; None = all that can be; () = none, the baseline bit for bit.
+        full_pass: on the bench, pass every batch at all ranks too, and let the drawn rank learn from those outputs.
         generator: for layers and ranks.
 
     Raises:
@@ -263,6 +296,7 @@ class Maestro:
         eps: float = 1e-3,
         keep: float = 1.0,
         layers: Sequence[str] | None = None,
+        full_pass: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         if not lasso >= 0:
@@ -272,29 +306,33 @@ class Maestro:
         if not 0 < keep <= 1:
             raise ValueError(f"keep is {keep}; it must lie in (0, 1]")
         self.lasso, self.eps, self.keep, self.names = lasso, eps, keep, layers
+        self.full_pass = full_pass
         self.generator = generator or torch.Generator().manual_seed(0)
         self.layers: dict[str, LowRank] = {}
         self.net: nn.Module | None = None
         self.parameters = 0
-        self._drawn: LowRank | None = None
+        self._drawn: tuple[LowRank, int] | None = None
 
     def attach(self, net: nn.Module) -> Maestro:
-        """Factorise the network's layers in place; make the optimizer afterwards."""
+        """Factorise the network's layers in place; make the optimizer afterwards.
+
+        Raises:
+            ValueError: they are factorised by this object already.
+        """
+        if any(layer is module for layer in self.layers.values() for module in net.modules()):
+            raise ValueError("the network is attached already; call finish_plain() first")
         self.net, self.layers = net, factorise(net, self.names)
         return self
 
     def sample(self) -> None:
         """Before a training pass: one layer at a rank drawn, the others at theirs."""
-        self.release()
-        if self.layers:
-            names = list(self.layers)
-            self._drawn = self.layers[names[self._below(len(names))]]
-            self._drawn.sampled = 1 + self._below(self._drawn.rank)
+        self._draw()
+        self._apply()
 
     def release(self) -> None:
         """After it: all layers at their ranks."""
-        if self._drawn is not None:
-            self._drawn.sampled, self._drawn = None, None
+        for layer in self.layers.values():
+            layer.sampled = None
 
     def penalty(self) -> Tensor:
         """lasso * sum over layers of the hierarchical group lasso -> (); 0 where nothing is factorised."""
@@ -347,21 +385,34 @@ class Maestro:
         old = {name: module.weight for name, module in run.model.named_modules() if hasattr(module, "weight")}
         self.attach(run.model)
         run.keep_best = False
-        gone = {id(old[name]): layer for name, layer in self.layers.items()}
+        gone = {id(old[name]): (name, layer) for name, layer in self.layers.items()}
         for group in run.optimizer.param_groups:
-            kept = []
-            for parameter in group["params"]:
-                layer = gone.get(id(parameter))
-                kept += [parameter] if layer is None else [layer.u, layer.v]
-            group["params"] = kept
+            names = group.get("param_names", [""] * len(group["params"]))
+            kept: list[tuple[str, nn.Parameter]] = []
+            for own, parameter in zip(names, group["params"], strict=True):
+                name, layer = gone.get(id(parameter), ("", None))
+                kept += [(own, parameter)] if layer is None else [(f"{name}.u", layer.u), (f"{name}.v", layer.v)]
+            group["params"] = [parameter for _, parameter in kept]
+            if "param_names" in group:
+                group["param_names"] = [own for own, _ in kept]
 
     def batch(self, run: Any, batch: Any) -> Any:
-        """Hook: `sample`."""
-        self.sample()
+        """Hook: draw the layer and the rank of the step."""
+        self._draw()
         return batch
 
+    def before_pass(self, run: Any, batch: Any) -> None:
+        """Hook: let the coming pass run at it, a second one as well; a full pass at all ranks."""
+        self.release()
+        if not self.full_pass:
+            self._apply()
+
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
-        """Hook: add the penalty."""
+        """Hook: add what the drawn rank has yet to learn from the full pass, and the penalty."""
+        if self.full_pass and self.layers:
+            self._apply()
+            loss = loss + taught(run.model(batch.x), output, batch.y)
+            run.extra_passes += len(batch.y)
         self.release()
         return loss + self.penalty() if self.layers and self.lasso else loss
 
@@ -385,6 +436,18 @@ class Maestro:
         self.release()
         if self.net is not None:
             self.finish_plain()
+
+    def _draw(self) -> None:
+        if self.layers:
+            names = list(self.layers)
+            layer = self.layers[names[self._below(len(names))]]
+            self._drawn = (layer, 1 + self._below(layer.rank))
+
+    def _apply(self) -> None:
+        self.release()
+        if self._drawn is not None:
+            layer, rank = self._drawn
+            layer.sampled = rank
 
     def _below(self, n: int) -> int:
         return int(torch.randint(n, (), generator=self.generator))

@@ -6,7 +6,8 @@ Computes  sub-network k keeps the first ceil(s_k n) units of every hidden layer 
           first ones); every batch runs on one k drawn from a fixed distribution; gradients of `draws` draws, each on its own
           batch, are averaged in one update. Deployment cuts the prefix out
 Shapes    any network of linear layers, ungrouped convolutions, batch and layer norms, causal self-attention
-Departs   1. the gradients of the draws are averaged, not added, so that the learning rate need not follow their number
+Departs   1. on the bench the gradients of the draws are averaged, not added, so that the learning rate need not follow their
+             number; in plain code they add up until `step`, as in the paper
           2. batch norm's statistics of every sub-network are measured anew on training rows when training ends
           3. weights that no draw of an update has used are put back, so that decay and momentum do not move them
 """
@@ -111,9 +112,9 @@ class SortedNet:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.prefix: Prefix | None = None
         self.parameters = 0
-        self._used: dict[int, tuple[Tensor, tuple[slice, ...]]] = {}
+        self._used: dict[int, tuple[Tensor, tuple[slice, ...] | None]] = {}
         self._width = 1.0
-        self._before: list[tuple[Tensor, Tensor, tuple[slice, ...]]] = []
+        self._before: list[tuple[Tensor, Tensor, tuple[slice, ...] | None]] = []
 
     def attach(self, net: nn.Module, example: Tensor) -> SortedNet:
         """Let the network's layers be cut, found and checked on a few inputs, until `detach` or `deploy`."""
@@ -144,7 +145,7 @@ class SortedNet:
         self._before = [
             (value, value.clone(), part)
             for value, part in whole
-            if any(s.stop < size for s, size in zip(part, value.shape, strict=False))
+            if part is None or any(s.stop < size for s, size in zip(part, value.shape, strict=False))
         ]
         self._used.clear()
 
@@ -152,7 +153,8 @@ class SortedNet:
     def after_step(self) -> None:
         """Put back what was not used."""
         for value, before, part in self._before:
-            before[part] = value[part]
+            if part is not None:
+                before[part] = value[part]
             value.copy_(before)
         self._before.clear()
 
@@ -199,7 +201,7 @@ class SortedNet:
     def before_pass(self, run: Any, batch: Any) -> None:
         """Hook: let the coming pass run at it, a second one as well."""
         if self.prefix is not None:
-            self.prefix.share = self._width
+            self.prefix.start(self._width)
 
     def loss(self, run: Any, batch: Any, output: Any, loss: Tensor) -> Tensor:
         """Hook: add the further draws, each on a batch of its own, and average."""
@@ -211,7 +213,7 @@ class SortedNet:
             index = torch.randint(len(run.train.y), (len(batch.y),), generator=self.generator)
             index = index.to(run.train.y.device)
             more = type(batch)(run.train.x[index], run.train.y[index], index)
-            prefix.share = self._drawn()
+            prefix.start(self._drawn())
             loss = loss + run.objective(more, run.model(more.x))
             run.extra_passes += len(index)
             self._note()
@@ -251,9 +253,9 @@ class SortedNet:
     def _note(self) -> None:
         """Widen the parts of the parameters that this update has used by those of the last pass."""
         for value, part in self._attached().touched():
-            known = self._used.get(id(value))
+            _, known = self._used.get(id(value), (value, None))
             if known is not None:
-                part = tuple(slice(max(a.stop, b.stop)) for a, b in zip(part, known[1], strict=True))
+                part = known if part is None else _both(part, known)
             self._used[id(value)] = (value, part)
 
     def _attached(self) -> Prefix:
@@ -262,12 +264,16 @@ class SortedNet:
         return self.prefix
 
 
+def _both(part: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
+    return tuple(slice(max(a.stop, b.stop)) for a, b in zip(part, other, strict=True))
+
+
 class _Draw(AbstractContextManager[None]):
     def __init__(self, owner: SortedNet, width: float) -> None:
         self.owner, self.width = owner, width
 
     def __enter__(self) -> None:
-        self.owner._attached().share = self.width
+        self.owner._attached().start(self.width)
 
     def __exit__(self, *problem: object) -> None:
         if problem[0] is None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.roles import parameter_roles
-from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, load_wide, state_bytes
 from probatum.numerics.optimisation.matrices import as_matrix
 from probatum.numerics.tensors.precision import widened
 
@@ -41,8 +41,14 @@ BASES = ("momentum", "identity")
 
 
 def momentum_basis(momentum: Tensor) -> Tensor:
-    """Singular vectors on the shorter side of a matrix (m, n): V (n, n) if m >= n, else U (m, m); SVD in float32 or wider."""
-    u, _, vh = torch.linalg.svd(widened(momentum), full_matrices=False)
+    """Singular vectors on the shorter side of a matrix (m, n): V (n, n) if m >= n, else U (m, m); SVD in float32 or wider.
+
+    Of a matrix that is not finite it is NaN, so that training goes the way of a loss that is not.
+    """
+    momentum = widened(momentum)
+    if not torch.isfinite(momentum).all():
+        return momentum.new_full((min(momentum.shape),) * 2, math.nan)
+    u, _, vh = torch.linalg.svd(momentum, full_matrices=False)
     return vh.mT.contiguous() if momentum.shape[0] >= momentum.shape[1] else u
 
 
@@ -169,13 +175,7 @@ class Conda(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`; for half-precision weights the state is kept in float32."""
-        super().load_state_dict(state_dict)  # casts all state to the weights' dtype
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            saved = state_dict["state"].get(number, {})
-            for name in saved.keys() & {"momentum", "second", "basis"}:
-                self.state[parameter][name] = saved[name].to(widened(parameter.detach()))
+        load_wide(self, state_dict)
 
     def _rotated(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = widened(as_matrix(gradient))

@@ -8,7 +8,8 @@ Computes  A = G (+ E), wide side in rows; S = A Q with Q the orthonormal DCT-II;
 Shapes    weights (C_out, ...) as (m, n); state: m and v (max(m, n), r), I (r,), with feedback E (max, min)
 Departs   1. convolution weights are projected as (C_out, rest); the paper's models have none
           2. both ways to the coefficients give DCT-II; the released matrix product takes its transpose, DCT-III
-          3. the rank may be a share of the shorter side, rounded up; l2 is the default score, as it drops the least
+          3. the rank may be a share of the shorter side, rounded up; l2 is the default score, as it drops the least, and
+             moments are carried over by default; the release scores by l1 and leaves them where they are
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, load_wide, state_bytes
 from probatum.numerics.optimisation.matrices import as_matrix
 from probatum.numerics.tensors.precision import widened
 
@@ -273,14 +274,8 @@ class DctLowRank(torch.optim.Optimizer):
         return state_bytes(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`; indices, codes and moments keep their own types."""
-        super().load_state_dict(state_dict)  # casts all state to the weights' dtype
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+        """Go on from `state_dict`; indices and codes keep their types; for half-precision weights moments are float32."""
+        load_wide(self, state_dict)
 
     def _low_rank(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2), bits = self.state[parameter], group["betas"], FEEDBACKS[group["feedback"]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.roles import ROLES, parameter_roles
-from probatum.numerics.optimisation.adamw import adamw_update, dense_real, state_bytes
+from probatum.numerics.optimisation.adamw import adamw_update, dense_real, load_wide, state_bytes
 from probatum.numerics.optimisation.matrices import NORMALISATIONS, as_matrix, normalise
 from probatum.numerics.tensors.precision import widened
 
@@ -185,14 +185,8 @@ class ScaleOptimizer(torch.optim.Optimizer):
         return state_bytes(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`; for half-precision weights the momentum is kept in float32."""
-        super().load_state_dict(state_dict)  # casts all state to the weights' dtype
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            saved = state_dict["state"].get(number, {})
-            if "momentum" in saved:
-                self.state[parameter]["momentum"] = saved["momentum"].to(widened(parameter.detach()))
+        """Go on from `state_dict`; for half-precision weights the state is kept in float32."""
+        load_wide(self, state_dict)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         lr, decay, role = group["lr"], group["weight_decay"], group["role"]

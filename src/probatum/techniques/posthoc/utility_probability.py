@@ -1,12 +1,13 @@
 """Utility-probability duality: a network's log-probabilities as utilities that rank outputs, mapped back to probabilities.
 
-Paper     Huang, Sun, Yan and Wang 2023, "Utility-Probability Duality of Neural Networks", arXiv:2305.14859
+Paper     Huang Bojun and Fei Yuan 2023, "Utility-Probability Duality of Neural Networks", arXiv:2305.14859
 Computes  U(x, y) = log p_w(y | x); P(y | x) proportional to g(U) over the candidates, g increasing: exp(a U) ("power"), r^-b with
           r the rank ("rank"), or isotonic in U ("isotonic"), fitted on held-out choices by the log loss of the chosen candidate
 Shapes    logits (n, classes) -> probabilities (n, classes); utilities (n, candidates) and which are there -> the same
 Departs   1. the paper's own transform was not found in the sources at hand: the three g are a reconstruction
           2. "isotonic" regresses whether a candidate was chosen on its utility, over all rows together, and breaks its ties by a
-             millionth of exp(U), so that order is kept strictly
+             millionth of exp(U): order is kept strictly in float64; rounded to fewer digits the likeliest stays so, and
+             others may be equal
 """
 
 from __future__ import annotations
@@ -98,9 +99,10 @@ def preferences(first: Tensor, choices: Tensor, rate: float) -> Tensor:
 
 def ranks(utilities: Tensor) -> Tensor:
     """1 for the largest utility of a row, 2 for the next ...; equal ones share the mean of their ranks. (n, k) -> (n, k)."""
-    above = (utilities[:, None, :] > utilities[:, :, None]).sum(dim=2)
-    equal = (utilities[:, None, :] == utilities[:, :, None]).sum(dim=2)
-    return above + (equal + 1) / 2
+    own = utilities.contiguous()
+    rising = own.sort(dim=1).values
+    below, upto = (torch.searchsorted(rising, own, right=right) for right in (False, True))
+    return utilities.shape[1] - upto + (upto - below + 1) / 2
 
 
 class UtilityProbability:
@@ -165,7 +167,7 @@ class UtilityProbability:
             there = torch.isfinite(utilities)
             picked = torch.zeros_like(utilities).scatter_(1, target[:, None], 1.0)
             fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-            self.isotonic = fitted.fit(utilities[there].numpy(), picked[there].numpy())
+            self.isotonic = fitted.fit(utilities[there].cpu().numpy(), picked[there].cpu().numpy())
         return self
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -183,14 +185,17 @@ class UtilityProbability:
         else:
             if self.isotonic is None:
                 raise ValueError("the isotonic map was not fitted; call fit with held-out choices first")
-            flat = torch.from_numpy(self.isotonic.predict(utilities[there].numpy())).double()
             found = torch.zeros_like(utilities)
-            found[there] = flat
+            if len(found):  # scikit-learn takes no empty arrays
+                flat = self.isotonic.predict(utilities[there].cpu().numpy())
+                found[there] = torch.from_numpy(flat).to(found)
             found = (found + TIE * utilities.exp()) * there
             found = found / found.sum(dim=1, keepdim=True)
         return _top_kept(found.to(logits.dtype), utilities.argmax(dim=1))
 
     def _utilities(self, logits: Tensor) -> Tensor:
+        if (wrong := logits.isnan() | (logits == float("inf"))).any():
+            raise ValueError(f"{int(wrong.sum())} utilities are NaN or infinite; only -inf is taken, for no candidate")
         there = torch.isfinite(logits)
         few = (there.sum(dim=1) < 2).nonzero().squeeze(1)
         if len(few):
@@ -198,9 +203,7 @@ class UtilityProbability:
                 f"row {int(few[0])} has {int(there[few[0]].sum())} candidate(s); a choice needs two or more"
             )
         found = logits.detach().double()
-        if self.given is not None or self.g != "isotonic":
-            return found
-        return found.log_softmax(dim=1)
+        return found.log_softmax(dim=1) if self.g == "isotonic" else found
 
 
 def _top_kept(p: Tensor, top: Tensor) -> Tensor:

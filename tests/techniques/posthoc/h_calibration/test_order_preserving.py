@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from probatum.techniques.posthoc.h_calibration.order_preserving import EnsembleTemperature, MonotoneNet, PiecewiseLinear
+from probatum.techniques.posthoc.h_calibration.order_preserving import (
+    EnsembleTemperature,
+    MonotoneNet,
+    PiecewiseLinear,
+    Temperature,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -52,3 +57,15 @@ def test_order_is_kept_far_outside_the_reach(new: torch.nn.Module) -> None:
     p = new(logits).detach()
     assert torch.equal(p.argsort(dim=1, stable=True)[:, -1], logits.argmax(1))
     torch.testing.assert_close(p.sum(1), torch.ones(200, dtype=D))
+
+
+@pytest.mark.parametrize(
+    "new", [Temperature(), EnsembleTemperature(), PiecewiseLinear(reach=7.0), MonotoneNet(reach=7.0)]
+)
+def test_a_class_that_is_out_of_the_question_stays_so(new: torch.nn.Module) -> None:
+    logits = draw(6, 4)
+    logits[::2, 1] = -torch.inf
+    p = new(logits)
+    assert not p[::2, 1].any()
+    torch.testing.assert_close(p[::2][:, [0, 2, 3]], new(logits[::2][:, [0, 2, 3]]))
+    torch.testing.assert_close(p.sum(1), torch.ones(6, dtype=D))

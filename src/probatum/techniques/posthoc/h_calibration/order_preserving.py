@@ -82,6 +82,6 @@ class MonotoneNet(nn.Module):
         heights = F.pad(((slopes[1:] + slopes[:-1]) / 2 * widths).cumsum(0), (1, 0))
         cell = (torch.searchsorted(knots, depth.detach(), right=True) - 1).clamp(0, len(widths) - 1)
         beyond = (depth - knots[-1]).relu()  # past the grid the last slope goes on
-        into = depth - beyond - knots[cell]
+        into = depth.clamp(max=knots[-1]) - knots[cell]  # also of a class that is out of the question, at depth inf
         bend = (slopes.diff() / widths)[cell]
         return (-(heights[cell] + slopes[cell] * into + bend * into.square() / 2 + slopes[-1] * beyond)).softmax(dim=1)
