@@ -204,7 +204,7 @@ def test_bad_settings(settings: dict[str, object], words: str) -> None:
 
 def test_bad_stages() -> None:
     stage = blobs(0, (0, 1))
-    with pytest.raises(ValueError, match="classes that it does not name"):
+    with pytest.raises(ValueError, match=r"rows of classes \[1\], which it does not name"):
         learner().observe(Stage(0, (0,), stage.x, stage.y), BUDGET)
     with pytest.raises(ValueError, match="has 0 rows"):
         learner().observe(Stage(0, (0,), stage.x[:0], stage.y[:0]), BUDGET)

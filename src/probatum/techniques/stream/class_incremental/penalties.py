@@ -130,9 +130,10 @@ def project(gradient: Tensor, memory: Tensor, margin: float = 0.0) -> Tensor:
         margin: least dual value, 0 or more; above 0 it leans towards the memories.
 
     Returns:
-        (p,); the gradient itself where it hurts no memory.
+        (p,); the gradient itself where it hurts no memory, or where there is a value that is not finite.
     """
-    if bool((memory @ gradient >= 0).all()):
+    products = memory @ gradient
+    if bool((products >= 0).all()) or not bool(products.isfinite().all()):
         return gradient
     rows = memory.double()
     gram, product = (rows @ rows.T).cpu(), (rows @ gradient.double()).cpu()
