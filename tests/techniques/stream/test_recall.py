@@ -158,6 +158,52 @@ def test_heads_fit_the_memory() -> None:
     assert learned(1, hidden=None).hidden == 256
 
 
+def net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 7)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    for encoder in ("first-stage", nn.Identity()):
+        found = Recall(7, lambda: net(dtype), generator(1), generator(2), 30_000, encoder=encoder, combined=1.0)
+        for number, classes in enumerate([(0, 3), (1, 4)]):
+            stage = blobs(number, classes)
+            found.observe(Stage(number, classes, stage.x.to(dtype), stage.y), BUDGET)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32  # features of half precision are widened
+        assert found.predict(stage.x.to(dtype)).dtype == wide
+        assert float((found.predict(stage.x.to(dtype), 1).argmax(1) == stage.y).float().mean()) > 0.9
+        assert 0.3 * 30_000 < found.stored_bytes() <= 30_000
+    close = [learned(2, encoder=nn.Identity()).predict(blobs(0, (0, 3)).x)]
+    found = learner()
+    for number, classes in enumerate([(0, 3), (1, 4)]):
+        stage = blobs(number, classes)
+        found.observe(Stage(number, classes, stage.x.double(), stage.y), BUDGET)
+    close.append(found.predict(blobs(0, (0, 3)).x.double()).float())
+    torch.testing.assert_close(close[0], close[1], atol=2e-2, rtol=2e-2)
+
+
+def test_a_stage_that_fails_leaves_the_heads_and_can_be_shown_again() -> None:
+    found, stage = learned(1), blobs(1, (1, 4))
+    before, heads = found.predict(stage.x), heads_of(found)
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        found.observe(Stage(1, (1, 4), stage.x * math.nan, stage.y), BUDGET)
+    with pytest.raises(ValueError, match="leave rows without a label out"):
+        found.observe(Stage(1, (1, 4), stage.x, stage.y * 0 - 100), BUDGET)
+    assert torch.equal(found.predict(stage.x), before)
+    found.observe(stage, BUDGET)
+    assert len(heads_of(found)) == 2
+    assert all(torch.equal(value, heads[0][name]) or value.ndim for name, value in heads_of(found)[0].items())
+    assert float((found.predict(stage.x, 1).argmax(1) == stage.y).float().mean()) > 0.9
+    first = Recall(7, net, generator(1), generator(2), hidden=24, omega=1e30)  # the encoder learns, the head cannot
+    with pytest.raises(FloatingPointError):
+        first.observe(Stage(0, (0, 3), blobs(0, (0, 3)).x * math.nan, blobs(0, (0, 3)).y), BUDGET)
+    first.omega = 3.0
+    first.observe(blobs(0, (0, 3)), BUDGET)
+    assert float((first.predict(blobs(0, (0, 3)).x).argmax(1) == blobs(0, (0, 3)).y).float().mean()) > 0.9
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -183,6 +229,8 @@ def test_bad_stages() -> None:
     stage = blobs(0, (2, 5))
     with pytest.raises(ValueError, match=r"rows of classes \[5\]"):
         found.observe(Stage(2, (2,), stage.x, stage.y), BUDGET)
+    with pytest.raises(ValueError, match="stage 2 names no class"):
+        found.observe(Stage(2, (), stage.x[:0], stage.y[:0]), BUDGET)
     with pytest.raises(RuntimeError, match="observe a stage first"):
         learner().predict(stage.x)
     with pytest.raises(ValueError, match=r"task is 2; 2 stage\(s\)"):

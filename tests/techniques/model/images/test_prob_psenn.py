@@ -111,6 +111,39 @@ def test_pictures_are_of_the_draws_that_decided() -> None:
     assert torch.allclose(found.variance, found.images.var(dim=0, correction=0))
 
 
+def test_a_class_is_decoded_once_for_all_rows() -> None:
+    model = net(draws=6).eval()
+    counted: list[int] = []
+    plain = model.decoder.forward
+    model.decoder.forward = lambda codes: counted.append(len(codes)) or plain(codes)  # type: ignore[method-assign]
+    x = images(40)
+    found = model.explain(x)
+    told = len(found.classes.unique())
+    assert counted == [6 * told]
+    assert found.images.shape == (6, 40, 1, 8, 8)
+    drawn = model.drawn(model.noise)
+    for row in range(40):
+        expected = plain(drawn[:, found.classes[row]])
+        torch.testing.assert_close(found.images[:, row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.variance[row], expected.var(dim=0, correction=0), atol=1e-5, rtol=1e-4)
+    assert model.explain(x[:0]).images.shape == (6, 0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_network_trains_in_other_precisions(dtype: torch.dtype) -> None:
+    model, y = net(near=0.5, draws=3).to(dtype), torch.arange(12) % 3
+    x = images().to(dtype)
+    model.objective(x, model(x), y, nn.NLLLoss()).backward()
+    plain = net(near=0.5, draws=3)
+    plain.objective(images(), plain(images()), y, nn.NLLLoss()).backward()
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        if theirs.grad is not None:
+            gap = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-12)  # type: ignore[union-attr]
+            assert float(gap) < (1e-4 if dtype == torch.float64 else 0.1), name
+    assert model.eval()(x[:1]).dtype == dtype
+    assert model(x[:0]).shape == (0, 3)
+
+
 def test_objective_by_hand() -> None:
     model = net(reconstruction=2.0, near=0.1)
     x, y = images(), torch.arange(12) % 3

@@ -168,6 +168,33 @@ def test_an_encoder_that_learns_is_frozen_after_the_first_stage() -> None:
     assert 8 * 44 * 14 * 4 < found.stored_bytes() <= 20_000
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    def network() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 6)).to(dtype)
+
+    found = KeyValueLearner(6, network, generator(1), generator(2), 20_000, codebooks=8)
+    for number, classes in enumerate([(0, 1), (2, 3)]):
+        stage = blobs(number, classes)
+        found.observe(Stage(number, classes, stage.x.to(dtype), stage.y), BUDGET)
+        assert float((found.predict(stage.x.to(dtype), number).argmax(1) == stage.y).float().mean()) > 0.9
+    wide = torch.float64 if dtype == torch.float64 else torch.float32  # features of half precision are widened
+    assert found.predict(stage.x.to(dtype)).dtype == wide
+    size = 8 if dtype == torch.float64 else 4
+    assert found.bottleneck is not None
+    assert found.bottleneck.pairs == (20_000 - 2 * 16 * size) // (8 * 14 * size)
+    assert 15_000 < found.stored_bytes() <= 20_000
+
+
+def test_no_rows_give_no_outputs() -> None:
+    layer = prepared(rows())
+    assert layer(rows()[:0]).shape == (0, 3)
+    assert layer(torch.zeros(0, 5, 12)).shape == (0, 3)
+    torch.testing.assert_close(layer(rows()[:1]), layer(rows())[:1])
+
+
 def test_values_need_keys_and_keys_need_a_frozen_encoder() -> None:
     layer = Bottleneck(12, 3, generator())
     with pytest.raises(RuntimeError, match=r"call prepare\(features, generator\) first"):
