@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    check_stage,
     class_mask,
+    evaluate,
     grow_linear,
     herding,
     kept_bytes,
@@ -21,7 +23,7 @@ from probatum.numerics.continual.stages import (
     train_stage,
     unpack,
 )
-from probatum.spec import Budget, Optimisation
+from probatum.spec import Batch, Budget, Optimisation, Stage
 
 pytestmark = pytest.mark.fast
 
@@ -165,3 +167,93 @@ def test_split_finds_a_head_registered_first_and_refuses_what_goes_on_behind() -
     assert not any(m._forward_hooks for m in split.modules())
     with pytest.raises(ValueError, match="goes on behind its last linear layer"):
         Split(HeadFirst(ends=False), 4).features(x)
+
+
+def test_a_stage_is_checked_before_anything_is_learned() -> None:
+    x, y = normal(6, 5), torch.tensor([0, 1, 1, 2, 2, 2])
+    check_stage(Stage(0, (0, 1, 2), x, y), 3)
+    check_stage(Stage(1, (2,), x, y), 3, known=[0, 1])
+    check_stage(Stage(2, (), x[:0], y[:0]), 3)
+    for given, words in (
+        (Stage(4, (1,), x, y), r"stage 4 has rows of classes \[0, 2\], which it does not name; name them"),
+        (Stage(4, (0, 1, 2), x, y - 100), r"classes \[-100, -99, -98\], .*leave rows without a label out"),
+        (Stage(4, (0, 3, -1), x, y), r"stage 4 names classes \[3, -1\]; there are classes 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_stage(given, 3)
+
+
+def test_a_training_that_fails_leaves_weights_buffers_and_modes() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net.eval()
+    net[1].train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        if int(net[1].num_batches_tracked) == 3:  # type: ignore[arg-type]
+            raise RuntimeError("in the middle")
+        return output.square().mean()
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train_stage(net, normal(20, 5), torch.zeros(20).long(), Budget(9, 4, 5), Optimisation(0.1), generator(), loss)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [m.training for m in net.modules()] == [False, False, True, False]
+
+
+def test_the_loop_is_adamw_with_a_schedule_clipping_and_hooks() -> None:
+    x, y = normal(8, 5), torch.randint(4, (8,), generator=generator())
+    ours, theirs = small(), small()
+    ours[0].weight.requires_grad_(False)
+    theirs[0].weight.requires_grad_(False)
+    called: list[str] = []
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        assert torch.equal(batch.x, x[batch.index])
+        return F.cross_entropy(output, batch.y)
+
+    optimisation = Optimisation(1e-2, 0.3, lambda step, steps: (step + 1) / steps, 0.05)
+    passed = train_stage(
+        ours, x, y, Budget(4, 8, 1), optimisation, generator(3), loss,
+        gradients=lambda: called.append("gradients"), stepped=lambda: called.append("stepped"),
+    )  # fmt: skip
+    assert called == ["gradients", "stepped"] * 4
+    assert passed == 4 * 8
+    assert not ours.training
+    free = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(free, lr=1.0, weight_decay=0.3)
+    for step in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(x), y).backward()
+        nn.utils.clip_grad_norm_(free, 0.05)
+        optimizer.param_groups[0]["lr"] = 1e-2 * (step + 1) / 4
+        optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_every_row_is_visited_once_before_one_comes_again_and_lone_rows_are_left_out() -> None:
+    seen: list[list[int]] = []
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        seen.append(sorted(batch.index.tolist()))
+        return output.square().mean()
+
+    train_stage(small(), normal(9, 5), torch.zeros(9).long(), Budget(6, 4, 2), Optimisation(), generator(1), loss)
+    assert [len(rows) for rows in seen] == [4] * 6  # 9 = 4 + 4 + 1
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert not set(first) & set(second)
+    seen.clear()
+    train_stage(small(), normal(1, 5), torch.zeros(1).long(), Budget(2, 4, 1), Optimisation(), generator(1), loss)
+    assert seen == [[0, 0]] * 2
+
+
+def test_evaluation_is_in_slices_and_without_gradients() -> None:
+    net = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.9)).train()
+    sizes: list[int] = []
+    net[0].register_forward_hook(lambda _m, _i, output: sizes.append(len(output)))
+    found = evaluate(net, normal(10, 5), 4)
+    torch.testing.assert_close(found, net[0](normal(10, 5)))
+    assert sizes[:3] == [4, 4, 2]
+    assert not found.requires_grad
+    assert not net.training
+    assert evaluate(lambda part: part * 2, normal(0, 5)).shape == (0, 5)

@@ -177,9 +177,9 @@ def test_bad_input() -> None:
         model()(torch.zeros(2, 0, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"shape \(12, 8\).*\(30, width\)"):
         build(SPEC, "static", torch.ones(12, 8))
+    broken = given()
+    broken[7, 2] = float("nan")
     with pytest.raises(ValueError, match="vector of id 7 has values that are not finite"):
-        broken = given()
-        broken[7, 2] = float("nan")
         build(SPEC, "static", broken)
     with pytest.raises(ValueError, match="needs vectors"):
         build(SPEC, "non-static")
