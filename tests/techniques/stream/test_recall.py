@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.checks.stream import reachable
-from probatum.spec import Budget, Stage
+from probatum.spec import Batch, Budget, Optimisation, Stage
 from probatum.techniques.stream import recall
 from probatum.techniques.stream.recall import (
     Recall,
@@ -156,6 +158,54 @@ def test_heads_fit_the_memory() -> None:
     with pytest.raises(ValueError, match="memory is 300 bytes, too few for 6 heads"):
         learned(hidden=None, memory=300)
     assert learned(1, hidden=None).hidden == 256
+
+
+@pytest.mark.parametrize("kind", ["regression", "cross-entropy"])
+def test_the_whole_loss_and_the_rates_by_hand(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(_heads: nn.Module, z: Tensor, y: Tensor, _b: Budget, how: Optimisation, _o: object, loss: Any) -> None:
+        caught.append((z, y, how, loss))
+
+    caught: list[Any] = []
+    found = learned(1, kind=kind, combined=0.5, old_weight=3.0, later_rate=0.2, floor=0.02)
+    stage = blobs(1, (1, 4))
+    noted = found.heads(stage.x).detach()
+    monkeypatch.setattr(recall, "train_stage", taken)
+    found.observe(stage, BUDGET)
+    z, y, how, loss = caught[0]
+    assert torch.equal(z, stage.x)
+    assert torch.equal(y, (stage.y == 4).long())
+    assert (how.lr, how.weight_decay) == (pytest.approx(0.2 * 2e-3), 0.0)
+    pick = torch.tensor([7, 2, 30, 11])
+    output = torch.randn(4, 4, generator=generator(4))
+    sigma = (noted - noted.mean(dim=0)).square().mean(dim=0).sqrt().clamp_min(0.02)
+    old = (((output[:, :2] - noted[pick]) / sigma) ** 2).sum() / 8
+    new, whole = output[:, 2:], output
+    if kind == "regression":
+        first = ((new.clamp(0, 1) - torch.eye(2)[y[pick]]) ** 2).sum() / 8
+        both = ((whole.clamp(0, 1) - torch.eye(4)[2 + y[pick]]) ** 2).sum() / 16
+    else:
+        first = -new.log_softmax(dim=1)[torch.arange(4), y[pick]].sum() / 4
+        both = -whole.log_softmax(dim=1)[torch.arange(4), 2 + y[pick]].sum() / 4
+    torch.testing.assert_close(loss(Batch(z[pick], y[pick], pick), output), first + 3 * old + 0.5 * both)
+    plain = learner(variance=False, old_weight=2.0)
+    plain.observe(blobs(0, (0, 3)), BUDGET)
+    plain.observe(stage, BUDGET)
+    assert caught[1][2].lr == 2e-3
+    noted = plain.heads.heads[0](stage.x).detach()
+    expected = new_loss(output[:, 2:], y[pick], "regression") + 2 * (output[:, :2] - noted[pick]).square().mean()
+    torch.testing.assert_close(caught[2][3](Batch(z[pick], y[pick], pick), output), expected)
+
+
+def test_outputs_stand_under_their_classes() -> None:
+    found, x = learned(), blobs(0, (0, 3)).x
+    assert found.columns == [0, 3, 1, 4, 2, 5, 6]
+    told = found.predict(x)
+    for head, classes in zip(found.heads.heads, [(0, 3), (1, 4), (2, 5, 6)], strict=True):
+        torch.testing.assert_close(told[:, list(classes)], head(x).detach())
+    alone = found.predict(x, np.int64(1))
+    assert torch.equal(alone[:, [1, 4]], told[:, [1, 4]])
+    assert bool((alone[:, [0, 2, 3, 5, 6]] == -math.inf).all())
+    assert found.passes == pytest.approx((62 + 62 + 93) / 3)
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Module:

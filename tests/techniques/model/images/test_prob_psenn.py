@@ -166,6 +166,27 @@ def test_on_the_bench_it_learns() -> None:
     assert isinstance(build(data.spec), ProbPSENN)
 
 
+def test_the_start_and_the_limits_of_the_terms() -> None:
+    model = net(floor=0.05)
+    size = model.mean.shape[1]
+    torch.testing.assert_close(model.factor(), (0.3 + 0.05) * torch.eye(size).expand(3, -1, -1))
+    assert float(model.log_tau.detach().exp()) == pytest.approx(1 / size)
+    x, y = images(), torch.arange(12) % 3
+    bare = net(reconstruction=0.0, near=0.0)
+    out = bare(x)
+    torch.testing.assert_close(bare.objective(x, out, y, nn.NLLLoss()), F.nll_loss(out.log_p, y))
+    first, again = net(draws=4), net(draws=4)
+    first(x)
+    again.load_state_dict(first.state_dict())  # the stream of draws goes on from there
+    assert torch.equal(first(x).prototypes, again(x).prototypes)
+    fewer = model.eval().each(x, draws=3)
+    torch.testing.assert_close(fewer, model.each(x)[:3])
+    told = model.uncertainty(x)
+    p = model.each(x).exp()
+    torch.testing.assert_close(told.total, -(p.mean(0) * p.mean(0).log()).sum(1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(told.aleatoric, -(p * p.clamp_min(1e-30).log()).sum(2).mean(0), rtol=1e-3, atol=1e-5)
+
+
 def test_rejection_keeps_its_share() -> None:
     score = torch.arange(100.0)
     assert int(rejected(score, score, 0.1).sum()) == 10
