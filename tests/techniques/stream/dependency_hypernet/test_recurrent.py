@@ -22,8 +22,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def recurrent(independent: bool = False, hidden: int = HIDDEN, grows: bool = True) -> RecurrentChunks:
-    scales = torch.zeros(NUMEL), torch.ones(NUMEL)
+def recurrent(
+    independent: bool = False, hidden: int = HIDDEN, numel: int = NUMEL, grows: bool = True
+) -> RecurrentChunks:
+    scales = torch.zeros(numel), torch.ones(numel)
     return RecurrentChunks(*scales, TASK, hidden, CHUNK, EMBED, generator(), independent, grows)
 
 

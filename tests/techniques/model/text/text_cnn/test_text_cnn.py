@@ -135,9 +135,9 @@ def test_loaded_weights_are_projected_in_either_mode(mode: bool, assign: bool) -
     free = MaxNormLinear(18, 3, None)
     free.load_state_dict({"weight": kept["head.weight"], "bias": kept["head.bias"]})
     assert torch.equal(free.weight, kept["head.weight"])
-    near = model()
-    near.load_state_dict(model().state_dict())
-    assert torch.equal(near.head.weight, model().head.weight)
+    near, other = model(), model()
+    near.load_state_dict(other.state_dict())
+    assert torch.equal(near.head.weight, other.head.weight)
 
 
 def test_projection_keeps_short_rows_and_directions() -> None:
