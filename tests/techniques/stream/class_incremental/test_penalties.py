@@ -18,6 +18,7 @@ from probatum.techniques.stream.class_incremental.penalties import (
     distillation,
     fisher_diagonal,
     project,
+    put_weight,
     quadratic,
     weights_of,
 )
@@ -115,6 +116,18 @@ def test_distillation_is_the_scaled_divergence_and_zero_where_nothing_changed() 
     assert torch.autograd.gradcheck(lambda o: distillation(o, teacher, 2.0), (output,))
 
 
+def test_a_parametrised_head_is_aligned_through_its_parametrisation() -> None:
+    head = nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
+    before, old = head.weight.detach().clone(), class_mask((0, 1, 2), 5)
+    before[3:] *= 4
+    put_weight(head, before)
+    torch.testing.assert_close(head.weight.detach(), before)
+    align(head, old, ~old)
+    norms = head.weight.detach().norm(dim=1)
+    assert float(norms[old].mean()) == pytest.approx(float(norms[~old].mean()), rel=1e-5)
+    torch.testing.assert_close(head.weight.detach()[:3], before[:3])
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 @pytest.mark.parametrize("seed", range(4))
 def test_projection_solves_the_quadratic_programme(seed: int, margin: float) -> None:
@@ -136,6 +149,11 @@ def test_projection_solves_the_quadratic_programme(seed: int, margin: float) -> 
         for other in itertools.islice((found + 0.1 * normal(12, seed=s).double() for s in range(200)), 200):
             if bool((memory @ other >= 0).all()):
                 assert float((other - gradient).norm()) >= float((found - gradient).norm()) - 1e-9
+
+
+def test_what_is_not_finite_is_left_to_the_loop() -> None:
+    broken = torch.full((12,), math.nan)
+    assert torch.equal(project(broken, torch.stack([normal(12)])).isnan(), broken.isnan())
 
 
 def test_projection_takes_repeated_and_empty_memories() -> None:
