@@ -225,6 +225,8 @@ def test_other_precisions(dtype: torch.dtype) -> None:
         assert found.predict(stage.x.to(dtype)).dtype == wide
         assert float((found.predict(stage.x.to(dtype), 1).argmax(1) == stage.y).float().mean()) > 0.9
         assert 0.3 * 30_000 < found.stored_bytes() <= 30_000
+        numbers = sum(p.numel() for p in found.heads.parameters()) + (2 * 16 if encoder == "first-stage" else 0)
+        assert found.stored_bytes() == numbers * (8 if dtype == torch.float64 else 4)
     close = [learned(2, encoder=nn.Identity()).predict(blobs(0, (0, 3)).x)]
     found = learner()
     for number, classes in enumerate([(0, 3), (1, 4)]):
