@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from probatum.numerics.continual.learners import FORWARD, Settings
 from probatum.numerics.continual.stages import Split, class_mask, evaluate, seen_loss, tensor_bytes, train_stage
 from probatum.numerics.networks.frozen import freeze
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Budget, Stage
 
 ENCODERS = ("first-stage", "given")
@@ -24,7 +25,7 @@ class FrozenFeatures:
     """What stands before the last linear layer of a network, frozen; or a frozen encoder of one's own.
 
     Features of the named encoders are standardised by means and deviations of the first stage; those of one's own encoder
-    are left as they are.
+    are left as they are. Features of half precision are given in float32.
 
     Args:
         encoder: first-stage, given, or a module x -> features (n, d) or (n, tokens, d) whose parameters need no gradients.
@@ -40,7 +41,7 @@ class FrozenFeatures:
 
     def __init__(self, encoder: str | nn.Module, settings: Settings, share: float = SHARE) -> None:
         self.settings, self.share, self.passes = settings, share, 0.0
-        self.learns = encoder == "first-stage"
+        self.learns, self._learnt = encoder == "first-stage", False
         self.mean = self.scale = torch.zeros(0)
         if isinstance(encoder, nn.Module):
             if any(p.requires_grad for p in encoder.parameters()):
@@ -59,18 +60,21 @@ class FrozenFeatures:
         left = budget
         if self.learns and isinstance(self.network, Split):
             steps = min(budget.steps - 1, math.ceil(self.share * budget.steps)) if budget.steps > 1 else budget.steps
-            seen = class_mask(stage.classes, self.settings.num_classes, stage.y.device)
-            self.passes += train_stage(
-                self.network, stage.x, stage.y, replace(budget, steps=steps), self.settings.optimisation,
-                self.settings.order, seen_loss(self.network, seen),
-            )  # fmt: skip
+            if not self._learnt:  # a first stage that failed later is shown again
+                seen = class_mask(stage.classes, self.settings.num_classes, stage.y.device)
+                self.passes += train_stage(
+                    self.network, stage.x, stage.y, replace(budget, steps=steps), self.settings.optimisation,
+                    self.settings.order, seen_loss(self.network, seen),
+                )  # fmt: skip
+                self._learnt = True
             left = replace(budget, steps=max(1, budget.steps - steps))
         freeze(self.network)
         if self.standardises:
             found = evaluate(self._raw, stage.x)
             self.mean = found.mean(dim=0)
             self.scale = found.std(dim=0, correction=0).clamp_min(LEAST_SCALE)
-            live = self.scale > LEAST_SCALE  # a feature that is constant in the first stage would explode later
+            rounding = 8 * torch.finfo(found.dtype).eps * self.mean.abs()
+            live = self.scale > rounding.clamp_min(LEAST_SCALE)  # a constant feature would explode in a later stage
             self.scale = torch.where(live, self.scale, torch.ones_like(self.scale))
         return left
 
@@ -91,4 +95,4 @@ class FrozenFeatures:
 
     def _raw(self, x: Tensor) -> Tensor:
         network = self.network
-        return (network.features(x) if isinstance(network, Split) else network(x)).detach()
+        return widened((network.features(x) if isinstance(network, Split) else network(x)).detach())

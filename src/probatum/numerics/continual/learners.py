@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    check_stage,
     class_mask,
     evaluate,
     herding,
@@ -20,10 +21,17 @@ from probatum.numerics.continual.stages import (
     seen_loss,
     train_stage,
 )
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 FORWARD = 1 / 3
 """A pass forward alone, in passes forward and backward."""
+
+
+@computed_wide
+def nearness(features: Tensor, means: Tensor) -> Tensor:
+    """Minus the squared distance of features (n, d) to means (classes, d), brought to unit length: (n, classes)."""
+    return -torch.cdist(features, F.normalize(means, dim=1)).square()
 
 
 @dataclass(frozen=True)
@@ -78,16 +86,19 @@ class FineTune:
         return self.s.model_factory()
 
     def observe(self, stage: Stage, budget: Budget) -> None:
-        """Learn one stage."""
+        """Learn one stage; where that fails, it can be shown again."""
+        check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
+        before = self.old, self.seen, self.stages
         self.old = self.seen.to(stage.y.device)
         self.seen = self.old | class_mask(stage.classes, self.s.num_classes, stage.y.device)
-        if not bool(self.seen[stage.y].all()):
-            strange = sorted(set(stage.y[~self.seen[stage.y]].tolist()))
-            raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; name them")
-        self.stages += [stage.classes] if stage.classes else []
-        x, y = self.begin(stage)
-        self.train(x, y, budget)
-        self.end(stage)
+        self.stages = [*self.stages, *([stage.classes] if stage.classes else [])]
+        try:
+            x, y = self.begin(stage)
+            self.train(x, y, budget)
+            self.end(stage)
+        except BaseException:
+            self.old, self.seen, self.stages = before
+            raise
 
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
         """The updates of one stage."""
@@ -170,32 +181,40 @@ class Replay(FineTune):
 
 
 class Prototypes(Replay):
-    """The network learns the first stage and is frozen; later classes are means of its features."""
+    """The network learns the first stage and is frozen; later classes are means of its features.
+
+    A class that was named and of which no row came has no mean; its logits are -inf until rows come.
+    """
 
     needs_stages = True
 
-    def observe(self, stage: Stage, budget: Budget) -> None:
-        """Learn the first stage, take means of the others."""
-        if not self.stages:
-            self.means = torch.zeros(self.s.num_classes, 0)
-            super().observe(stage, budget)
-        else:
-            self.seen = self.seen | class_mask(stage.classes, self.s.num_classes, stage.y.device)
-            self.stages.append(stage.classes)
-            self.end(stage)
+    def build(self) -> nn.Module:
+        """The network, cut before its last layer; no means yet."""
+        self.means = torch.zeros(self.s.num_classes, 0)
+        self.shown = torch.zeros(self.s.num_classes, dtype=torch.bool)
+        return super().build()
+
+    def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
+        """The first stage trains the network; nothing does after it."""
+        if not self.means.numel():
+            super().train(x, y, budget)
 
     def end(self, stage: Stage) -> None:
-        """Means of the stage's classes."""
+        """Means of the stage's classes, and of those whose rows come for the first time."""
         found = self.features(stage.x)
         self.passes += FORWARD * len(stage)
         if not self.means.numel():
             self.means = found.new_zeros(self.s.num_classes, found.shape[1])
-        for c in stage.classes:
-            self.means[c] = found[stage.y == c].mean(dim=0)
+        self.shown = self.shown.to(found.device)
+        late = [c for c in stage.y.unique().tolist() if not self.shown[c]]
+        for c in dict.fromkeys([*stage.classes, *late]):
+            own = found[stage.y == c]
+            if len(own):
+                self.means[c], self.shown[c] = own.mean(dim=0), True
 
     def logits(self, x: Tensor) -> Tensor:
         """Minus the squared distance to each class's mean."""
-        return -torch.cdist(self.features(x), F.normalize(self.means, dim=1)).square()
+        return masked(nearness(self.features(x), self.means), self.shown)
 
     def stored_bytes(self) -> int:
         """One mean a class seen."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swap
 from probatum.numerics.networks.watch import hooked, is_output
 from probatum.numerics.tensors.draws import own_draws
-from probatum.spec import Batch, Budget, Optimisation
+from probatum.spec import Batch, Budget, Optimisation, Stage
 
 Loss = Callable[[Batch, Any], Tensor]
 LEVELS = 256
@@ -29,6 +30,17 @@ def class_mask(classes: Iterable[int], count: int, device: torch.device | str = 
     mask = torch.zeros(count, dtype=torch.bool, device=device)
     mask[list(classes)] = True
     return mask
+
+
+def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> None:
+    """ValueError for rows of classes that the stage does not name and that are not known, and for names that are no class."""
+    outside = [c for c in stage.classes if not 0 <= c < num_classes]
+    if outside:
+        raise ValueError(f"stage {stage.number} names classes {outside}; there are classes 0 to {num_classes - 1}")
+    strange = sorted(set(stage.y.unique().tolist()) - {*stage.classes, *known})
+    if strange:
+        what = "leave rows without a label out" if strange[0] < 0 else "name them"
+        raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; {what}")
 
 
 def masked(output: Tensor, seen: Tensor) -> Tensor:
@@ -76,10 +88,41 @@ def train_stage(
         Examples passed forward and backward.
 
     Raises:
-        ValueError: there are no rows. FloatingPointError: the loss is not finite at the end.
+        ValueError: there are no rows. FloatingPointError: the loss is not finite at the end; the model is as it was before.
     """
     if not len(y):
         raise ValueError("the stage has 0 rows; give at least one")
+    with as_it_was_on_failure(model):
+        return _updates(model, x, y, budget, optimisation, order, loss, gradients, stepped)
+
+
+@contextmanager
+def as_it_was_on_failure(*models: nn.Module) -> Iterator[None]:
+    """Put back parameters, buffers and modes where an exception comes out, so that what was learned before is not lost."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    before = [(t, t.detach().clone()) for model in models for t in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for now, then in before:
+                now.copy_(then)
+        for module, mode in modes:
+            module.training = mode
+        raise
+
+
+def _updates(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    budget: Budget,
+    optimisation: Optimisation,
+    order: torch.Generator,
+    loss: Loss,
+    gradients: Callable[[], None] | None,
+    stepped: Callable[[], None] | None,
+) -> int:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
     passed = 0

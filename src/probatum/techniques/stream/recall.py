@@ -12,6 +12,8 @@ Shapes    observe(stage, budget): x (n, ...), y (n,) int64; predict(x) -> output
 Departs   1. the clipping lets gradients through: an output below 0 of a class that is meant would otherwise never return
           2. heads are smaller than the paper's 2048 units, and have the first weights of SIREN layers
           3. the encoder is the baseline, which learns the first stage, where none is given
+          4. sigma is the deviation of what was noted; the authors' code divides by its variance
+          5. with regression, too, old outputs are compared as they are; the authors' code compares clipped ones
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.continual.frozen_features import FrozenFeatures
 from probatum.numerics.continual.learners import Settings
-from probatum.numerics.continual.stages import class_mask, evaluate, masked, module_bytes, train_stage
+from probatum.numerics.continual.stages import check_stage, class_mask, evaluate, masked, module_bytes, train_stage
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 CARD = Card(
@@ -44,8 +46,6 @@ CARD = Card(
     claims=("old-heads-are-held",),
 )
 
-NUMBER = 4
-"""Bytes of a number."""
 MOST_HIDDEN = 256
 """Units of a head where nothing is said and the memory allows."""
 SHARE = 0.5
@@ -229,12 +229,20 @@ class Recall:
             raise ValueError(
                 f"stage {stage.number} brings classes {again} again; every class may come in one stage only"
             )
-        strange = sorted(set(stage.y.unique().tolist()) - set(stage.classes))
-        if strange or not stage.classes:
-            raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; name them")
+        check_stage(stage, self.num_classes)
+        if not stage.classes:
+            raise ValueError(f"stage {stage.number} names no class; a head needs at least one")
         if not self.stages:
             budget = self.encoder.begin(stage, budget)
         z = self.encoder.learnt(stage.x)
+        heads, stages = list(self.heads.heads), list(self.stages)
+        try:
+            self._learn(stage, z, budget)
+        except BaseException:  # the stage can be shown again
+            self.heads.heads, self.stages = nn.ModuleList(heads), stages
+            raise
+
+    def _learn(self, stage: Stage, z: Tensor, budget: Budget) -> None:
         recalled = evaluate(self.heads, z) if self.stages else z[:, :0]
         old = recalled.shape[1]
         sigma: Tensor | float = spread(recalled, self.floor) if old and self.variance else 1.0
@@ -259,8 +267,8 @@ class Recall:
         if z.ndim != 2:
             raise ValueError(f"the encoder gives features of shape {tuple(z.shape)}; heads need (n, d)")
         if self.hidden is None:
-            self.hidden = self._fitting(z.shape[1], len(classes))
-        head = SineHead(z.shape[1], self.hidden, len(classes), self.omega, self.generator).to(z.device)
+            self.hidden = self._fitting(z.shape[1], len(classes), z.element_size())
+        head = SineHead(z.shape[1], self.hidden, len(classes), self.omega, self.generator).to(z)
         if self.stages:
             copy_where_shapes_agree(self.heads.heads[-1], head)
         self.heads.heads.append(head)
@@ -284,12 +292,12 @@ class Recall:
         """All heads, and the statistics of features."""
         return module_bytes(self.heads) + self.encoder.stored_bytes()
 
-    def _fitting(self, features: int, first: int) -> int:
+    def _fitting(self, features: int, first: int, number: int) -> int:
         """Units of a head, so that the memory holds as many heads as may come after one of `first` classes."""
         if self.memory is None:
             return MOST_HIDDEN
         heads = 1 + self.num_classes - first
-        numbers = self.memory // NUMBER - self.num_classes - 2 * features
+        numbers = self.memory // number - self.num_classes - 2 * features
         units = min(MOST_HIDDEN, numbers // (heads * (features + 1) + self.num_classes))
         if units < 1:
             raise ValueError(

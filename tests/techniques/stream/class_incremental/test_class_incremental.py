@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probatum.numerics.continual.stages import module_bytes
+from probatum.numerics.continual.learners import FineTune
+from probatum.numerics.continual.stages import module_bytes, seen_loss
 from probatum.spec import Batch, Budget, Stage
 from probatum.techniques.stream.class_incremental.class_incremental import METHODS, ClassIncremental
 from probatum.techniques.stream.class_incremental.penalties import quadratic, weights_of
@@ -185,6 +189,162 @@ def test_bic_holds_out_as_many_rows_of_every_class_and_trains_on_the_others() ->
     assert scale[[0, 3]].tolist() == [1.0, 1.0]
     assert float(scale[1]) == float(scale[4])
     assert float(scale[1]) != 1.0
+
+
+def begun(method: str, **settings: object) -> tuple[FineTune, Stage, Batch]:
+    """A learner at unchanged weights at the start of its third stage, the stage, and all rows that it trains on."""
+    found = learned(method, 3000, count=2, budget=Budget(100, 16, 5), **settings).learner
+    third = stages()[2]
+    found.old = found.seen.clone()
+    found.seen = found.seen | torch.isin(torch.arange(6), torch.tensor(third.classes))
+    found.stages = [*found.stages, third.classes]
+    x, y = found.begin(third)
+    found.network.eval()
+    found.plain_loss = seen_loss(found.network, found.seen)
+    return found, third, Batch(x, y, torch.arange(len(y)))
+
+
+@pytest.mark.parametrize("method", ["wa", "bic"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_at_unchanged_weights_distillation_is_nothing_and_the_plain_loss_has_its_share(
+    method: str, strength: float
+) -> None:
+    found, _, batch = begun(method, strength=strength)
+    told = found.network(batch.x).detach()
+    if method == "bic":
+        a, b = float(found.scale[1]), float(found.shift[4])  # type: ignore[attr-defined]
+        assert abs(a - 1) > 0.02
+        told[:, [1, 4]] = a * told[:, [1, 4]] + b  # the second stage's classes, corrected once
+    expected = (1 - strength * 4 / 6) * F.cross_entropy(told, batch.y)
+    torch.testing.assert_close(found.loss(batch, found.network(batch.x)).detach(), expected)
+
+
+@pytest.mark.parametrize("method", ["wa", "bic"])
+def test_distillation_by_hand_where_weights_moved(method: str) -> None:
+    found, _, batch = begun(method, temperature=3.0)
+    with torch.no_grad():
+        teacher, moved = found.network(batch.x), found.network(batch.x) + torch.randn(6, generator=generator(8))
+        logits = [value.clone() for value in (teacher, moved)]
+        if method == "bic":
+            for value in logits:
+                value[:, [1, 4]] = found.scale[1] * value[:, [1, 4]] + found.shift[1]  # type: ignore[attr-defined]
+    p, q = ((value[:, [0, 1, 3, 4]] / 3.0).softmax(dim=1) for value in logits)
+    expected = F.cross_entropy(logits[1], batch.y) / 3 + 2 / 3 * (p * (p / q).log()).sum(dim=1).mean()
+    torch.testing.assert_close(found.loss(batch, moved), expected)
+
+
+def test_bic_fits_two_numbers_that_a_search_cannot_better_and_applies_them_once() -> None:
+    found, _, _ = begun("bic")
+    assert found.held is not None  # type: ignore[attr-defined]
+    x, y = found.held  # type: ignore[attr-defined]
+    before = found.scale.clone(), found.shift.clone()  # type: ignore[attr-defined]
+    raw = found.network(x).detach()
+    found.correct()  # type: ignore[attr-defined]
+    scale, shift = found.scale, found.shift  # type: ignore[attr-defined]
+    old = [0, 1, 3, 4]
+    assert torch.equal(scale[old], before[0][old])
+    assert torch.equal(shift[old], before[1][old])
+    assert scale[2] == scale[5] != 1
+    fixed = raw.clone()
+    fixed[:, [1, 4]] = before[0][1] * raw[:, [1, 4]] + before[1][1]
+
+    def value(numbers: Any) -> float:
+        a, b = (float(number) for number in numbers)
+        told = fixed.clone()
+        told[:, [2, 5]] = a * told[:, [2, 5]] + b
+        return float(F.cross_entropy(told.double(), y)) + 1e-3 * ((a - 1) ** 2 + b**2)
+
+    best = minimize(value, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+    assert value((scale[2], shift[2])) == pytest.approx(best.fun, abs=1e-5)
+    assert [float(scale[2]), float(shift[2])] == pytest.approx(best.x.tolist(), abs=2e-2)
+    told = fixed.clone()
+    told[:, [2, 5]] = scale[2] * told[:, [2, 5]] + shift[2]
+    torch.testing.assert_close(found.predict(x), told)
+
+
+def test_wa_keeps_the_head_from_falling_below_zero() -> None:
+    for count in (1, 2):
+        head = learned("wa", 2000, count=count).learner.network.head
+        assert isinstance(head, nn.Linear)
+        assert float(head.weight.detach().min()) == 0.0  # some were clipped
+        assert float(head.bias.detach().min()) < 0  # biases are not
+    assert float(learned("bic", 2000).learner.network.head.weight.detach().min()) < 0  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_of_which_no_row_came_takes_no_row_from_others(method: str) -> None:
+    found = learned(method, 10_000, count=1)
+    second = stages()[1]
+    rows = second.y == 1
+    found.observe(Stage(1, (1, 4), second.x[rows], second.y[rows]), BUDGET)
+    told = found.predict(torch.cat([s.x for s in stages()[:2]]))
+    assert not told.isnan().any()
+    assert not (told.argmax(dim=1) == 4).any()
+    assert float((found.predict(stages()[0].x, 0).argmax(dim=1) == stages()[0].y).float().mean()) > 0.9
+    found.observe(stages()[2], BUDGET)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stage_that_fails_leaves_what_was_learned_and_can_be_shown_again(method: str) -> None:
+    found, x = learned(method, 10_000, count=2), torch.cat([s.x for s in stages()])
+    before, third = found.predict(x), stages()[2]
+    if method != "prototypes":  # which has nothing to train there
+        with pytest.raises(FloatingPointError, match="lower the rate"):
+            found.observe(Stage(2, third.classes, third.x * math.nan, third.y), BUDGET)
+    for y in (third.y - 6, third.y * 0 - 100):
+        with pytest.raises(ValueError, match=r"rows of classes .*leave rows without a label out"):
+            found.observe(Stage(2, third.classes, third.x, y), BUDGET)
+    with pytest.raises(ValueError, match=r"names classes \[6\]; there are classes 0 to 5"):
+        found.observe(Stage(2, (2, 6), third.x, third.y), BUDGET)
+    assert torch.equal(found.predict(x), before)
+    found.observe(third, BUDGET)
+    assert bool(found.predict(x).isfinite().all())
+    assert float((found.predict(third.x, 2).argmax(dim=1) == third.y).float().mean()) > 0.75
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(method: str, dtype: torch.dtype) -> None:
+    small = ClassIncremental(6, lambda: factory().to(dtype), generator(1), generator(2), 4000, 16, method=method)
+    for stage in stages():
+        small.observe(Stage(stage.number, stage.classes, stage.x.to(dtype), stage.y), BUDGET)
+    x, y = torch.cat([s.x for s in stages()]).to(dtype), torch.cat([s.y for s in stages()])
+    assert small.predict(x).dtype == dtype
+    assert small.predict(x[:0], np.int64(1)).shape == (0, 6)
+    assert float((small.predict(x[80:160], 1).argmax(dim=1) == y[80:160]).float().mean()) > 0.8
+
+
+def test_icarl_passes_its_exemplars_once_and_again_where_weights_changed() -> None:
+    found = learned("icarl", 2000)
+    inner, x = found.learner, torch.randn(5, 4, generator=generator())
+    seen: list[int] = []
+    plain = inner.features  # type: ignore[attr-defined]
+    inner.features = lambda rows: seen.append(len(rows)) or plain(rows)  # type: ignore[attr-defined]
+    first = found.predict(x)
+    kept = sum(seen) - 5
+    assert kept == len(inner.exemplars)
+    assert torch.equal(found.predict(x), first)
+    assert sum(seen) == kept + 10
+    with torch.no_grad():
+        inner.network.body[0].weight.mul_(-1.0)  # type: ignore[union-attr,index,operator]
+    del inner.features  # type: ignore[attr-defined]
+    means = torch.stack([plain(inner.exemplars.of(c)).mean(dim=0) for c in range(6)])
+    expected = torch.stack([-(plain(x) - F.normalize(mean, dim=0)).square().sum(dim=1) for mean in means], dim=1)
+    torch.testing.assert_close(found.predict(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("replay", {"strength": 2.0}, "strength is 2.0, which replay does not have; it is for gem, ewc, si"),
+        ("icarl", {"temperature": 3.0}, "temperature is 3.0, which icarl does not have"),
+        ("wa", {"held_out": 0.2}, "held_out is 0.2, which wa does not have; it is for bic"),
+        ("prototypes", {"selection": "random"}, "selection is 'random', which prototypes does not have"),
+    ],
+)
+def test_a_setting_that_a_method_does_not_have_is_told(method: str, settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        learner(method, **settings)
 
 
 def test_old_extractors_of_der_are_frozen_to_the_bit() -> None:

@@ -1,6 +1,7 @@
 """Class-incremental learning: reference learners that see the classes stage after stage, under one byte budget.
 
-Paper     Zhou et al. 2023, "Deep Class-Incremental Learning: A Survey", arXiv:2302.03648; each method's own paper below
+Paper     Zhou, Wang, Qi, Ye, Zhan and Liu 2023, "Deep Class-Incremental Learning: A Survey", arXiv:2302.03648; each method's
+          own paper below
 Computes  one training loop and its hooks: which rows are trained on (new ones, kept exemplars), what is added to the loss or
           to the gradients, what is done to the network before and after a stage
 Shapes    observe(stage, budget): x (n, ...), y (n,) int64; predict(x) -> logits (n, num_classes), -inf for classes not seen
@@ -10,6 +11,8 @@ Departs   1. all methods but der and memo hold one head over all classes, masked
           4. bic corrects the logits of a stage's classes once, by two numbers fitted on held-out rows of all classes
           5. der prunes nothing, and the balanced tuning of its head takes the last fifth of the stage's steps; memo goes on
              training what its extractors share
+          6. the survey's PODNet and FOSTER are not among the methods
+          7. wa clips all weights of the head, those of classes not seen yet among them; its head has biases, left as they are
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.continual.learners import FORWARD, FineTune, Prototypes, Replay, Settings
+from probatum.numerics.continual.learners import FORWARD, FineTune, Prototypes, Replay, Settings, nearness
 from probatum.numerics.continual.stages import evaluate, masked, tensor_bytes
 from probatum.spec import Batch, Budget, Optimisation, Stage
 from probatum.techniques.stream.class_incremental.growth import DER, MEMO
@@ -34,6 +37,7 @@ from probatum.techniques.stream.class_incremental.penalties import (
     distillation,
     fisher_diagonal,
     project,
+    put_weight,
     quadratic,
     weights_of,
 )
@@ -190,9 +194,11 @@ class ICaRL(Replay):
     """Sigmoid loss with the old network's answers as targets, nearest mean of exemplars (Rebuffi et al. 2017)."""
 
     needs_stages = True
+    means: tuple[list[tuple[int, int]], Tensor] | None = None
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """New rows and exemplars, with targets."""
+        self.means = None
         x, y = super().begin(stage)
         self.target = F.one_hot(y, self.s.num_classes).to(x.dtype if x.is_floating_point() else torch.float32)
         if bool(self.old.any()):
@@ -207,56 +213,86 @@ class ICaRL(Replay):
     def end(self, stage: Stage) -> None:
         """Choose exemplars, one a class at least."""
         del self.target
+        known = set(self.exemplars.classes)
         super().end(stage)
-        if missing := sorted(set(self.seen.nonzero().flatten().tolist()) - set(self.exemplars.classes)):
+        if missing := sorted((known | set(stage.y.tolist())) - set(self.exemplars.classes)):
             raise ValueError(
                 f"memory is {self.s.memory} bytes, which hold no exemplar of classes {missing}; icarl needs one a class"
             )
 
     def logits(self, x: Tensor) -> Tensor:
-        """Minus the squared distance to the mean of each class's exemplars."""
-        means = torch.stack([self.features(self.exemplars.of(c)).mean(dim=0) for c in self.exemplars.classes])
-        distance = torch.cdist(self.features(x), F.normalize(means, dim=1)).square()
-        full = distance.new_full((len(x), self.s.num_classes), -math.inf)
-        return full.index_copy(1, torch.tensor(self.exemplars.classes, device=x.device), -distance)
+        """Minus the squared distance to the mean of each class's exemplars, which are passed once after a stage."""
+        stamp = [(t.data_ptr(), t._version) for t in (*self.network.parameters(), *self.network.buffers())]
+        if self.means is None or self.means[0] != stamp:
+            found = [self.features(self.exemplars.of(c)).mean(dim=0) for c in self.exemplars.classes]
+            self.means = stamp, torch.stack(found)
+        near = nearness(self.features(x), self.means[1])
+        full = near.new_full((len(x), self.s.num_classes), -math.inf)
+        return full.index_copy(1, torch.tensor(self.exemplars.classes, device=x.device), near)
 
 
-class WA(Replay):
-    """Replay with distillation, then new classes' weights scaled to the old ones' mean norm (Zhao et al. 2020)."""
+class Distilled(Replay):
+    """Replay with distillation, the weight between them by the share of old classes; what wa and bic have in common."""
 
     needs_stages = True
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """New rows and exemplars, and what is said of them."""
-        x, y = super().begin(stage)
-        self.said = self.teach(x) if bool(self.old.any()) else x[:0]
+        x, y = self.trained_on(stage)
+        self.said = self.corrected(self.teach(x)) if bool(self.old.any()) else x[:0]
         return x, y
+
+    def trained_on(self, stage: Stage) -> tuple[Tensor, Tensor]:
+        """New rows and exemplars."""
+        return Replay.begin(self, stage)
+
+    def corrected(self, output: Tensor) -> Tensor:
+        """Logits as they are compared, by student and teacher."""
+        return output
 
     def loss(self, batch: Batch, output: Any) -> Tensor:
         """(1 - share) of the plain loss and share of the distillation, share = old classes of those seen."""
+        output = self.corrected(output)
         value = self.plain_loss(batch, output)
         if not len(self.said):
             return value
         share = min(1.0, self.strength * float(self.old.sum() / self.seen.sum()))
         old = distillation(output[:, self.old], self.said[batch.index][:, self.old], self.s.temperature)
-        return (1 - share) * value + share * old / self.s.temperature**2  # the paper's distillation is not scaled by it
+        return (1 - share) * value + share * old / self.s.temperature**2  # the papers' distillation is not scaled by it
 
     def end(self, stage: Stage) -> None:
-        """Choose exemplars, then align."""
+        """Choose exemplars, then correct."""
         del self.said
         super().end(stage)
-        self.correct(stage)
+        self.correct()
 
-    def correct(self, stage: Stage) -> None:
+    def correct(self) -> None:
+        """Make up for the preference of new classes."""
+        raise NotImplementedError(f"{type(self).__name__} corrects nothing")
+
+
+class WA(Distilled):
+    """Distillation, then new classes' weights scaled to the old ones' mean norm (Zhao et al. 2020, arXiv:1911.07053).
+
+    The head's weights are kept from falling below 0 by clipping after each step, so that norms tell how large logits are.
+    """
+
+    def stepped(self) -> None:
+        """Clip the head."""
+        head: Any = self.network.head
+        put_weight(head, head.weight.detach().clamp(min=0))
+
+    def correct(self) -> None:
         """Align the head."""
         if bool(self.old.any()):
             align(self.network.head, self.old, self.seen & ~self.old)  # type: ignore[arg-type]
 
 
-class BiC(WA):
-    """Replay with distillation, then two numbers that correct the new classes' logits (Wu et al. 2019).
+class BiC(Distilled):
+    """Distillation, then two numbers that correct the new classes' logits (Wu et al. 2019, arXiv:1905.13260).
 
-    They are fitted on rows held out of the training, as many of every class: a share of exemplars and of new rows.
+    They are fitted on rows held out of the training, as many of every class: a share of exemplars and of new rows. Student
+    and teacher both pass the corrections of earlier stages, so that nothing is corrected twice.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -264,9 +300,9 @@ class BiC(WA):
         self.scale = torch.ones(settings.num_classes)
         self.shift = torch.zeros(settings.num_classes)
 
-    def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
+    def trained_on(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Hold out a balanced part of new rows and exemplars; train on the rest."""
-        x, y = Replay.begin(self, stage)
+        x, y = super().trained_on(stage)
         self.held: tuple[Tensor, Tensor] | None = None
         if bool(self.old.any()) and len(self.exemplars):
             fewest = min(int((y == c).sum()) for c in [int(c) for c in y.unique()])
@@ -278,7 +314,6 @@ class BiC(WA):
             if each:
                 self.held = x[held], y[held]
                 x, y = x[~held], y[~held]
-        self.said = self.corrected(self.teach(x)) if bool(self.old.any()) else x[:0]
         return x, y
 
     def corrected(self, output: Tensor) -> Tensor:
@@ -290,7 +325,7 @@ class BiC(WA):
         self.exemplars.budget = max(0, self.s.memory - NUMBERS * len(self.stages))
         super().end(stage)
 
-    def correct(self, stage: Stage) -> None:
+    def correct(self) -> None:
         """Fit the stage's two numbers by L-BFGS on the held-out rows."""
         if self.held is None:
             return
@@ -336,6 +371,15 @@ METHODS: dict[str, type[FineTune]] = {
     "prototypes": Prototypes,
 }
 
+KEEPING = ("replay", "gem", "icarl", "wa", "bic", "der", "memo")
+SETTINGS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "strength": (None, ("gem", "ewc", "si", "lwf", "wa", "bic", "der", "memo")),
+    "temperature": (2.0, ("lwf", "wa", "bic")),
+    "held_out": (0.1, ("bic",)),
+    "selection": ("herding", KEEPING),
+}
+"""Settings that not all methods have: the default, and the methods that have it."""
+
 
 class ClassIncremental:
     """A learner that sees the classes stage after stage and keeps at most `memory` bytes between them.
@@ -353,12 +397,13 @@ class ClassIncremental:
         method: finetune, replay, gem, ewc, si, lwf, icarl, wa, bic, der, memo or prototypes.
         strength: weight of what holds old knowledge (ewc, si: the penalty; lwf, wa, bic: the distillation; gem: the margin;
             der, memo: the auxiliary loss), at least 0; None = the method's own.
-        temperature: of distillation, above 0.
+        temperature: of the distillation of lwf, wa and bic, above 0.
         held_out: share of every class that bic holds out, in (0, 0.5].
-        selection: of exemplars: herding or random.
+        selection: of exemplars, where there are any: herding or random.
 
     Raises:
-        ValueError: settings out of range, an unknown method, a network without features, rows of classes not named.
+        ValueError: settings out of range or that the method does not have, an unknown method, a network without features, rows
+            of classes not named.
 
     Example:
         >>> own, order = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
@@ -399,6 +444,11 @@ class ClassIncremental:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         if not 0 < held_out <= 0.5:
             raise ValueError(f"held_out is {held_out}; it must lie in (0, 0.5]")
+        for name, given in (("strength", strength), ("temperature", temperature), ("held_out", held_out),
+                            ("selection", selection)):  # fmt: skip
+            default, having = SETTINGS[name]
+            if given != default and method not in having:
+                raise ValueError(f"{name} is {given!r}, which {method} does not have; it is for {', '.join(having)}")
         self.num_classes = num_classes
         settings = Settings(
             num_classes, model_factory, generator, order, memory, batch_size, optimisation, strength, temperature, held_out,

@@ -138,6 +138,18 @@ class DER(Replay):
         """The network as what it is."""
         return self.network  # type: ignore[return-value]
 
+    def observe(self, stage: Stage, budget: Budget) -> None:
+        """Learn one stage; where that fails, what was grown goes, and it can be shown again."""
+        grown = self.growing
+        bodies, head, classes = list(grown.bodies), grown.head, list(grown.classes)
+        try:
+            super().observe(stage, budget)
+        except BaseException:
+            grown.bodies, grown.head, grown.auxiliary, grown.classes = nn.ModuleList(bodies), head, None, classes
+            for body in bodies[-1:]:
+                body.requires_grad_(True)
+            raise
+
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Grow; what the extractors take is taken from the exemplars."""
         self.growing.grow(stage.classes)

@@ -1,7 +1,7 @@
 """Dependency-preserving hypernetwork: an LSTM makes a task's weights chunk after chunk and is held to those of old tasks.
 
-Paper     Chandra, Varanasi, Rai, Krishnan 2023, "Continual Learning with Dependency Preserving Hypernetworks", WACV 2023,
-          arXiv:2209.07712; von Oswald et al. 2020, arXiv:1906.00695, for the regulariser and the chunked MLP beside it
+Paper     Chandra, Varshney, Srijith and Gupta 2023, "Continual Learning with Dependency Preserving Hypernetworks",
+          WACV 2023, arXiv:2209.07712; von Oswald et al. 2020, arXiv:1906.00695, for the regulariser and the chunked MLP
 Computes  s_l = LSTM([e_t; d_l], s_(l-1)), chunk l of task t's weights = O s_l; trained by the task's cross-entropy plus
           beta mean_t ||theta_t* - theta_t||^2 + beta_hidden mean_t ||s_t* - s_t||^2 over old tasks t, starred as they were
           before the task, the others after a look-ahead step of the task's own gradient
@@ -11,11 +11,13 @@ Departs   1. the paper's regulariser for recurrent networks is taken to be that 
              reconstructed: units are added before a task if the last one's loss or the old weights' drift stayed too high
           2. values are scaled by what a fresh layer's weights would be; the paper draws them otherwise
           3. statistics of batch norms are kept for each task
+          4. networks of half precision are given weights that are made, held and kept in float32
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.continual.stages import (
+    check_stage,
     class_mask,
     evaluate,
     masked,
@@ -33,6 +36,7 @@ from probatum.numerics.continual.stages import (
     train_stage,
 )
 from probatum.numerics.hypernetworks.hypernet import Layout, call
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 from probatum.techniques.stream.dependency_hypernet.recurrent import (
     Chunks,
@@ -97,6 +101,7 @@ class Emitter(nn.Module):
         self.now, self.others = 0, torch.zeros(0, dtype=torch.int64)
         self.made: tuple[Tensor, Tensor] | None = None
         self.first = {name: value.detach().clone() for name, value in target.named_buffers()}
+        self.kinds = {name: value.dtype for name, value in target.named_parameters()}
 
     @property
     def target(self) -> nn.Module:
@@ -110,9 +115,17 @@ class Emitter(nn.Module):
 
     def add_task(self, size: int, generator: torch.Generator) -> None:
         """Another embedding, N(0, 1), and fresh statistics."""
-        place = self.chunks.bias.device
-        self.tasks.append(nn.Parameter(torch.randn(size, generator=generator).to(place)))
+        self.tasks.append(nn.Parameter(torch.randn(size, generator=generator).to(self.chunks.bias)))
         self.statistics.append({name: value.clone() for name, value in self.first.items()})
+
+    def drop_tasks(self, count: int) -> None:
+        """Leave `count` tasks, the first ones."""
+        self.tasks, self.statistics = nn.ParameterList(list(self.tasks)[:count]), self.statistics[:count]
+
+    def run(self, flat: Tensor, task: int, x: Tensor) -> Tensor:
+        """The target's outputs with weights of one vector (numel,) and a task's statistics."""
+        weights = {name: value.to(self.kinds[name]) for name, value in self.layout.unflatten(flat).items()}
+        return call(self.target, {**weights, **self.statistics[task]}, x)
 
     def embeddings(self, tasks: list[int]) -> Tensor:
         """(len(tasks), task_size)."""
@@ -121,7 +134,7 @@ class Emitter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values, states = self.chunks(self.embeddings([self.now, *self.others.tolist()]))
         self.made = (values[1:], states[1:]) if len(self.others) else None
-        return call(self.target, {**self.layout.unflatten(values[0]), **self.statistics[self.now]}, x)
+        return self.run(values[0], self.now, x)
 
 
 class DependencyHypernet:
@@ -224,7 +237,8 @@ class DependencyHypernet:
     ) -> Emitter:
         layout = Layout.of(target)
         numel, task_size = layout.numel, self.task_size
-        statistics = -(-tensor_bytes(target.buffers()) // 4)
+        number = widened(next(target.parameters())).element_size()  # bytes of one of the hypernetwork
+        statistics = -(-tensor_bytes(target.buffers()) // number)
 
         def size(chunk: int) -> int:
             each = task_size * self.num_classes + statistics * (
@@ -232,10 +246,10 @@ class DependencyHypernet:
             )  # as many tasks as classes at most
             return recurrent_size(numel, task_size, hidden, chunk, chunk_size) + each
 
-        chunk = chunk or fitting_chunk(numel, numel + memory // 4, size)
+        chunk = chunk or fitting_chunk(numel, (tensor_bytes(target.parameters()) + memory) // number, size)
         values, embed = (layout.centres(), layout.deviations(), task_size), (chunk, chunk_size, self.generator)
         if cell == "lstm":
-            chunks: Chunks = RecurrentChunks(*values, hidden, *embed)
+            chunks: Chunks = RecurrentChunks(*values, hidden, *embed, grows=self.growth > 0)
         else:
             wanted = recurrent_size(numel, task_size, hidden, chunk, chunk_size)
             width = hidden
@@ -244,18 +258,27 @@ class DependencyHypernet:
             chunks = IndependentChunks(*values, (width, width), *embed)
         for parameter in target.parameters():
             parameter.requires_grad_(False)
-        return Emitter(target, layout, chunks.to(next(target.parameters()).device))
+        return Emitter(target, layout, chunks.to(widened(next(target.parameters()))))
 
     def observe(self, stage: Stage, budget: Budget) -> None:
         """Learn one task: its weights from the hypernetwork, which is held to what it made for the old ones."""
-        classes = stage.classes
-        strange = sorted(set(stage.y.unique().tolist()) - set(classes))
-        if strange or not classes:
-            raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; name them")
+        check_stage(stage, self.num_classes)
+        if not stage.classes:
+            raise ValueError(f"stage {stage.number} names no class; a task needs at least one")
         emitter, old = self.emitter, len(self.stages)
         if self.badly and self.growth and isinstance(emitter.chunks, RecurrentChunks):
             emitter.chunks.grow(self.growth, self.generator)
+            self.badly = False
         emitter.add_task(self.task_size, self.generator)
+        try:
+            self._learn(stage, budget)
+        except BaseException:  # the stage can be shown again
+            emitter.drop_tasks(old)
+            emitter.made = None
+            raise
+
+    def _learn(self, stage: Stage, budget: Budget) -> None:
+        emitter, old, classes = self.emitter, len(self.stages), stage.classes
         emitter.now = old
         for number, embedding in enumerate(emitter.tasks):
             embedding.requires_grad_(self.train_old or number == old)
@@ -315,13 +338,13 @@ class DependencyHypernet:
         Raises:
             KeyError: no such task.
         """
-        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < len(self.stages):
+        if isinstance(task, bool) or not hasattr(task, "__index__") or not 0 <= operator.index(task) < len(self.stages):
             raise KeyError(f"task {task!r} is unknown; {len(self.stages)} task(s) have been seen, from 0")
+        task = operator.index(task)
         emitter = self.emitter
         emitter.eval()
         flat = emitter.chunks(emitter.embeddings([task]))[0][0]
-        values = {**emitter.layout.unflatten(flat), **emitter.statistics[task]}
-        found = evaluate(lambda part: call(emitter.target, values, part), x)
+        found = evaluate(lambda part: emitter.run(flat, task, part), x)
         return masked(found, class_mask(self.stages[task], self.num_classes, found.device))
 
     @torch.no_grad()
@@ -345,7 +368,8 @@ class DependencyHypernet:
         emitter = self.emitter
         scales = tensor_bytes([emitter.chunks.centres, emitter.chunks.deviations])  # told by the network's form
         kept = module_bytes(emitter) - scales + sum(tensor_bytes(one.values()) for one in emitter.statistics)
-        return max(0, kept - 4 * emitter.layout.numel - tensor_bytes(emitter.first.values()))
+        plain = tensor_bytes(emitter.target.parameters()) + tensor_bytes(emitter.first.values())
+        return max(0, kept - plain)
 
     def _choose(self, old: int) -> None:
         """Which old tasks the next step is held to; without look-ahead their weights are made in its own pass."""

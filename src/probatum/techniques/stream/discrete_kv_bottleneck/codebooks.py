@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probatum.numerics.tensors.precision import computed_wide
+
 DISTANCES = 4_000_000
 """Distances that are held at one time."""
 
 
+@computed_wide
 def nearest(z: Tensor, keys: Tensor, most: int = DISTANCES) -> Tensor:
     """The nearest key of every codebook, by Euclidean distance; of equal ones the first.
 
@@ -20,6 +23,8 @@ def nearest(z: Tensor, keys: Tensor, most: int = DISTANCES) -> Tensor:
     Returns:
         (n, codebooks) int64.
     """
+    middle = keys.mean(dim=1, keepdim=True)  # differences stay: without it an offset of features would swallow them
+    keys, z = keys - middle, z - middle.transpose(0, 1)
     half = keys.square().sum(dim=2)[:, None] / 2  # |z|^2 is the same for all keys
     rows = max(1, most // (keys.shape[0] * keys.shape[1]))
     found = [

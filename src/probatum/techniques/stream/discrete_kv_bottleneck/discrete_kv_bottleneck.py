@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.continual.frozen_features import FrozenFeatures
 from probatum.numerics.continual.learners import Settings
-from probatum.numerics.continual.stages import class_mask, masked
+from probatum.numerics.continual.stages import check_stage, class_mask, masked, tensor_bytes
 from probatum.spec import Budget, Optimisation, Stage
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import fit_keys, nearest
 
@@ -41,7 +41,7 @@ CARD = Card(
 )
 
 NUMBER = 4
-"""Bytes of a number."""
+"""Bytes of a number in float32."""
 MOST_PAIRS = 256
 """Pairs of a codebook where nothing is said and the memory allows."""
 PROJECTIONS = ("random", "slice")
@@ -179,7 +179,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         found = self.fetch(self.indices(z.reshape(-1, z.shape[-1])))
-        return found.view(len(z), -1, found.shape[1]).mean(dim=1)  # over tokens, where there are any
+        tokens = z.shape[1] if z.ndim == 3 else 1
+        return found.view(len(z), tokens, found.shape[1]).mean(dim=1)
 
 
 def _drawn(rows: int, count: int, generator: torch.Generator) -> Tensor:
@@ -316,11 +317,10 @@ class KeyValueLearner:
         """Learn one stage: prepare keys in the first, then train the values of what its rows fetch."""
         if not len(stage):
             raise ValueError(f"stage {stage.number} has 0 rows; give at least one")
+        check_stage(stage, self.num_classes, self.seen.nonzero().flatten().tolist())
         if self.bottleneck is None:
             budget = self.encoder.begin(stage, budget)
         self.seen = self.seen.to(stage.y.device) | class_mask(stage.classes, self.num_classes, stage.y.device)
-        if not bool(self.seen[stage.y].all()):
-            raise ValueError(f"stage {stage.number} has rows of classes that it does not name; name them")
         self.stages += [stage.classes] if stage.classes else []
         z = self._features(self.encoder.learnt(stage.x))
         if self.bottleneck is None or not self.frozen_keys:
@@ -367,26 +367,26 @@ class KeyValueLearner:
         """Keys and values, and the statistics of features; projections are drawn and can be drawn again."""
         if self.bottleneck is None:
             return 0
-        return NUMBER * (self.bottleneck.keys.numel() + self.bottleneck.values.numel()) + self.encoder.stored_bytes()
+        return tensor_bytes([self.bottleneck.keys, self.bottleneck.values]) + self.encoder.stored_bytes()
 
     def _prepare(self, z: Tensor) -> None:
         if self.bottleneck is None:
             self.bottleneck = Bottleneck(
                 z.shape[-1], self.num_classes, self.generator, codebooks=self.codebooks,
-                pairs=self._fitting(self.encoder.stored_bytes()), key_size=self.key_size, projection=self.projection,
+                pairs=self._fitting(self.encoder.stored_bytes(), z.element_size()), key_size=self.key_size, projection=self.projection,
                 temperature=self.temperature,
-            ).to(z.device)  # fmt: skip
+            ).to(z)  # fmt: skip
         self.bottleneck.prepare(
             z, self.generator, start=self.start, decay=self.decay, dead=self.dead, rounds=self.rounds
         )
 
-    def _fitting(self, taken: int) -> int:
+    def _fitting(self, taken: int, number: int = NUMBER) -> int:
         """Pairs of a codebook: those given, else as many as fit beside the bytes that are taken."""
         if self.pairs is not None:
             return self.pairs
         if self.memory is None:
             return MOST_PAIRS
-        each = self.codebooks * (self.key_size + self.num_classes) * NUMBER
+        each = self.codebooks * (self.key_size + self.num_classes) * number
         pairs = min(MOST_PAIRS, (self.memory - taken) // each)
         if pairs < 2:
             raise ValueError(
