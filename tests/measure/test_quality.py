@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from sklearn import metrics
+from sklearn.metrics import roc_auc_score
 from torchmetrics import functional as witness
 
 from probatum.measure.quality import per_class, quality

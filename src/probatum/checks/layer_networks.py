@@ -19,6 +19,8 @@ from probatum.checks.subject import NotThisOneError, Subject, demand
 from probatum.train.rng import generator_for, seeded
 
 ROWS = 6
+SHAPES: dict[int, tuple[int, ...]] = {1: (6,), 2: (2, 12), 3: (2, 6, 6)}
+"""Of a row with so many dimensions: columns, channels and steps, channels and pixels."""
 CLOSE = 1e-4
 REFUSED = (ValueError, TypeError)
 Look = Callable[[str, nn.Module, Tensor, Callable[[], nn.Module]], None]
@@ -148,10 +150,8 @@ def _made(
 def _inputs(subject: Subject) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """Shapes of rows of the modalities it takes, and rows."""
     draw = torch.Generator().manual_seed(5)
-    shapes = {"table": (6,), "image": (2, 6, 6), "series": (2, 12)}
-    for modality in subject.modalities():
-        if modality in shapes:
-            yield shapes[modality], torch.randn(ROWS, *shapes[modality], generator=draw)
+    for rank in sorted({len(data.spec.shape) for data in subject.numbers(*SHAPES)}):
+        yield SHAPES[rank], torch.randn(ROWS, *SHAPES[rank], generator=draw)
 
 
 def _applied(subject: Subject, net: nn.Module, settings: Mapping[str, Any]) -> int | None:

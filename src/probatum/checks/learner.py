@@ -102,12 +102,8 @@ def check_predictors_can_be_copied(subject: Subject) -> None:
 
 def check_columns_far_from_zero(subject: Subject) -> None:
     """Tables with a column that is the same for all rows and far from 0, and one that varies there, are predicted as well."""
-    if "table" not in subject.modalities():
-        raise NotThisOneError("it takes no tables")
-    data = subject.data(modality="table", task="classes") if "classes" in subject.card.tasks else None
-    if data is None:
-        raise NotThisOneError("for classes")
-    numeric = data.spec.numeric
+    data = subject.numbers(1)[0]
+    numeric = data.spec.numeric or data.spec.shape[0]
 
     def moved(part: Part) -> Part:
         x = part.x.clone()
@@ -123,10 +119,7 @@ def check_networks_given_are_left_alone(subject: Subject) -> None:
     """Networks that its factory makes may be odd in ordinary ways: frozen weights do not move, one module stays one."""
     if "model_factory" not in inspect.signature(subject.entry).parameters:
         raise NotThisOneError("it makes its networks itself")
-    modality = next((name for name in ("table", "image", "series") if name in subject.modalities()), None)
-    if modality is None:
-        raise NotThisOneError("it takes neither tables nor images nor series")
-    data = subject.data(modality=modality)
+    data = subject.numbers(1, 3, 2)[0]
     hidden = replace(data, test=no_rows(data.test))
     for what in ODD:
         made: list[nn.Module] = []

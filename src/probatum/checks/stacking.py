@@ -102,7 +102,7 @@ def _assembled(subject: Subject, modality: str, seed: int, dtype: torch.dtype) -
 def _small(subject: Subject, modality: str) -> ModelFactory | None:
     """A small network of convolutions, norms and linear layers, where the technique is no part of the network itself; stacking
     the built-in one is tried elsewhere."""
-    if modality != "image" or subject.slot in ("layer", "model"):
+    if len(subject.data(modality=modality).spec.shape) != 3 or subject.slot in ("layer", "model"):
         return None
     return lambda spec: plain(spec.shape, spec.outputs)
 

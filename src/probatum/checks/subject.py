@@ -90,6 +90,18 @@ class Subject:
         demand(bool(fits), f"it does not take {modality or 'any modality'} with task {task or 'any'}")
         return toy(*min(fits, key=lambda pair: (self.card.tasks.index(pair[1]), pair[0] != QUICKEST)))
 
+    def numbers(self, *ranks: int) -> list[Data]:
+        """Toy data whose rows are plain numbers, of the modalities it takes, those of the ranks first named first.
+
+        Args:
+            ranks: dimensions of a row: 1 for columns, 2 for channels and steps, 3 for channels and pixels.
+        """
+        found = [self.data(modality=name) for name in self.modalities()]
+        plain = [data for data in found if data.train.x.is_floating_point() and len(data.spec.shape) in ranks]
+        if not plain:
+            raise NotThisOneError("it takes no rows of plain numbers")
+        return sorted(plain, key=lambda data: ranks.index(len(data.spec.shape)))
+
     def recipe(self, settings: Mapping[str, Any] | None = None, *, steps: int = 12) -> Recipe:
         """A short recipe with the technique at its tiny settings (or these)."""
         return Recipe(training=Training(steps=steps, batch_size=16, lr=1e-2)).filled(self.use(settings))
