@@ -90,6 +90,8 @@ def check_half_precision_and_double(subject: Subject) -> None:
                 wanted = _visited(subject, settings, output.float(), target, index)
                 found = _visited(subject, settings, output.to(dtype), target, index)
                 for what, a, b in zip(("value", "gradient"), found, wanted, strict=True):
+                    if dtype != torch.float64 and float(b.abs().max()) > torch.finfo(dtype).max / 2:
+                        continue  # no number of this type
                     gap = float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-6))
                     demand(
                         gap <= close,

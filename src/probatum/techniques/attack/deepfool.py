@@ -35,6 +35,7 @@ CARD = Card(
     neutral={"max_steps": 0},
     tiny={"max_steps": 3, "candidates": 2},
     tune={"candidates": [3, 10], "overshoot": (0.0, 0.1)},
+    tried={"candidates": [1, 3]},
     claims=("smaller-than-sign-gradient",),
 )
 

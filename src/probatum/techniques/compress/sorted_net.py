@@ -39,7 +39,9 @@ CARD = Card(
     neutral={"widths": (1.0,)},
     tiny={"widths": (0.5, 1.0), "keep": 0.5},
     tune={"draws": [1, 2, 4], "keep": [0.25, 0.5, 1.0]},
+    tried={"keep": [0.5, 1.0]},
     claims=("many-in-one",),
+    expect_fail={"losses_add_up": "the loss is the mean over the draws: what came before counts as one of them"},
 )
 
 CALIBRATION = 16

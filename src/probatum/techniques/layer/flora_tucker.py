@@ -34,6 +34,7 @@ CARD = Card(
     alone="adapters make their weights in a forward of their own",
     tiny={"budget": 0.1},
     tune={"scale": (0.01, 4.0, "log"), "budget": (0.01, 0.2, "log"), "dropout": (0.0, 0.2)},
+    tried={"budget": [0.1, 0.5]},
     claims=("kernels-left-whole",),
 )
 

@@ -36,7 +36,9 @@ CARD = Card(
     tasks=("classes",),
     tiny={"penalties": [0.01], "probe_rows": 100},
     tune={"shots": [0, 50, 100], "pool": ["auto", "flatten", "mean"]},
+    tried={"shots": [0, 10, 20]},
     claims=("intermediate-beats-penultimate",),
+    expect_fail={"settings_matter": "columns are not pooled; its own tests hold pooling of images"},
 )
 
 PENULTIMATE = "penultimate"

@@ -36,6 +36,7 @@ CARD = Card(
     tags=("few-labels", "transfer", "classical"),
     tasks=("classes",),
     tune={"head": ["naive-bayes", "auto"]},
+    tried={"head": ["naive-bayes", "logistic"]},
     claims=("fewer-labels-than-logistic-regression",),
 )
 

@@ -37,6 +37,7 @@ CARD = Card(
     tiny={"labels_between": 1, "bins": 4, "share": 0.3, "one_vs_rest": True},
     tune={"labels_between": [1, 3, 5], "grouping": ["bin", "kde"], "share": [0.3, 0.5, 0.7]},
     claims=("true-probabilities",),
+    expect_fail={"settings_matter": "a dozen steps hold one relabelling; its own tests hold the distance of two"},
 )
 
 GROUPINGS = ("bin", "kde")

@@ -34,6 +34,7 @@ CARD = Card(
     neutral={"weight": 0.0},
     tiny={"neighbors": 4},
     tune={"weight": (0.2, 0.9), "neighbors": [5, 10, 20], "temperature": [1.0, 2.0]},
+    tried={"neighbors": [3, 8]},
     claims=("noisy-digits",),
 )
 

@@ -32,6 +32,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"folds": 2, "steps": 60},
     tune={"folds": [1, 3, 5], "steps": [100, 200, 400]},
+    tried={"steps": [10, 20], "folds": [1, 3]},
     claims=("suspects-hold-the-errors",),
 )
 

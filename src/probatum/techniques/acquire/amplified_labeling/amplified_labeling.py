@@ -39,6 +39,9 @@ CARD = Card(
     tiny={"steps": 5, "folds": 2, "precision": 0.6},
     tune={"precision": [0.9, 0.95, 0.98], "confidence": [0.8, 0.9, 0.95]},
     claims=("few-answers-label-a-category",),
+    expect_fail={
+        "settings_matter": "with 64 rows and one question no threshold is chosen; its own tests hold both settings"
+    },
 )
 
 Ask = Callable[[Tensor], Tensor]

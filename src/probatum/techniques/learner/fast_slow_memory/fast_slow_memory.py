@@ -44,6 +44,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"slots": 4, "rate": 3e-2, "longest": 16},
     tune={"rate": (1e-3, 3e-2, "log"), "fast_rate": (1e-3, 1.0, "log"), "slots": [8, 16, 32]},
+    tried={"slots": [4, 8]},
     claims=("fast-recall",),
 )
 

@@ -43,6 +43,7 @@ CARD = Card(
     tasks=("reals",),
     tiny={"width": 16, "points": 3, "draws": 3, "samples": 4, "steps_times": 8},
     tune={"attention": [True, False], "width": [32, 64, 128], "gp": [0.0, 0.25, 0.5], "lr": (1e-4, 5e-3, "log")},
+    tried={"width": [8, 16]},
     claims=("imagined-points-raise-the-likelihood",),
 )
 

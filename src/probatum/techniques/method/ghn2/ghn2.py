@@ -43,6 +43,7 @@ CARD = Card(
     neutral={"share": 0.0},
     tiny={"steps": 2, "meta_batch": 2, "pool": 3, "channels": (4, 6), "most": 8},
     tune={"steps": [100, 300, 600], "share": (0.2, 1.0), "lr": (3e-4, 1e-2, "log")},
+    tried={"steps": [2, 4]},
     claims=("predicts-unseen-networks",),
 )
 

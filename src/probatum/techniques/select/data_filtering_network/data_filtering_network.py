@@ -35,6 +35,7 @@ CARD = Card(
     tasks=("classes",),
     tiny={"steps": 60},
     tune={"kind": ["contrastive", "classifier"], "steps": [100, 200, 400]},
+    tried={"steps": [10, 20]},
     claims=("few-clean-pairs-filter-a-dirty-pool", "a-filter-is-judged-by-what-it-induces"),
 )
 
