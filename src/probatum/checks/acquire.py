@@ -17,7 +17,7 @@ from probatum.spec import Data, Part, Pool, Query
 def exercise(subject: Subject, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What it answers once."""
     data = subject.data()
-    return asked_for(subject, toy_pool(data), data, 6, settings)._asdict()
+    return asked_for(subject, toy_pool(data), data, 12, settings)._asdict()
 
 
 def toy_pool(data: Data, labelled: int = 15) -> Pool:

@@ -123,6 +123,8 @@ class DeeplySupervisedNets:
             raise ValueError(f"alpha is {alpha}; every weight must be at least 0")
         if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}; it must be at least 0")
+        if penalty is not None and not penalty >= 0:
+            raise ValueError(f"penalty is {penalty}; it must be at least 0, or None for 1 / rows")
         for name, value, allowed in (
             ("objective", objective, OBJECTIVES),
             ("schedule", schedule, SCHEDULES),

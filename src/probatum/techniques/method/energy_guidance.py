@@ -15,11 +15,13 @@ Departs   1. slot method, not explain: it acts in training. On the bench boxes a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probatum.card import Card
 from probatum.numerics.networks.last_layer import named_module
@@ -117,6 +119,11 @@ def localisation_losses(attribution: Tensor, mask: Tensor, loss: str = "energy")
     return torch.where(there, each, 0.0), there
 
 
+def _attention_with_second_derivatives(needed: bool) -> AbstractContextManager[None]:
+    """Torch's attention in the form whose backward pass can be differentiated; its fused forms (2.13.0, CPU) cannot."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+
+
 def attribution(
     model: nn.Module, x: Tensor, target: Tensor, layer: str | nn.Module | None = None, create_graph: bool = False
 ) -> Tensor:
@@ -134,10 +141,12 @@ def attribution(
     with torch.enable_grad():
         if layer is None:
             at = x.detach().requires_grad_()
-            own = model(at.clone()).gather(1, target[:, None]).sum()
+            with _attention_with_second_derivatives(create_graph):
+                own = model(at.clone()).gather(1, target[:, None]).sum()
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             return (at * slope).sum(dim=1)
-        output, seen = pass_through(model, x, named_module(model, layer))
+        with _attention_with_second_derivatives(create_graph):
+            output, seen = pass_through(model, x, named_module(model, layer))
         own = output.gather(1, target[:, None]).sum()
         if len(seen) != 1 or seen[0].ndim != 4:
             raise ValueError(

@@ -32,6 +32,9 @@ CARD = Card(
     tiny={"scope": "last"},
     tune={"scope": ["all", "last"]},
     claims=("beats-random-sampling",),
+    expect_fail={
+        "settings_matter": "both scopes rank the few rows of the suite alike; its own tests hold the difference"
+    },
 )
 
 SCOPES = ("all", "last")
