@@ -45,7 +45,7 @@ def check_labels_that_do_not_fit(subject: Subject) -> None:
 
 def check_flipped_labels_score_lower(subject: Subject) -> None:
     """On an easy problem, rows with flipped labels score lower than clean ones."""
-    data = subject.data()
+    data = subject.numbers(3, 1, 2)[0]
     y = data.train.y.clone()
     flipped = torch.zeros(len(y), dtype=torch.bool)
     flipped[::10] = True

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probatum.spec import Spec
 from probatum.techniques.attack.deepfool import boundary_step, deepfool, fool, robustness
 
 pytestmark = pytest.mark.fast
@@ -212,3 +213,21 @@ def test_misuse() -> None:
         deepfool(net, x, y)
     with pytest.raises(ValueError, match="expected"):
         deepfool(net, x, y[:2])
+
+
+def test_codes_and_masked_steps_stay() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    x = torch.randn(8, 3, 4)
+    x[:, -1] = torch.tensor([1.0, 1, 1, 0])
+    y = net(x).argmax(dim=1)
+    spec = Spec("series", "classes", (3, 4), 3, masked=True)
+    found = fool(net, x, y, spec=spec, box=(-50.0, 50.0))
+    assert found.left.all()
+    assert torch.equal(found.inputs[:, -1], x[:, -1])
+    assert torch.equal(found.inputs[..., -1], x[..., -1])
+    rows = torch.cat([torch.randn(8, 2), torch.randint(3, (8, 1)).float()], dim=1)
+    table, linear = Spec("table", "classes", (3,), 3, numeric=2, cardinalities=(3,)), nn.Linear(3, 3).eval()
+    moved = fool(linear, rows, linear(rows).argmax(dim=1), spec=table)
+    assert moved.left.any()
+    assert torch.equal(moved.inputs[:, 2], rows[:, 2])

@@ -7,7 +7,8 @@ Shapes    inputs (n, ...), target (n,) int64 -> inputs (n, ...)
 Departs   1. t is the given target, not argmax f(x): examples that are already of another class are returned as they are
           2. box=(low, high) clips the points that are linearised at and the one that is tested for the change of class; the
              paper has no box (box=None)
-          3. classes whose gradient equals that of t are passed over; an example with no other class left stays put
+          3. entries of a row that are no numbers to be moved (codes of categories, masks and masked steps) are left alone
+          4. classes whose gradient equals that of t are passed over; an example with no other class left stays put
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from probatum.card import Card
 from probatum.numerics.explanation.attribution import at, pick, require_eval, require_float
+from probatum.numerics.tensors.free import free_entries
 from probatum.numerics.tensors.targets import class_targets
+from probatum.spec import Spec
 
 CARD = Card(
     paper="arXiv:1511.04599",
@@ -93,6 +96,7 @@ def fool(
     candidates: int = 10,
     box: tuple[float, float] | None = None,
     slack: float = 1e-4,
+    spec: Spec | None = None,
 ) -> Fooled:
     """As `deepfool`, with the number of steps and the success of every example."""
     _check(model, inputs, norm, overshoot, slack, max_steps, candidates, box)
@@ -103,6 +107,7 @@ def fool(
     others = output.scatter(1, target[:, None], -math.inf)
     rivals = others.topk(min(candidates, output.shape[1] - 1), dim=1).indices  # (n, k)
     total = torch.zeros_like(start)
+    free = free_entries(spec, start)
     result = start.clone()
     steps = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     left = output.argmax(dim=1) != target
@@ -111,13 +116,16 @@ def fool(
         if len(active) == 0:
             break
         gradients, gaps = _linearise(model, start[active] + total[active], target[active], rivals[active])
+        if free is not None:
+            gradients = gradients * free[active].flatten(1)[:, None]
         step = boundary_step(gradients, gaps, norm, slack).view_as(start[active])
         total[active] += step
         if box is not None:
-            total[active] = (start[active] + total[active]).clamp(*box) - start[active]
+            inside = (start[active] + total[active]).clamp(*box) - start[active]
+            total[active] = inside if free is None else torch.where(free[active], inside, 0.0)
         moved = start[active] + (1 + overshoot) * total[active]
         if box is not None:
-            moved = moved.clamp(*box)
+            moved = moved.clamp(*box) if free is None else torch.where(free[active], moved.clamp(*box), moved)
         with torch.no_grad():
             gone = at(model, moved).argmax(dim=1) != target[active]
         result[active] = moved
@@ -139,6 +147,7 @@ def deepfool(
     candidates: int = 10,
     box: tuple[float, float] | None = None,
     slack: float = 1e-4,
+    spec: Spec | None = None,
 ) -> Tensor:
     """Inputs moved just across the nearest decision boundary.
 
@@ -152,6 +161,7 @@ def deepfool(
         candidates: how many other classes, by logit, are looked at.
         box: smallest and largest value allowed, or None.
         slack: added to every step's length.
+        spec: what the inputs are, where known: codes of categories, masks and masked steps are left alone.
 
     Returns:
         Changed inputs (n, ...); see `fool` for which of them succeeded.
@@ -177,6 +187,7 @@ def deepfool(
         candidates=candidates,
         box=box,
         slack=slack,
+        spec=spec,
     ).inputs
 
 
