@@ -42,9 +42,9 @@ CARD = Card(
     tags=("data", "label-noise", "privacy"),
     modalities=("table", "image", "series"),
     tasks=("classes",),
-    tiny={"steps": 4, "members": 2, "folds": 2, "private_steps": 1, "private_models": 1, "noises": [1.0]},
+    tiny={"steps": 30, "members": 2, "folds": 2, "private_steps": 1, "private_models": 1, "noises": [1.0]},
     tune={"steps": [200, 400, 800], "folds": [2, 3, 5]},
-    tried={"steps": [5, 10]},
+    tried={"steps": [10, 20]},
     claims=("five-scores-agree",),
 )
 
