@@ -41,7 +41,7 @@ CARD = Card(
     number=191,
     tags=("continual", "lifelong", "memory", "regularisation"),
     tasks=("classes",),
-    tiny={"hidden": 16},
+    tiny={"hidden": 16, "combined": 1.0},
     tune={"old_weight": (0.1, 30.0, "log"), "later_rate": (0.1, 3.0, "log"), "omega": (1.0, 30.0, "log")},
     claims=("old-heads-are-held",),
 )
