@@ -94,3 +94,29 @@ def test_private_training_learns_with_little_noise_and_not_with_much() -> None:
         net = fit_privately(nn.Linear(2, 2), x, y, 40, 0.3, noise, 1.0, 0.5, generator)
         right.append(float((net(x).argmax(1) == y).float().mean()))
     assert right[0] > 0.95 > right[1]
+
+
+def test_two_private_steps_by_hand() -> None:
+    share, noise, clip, rate = 0.6, 0.7, 0.4, 0.3
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    weights = [p.detach().clone() for p in net.parameters()]
+    x, y = torch.randn(10, 3, generator=torch.Generator().manual_seed(4)), torch.arange(10) % 2
+    found = fit_privately(net, x, y, 2, share, noise, clip, rate, torch.Generator().manual_seed(9))
+    assert not found.training
+    draws, speed = torch.Generator().manual_seed(9), [torch.zeros_like(w) for w in weights]
+    for _ in range(2):
+        drawn = (torch.rand(10, generator=draws) < share).nonzero().squeeze(1).tolist()
+        assert 0 < len(drawn) < 10
+        sums = [torch.zeros_like(w) for w in weights]
+        for i in drawn:
+            error = (x[i] @ weights[0].T + weights[1]).softmax(0) - F.one_hot(y[i], 2)
+            own = [error[:, None] * x[i], error]
+            norm = float(sum(g.square().sum() for g in own)) ** 0.5
+            sums = [s + g * min(1.0, clip / norm) for s, g in zip(sums, own, strict=True)]
+        for k, total in enumerate(sums):
+            noisy = total + noise * clip * torch.randn(total.shape, generator=draws)
+            speed[k] = 0.9 * speed[k] + noisy / (share * 10)
+        weights = [w - rate * v for w, v in zip(weights, speed, strict=True)]
+    for p, w in zip(net.parameters(), weights, strict=True):
+        torch.testing.assert_close(p.detach(), w, atol=1e-6, rtol=1e-4)
