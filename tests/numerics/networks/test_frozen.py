@@ -39,6 +39,7 @@ def test_statistics_of_frozen_norms_stay_and_those_of_kept_ones_move() -> None:
     net, x = network(), torch.randn(8, 4) + 3
     before = copy.deepcopy(net.state_dict())
     freeze(net, [net[3]])
+    assert not net[1].training  # at once, and for good
     net.train()
     assert [net[1].training, net[2].training, net[3][1].training] == [False, True, True]
     torch.manual_seed(1)

@@ -250,3 +250,16 @@ def test_parts_used_of_blocks_that_run_and_that_do_not() -> None:
     assert [parts[id(block.scale)] for block in net[0]] == [(), (), None]
     assert [parts[id(block.linear.bias)] for block in net[0]] == [(slice(4),), (slice(4),), None]
     assert parts[id(net[0][2].linear.weight)] is None
+
+
+def test_patching_twice_is_taken_off_once_and_what_others_put_there_is_left() -> None:
+    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3))
+    prefix = Prefix(net, torch.randn(2, 5, 8), 0.5, layers=["0.linear1"])
+    prefix.patch()
+    prefix.patch()
+    assert net[0].activation_relu_or_gelu == 0
+    prefix.release()
+    assert net[0].activation_relu_or_gelu == 1
+    net[1].forward = mine = lambda x: x
+    prefix.release()
+    assert net[1].forward is mine

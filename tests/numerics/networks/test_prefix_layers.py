@@ -138,6 +138,7 @@ def test_blocks_behind_the_share_do_nothing() -> None:
 
 def test_which_modules_are_left_alone() -> None:
     state = PrefixState()
+    assert state.share == 1.0
     for module in (nn.ReLU(), nn.LayerNorm((2, 3)), nn.Embedding(3, 2), nn.ConvTranspose1d(2, 2, 1)):
         assert forward_of(state, "m", module) is None
 
@@ -158,7 +159,12 @@ def test_dropped_units_are_marked_and_looked_for() -> None:
     assert torch.equal(norm(x).isnan(), x.isnan())
     with pytest.raises(NotNestedError, match="'n' takes in"):
         norm(x)
-    state.expected = (0.5, {"a": [1]})
+    x = draw(3, 4)
+    x[1, 3] = torch.nan  # in one row alone, as behind a mask
+    state.expected = (0.5, {"a": [3, 4, 1]})
+    layer(x)
+    with pytest.raises(NotNestedError, match="'a' takes in"):
+        layer(x)
     assert layer(torch.full_like(x, torch.nan)).shape == (3, 6)  # mixed by the network itself: nothing can be told
 
 

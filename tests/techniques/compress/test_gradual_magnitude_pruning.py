@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -288,3 +289,40 @@ def test_a_gap_longer_than_the_schedule_is_refused() -> None:
         GradualMagnitudePruning(100, every=51)
     assert GradualMagnitudePruning(100, every=50).schedule.updates == 1
     assert GradualMagnitudePruning(100, begin=0.3, end=0.3, every=7).schedule.updates == 0  # all at once is asked for
+
+
+def test_hooks_by_hand() -> None:
+    """From the first step on: half of the weights at once, then gradients without them and zeros after every update."""
+    net = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.3, -0.4, 0.5, -0.6]]))
+    run = SimpleNamespace(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=1.0), step=0, keep_best=True)
+    pruner = GradualMagnitudePruning(10, 0.5, 0.25, begin=0.0, end=0.5, every=5)
+    pruner.prepare(run)
+    assert not run.keep_best
+    assert net.weight.tolist()[0] == pytest.approx([0.0, -0.4, 0.5, -0.6])
+    net.weight.grad = torch.ones(1, 4)
+    pruner.gradients(run)
+    assert net.weight.grad.tolist() == [[0.0, 1.0, 1.0, 1.0]]
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[9.0, -0.4, 0.5, -0.6]]))
+    run.step = 1
+    pruner.step_end(run)
+    assert net.weight.tolist()[0] == pytest.approx([0.0, -0.4, 0.5, -0.6])
+    run.step = 5
+    pruner.step_end(run)
+    assert net.weight.tolist()[0] == pytest.approx([0.0, 0.0, 0.5, -0.6])
+    late = SimpleNamespace(model=nn.Linear(4, 1), optimizer=run.optimizer, step=3, keep_best=True)
+    GradualMagnitudePruning(10, 0.5, 0.25, begin=0.0, end=0.5, every=5).prepare(late)  # goes on from a restart
+    assert bool((late.model.weight != 0).all())
+
+
+def test_masks_that_are_loaded_act_at_once() -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    first = GradualMagnitudePruning(10, 0.5, begin=0.0, end=0.0).attach(net, optimizer)
+    first.after_step(0)
+    other = network()
+    second = GradualMagnitudePruning(10, 0.5).attach(other, torch.optim.SGD(other.parameters(), lr=0.1))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(other[0].weight == 0, net[0].weight == 0)

@@ -394,3 +394,18 @@ def test_weights_without_factors_and_networks_attached_twice() -> None:
         net[0].weight[1, 1] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         maestro.attach(net)
+
+
+def test_shrinking_ends_what_is_sampled_and_streams_are_one_s_own() -> None:
+    def drawn(generator: torch.Generator | None) -> list[tuple[str, int]]:
+        net = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20))
+        maestro, found = Maestro(generator=generator).attach(net), []
+        for _ in range(6):
+            maestro.sample()
+            found += [(name, layer.sampled) for name, layer in maestro.layers.items() if layer.sampled]
+        maestro.shrink()
+        assert not any(layer.sampled for layer in maestro.layers.values())
+        return found
+
+    assert drawn(None) == drawn(None) == drawn(torch.Generator().manual_seed(0))
+    assert drawn(torch.Generator().manual_seed(1)) != drawn(torch.Generator().manual_seed(2))

@@ -246,3 +246,10 @@ class Rows(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor
     rows: torch.Tensor
+
+
+def test_state_is_the_stream_of_widths() -> None:
+    first, second = (SortedNet(generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    first._drawn()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert [second._drawn() for _ in range(8)] == [first._drawn() for _ in range(8)]

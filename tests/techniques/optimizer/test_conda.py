@@ -213,3 +213,22 @@ def test_gradients_that_are_not_finite_make_weights_that_are_not() -> None:
         parameter.grad = torch.full_like(parameter, float("nan"))
     optimizer.step()
     assert all(parameter.isnan().all() for parameter in ours)
+
+
+def test_a_closure_is_called_with_gradients_and_its_loss_given_back() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = Conda([weight])
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert float(optimizer.step(closure)) == 4.0
+    assert calls == [True]
+    assert bool((weight < 1).all())
+    assert optimizer.step() is None

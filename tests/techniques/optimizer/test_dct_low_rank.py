@@ -323,3 +323,22 @@ def test_a_state_of_float32_goes_on_in_float64(feedback: str) -> None:
     run(second, wide, 1, start=2)
     for a, b in zip(ours, wide, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_closure_is_called_with_gradients_and_its_loss_given_back() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = DctLowRank([weight], rank=1)
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert float(optimizer.step(closure)) == 4.0
+    assert calls == [True]
+    assert bool((weight < 1).all())
+    assert optimizer.step() is None

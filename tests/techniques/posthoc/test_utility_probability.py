@@ -181,3 +181,18 @@ def test_no_rows_and_rows_on_their_own(g: str) -> None:
     assert fitted(logits[:0]).shape == (0, 4)
     torch.testing.assert_close(fitted(logits[7:8]), fitted(logits)[7:8])
     torch.testing.assert_close(fitted(logits + 1e4), fitted(logits), rtol=1e-6, atol=1e-9)
+
+
+def test_what_cannot_happen_is_never_said() -> None:
+    p = torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64)
+    risk = torch.tensor([[[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [0.0, 0.0, 0.0]]], dtype=torch.float64)
+    assert int(least_risk(p, risk)) == 0
+
+
+def test_isotonic_map_by_hand() -> None:
+    """Chosen at every other row with the larger probability, never with the smaller: two levels, 0.5 and 0."""
+    logits = torch.tensor([[0.0, -1.0, -2.0]] * 4, dtype=torch.float64)
+    fitted = UtilityProbability("isotonic").fit(logits, torch.tensor([0, 1, 0, 1]))
+    u = logits[0].softmax(dim=0)
+    expected = torch.tensor([0.5, 0.5, 0.0]) + 1e-6 * u
+    torch.testing.assert_close(fitted(logits)[0], expected / expected.sum())

@@ -15,6 +15,7 @@ from probatum.techniques.posthoc.h_calibration.h_calibration import (
     HCalibration,
     cluster_edges,
     h_calibration_loss,
+    weighted_error,
     window_errors,
 )
 
@@ -103,10 +104,10 @@ def test_gradient(weighting: str) -> None:
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_fitted_map_lowers_the_loss_and_keeps_the_order(calibrator: str) -> None:
-    logits, target = sample(600, 5)
-    calibrate = HCalibration(calibrator, window=60, steps=60).fit(logits, target)
+    logits, target = sample(400, 5)
+    calibrate = HCalibration(calibrator, window=60, steps=25, lr=0.08).fit(logits, target)
     p = calibrate(logits)
-    torch.testing.assert_close(p.sum(1), torch.ones(600, dtype=D))
+    torch.testing.assert_close(p.sum(1), torch.ones(400, dtype=D))
     assert torch.equal(p.argsort(dim=1, stable=True), logits.argsort(dim=1, stable=True))
     assert float(calibrate.objective(p, target)) == pytest.approx(calibrate.best, rel=1e-9)
     assert calibrate.best < 0.5 * float(calibrate.objective(logits.softmax(1), target))
@@ -116,8 +117,8 @@ def test_fitted_map_lowers_the_loss_and_keeps_the_order(calibrator: str) -> None
 
 @pytest.mark.filterwarnings("ignore")  # netcal and pyro warn of their own future
 def test_temperature_agrees_with_maximum_likelihood_and_netcal() -> None:
-    logits, target = sample(6000, 4)
-    ours = math.exp(-float(HCalibration(steps=150).fit(logits, target).map.log_scale))
+    logits, target = sample(4000, 4)
+    ours = math.exp(-float(HCalibration(steps=50, lr=0.1).fit(logits, target).map.log_scale))
     assert ours == pytest.approx(fit_temperature(logits, target), rel=0.05)
     netcal = pytest.importorskip("netcal.scaling", reason="netcal is the witness")
     theirs = netcal.TemperatureScaling()
@@ -179,3 +180,65 @@ def test_labels_in_a_column_missing_and_outside() -> None:
         HCalibration(**settings).fit(logits, target + 1)
     found = HCalibration(**settings).fit(logits[:40], target[:40])(logits.bfloat16())
     assert found.dtype == torch.bfloat16
+
+
+def test_weightings_by_hand() -> None:
+    error = torch.tensor([0.4, 0.1, 0.3, 0.2, 0.8], dtype=D)
+    p = torch.tensor([0.05, 0.1, 0.45, 0.6, 0.95], dtype=D)
+    top = torch.tensor([0.45, 0.95, 0.97, 0.99], dtype=D)
+    found = {w: float(weighted_error(error, p, top, w, 2)) for w in WEIGHTINGS}
+    halves = (0.4 + 0.1 + 0.3) / 3, (0.2 + 0.8) / 2
+    assert found["mean"] == pytest.approx(1.8 / 5)
+    assert found["clusters"] == pytest.approx(sum(halves) / 2)  # two means: 0.05 0.1 0.45 | 0.6 0.95
+    assert found["ace"] == pytest.approx(sum(halves) / 2)
+    assert found["ece"] == pytest.approx(halves[0] / 4 + halves[1] * 3 / 4)
+    reach = [0.1 - 0.0, 0.45 - 0.05, 0.6 - 0.1, 0.95 - 0.45, 1.0 - 0.6]
+    assert found["density"] == pytest.approx(sum(e * r / 2 for e, r in zip(error.tolist(), reach, strict=True)))
+    thirds = [float(weighted_error(error, p, top, w, 3)) for w in ("ace", "ece")]
+    in_thirds = (0.4 + 0.1) / 2, (0.3 + 0.2) / 2, 0.8
+    assert thirds == pytest.approx([sum(in_thirds) / 3, in_thirds[1] / 4 + in_thirds[2] * 3 / 4])
+    assert float(weighted_error(error, p, top, "ace", 10)) == pytest.approx((0.4 + 0.1 + 0.3 + 0.2 + 0.8) / 5)
+
+
+def test_loss_by_loops_with_ties_tolerance_and_a_class_left_out() -> None:
+    logits, target = sample(12, 3, sharp=1.0)
+    p = logits.softmax(1).round(decimals=1)
+    found = h_calibration_loss(p, target, window=4, tolerance=0.05, weighting="mean", scale=7.0)
+    losses = []
+    for left in target.unique().tolist():
+        events = [(float(p[i, c]), float(target[i] == c)) for i in range(12) for c in range(3) if target[i] != left]
+        shared = {v: sum(o for u, o in events if u == v) / sum(u == v for u, _ in events) for v, _ in events}
+        ordered = sorted(v for v, _ in events)
+        gaps = [v - shared[v] for v in ordered]
+        starts = [min(max(i - 2, 0), len(gaps) - 5) for i in range(len(gaps))]
+        losses.append(sum(max(0.0, abs(sum(gaps[s : s + 5]) / 5) - 0.05) for s in starts) / len(gaps))
+    assert float(found) == pytest.approx(7 * sum(losses) / len(losses))
+
+
+def test_sets_smaller_than_the_window_take_one_window() -> None:
+    logits, target = sample(10, 3)
+    target[:9] = 0
+    target[9] = 1
+    p = logits.softmax(1)
+    found = h_calibration_loss(p, target, window=25, weighting="mean", scale=1.0)
+    o = torch.nn.functional.one_hot(target, 3).to(D)
+    left = float((p[9:].mean() - o[9:].mean()).abs())  # without class 0 there are three events
+    events, rank = p[:9].flatten().sort()
+    rest = window_errors(events, o[:9].flatten()[rank], 25).mean()
+    assert float(found) == pytest.approx((left + float(rest)) / 2)
+
+
+def test_settings_at_their_ends_and_what_fit_looks_at() -> None:
+    logits, target = sample(400, 3)
+    HCalibration(window=1, clusters=1, steps=1).fit(logits, target)
+    start = h_calibration_loss(logits.softmax(1), target, window=100)
+    once = HCalibration(window=100, steps=1, lr=0.1).fit(logits.requires_grad_(), target)
+    assert abs(float(once.map.log_scale)) == pytest.approx(0.1, rel=1e-6)  # one step of Adam, and it was better
+    assert once.best < float(start)
+    assert not any(p.requires_grad for p in once.parameters())
+    flat = HCalibration("piecewise", window=10, steps=0).fit(0.001 * logits.detach(), target)
+    assert float(flat.map.knots[-1]) == pytest.approx(math.log(3), rel=0.02)  # of even probabilities
+    two = HCalibration("piecewise", window=10, steps=0).fit(0.001 * logits[:, :2].detach(), target % 2)
+    assert float(two.map.knots[-1]) == 1.0  # at least so far
+    deep = HCalibration("piecewise", window=10, steps=0).fit(logits.detach(), target)
+    assert float(deep.map.knots[-1]) == pytest.approx(-logits.log_softmax(1).min().item())

@@ -69,3 +69,48 @@ def test_a_class_that_is_out_of_the_question_stays_so(new: torch.nn.Module) -> N
     assert not p[::2, 1].any()
     torch.testing.assert_close(p[::2][:, [0, 2, 3]], new(logits[::2][:, [0, 2, 3]]))
     torch.testing.assert_close(p.sum(1), torch.ones(6, dtype=D))
+
+
+def test_piecewise_map_is_the_interpolation_of_its_heights() -> None:
+    new = PiecewiseLinear(segments=3, reach=6.0)
+    assert new.knots.tolist() == [0.0, 2.0, 4.0, 6.0]
+    with torch.no_grad():
+        new.raw.copy_(torch.tensor([0.5, 2.0, 0.25]).log())
+    heights = np.array([0.0, 1.0, 5.0, 5.5])
+    z = torch.tensor([[0.0, -1.5, -3.0], [0.0, -5.0, -0.2]], dtype=D)
+    depth = -z.log_softmax(1).numpy()
+    expected = torch.from_numpy(-np.interp(depth, [0.0, 2.0, 4.0, 6.0], heights)).softmax(1)
+    torch.testing.assert_close(new(z).detach(), expected)
+    last = new(torch.tensor([[0.0, -9.0]], dtype=D)).detach()  # the last slope goes on
+    assert float(last[0, 1] / last[0, 0]) == pytest.approx(np.exp(-(5.0 + 0.25 * 5.0)), rel=1e-3)
+
+
+def test_where_the_ensemble_and_the_grid_start() -> None:
+    ensemble = EnsembleTemperature(3)
+    assert ensemble.log_scale.tolist() == [-1.5, -0.5, 0.5]
+    with torch.no_grad():
+        ensemble.weight.copy_(torch.tensor([0.0, 0.0, 1.0]).log())
+    torch.testing.assert_close(ensemble(draw(4, 3)).detach(), (draw(4, 3) * np.exp(0.5)).softmax(1))
+    assert MonotoneNet(reach=8.0, cells=4).knots.tolist() == [0.0, 0.5, 2.0, 4.5, 8.0]
+    assert len(MonotoneNet().knots) == 65
+
+
+def test_slopes_of_a_net_of_one_unit() -> None:
+    """Its input runs from -1 to 1 over the grid; three ELUs of 1 stay 1, of -1 they are expm1 of expm1 of expm1."""
+    net = MonotoneNet(hidden=1, reach=3.0)
+    with torch.no_grad():
+        for value in (net.inner, net.middle, net.outer):
+            value.fill_(1.0)
+        for value in (net.inner_bias, net.middle_bias, net.outer_bias):
+            value.zero_()
+    slopes = net.slopes().detach()
+    assert float(slopes[-1]) == pytest.approx(2.0)
+    assert float(slopes[0]) == pytest.approx(1 + np.expm1(np.expm1(np.expm1(-1.0))))
+    assert float(slopes.min()) > 0
+
+
+def test_first_weights_come_from_the_generator_given() -> None:
+    nets = [MonotoneNet(generator=g) for g in (None, *(torch.Generator().manual_seed(s) for s in (0, 1)))]
+    assert torch.equal(nets[0].middle, nets[1].middle)
+    assert not torch.equal(nets[1].middle, nets[2].middle)
+    assert float(nets[0].middle.detach().std()) == pytest.approx(1 / 4, rel=0.2)
