@@ -179,6 +179,7 @@ def test_tied_and_frozen_weights_stay_so() -> None:
     before = dict(net.named_parameters())
     assert apply(net) == 2
     assert net[0].weight is net[1].weight is before["0.weight"]
+    assert net[0].bias is before["0.bias"]
     assert not net[0].bias.requires_grad
     assert net[1].bias.requires_grad
 
@@ -255,3 +256,20 @@ def test_group_scaling_comes_first_and_is_part_of_the_gradient() -> None:
     torch.testing.assert_close(norm(x), scaled / rms * norm.weight + norm.bias)
     assert torch.autograd.gradcheck(norm, (x,))
     torch.testing.assert_close(norm.psi2, (scaled.detach().square().sum(dim=0) / 4))
+
+
+@pytest.mark.parametrize("warmup", [1, 9])
+@pytest.mark.parametrize("mode", ["power", "vanilla"])
+def test_statistics_are_those_of_positions_that_count(mode: str, warmup: int) -> None:
+    norm = PowerNorm(5, warmup=warmup, mode=mode, alpha_forward=0.7, alpha_backward=0.6).double()
+    norm(draw(9, 5, seed=1))
+    x, mask = draw(2, 6, 5), torch.arange(6)[None] < torch.tensor([[4], [5]])
+    psi2, counting = norm.psi2.clone(), x[mask]
+    x.requires_grad_()
+    norm(x, mask).backward(dy := draw(2, 6, 5, seed=2))
+    batch = counting.square().sum(dim=0) / 9
+    keep = 0.7 if warmup == 1 else 0.5
+    torch.testing.assert_close(norm.psi2, keep * psi2 + (1 - keep) * batch)
+    if mode == "power":
+        hat = counting / ((psi2 if warmup == 1 else batch) + 1e-5).sqrt()
+        torch.testing.assert_close(norm.nu, 0.4 * (dy[mask] * hat).sum(dim=0) / 9)

@@ -25,8 +25,8 @@ ARMS: dict[str, tuple[str, bool]] = {
     "mip": ("cos-sin", True),
 }
 RATES = {  # each arm's best of GRIDS by its last loss on seeds 1 and 2
-    "sgd": {"ordinary": 0.1, "encoding": 0.1, "residual": 0.1, "mip": 0.1},
-    "adam": {"ordinary": 3e-3, "encoding": 3e-3, "residual": 3e-3, "mip": 3e-3},
+    "sgd": {"ordinary": 0.4, "encoding": 0.2, "residual": 0.2, "mip": 0.4},
+    "adam": {"ordinary": 1e-2, "encoding": 1e-2, "residual": 1e-2, "mip": 1e-2},
 }
 GRIDS = {"sgd": (0.03, 0.1, 0.2, 0.4, 0.8), "adam": (1e-3, 3e-3, 1e-2, 3e-2)}
 LAST = 5

@@ -198,7 +198,7 @@ def apply(
     """
     if warmup is None:
         warmup = 10_000 if total_steps is None else max(1, total_steps // 10)
-    _check(alpha_forward, alpha_backward, warmup, groups or 0, mode, gradient, 1e-5)
+    _check(alpha_forward, alpha_backward, warmup, groups, mode, gradient, 1e-5)
     new: dict[nn.Module, nn.Module] = {}
     for name, old in layers(net, [nn.LayerNorm]).items():
         if len(old.normalized_shape) == 1:
@@ -230,12 +230,12 @@ def heads_near(net: nn.Module, path: str, channels: int) -> int:
 
 
 def _check(
-    alpha_forward: float, alpha_backward: float, warmup: int, groups: int, mode: str, gradient: str, eps: float
+    alpha_forward: float, alpha_backward: float, warmup: int, groups: int | None, mode: str, gradient: str, eps: float
 ) -> None:
     for name, value in (("alpha_forward", alpha_forward), ("alpha_backward", alpha_backward)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}; it must lie in [0, 1)")
-    if warmup < 1 or groups < 0 or not eps > 0:
+    if warmup < 1 or (groups is not None and groups < 0) or not eps > 0:
         raise ValueError(f"warmup is {warmup}, groups {groups}, eps {eps}; need warmup >= 1, groups >= 0 and eps > 0")
     for name, word, allowed in (("mode", mode, MODES), ("gradient", gradient, GRADIENTS)):
         if word not in allowed:
