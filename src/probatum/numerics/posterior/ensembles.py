@@ -225,8 +225,7 @@ def _lone_updates(members: Members, optimisation: Optimisation, row_losses: RowL
     def update(x: Tensor, y: Tensor, factor: float) -> None:
         rows, targets = (x[0], y[0]) if own else (x, y)
         optimizer.zero_grad(set_to_none=True)
-        output = stacked.one(leaves, state, rows)
-        member_losses(row_losses, output[None], targets).mean().backward()
+        row_losses(widened(stacked.one(leaves, state, rows)), widened(targets)).mean().backward()
         if optimisation.clip is not None:
             nn.utils.clip_grad_norm_(leaves, optimisation.clip)
         optimizer.param_groups[0]["lr"] = optimisation.lr * factor

@@ -63,7 +63,13 @@ class Stacked:
         self.names, self.shapes = list(free), [value.shape for value in free.values()]
         self.dtypes, self.sizes = [value.dtype for value in free.values()], [value.numel() for value in free.values()]
         self.size = sum(self.sizes)
-        self.model = copy.deepcopy(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except RuntimeError as problem:
+            raise TypeError(
+                f"{type(model).__name__} cannot be copied: it holds tensors that were computed from its weights, as "
+                "torch.nn.utils.weight_norm leaves them; use torch.nn.utils.parametrizations instead"
+            ) from problem
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
