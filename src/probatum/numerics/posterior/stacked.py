@@ -163,7 +163,6 @@ class Stacked:
     ) -> Tensor:
         return self._each(apart({**parameters, **held}), x, own, together)
 
-    @torch.no_grad()
     def evaluated(self, values: Sequence[Mapping[str, Tensor]], x: Tensor) -> Tensor:
         """Outputs (S, n, ...) in evaluation mode, of S networks given by all their tensors by name (see `apart`)."""
         with self._in_modes(False):
@@ -211,15 +210,17 @@ class Stacked:
     @contextmanager
     def _in_modes(self, training: bool | Collection[nn.Module]) -> Iterator[None]:
         """The copy's modules in these modes, and afterwards in those of the network that was given."""
-        on = self.trainable() if training is True else () if training is False else training
+        on = () if training is False else self.trainable() if training is True else training
         chosen = {id(module) for module in on}
+        wanted = [id(module) in chosen for module in self._parts]
+        changed = [k for k, mode in enumerate(wanted) if mode is not self._modes[k]]
         try:
-            for module in self._parts:
-                module.training = id(module) in chosen  # not train(), which sets what is inside too
+            for k in changed:
+                self._parts[k].training = wanted[k]  # not train(), which sets what is inside too
             yield
         finally:
-            for module, mode in zip(self._parts, self._modes, strict=True):
-                module.training = mode
+            for k in changed:
+                self._parts[k].training = self._modes[k]
 
 
 @dataclass(frozen=True)
@@ -402,8 +403,9 @@ class Posterior:
             values = self._values[1]
             if set(self.stacked.dtypes) != {self.weights.dtype}:
                 self._values = None  # copies, which would not follow the weights
-            return widened(_joined([self.stacked.evaluated(values, part) for part in x.split(rows)], 1))
-        parts = []
+            parts = x.split(rows) if len(x) > rows else (x,)
+            return widened(_joined([self.stacked.evaluated(values, part) for part in parts], 1))
+        draws = []
         for first in range(0, len(self), self.chunk):
             some = slice(first, first + self.chunk)
             given, blocks = {name: value[some] for name, value in self.buffers.items()}, []
@@ -412,8 +414,8 @@ class Posterior:
                 if before is not None:
                     torch.set_rng_state(before)
                 blocks.append(self.stacked(self.weights[some], part, given, training=on, together=together))
-            parts.append(_joined(blocks, 1))
-        return widened(_joined(parts, 0))
+            draws.append(_joined(blocks, 1))
+        return widened(_joined(draws, 0))
 
     def logits(self, x: Tensor) -> Tensor:
         """`outputs`, of classifiers."""
