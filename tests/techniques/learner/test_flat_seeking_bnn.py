@@ -161,6 +161,21 @@ def test_a_step_is_the_gradient_at_the_ascended_point_by_hand() -> None:
     assert unused.item() == 1
 
 
+def test_what_the_loss_does_not_reach_is_not_stepped() -> None:
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    flat = FlatSeeking(torch.optim.SGD([a, b], lr=0.1, weight_decay=0.5), 0.1)
+
+    def closure(used: list[Tensor]) -> Tensor:
+        loss = torch.cat(used).square().sum()
+        loss.backward()
+        return loss
+
+    flat.step(lambda: closure([a, b]))
+    held = b.item()
+    flat.step(lambda: closure([a]))
+    assert b.item() == held < 1  # zeros for a gradient would have let the decay act
+
+
 def test_a_penalty_is_added_behind_both_passes() -> None:
     w = nn.Parameter(torch.tensor([2.0]))
     calls: list[float] = []
