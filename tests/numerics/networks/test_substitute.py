@@ -65,3 +65,16 @@ def test_recurrent_layers_take_them(kind: type[nn.Module]) -> None:
     expected, own = other(x)[0], net(x)[0]
     torch.testing.assert_close(Substitute(net)(dict(other.named_parameters()), x)[0], expected)
     torch.testing.assert_close(net(x)[0], own)
+
+
+def test_a_network_with_several_sets_of_tensors_in_turn() -> None:
+    torch.manual_seed(0)
+    net, others, x = Twice().eval(), [Twice().eval() for _ in range(3)], torch.randn(3, 5, 4)
+    kept = dict(net.named_parameters())
+    values = [{**dict(other.named_parameters()), **dict(other.named_buffers())} for other in others]
+    found = Substitute(net).each(values, lambda k: x[k])
+    torch.testing.assert_close(torch.stack(found), torch.stack([other(x[k]) for k, other in enumerate(others)]))
+    with pytest.raises(RuntimeError):
+        Substitute(net).each(values, lambda k: x[k, :, : 4 - k])
+    assert all(value is kept[name] for name, value in net.named_parameters())
+    assert Substitute(net).each([], lambda k: x) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -47,8 +48,10 @@ def start(count: int = 3) -> tuple[list[nn.Module], Members]:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_members_end_where_each_would_have_ended_alone(own: bool) -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_members_end_where_each_would_have_ended_alone(own: bool, apart: bool) -> None:
     nets, members = start()
+    members.stacked.apart = apart
     train = rows()
     how = Optimisation(1e-2, 1e-2, lambda step, steps: 1 - step / steps, clip=0.5)
     train_members(members, train, None, 20, 16, generator(), how, class_losses, own_orders=own)
@@ -64,6 +67,52 @@ def test_members_end_where_each_would_have_ended_alone(own: bool) -> None:
         alone = torch.cat([p.detach().flatten() for p in net.parameters()])
         torch.testing.assert_close(members.weights[k], alone, rtol=1e-3, atol=2e-4)
         torch.testing.assert_close(members.buffers["1.running_mean"][k], net[1].running_mean, rtol=1e-3, atol=1e-4)
+
+
+def test_a_gradient_of_ones_own_sees_each_member_and_its_buffers() -> None:
+    found = []
+    for apart in (True, False):
+        _, members = start()
+        members.stacked.apart = apart
+        seen: list[float] = []
+
+        def gradient(
+            losses: Callable[[torch.Tensor], torch.Tensor],
+            weights: torch.Tensor,
+            members: Members = members,
+            seen: list[float] = seen,
+        ) -> torch.Tensor:
+            leaf = weights.clone().requires_grad_(True)
+            losses(leaf).sum().backward()
+            seen.append(float(members.buffers["1.running_mean"].abs().sum()))
+            return 2 * leaf.grad
+
+        how = (rows(), rows(30, 4), 9, 16, generator(), Optimisation(1e-2), class_losses)
+        found.append(train_members(members, *how, gradient=gradient))
+        assert len(seen) == (27 if apart else 9)
+        assert seen[0] > 0
+    torch.testing.assert_close(found[0].weights, found[1].weights, rtol=1e-3, atol=2e-4)
+    torch.testing.assert_close(found[0].buffers, found[1].buffers, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_half_precision_is_trained_in_float32(apart: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2)]
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        own = [copy.deepcopy(net).to(dtype) for net in nets]
+        stacked = Stacked(own[0])
+        stacked.apart = apart
+        members = Members(stacked, *stacked.gather(own))
+        part = rows(200)
+        part = Part(part.x.to(dtype), part.y, part.rows)
+        train_members(members, part, part, 60, 16, generator(), Optimisation(3e-2), class_losses)
+        assert members.weights.dtype == torch.float32
+        ends.append(float((members.outputs(part.x).argmax(2) == part.y).float().mean()))
+    assert min(ends) > 0.8
+    assert max(ends) - min(ends) < 0.06
 
 
 def test_every_member_keeps_its_best_weights() -> None:

@@ -254,6 +254,10 @@ def test_networks_that_do_not_go_together_are_refused() -> None:
             stacked.gather([nn.Linear(3, 2), other])
     with pytest.raises(ValueError, match="there are 0 networks"):
         stacked.gather([])
+    hooked = nn.Linear(3, 2)
+    hooked.scaled = 2 * hooked.weight
+    with pytest.raises(TypeError, match=r"parametrizations instead"):
+        Stacked(hooked)
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         Stacked(nn.ReLU())
 

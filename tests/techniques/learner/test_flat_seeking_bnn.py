@@ -60,9 +60,15 @@ def test_the_gradient_is_that_of_the_ascended_point() -> None:
     def losses(v: Tensor) -> Tensor:
         return v.pow(4).sum(1)
 
-    found = flat_gradient(members, 0.3)(losses, members.weights)
-    at = ascended(members.weights, 4 * members.weights**3, 0.3)
-    torch.testing.assert_close(found, 4 * at**3)
+    for rho in (0.3, 1.0):
+        found = flat_gradient(members, rho)(losses, members.weights)
+        slope = 4 * members.weights**3
+        at = members.weights + rho * slope / slope.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(found, 4 * at**3)
+    calls: list[Tensor] = []
+    plain = flat_gradient(members, 0.0)(lambda v: (calls.append(v), losses(v))[1], members.weights)
+    assert len(calls) == 1
+    torch.testing.assert_close(plain, 4 * members.weights**3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -161,6 +167,21 @@ def test_a_step_is_the_gradient_at_the_ascended_point_by_hand() -> None:
     assert unused.item() == 1
 
 
+def test_what_the_loss_does_not_reach_is_not_stepped() -> None:
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    flat = FlatSeeking(torch.optim.SGD([a, b], lr=0.1, weight_decay=0.5), 0.1)
+
+    def closure(used: list[Tensor]) -> Tensor:
+        loss = torch.cat(used).square().sum()
+        loss.backward()
+        return loss
+
+    flat.step(lambda: closure([a, b]))
+    held = b.item()
+    flat.step(lambda: closure([a]))
+    assert b.item() == held < 1  # zeros for a gradient would have let the decay act
+
+
 def test_a_penalty_is_added_behind_both_passes() -> None:
     w = nn.Parameter(torch.tensor([2.0]))
     calls: list[float] = []
@@ -186,9 +207,10 @@ def test_an_exception_in_the_second_pass_leaves_nothing_moved() -> None:
     def closure() -> Tensor:
         nonlocal calls
         calls += 1
-        loss = F.cross_entropy(model(part.x), part.y)
-        if calls == 2:
+        if calls == 2:  # having moved the statistics, and drawn fewer numbers than a whole pass
+            model[1](part.x @ torch.ones(4, 8))
             raise MemoryError("no room")
+        loss = F.cross_entropy(model(part.x), part.y)
         loss.backward()
         return loss
 

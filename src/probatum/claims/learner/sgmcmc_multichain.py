@@ -213,7 +213,10 @@ def judged(seeds: Sequence[int], kind: str, blind: bool = False) -> list[dict[st
     return found
 
 
-NOTE = ""
+NOTE = (
+    "Eight chains have eight times the steps of the one. On repeats 1 to 3 a chain with the steps of all eight covered as often "
+    "(0.94 beside 0.92): steps are what was missing, and not starts. R-hat over the eight is near 2: they have not mixed."
+)
 ARMS = (("chains", False), ("one", False), ("long", False), ("ensemble", False), ("chains", True), ("ensemble", True))
 
 

@@ -6,8 +6,7 @@ tensor in twice, and the second time takes the first for what is to be put back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -50,22 +49,37 @@ class Substitute:
         Raises:
             KeyError: a name that is neither a parameter nor a buffer.
         """
-        with self.put(values):
-            return self.net(*inputs)
-
-    @contextmanager
-    def put(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """A block in which the tensors stand in the network; afterwards those it came with do."""
+        uses, aliases = self._uses, self._aliases
         before: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for name, value in values.items():
-                if name not in self._aliases:
+                if name not in aliases:
                     raise KeyError(f"{type(self.net).__name__} has no parameter and no buffer {name!r}")
-                for module, key, parameter in self._uses[self._aliases[name]]:
+                for module, key, parameter in uses[aliases[name]]:
                     held: dict[str, Any] = module._parameters if parameter else module._buffers
                     before.append((held, key, held[key]))
                     held[key] = value
-            yield
+            return self.net(*inputs)
         finally:
             for held, key, old in reversed(before):
                 held[key] = old
+
+    def each(self, values: Sequence[Mapping[str, Tensor]], rows: Callable[[int], Any]) -> list[Any]:
+        """Its outputs with each set of tensors in turn, all sets of the same names; `rows` gives the inputs of the k-th."""
+        if not values:
+            return []
+        places = [
+            (module._parameters if parameter else module._buffers, key, name)
+            for name in values[0]
+            for module, key, parameter in self._uses[self._aliases[name]]
+        ]
+        before, found, net = [held[key] for held, key, _ in places], [], self.net
+        try:
+            for k, one in enumerate(values):
+                for held, key, name in places:
+                    held[key] = one[name]
+                found.append(net(rows(k)))
+        finally:
+            for (held, key, _), old in zip(places, before, strict=True):
+                held[key] = old
+        return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.posterior.stacked import Stacked
@@ -162,29 +162,16 @@ def _train_together(
     hook: Hook | None,
     gradient: BatchGradient | None,
 ) -> Members:
-    stacked, count = members.stacked, len(members.weights)
-    weights = torch.nn.Parameter(members.weights.clone())
-    optimizer = torch.optim.AdamW([weights], lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
+    count = len(members.weights)
     best: Tensor | None = None
-    kept, kept_buffers = weights.detach().clone(), {k: v.clone() for k, v in members.buffers.items()}
+    members.weights = members.weights.detach().clone()
+    kept, kept_buffers = members.weights.clone(), {k: v.clone() for k, v in members.buffers.items()}
     per_epoch = max(1, len(train) // min(batch_size, len(train)))
+    lone = members.stacked.apart and count == 1 and gradient is None
+    how = (optimisation, row_losses, own_orders)
+    update = _lone_updates(members, *how) if lone else _stacked_updates(members, *how, gradient)
     for step, index in enumerate(batches):
-        x, y = train.x[index], train.y[index]
-
-        def losses(at: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
-            output = stacked(at, x, members.buffers, training=True, own=own_orders)
-            return member_losses(row_losses, output, y, own_orders).mean(dim=1)
-
-        if gradient is None:
-            weights.grad = torch.autograd.grad(losses(weights).sum(), weights)[0]
-        else:
-            weights.grad = gradient(losses, weights.detach())
-        if optimisation.clip is not None:
-            norms = weights.grad.norm(dim=1, keepdim=True)
-            weights.grad *= (optimisation.clip / (norms + 1e-6)).clamp(max=1.0)
-        optimizer.param_groups[0]["lr"] = optimisation.lr * optimisation.factor(step, steps)
-        optimizer.step()
-        members.weights = weights.detach()
+        update(train.x[index], train.y[index], optimisation.factor(step, steps))
         if hook is not None:
             hook(step, members.weights, members.buffers)
         if valid is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
@@ -196,10 +183,55 @@ def _train_together(
                 kept_buffers[name][better] = value[better]
     if valid is not None and best is not None:
         members.weights, members.buffers = kept, kept_buffers
-    members.weights = members.weights.clone()
     if not all(bool(value.isfinite().all()) for value in (members.weights, *members.buffers.values())):
         raise ValueError(f"the weights stopped being finite at rate {optimisation.lr}; use a lower learning rate")
     return members
+
+
+Update = Callable[[Tensor, Tensor, float], None]
+"""(rows, targets, multiplier of the rate): one step, which changes the members' weights in place."""
+
+
+def _stacked_updates(
+    members: Members, optimisation: Optimisation, row_losses: RowLoss, own: bool, gradient: BatchGradient | None
+) -> Update:
+    stacked, weights = members.stacked, torch.nn.Parameter(members.weights)
+    optimizer = torch.optim.AdamW([weights], lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
+
+    def update(x: Tensor, y: Tensor, factor: float) -> None:
+        def losses(at: Tensor) -> Tensor:
+            output = stacked(at, x, members.buffers, training=True, own=own)
+            return member_losses(row_losses, output, y, own).mean(dim=1)
+
+        if gradient is None:
+            weights.grad = torch.autograd.grad(losses(weights).sum(), weights)[0]
+        else:
+            weights.grad = gradient(losses, weights.detach())
+        if optimisation.clip is not None:
+            norms = weights.grad.norm(dim=1, keepdim=True)
+            weights.grad *= (optimisation.clip / (norms + 1e-6)).clamp(max=1.0)
+        optimizer.param_groups[0]["lr"] = optimisation.lr * factor
+        optimizer.step()
+
+    return update
+
+
+def _lone_updates(members: Members, optimisation: Optimisation, row_losses: RowLoss, own: bool) -> Update:
+    """Of one network, as it is trained alone: its parameters are leaves that lie in the flat weights."""
+    stacked, state = members.stacked, {name: value[0] for name, value in members.buffers.items()}
+    leaves = [nn.Parameter(value[0]) for value in stacked.named(members.weights, cast=False).values()]
+    optimizer = torch.optim.AdamW(leaves, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
+
+    def update(x: Tensor, y: Tensor, factor: float) -> None:
+        rows, targets = (x[0], y[0]) if own else (x, y)
+        optimizer.zero_grad(set_to_none=True)
+        row_losses(widened(stacked.one(leaves, state, rows)), widened(targets)).mean().backward()
+        if optimisation.clip is not None:
+            nn.utils.clip_grad_norm_(leaves, optimisation.clip)
+        optimizer.param_groups[0]["lr"] = optimisation.lr * factor
+        optimizer.step()
+
+    return update
 
 
 def validation_scores(output: Tensor, y: Tensor, row_losses: RowLoss) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -63,7 +63,13 @@ class Stacked:
         self.names, self.shapes = list(free), [value.shape for value in free.values()]
         self.dtypes, self.sizes = [value.dtype for value in free.values()], [value.numel() for value in free.values()]
         self.size = sum(self.sizes)
-        self.model = copy.deepcopy(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except RuntimeError as problem:
+            raise TypeError(
+                f"{type(model).__name__} cannot be copied: it holds tensors that were computed from its weights, as "
+                "torch.nn.utils.weight_norm leaves them; use torch.nn.utils.parametrizations instead"
+            ) from problem
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
@@ -94,10 +100,20 @@ class Stacked:
         stacked = {name: torch.stack([one[name].detach() for one in held]) for name in own}
         return self.flat(stacked), {name: value for name, value in stacked.items() if name not in set(self.names)}
 
-    def named(self, weights: Tensor) -> dict[str, Tensor]:
-        """(S, P) -> stacked parameters (S, ...) by name; gradients flow back to `weights`."""
+    def named(self, weights: Tensor, cast: bool = True) -> dict[str, Tensor]:
+        """(S, P) -> stacked parameters (S, ...) by name; gradients flow back to `weights`.
+
+        Without `cast` those of half precision stay in float32, so that all are views.
+        """
         parts = zip(self.names, weights.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True)
-        return {name: part.reshape(len(weights), *shape).to(dtype) for name, part, shape, dtype in parts}
+        found = {name: (part.reshape(len(weights), *shape), dtype) for name, part, shape, dtype in parts}
+        return {name: value.to(dtype) if cast else value for name, (value, dtype) in found.items()}
+
+    def one(self, parameters: Sequence[Tensor], state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The output of one network in training, its parameters in the order of `names`."""
+        values = {n: value.to(dtype) for n, value, dtype in zip(self.names, parameters, self.dtypes, strict=True)}
+        with self._in_modes(True):
+            return self._run({**values, **state}, x)
 
     def flat(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Stacked parameters by name -> (S, P)."""
@@ -145,18 +161,24 @@ class Stacked:
     def _one_by_one(
         self, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
     ) -> Tensor:
-        names = [*parameters, *held]
-        columns = [value.unbind(0) for value in (*parameters.values(), *held.values())]
-        found, rows, version = [], x[:0], 0
-        for s, values in enumerate(zip(*columns, strict=True)):
-            # anew where the network before began by changing its rows in place; inference tensors do not tell
-            if own or s == 0 or rows.is_inference() or rows._version != version:
-                rows = (x[s] if own else x).clone()
-                version = 0 if rows.is_inference() else rows._version
-            found.append((self._rows_apart if together else self._run)(dict(zip(names, values, strict=True)), rows))
-        return torch.stack(found)
+        return self._each(apart({**parameters, **held}), x, own, together)
 
-    def _rows_apart(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    def evaluated(self, values: Sequence[Mapping[str, Tensor]], x: Tensor) -> Tensor:
+        """Outputs (S, n, ...) in evaluation mode, of S networks given by all their tensors by name (see `apart`)."""
+        with self._in_modes(False):
+            return self._each(values, x, False, False)
+
+    def _each(self, values: Sequence[Mapping[str, Tensor]], x: Tensor, own: bool, together: bool) -> Tensor:
+        if own:
+            rows = [part.clone() for part in x]
+            given: Callable[[int], Tensor] = rows.__getitem__
+        else:
+            given = _Untouched(x)
+        if together:
+            return torch.stack([self._rows_apart(one, given(k)) for k, one in enumerate(values)])
+        return torch.stack(self._run.each(values, given))
+
+    def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
         if len(x) < 2:
             return self._run(values, x)
@@ -170,10 +192,10 @@ class Stacked:
                 found.append(self._run(values, row))
             return torch.cat(found)
 
-    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _one(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return self._run({**parameters, **buffers}, x)
 
-    def _rows(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _rows(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if len(x) < 2:
             return self._one(parameters, buffers, x)
         return vmap(lambda row: self._one(parameters, buffers, row[None])[0], randomness="same")(x)
@@ -188,15 +210,17 @@ class Stacked:
     @contextmanager
     def _in_modes(self, training: bool | Collection[nn.Module]) -> Iterator[None]:
         """The copy's modules in these modes, and afterwards in those of the network that was given."""
-        on = self.trainable() if training is True else () if training is False else training
+        on = () if training is False else self.trainable() if training is True else training
         chosen = {id(module) for module in on}
+        wanted = [id(module) in chosen for module in self._parts]
+        changed = [k for k, mode in enumerate(wanted) if mode is not self._modes[k]]
         try:
-            for module in self._parts:
-                module.training = id(module) in chosen  # not train(), which sets what is inside too
+            for k in changed:
+                self._parts[k].training = wanted[k]  # not train(), which sets what is inside too
             yield
         finally:
-            for module, mode in zip(self._parts, self._modes, strict=True):
-                module.training = mode
+            for k in changed:
+                self._parts[k].training = self._modes[k]
 
 
 @dataclass(frozen=True)
@@ -305,7 +329,7 @@ class Posterior:
         samples: stacked parameters (S, ...) by name, and stacked buffers where the draws have their own.
         noise: reals: standard deviation of the observations: a number, (d,), or one for each draw, (S, 1, d); None where
             the model gives it: outputs (n, 2 d), means then logarithms of variances.
-        chunk: draws run at once.
+        chunk: draws run at once where dropout or batch norm works as in training.
 
     Raises:
         ValueError: samples that are missing, misshapen or of different numbers.
@@ -350,6 +374,10 @@ class Posterior:
         if self.noise is not None and not bool((self.noise > 0).all()):
             raise ValueError(f"noise is {self.noise.min().item()}; a standard deviation must be positive")
         self.chunk = chunk
+        self._values: tuple[tuple[Tensor, ...], list[dict[str, Tensor]]] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_values": None}  # views, which a copy would hold anew
 
     @classmethod
     def of(cls, models: Sequence[nn.Module], noise: Tensor | float | None = None, chunk: int = 16) -> Posterior:
@@ -363,22 +391,31 @@ class Posterior:
 
     @torch.no_grad()
     def outputs(self, x: Tensor, rows: int = 1024, on: Collection[nn.Module] = (), together: bool = False) -> Tensor:
-        """Outputs (S, n, outputs), `chunk` draws and `rows` rows at a time, of half precision in float32.
+        """Outputs (S, n, outputs), `rows` rows at a time, of half precision in float32.
 
         In evaluation mode, but for modules `on` of `stacked.model`; with `together` each draw has one mask of dropout for all
-        rows, drawn anew from torch's global stream as it stands now.
+        rows, from torch's global stream as it stands now.
         """
-        parts = []
+        if not on and not together:
+            held = (self.weights, *self.buffers.values())
+            if self._values is None or any(a is not b for a, b in zip(self._values[0], held, strict=True)):
+                self._values = held, apart({**self.stacked.named(self.weights), **self.buffers})
+            values = self._values[1]
+            if set(self.stacked.dtypes) != {self.weights.dtype}:
+                self._values = None  # copies, which would not follow the weights
+            parts = x.split(rows) if len(x) > rows else (x,)
+            return widened(_joined([self.stacked.evaluated(values, part) for part in parts], 1))
+        draws = []
         for first in range(0, len(self), self.chunk):
             some = slice(first, first + self.chunk)
-            held, blocks = {name: value[some] for name, value in self.buffers.items()}, []
+            given, blocks = {name: value[some] for name, value in self.buffers.items()}, []
             before = torch.get_rng_state() if together else None
             for part in x.split(rows):
                 if before is not None:
                     torch.set_rng_state(before)
-                blocks.append(self.stacked(self.weights[some], part, held, training=on, together=together))
-            parts.append(_joined(blocks, 1))
-        return widened(_joined(parts, 0))
+                blocks.append(self.stacked(self.weights[some], part, given, training=on, together=together))
+            draws.append(_joined(blocks, 1))
+        return widened(_joined(draws, 0))
 
     def logits(self, x: Tensor) -> Tensor:
         """`outputs`, of classifiers."""
@@ -425,6 +462,25 @@ class Posterior:
             for module, momentum in zip(norms, momenta, strict=True):
                 module.momentum = momentum
         return self
+
+
+class _Untouched:
+    """The same rows for every network, copied anew where the one before began by changing them in place."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.rows = x, x.clone()
+        self.tells = not self.rows.is_inference()  # inference tensors count no changes
+
+    def __call__(self, k: int) -> Tensor:
+        if not self.tells or self.rows._version:
+            self.rows = self.x.clone()
+        return self.rows
+
+
+def apart(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Stacked tensors (S, ...) by name -> those of every network, views."""
+    columns = [value.unbind(0) for value in stacked.values()]
+    return [dict(zip(stacked, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:

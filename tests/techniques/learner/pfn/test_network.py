@@ -123,6 +123,8 @@ def test_priors_draw_what_they_say() -> None:
     assert float(tosses.double().mean()) == pytest.approx(beta.mean(2, 5), abs=0.01)
     both = float((tosses[:, 0] * tosses[:, 1]).double().mean())
     assert both == pytest.approx(beta.var(2, 5) + beta.mean(2, 5) ** 2, abs=0.01)
+    with pytest.raises(ValueError, match=r"a is 1.5, b 2; give whole numbers"):
+        coin_prior(2, 3, 1.5, 2, own)
     x, y = gp_prior(4000, 2, own, length=0.3, noise=0.1)
     assert float(y.square().mean()) == pytest.approx(1.01, abs=0.05)
     near = (x[:, 0] - x[:, 1]).abs().squeeze(1) < 0.05
@@ -133,3 +135,43 @@ def test_priors_draw_what_they_say() -> None:
         assert torch.isfinite(x).all()
         assert 0 <= int(y.min()) <= int(y.max()) < 5
         assert x.mean(dim=1).abs().max() < 1e-4
+
+
+DRAWN = (
+    (4, 2.7415, -0.044, 34.99),
+    (7, 10.7247, 0.0265, 15.75),
+    (5, 6.2438, 0.0591, 16.615),
+    (2, 2.0754, -0.1166, 11.156),
+    (5, 5.5649, 0.2392, 26.406),
+    (8, 11.0349, -0.0275, 15.375),
+    (5, 6.1629, 0.3081, 26.688),
+    (5, 6.5319, 0.022, 9.281),
+    (5, 6.238, 0.0551, 36.927),
+    (6, 7.1498, 0.2104, 15.802),
+    (4, 4.6023, -0.0769, 10.0),
+    (2, 1.9014, -0.102, 8.167),
+    (4, 4.3907, 0.6462, 5.344),
+    (2, 1.5736, -0.0879, 14.646),
+    (5, 5.8733, -0.0101, 12.427),
+    (3, 2.7852, -0.0983, 12.458),
+    (2, 1.3395, 0.0625, 20.521),
+    (4, 3.8738, 0.0219, 20.854),
+    (4, 4.5646, -0.004, 15.521),
+    (9, 16.3263, 0.0414, 5.729),
+    (5, 3.8459, -0.1164, 13.021),
+    (4, 4.0832, -0.0266, 27.25),
+    (3, 2.809, 0.0292, 44.083),
+    (4, 4.1118, -0.3323, 12.167),
+)
+"""Of the tables of seeds 0, 1, ...: columns, sizes of rows, skewness of columns, and labels, weighted by their rows."""
+
+
+def test_the_tables_are_those_that_the_shipped_file_was_trained_on() -> None:
+    """The file knows this law and no other: what changes it makes the file another prior's."""
+    for seed, (columns, size, skew, labels) in enumerate(DRAWN):
+        x, y = table_prior(2, 48, 9, 6, torch.Generator().manual_seed(seed))
+        assert x.shape == (2, 48, columns)
+        weighted = (x.double() * torch.arange(1, columns + 1)).sum(dim=2)
+        assert float(weighted.abs().mean()) == pytest.approx(size, abs=1e-3)
+        assert float(x.double().pow(3).mean()) == pytest.approx(skew, abs=1e-3)
+        assert float((y * torch.arange(48)).double().mean()) == pytest.approx(labels, abs=0.02)

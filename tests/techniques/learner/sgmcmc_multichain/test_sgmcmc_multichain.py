@@ -231,6 +231,28 @@ def test_a_harmonic_particle() -> None:
     assert occupancy(flat, 0.0).tolist() == pytest.approx([0.5] * 3, abs=0.05)
 
 
+def test_paths_by_hand() -> None:
+    start = torch.tensor([[[1.0, -1.0]], [[0.5, 2.0]]])
+    how: dict[str, Any] = {"temperature": 0.3, "burn": 2, "every": 3}
+    run = simulate(lambda x: -3 * x, start, 9, 0.1, generator(4), **how)
+    draw, place, path = generator(4), start, []
+    for _ in range(9):
+        place = place - 0.1 * 3 * place + (2 * 0.3 * 0.1) ** 0.5 * torch.randn(2, 1, 2, generator=draw)
+        path.append(place)
+    torch.testing.assert_close(run.positions, torch.stack([path[2], path[5], path[8]], dim=1))
+
+
+def test_losses_of_forces_are_those_of_a_gaussian() -> None:
+    stacked = Stacked(nn.Linear(2, 1, bias=False))
+    weights = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    x, target = torch.randn(4, 2, generator=generator()), torch.randn(4, 2, generator=generator(1))
+    found = force_losses(stacked, 0.7, lambda place: 1.5 * place.square().sum(-1))(weights, x, target)
+    force = -weights[:, None] - 3 * x  # of the linear energy, and of the known one
+    law = torch.distributions.Normal(force, 0.7)
+    expected = (law.log_prob(force) - law.log_prob(target)).sum(dim=2)
+    torch.testing.assert_close(found, expected)
+
+
 def test_explosions_are_counted() -> None:
     def force(x: Tensor) -> Tensor:
         return torch.stack([-x[0], 500 * x[1] ** 3 + 50])
