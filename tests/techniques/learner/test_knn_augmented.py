@@ -127,6 +127,9 @@ def test_head_is_at_a_minimum_of_its_loss() -> None:
     (knn_loss(z @ weight.T + bias, y, vote, "regularise", 1.0).mean() + 5e-3 * weight.square().sum()).backward()
     assert float(weight.grad.abs().max()) < 1e-4
     assert float(bias.grad.abs().max()) < 1e-4
+    assert not head.weight.requires_grad
+    assert not head.bias.requires_grad
+    torch.testing.assert_close(head.logits(x), ((x - x.mean(0)) / x.std(0, correction=0)) @ head.weight.T + head.bias)
 
 
 def test_what_is_chosen_is_the_best_on_validation_rows() -> None:
