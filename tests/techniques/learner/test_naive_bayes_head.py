@@ -183,6 +183,7 @@ def test_the_head_that_errs_less_is_taken_and_its_scores_are_cooled() -> None:
     )
     assert found["auto"].head == ("naive-bayes", "logistic")[int(errors.argmin())]
     for head, own in found.items():
+        assert isinstance(own.rule, nb.NaiveBayes) == (own.head == "naive-bayes")
         assert own.report() == {"naive-bayes": float(own.head == "naive-bayes"), "temperature": own.temperature}
         scores = own.rule.logits(data.test.x.flatten(1))
         torch.testing.assert_close(own.predict(data.test), (scores / own.temperature).softmax(dim=1).float())
