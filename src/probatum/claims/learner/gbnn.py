@@ -162,6 +162,6 @@ CLAIMS = (
         run=_run,
         minutes=2.0,
         needs_library=True,
-        seeds=tuple(range(201, 211)),
+        seeds=tuple(range(201, 221)),
     ),
 )
