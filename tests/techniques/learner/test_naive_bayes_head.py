@@ -10,9 +10,11 @@ import torch
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from probatum.checks.toy import toy
 from probatum.spec import Budget, Optimisation
+from probatum.techniques.learner import naive_bayes_head as nb
 from probatum.techniques.learner.naive_bayes_head import (
     FLOOR,
     Moments,
@@ -119,6 +121,79 @@ def test_curve_finds_where_the_lead_changes() -> None:
     assert (found.crossing is not None) == (found.naive_bayes[0] <= found.logistic[0])
     with pytest.raises(ValueError, match="growing numbers from 2 to 3000"):
         learning_curve(x, y, test, 2, (50, 20), torch.Generator())
+
+
+class Wrong:
+    """A rule that errs on the first rows, a given share of them."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def logits(self, features: Tensor) -> Tensor:
+        miss = torch.arange(len(features)) < round(self.share * len(features))
+        return F.one_hot(miss.long(), 2).double()  # class 1 where it errs
+
+
+def test_crossing_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = {10: 0.2, 30: 0.2, 70: 0.3}, {10: 0.4, 30: 0.3, 70: 0.1}
+    monkeypatch.setattr(nb, "naive_bayes", lambda x, y, c, allow_missing: Wrong(ours[len(x)]))
+    monkeypatch.setattr(nb, "logistic", lambda x, y, c, p: Wrong(theirs[len(x)]))
+    x, y, test = torch.zeros(80, 2), torch.zeros(80).long(), (torch.zeros(100, 2), torch.zeros(100).long())
+    found = learning_curve(x, y, test, 2, (10, 30, 70), torch.Generator())
+    assert found.naive_bayes == pytest.approx((0.2, 0.2, 0.3))
+    assert found.logistic == pytest.approx((0.4, 0.3, 0.1))
+    assert found.crossing == pytest.approx(30 + 40 * 0.1 / 0.3)  # the gap goes from -0.1 to 0.2
+    assert learning_curve(x, y, test, 2, (10, 30), torch.Generator()).crossing is None
+
+
+def test_folds_part_every_class_and_errors_are_their_mean() -> None:
+    y = torch.tensor([0] * 7 + [1] * 5)
+    x = torch.arange(12.0)[:, None]
+    seen = []
+
+    def fits(features: Tensor, labels: Tensor) -> list[Wrong]:
+        seen.append((features.squeeze(1).tolist(), labels.tolist()))
+        return [Wrong(0.0), Wrong(1.0)]
+
+    errors = nb._cross_errors(x, y, 3, fits)
+    left = [sorted(set(range(12)) - {int(v) for v in rows}) for rows, _ in seen]
+    assert left == [[0, 3, 6, 7, 10], [1, 4, 8, 11], [2, 5, 9]]
+    assert all(labels == y[[int(v) for v in rows]].tolist() for rows, labels in seen)
+    # a rule that says 0 errs on the rows of class 1: 2 of 5, 2 of 4, 1 of 3
+    assert errors.tolist() == pytest.approx([(2 / 5 + 2 / 4 + 1 / 3) / 3, (3 / 5 + 2 / 4 + 2 / 3) / 3])
+
+
+def test_the_penalty_is_the_one_that_errs_least() -> None:
+    own = torch.Generator().manual_seed(1)
+    y = torch.arange(60) % 2
+    x = torch.cat([y[:, None] + 0.9 * torch.randn(60, 1, generator=own), torch.randn(60, 30, generator=own)], dim=1)
+    errors = nb._cross_errors(x, y, 3, lambda a, b: [logistic(a, b, 2, (penalty,)) for penalty in (1e-6, 1e-2, 1.0)])
+    assert errors.tolist() == pytest.approx([24 / 60, 22 / 60, 25 / 60])
+    expected = logistic(x, y, 2, (1e-2,)).weight
+    torch.testing.assert_close(logistic(x, y, 2, (1e-6, 1e-2, 1.0)).weight, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_that_errs_less_is_taken_and_its_scores_are_cooled() -> None:
+    data = toy("image", "classes")
+    args = (data, Budget(1, 16, 4), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation())
+    found = {head: fit(*args, source="raw", head=head) for head in ("naive-bayes", "logistic", "auto")}
+    x, y = data.train.x.flatten(1), data.train.y
+    errors = nb._cross_errors(
+        x, y, 3, lambda a, b: (naive_bayes(a, b, 3, allow_missing=True), logistic(a, b, 3, (1e-3,)))
+    )
+    assert found["auto"].head == ("naive-bayes", "logistic")[int(errors.argmin())]
+    for head, own in found.items():
+        assert isinstance(own.rule, nb.NaiveBayes) == (own.head == "naive-bayes")
+        assert own.report() == {"naive-bayes": float(own.head == "naive-bayes"), "temperature": own.temperature}
+        scores = own.rule.logits(data.test.x.flatten(1))
+        torch.testing.assert_close(own.predict(data.test), (scores / own.temperature).softmax(dim=1).float())
+        assert own.temperature != 1.0, head
+    assert nb._temperature(torch.tensor([[0.0, float("-inf")]]), torch.tensor([1])) == 1.0
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.0], [2.0, 0.0]])
+    missing = torch.cat([logits, torch.full((4, 1), float("-inf"))], dim=1)
+    seen, y = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 2])
+    assert 0.5 < nb._temperature(logits[seen], y[seen]) < 5
+    assert nb._temperature(missing, y) == pytest.approx(nb._temperature(logits[seen], y[seen]), rel=1e-3)
 
 
 def test_bound_inverts_its_function() -> None:

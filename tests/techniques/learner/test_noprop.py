@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -80,6 +81,76 @@ def test_losses_by_hand() -> None:
     law = torch.distributions.Normal(levels[0].sqrt() * u, (1 - levels[0]).sqrt())
     kl = torch.distributions.kl_divergence(law, torch.distributions.Normal(0.0, 1.0)).sum(dim=1).mean()
     torch.testing.assert_close(prior_divergence(u, float(levels[0])), kl.float(), check_dtype=False)
+
+
+def test_the_loss_of_fm_by_hand() -> None:
+    torch.manual_seed(0)
+    net = NoProp(TABLE, variant="fm")
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    (found,) = net.block_losses(x, y, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    u, t, start = torch.eye(3)[y], torch.rand(6, 1, generator=generator), torch.randn(6, 3, generator=generator)
+    velocity = net.blocks[0](start + t * (u - start), x, t)
+    end = start + t * (u - start) + (1 - t) * velocity
+    own = (velocity - (u - start)).square().sum() / 6 - net.head(end).log_softmax(dim=1)[range(6), y].mean()
+    torch.testing.assert_close(found, own)
+
+
+def test_the_loss_of_ct_by_hand() -> None:
+    torch.manual_seed(0)
+    net = NoProp(TABLE, variant="ct", eta=0.3, embedding="learned", width=8)
+    with torch.no_grad():
+        net.schedule.raw.add_(torch.linspace(-0.5, 0.5, 16))
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    (found,) = net.block_losses(x, y, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    t = torch.rand(6, 1, generator=generator)
+    steps = torch.nn.functional.softplus(net.schedule.raw).double().detach()
+    knots = net.schedule.low.double().detach() + torch.cat([torch.zeros(1), steps.cumsum(0)])
+
+    def log_ratio(at: float) -> float:
+        low = min(int(at * 16), 15)
+        return float(knots[low] + (at * 16 - low) * (knots[low + 1] - knots[low]))
+
+    level = torch.tensor([[1 / (1 + math.exp(-log_ratio(float(v))))] for v in t])
+    slope = [16 * float(steps[int(float(v) * 16)]) * math.exp(log_ratio(float(v))) for v in t]
+    u = net.table[y]
+    z = level.sqrt() * u + (1 - level).sqrt() * torch.randn(6, u.shape[1], generator=generator)
+    gap = (net.blocks[0](z, x, t).softmax(dim=1) @ net.table - u).square().sum(dim=1)
+    ends = [1 / (1 + math.exp(-float(v))) for v in (knots[0], knots[-1])]
+    clear = ends[1] ** 0.5 * u + (1 - ends[1]) ** 0.5 * torch.randn(6, u.shape[1], generator=generator)
+    own = 0.15 * (torch.tensor(slope) * gap).mean() - net.head(clear).log_softmax(dim=1)[range(6), y].mean()
+    torch.testing.assert_close(found, own + prior_divergence(u, ends[0]), atol=1e-4, rtol=1e-4)
+
+
+def test_the_chain_by_hand() -> None:
+    torch.manual_seed(0)
+    net, x = NoProp(TABLE, blocks=3), torch.randn(5, 4)
+    found = net.end(x, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    levels = [float(v) for v in net.levels]
+    z = torch.randn(1, 3, generator=generator).expand(5, 3)
+    with torch.no_grad():
+        for t in range(3):
+            ratio, rest = levels[t] / levels[t + 1], 1 - levels[t]
+            mean = levels[t + 1] ** 0.5 * (1 - ratio) / rest * net.blocks[t](z, x).softmax(dim=1)
+            mean = mean + ratio**0.5 * (1 - levels[t + 1]) / rest * z
+            z = mean + ((1 - levels[t + 1]) * (1 - ratio) / rest) ** 0.5 * torch.randn(1, 3, generator=generator)
+    torch.testing.assert_close(found, z)
+    assert levels == pytest.approx([0.01, 0.01 + 0.98 / 4, 0.01 + 0.98 * 3 / 4, 0.99])
+
+
+def test_examples_of_classes_and_their_embedding() -> None:
+    data = open_dataset("iris").prepare(0)
+    shown = class_examples(data)
+    for c in range(3):
+        own = data.train.x[data.train.y == c]
+        middle = [float((own - row).norm(dim=1).median()) for row in own]
+        assert torch.equal(shown[c], own[middle.index(min(middle))])
+    table = NoProp(data.spec, embedding="prototypes", prototypes=shown).table
+    torch.testing.assert_close(table.mean(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
+    assert float(table.norm(dim=1).mean()) == pytest.approx(1.0)
+    assert not table.requires_grad
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Claims of fast and slow learning (arXiv:2011.05438): quicker recall than by back-propagation alone, and rare classes.
 
 Both ways out get 1,500 updates. While they answer, the controllers of the fast one go on learning, episode by episode, from
-the labels as they come, which is the point of predicted gradients; the other has no such way. Rates were chosen on seeds 1 and 2
-on validation digits, for each task by itself: see `CHOSEN`.
+the labels as they come, which is the point of predicted gradients; the other has no such way. Rates were chosen on the
+validation digits of seed 1, out of two for the fast way out on each task by itself (`CHOSEN`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ CHOSEN = {
     ("recall", "plain"): (3e-3, 0.0),
     ("recall", "fast"): (3e-3, 0.03),
     ("rare", "plain"): (1e-2, 0.0),
-    ("rare", "fast"): (3e-3, 0.03),
+    ("rare", "fast"): (1e-2, 0.3),
 }
 """Rate of the slow way and of the fast updates."""
 RARE, RARE_SHARE = 3, 0.02
-NOTE = "What is tried is a reconstruction."
+NOTE = (
+    "What is tried is a reconstruction. Trained through time the memory recalls after 1,500 updates (0.985 at the second "
+    "presentation, validation rows of seed 1); with fast updates at rates 0.03 and 0.3 it reached 0.762 and 0.555. Of the rare "
+    "class it found 0.216 through time and at best 0.081 with them. That predicted gradients lag behind controllers that move at "
+    "every step is the likely cause; untested."
+)
 
 
 @dataclass(frozen=True)

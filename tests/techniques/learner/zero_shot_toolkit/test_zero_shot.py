@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import skew
 
 from probatum.techniques.learner.zero_shot_toolkit.zero_shot import (
     class_accuracy,
@@ -48,6 +49,48 @@ def test_area_is_one_for_a_perfect_scorer_and_small_for_a_blind_one() -> None:
     assert seen_unseen_area(perfect, y, seen) == pytest.approx(1.0)
     blind = torch.rand(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert 0.0 < seen_unseen_area(blind, y, seen) < 0.45
+
+
+def test_area_by_every_gamma() -> None:
+    own = torch.Generator().manual_seed(3)
+    y, seen = torch.arange(5).repeat(6), torch.tensor([0, 1, 2])
+    scores = torch.randn(30, 5, generator=own, dtype=torch.float64) + torch.nn.functional.one_hot(y, 5)
+    gammas = torch.linspace(-8, 8, 4001)[:, None, None]
+    right = ((scores - gammas * (torch.arange(5) < 3)).argmax(dim=2) == y).double().unflatten(1, (6, 5)).mean(dim=1)
+    old, new = right[:, :3].mean(dim=1), right[:, 3:].mean(dim=1)
+    area = float(((old[:-1] - old[1:]) * (new[:-1] + new[1:]) / 2).sum())
+    assert 0.2 < area < 0.9
+    assert seen_unseen_area(scores, y, seen) == pytest.approx(area, abs=1e-9)
+    one = generalised(scores, y, seen, 0.7)
+    right = (scores - 0.7 * (torch.arange(5) < 3)).argmax(dim=1) == y
+    each = [float(right[y == c].double().mean()) for c in range(5)]
+    a, b = sum(each[:3]) / 3, sum(each[3:]) / 2
+    assert one == pytest.approx((a, b, 2 / (1 / a + 1 / b)))
+
+
+def test_hubness_is_scipys_skewness() -> None:
+    similarity = torch.rand(60, 9, generator=torch.Generator().manual_seed(4))
+    counts = similarity.argmax(dim=1).bincount(minlength=9)
+    assert hubness(similarity) == pytest.approx(float(skew(counts.numpy())))
+    assert hubness(torch.eye(5)) == 0.0  # each column once
+
+
+def test_propagation_is_the_limit_of_its_steps() -> None:
+    own = torch.Generator().manual_seed(5)
+    x, scores = torch.randn(9, 3, generator=own), torch.randn(9, 4, generator=own)
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    similar = (unit @ unit.T).clamp(min=0)
+    graph = torch.zeros(9, 9, dtype=torch.float64)
+    for i in range(9):
+        order = sorted((j for j in range(9) if j != i), key=lambda j: -float(similar[i, j]))
+        for j in order[:3]:
+            graph[i, j] = graph[j, i] = similar[i, j]
+    degree = graph.sum(dim=1)
+    start = scores.double().softmax(dim=1)
+    found = start
+    for _ in range(300):
+        found = 0.7 * (graph / (degree[:, None] * degree).sqrt()) @ found + 0.3 * start
+    torch.testing.assert_close(propagate(x, scores, k=3, share=0.7), found)
 
 
 def test_csls_by_loop_and_against_hubs() -> None:
