@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import interval, mean
+from probatum.claims.tools import Interval, interval, mean
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.cmle.cmle import CMLE
@@ -26,7 +26,13 @@ SPEC = Spec("table", "classes", (11,), 2, numeric=11)
 OWN = 0.3
 WEIGHT, METRIC, DECAYS = 0.3, "mmd-linear", {"light": 0.01, "strong": 3.0}
 CLIP = 20.0
-NOTE = ""
+NOTE = (
+    "x_1, which decides the treatment, tells little of the outcome here, so that balancing takes little away that y needs; where y hangs "
+    "on it as much as on the treatment, nothing was gained in earlier runs. Judged at the weight decay that was best for plain maximum "
+    "likelihood on development seeds 1 and 2 (of 0.01, 1 and 3: 0.641, 0.618, 0.592 where treatments are drawn). There the term gave "
+    "0.571 (0.593 at the light decay), drawn groups 0.585, true propensities 0.599. All arms keep the weights of least validation loss, "
+    "on confounded rows."
+)
 
 
 def world(n: int, generator: torch.Generator, randomised: bool) -> Part:
@@ -100,7 +106,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
         fair = world(20_000, draws, True)
         row = {"seed": float(seed)}
         for name, decay in DECAYS.items():
-            for kind in ("mle", "cmle", "shuffled", "ipw"):
+            for kind in ("mle", "cmle", "shuffled", "ipw") if name == "strong" else ("mle", "cmle"):
                 net = fitted(seed, data, decay, kind)
                 row[f"{name}_{kind}_biased"], row[f"{name}_{kind}_interventional"] = nll(net, data.test), nll(net, fair)
         rows.append(row)
@@ -129,7 +135,7 @@ CLAIMS = (
         "above 0; that on confounded test rows at most 0.02 higher at the upper end",
         data="1,000 drawn rows: x normal in 10 dimensions, t by x_1, y by t, x_2 and a little by x_1",
         run=_run,
-        minutes=2.0,
+        minutes=4.0,
         seeds=tuple(range(201, 209)),
     ),
 )
