@@ -190,6 +190,10 @@ def test_the_halves_are_weighed_by_share_and_what_was_added_before_counts_with_t
         run.loss_hooks = hooks
         torch.testing.assert_close(run.loss_of(run.batch), expected)
         torch.testing.assert_close(run.second_pass(), expected.detach())
+    net(run.train.x)
+    method.before_pass(run, run.batch)
+    with pytest.raises(ValueError, match="did not run"):  # passes before the loop's own are let go
+        method.loss(run, run.batch, torch.zeros(12, 3), first)
     method.detach()
     assert not net.head._forward_hooks
 

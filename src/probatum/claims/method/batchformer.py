@@ -28,7 +28,11 @@ ARM = "batchformer"
 ORDER = (4, 1, 8, 6, 3, 9, 0, 5, 2, 7)
 """Classes from the most rows to the fewest, the same for all seeds: which classes are rare moves their accuracy more than what
 is compared."""
-NOTE = ""
+NOTE = (
+    "400 updates of a network of 24,000 weights, plain and with the block at its default settings, the same classes rare on all seeds. "
+    "Rates are those that were best for the plain network (of 0.001, 0.003 and 0.01) on development seeds 1 to 3. On seeds 1 and 2 rare "
+    "classes gained 1.3 points under balanced softmax (standard error 1.5; overall -0.1) and -0.2 under cross-entropy (3.7; overall +0.6)."
+)
 
 
 class BalancedSoftmax(nn.Module):
@@ -111,7 +115,7 @@ def _claim(id: str, loss: str, words: str) -> Claim:
         run=partial(_run, loss=loss),
         minutes=4.0,
         needs_library=True,
-        seeds=tuple(range(201, 209)),
+        seeds=tuple(range(201, 213)),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import interval, mean
+from probatum.claims.tools import Interval, interval, mean
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.method.cmle.cmle import CMLE
@@ -26,7 +26,13 @@ SPEC = Spec("table", "classes", (11,), 2, numeric=11)
 OWN = 0.3
 WEIGHT, METRIC, DECAYS = 0.3, "mmd-linear", {"light": 0.01, "strong": 3.0}
 CLIP = 20.0
-NOTE = ""
+NOTE = (
+    "x_1, which decides the treatment, tells little of the outcome here, so that balancing takes little away that y needs; where y hangs "
+    "on it as much as on the treatment, nothing was gained in earlier runs. Judged at the weight decay that was best for plain maximum "
+    "likelihood on development seeds 1 and 2 (of 0.01, 1 and 3: 0.641, 0.618, 0.592 where treatments are drawn). There the term gave "
+    "0.571 (0.593 at the light decay), drawn groups 0.585, true propensities 0.599. All arms keep the weights of least validation loss, "
+    "on confounded rows."
+)
 
 
 def world(n: int, generator: torch.Generator, randomised: bool) -> Part:
@@ -100,24 +106,21 @@ def _run(seeds: Sequence[int]) -> Evidence:
         fair = world(20_000, draws, True)
         row = {"seed": float(seed)}
         for name, decay in DECAYS.items():
-            for kind in ("mle", "cmle", "shuffled", "ipw"):
+            for kind in ("mle", "cmle", "shuffled", "ipw") if name == "strong" else ("mle", "cmle"):
                 net = fitted(seed, data, decay, kind)
                 row[f"{name}_{kind}_biased"], row[f"{name}_{kind}_interventional"] = nll(net, data.test), nll(net, fair)
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    for name in DECAYS:
-        for other in ("mle", "shuffled"):
-            gain = interval(
-                [row[f"{name}_{other}_interventional"] - row[f"{name}_cmle_interventional"] for row in rows]
-            )
-            measured |= gain.told(f"{name}_gain_over_{other}")
-        cost = interval([row[f"{name}_cmle_biased"] - row[f"{name}_mle_biased"] for row in rows])
-        measured |= cost.told(f"{name}_biased_cost")
-    holds = measured["strong_gain_over_mle_low"] > 0 and measured["strong_biased_cost_high"] <= 0.02
-    shuffled = measured["strong_gain_over_shuffled_low"] > 0
-    return Evidence(
-        holds, measured, tuple(rows), NOTE, {"balancing drawn groups does less than balancing treatments": shuffled}
-    )
+
+    def gain(name: str, other: str) -> Interval:
+        return interval([row[f"{name}_{other}_interventional"] - row[f"{name}_cmle_interventional"] for row in rows])
+
+    cost = interval([row["strong_cmle_biased"] - row["strong_mle_biased"] for row in rows])
+    over_mle, over_shuffled = gain("strong", "mle"), gain("strong", "shuffled")
+    measured |= over_mle.told("strong_gain") | gain("light", "mle").told("light_gain") | cost.told("strong_biased_cost")
+    measured |= over_shuffled.told("strong_gain_over_drawn_groups")
+    controls = {"balancing drawn groups does less than balancing treatments": over_shuffled.low > 0}
+    return Evidence(over_mle.low > 0 and cost.high <= 0.02, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
@@ -129,7 +132,7 @@ CLAIMS = (
         "above 0; that on confounded test rows at most 0.02 higher at the upper end",
         data="1,000 drawn rows: x normal in 10 dimensions, t by x_1, y by t, x_2 and a little by x_1",
         run=_run,
-        minutes=2.0,
+        minutes=4.0,
         seeds=tuple(range(201, 209)),
     ),
 )
