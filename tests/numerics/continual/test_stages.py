@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    check_stage,
     class_mask,
+    evaluate,
     grow_linear,
     herding,
     kept_bytes,
-    module_bytes,
     pack,
     seen_loss,
     train_stage,
     unpack,
 )
-from probatum.spec import Budget, Optimisation
-from probatum.techniques.stream.class_incremental.growth import Growing, blocks, last_block
-from probatum.techniques.stream.class_incremental.penalties import (
-    PathIntegral,
-    align,
-    distillation,
-    fisher_diagonal,
-    project,
-    quadratic,
-    weights_of,
-)
+from probatum.spec import Batch, Budget, Optimisation, Stage
 
 pytestmark = pytest.mark.fast
 
@@ -160,172 +149,6 @@ def test_training_looks_at_classes_seen_only_and_leaves_the_random_state() -> No
         train_stage(one, x * math.nan, y, Budget(2, 16, 1), Optimisation(), generator(), seen_loss(one, seen))
 
 
-def test_fisher_information_is_the_mean_squared_gradient() -> None:
-    net, x, seen = small().double(), normal(10, 5).double(), class_mask((0, 1, 3), 4)
-    found = fisher_diagonal(net, x, seen, generator(3), chunk=4)
-    draw = generator(3)
-    labels = torch.cat(
-        [
-            torch.multinomial(net(rows).masked_fill(~seen, -math.inf).softmax(1), 1, generator=draw).squeeze(1)
-            for rows in x.split(4)
-        ]
-    )
-    assert not (labels == 2).any()
-    expected = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    for row, label in zip(x, labels, strict=True):
-        net.zero_grad()
-        F.cross_entropy(net(row[None]).masked_fill(~seen, -math.inf), label[None]).backward()
-        for name, p in net.named_parameters():
-            expected[name] += p.grad.square() / 10  # type: ignore[union-attr]
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value.detach())
-        assert bool((found[name] >= 0).all())
-
-
-def test_the_quadratic_penalty_is_zero_at_the_old_weights_and_half_the_weighted_square() -> None:
-    net = small()
-    reference = weights_of(net)
-    importance = {name: torch.rand(p.shape, generator=generator()) for name, p in net.named_parameters()}
-    assert quadratic(net, reference, importance).item() == 0.0
-    with torch.no_grad():
-        for p in net.parameters():
-            p += 0.5
-    expected = sum(float(value.sum()) for value in importance.values()) * 0.25 / 2
-    assert quadratic(net, reference, importance).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_path_integral_by_hand() -> None:
-    net = nn.Linear(2, 1, bias=False)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[1.0, 2.0]]))
-    path = PathIntegral(damping=0.1)
-    path.begin(net)
-    for gradient, step in (([1.0, -2.0], [-0.5, 0.5]), ([2.0, 1.0], [-0.1, 0.2])):
-        net.weight.grad = torch.tensor([gradient])
-        path.before(net, 1.0)
-        with torch.no_grad():
-            net.weight += torch.tensor([step])
-        path.after(net)
-    path.end(net)
-    omega = [0.5 + 0.2, 1.0 - 0.2]
-    expected = [omega[0] / (0.6**2 + 0.1), omega[1] / (0.7**2 + 0.1)]
-    assert path.importance is not None
-    assert path.importance["weight"].flatten().tolist() == pytest.approx(expected, rel=1e-5)
-    path.begin(net)
-    net.weight.grad = torch.zeros(1, 2)
-    path.before(net, 3.0)
-    assert not net.weight.grad.any(), "no penalty where no weight has moved"
-    with torch.no_grad():
-        net.weight += 0.25
-    path.after(net)
-    net.weight.grad = torch.zeros(1, 2)
-    path.before(net, 3.0)
-    assert net.weight.grad.flatten().tolist() == pytest.approx([2 * 3 * 0.25 * value for value in expected], rel=1e-5)
-    path.after(net)
-    path.end(net)
-    assert all(bool((value >= 0).all()) for value in path.importance.values())
-    with pytest.raises(ValueError, match="damping is 0"):
-        PathIntegral(0.0)
-
-
-def test_distillation_is_the_scaled_divergence_and_zero_where_nothing_changed() -> None:
-    output, teacher = normal(8, 5).double().requires_grad_(), normal(8, 5, seed=1).double()
-    p, q = (teacher / 3).softmax(1), (output / 3).softmax(1)
-    torch.testing.assert_close(distillation(output, teacher, 3.0), 9 * (p * (p / q).log()).sum(1).mean())
-    assert float(distillation(teacher, teacher, 2.0)) == pytest.approx(0.0, abs=1e-12)
-    assert torch.autograd.gradcheck(lambda o: distillation(o, teacher, 2.0), (output,))
-
-
-@pytest.mark.parametrize("margin", [0.0, 0.5])
-@pytest.mark.parametrize("seed", range(4))
-def test_projection_solves_the_quadratic_programme(seed: int, margin: float) -> None:
-    memory, gradient = normal(4, 12, seed=seed).double(), normal(12, seed=seed + 50).double()
-    gradient = gradient - 2 * memory.sum(dim=0) * (seed > 0)
-    found = project(gradient, memory, margin)
-    if bool((memory @ gradient >= 0).all()):
-        assert torch.equal(found, gradient)
-        return
-    solved = minimize(
-        lambda v: 0.5 * float(((torch.tensor(v) @ memory) + gradient).square().sum()),
-        [margin + 1.0] * 4,
-        bounds=[(margin, None)] * 4,
-        tol=1e-14,
-    )
-    torch.testing.assert_close(found, gradient + torch.tensor(solved.x) @ memory, atol=1e-3, rtol=1e-3)
-    assert bool((memory @ found >= -1e-8).all())
-    if margin == 0.0:  # nothing that satisfies the constraints is nearer
-        for other in itertools.islice((found + 0.1 * normal(12, seed=s).double() for s in range(200)), 200):
-            if bool((memory @ other >= 0).all()):
-                assert float((other - gradient).norm()) >= float((found - gradient).norm()) - 1e-9
-
-
-def test_projection_takes_repeated_and_empty_memories() -> None:
-    row = normal(12).double()
-    found = project(-row, torch.stack([row, row, 0 * row]))
-    assert float((row @ found).abs()) < 1e-6
-
-
-def test_alignment_makes_mean_norms_equal() -> None:
-    head = nn.Linear(6, 5)
-    with torch.no_grad():
-        head.weight[3:] *= 4
-    before = head.weight.detach().clone()
-    old = class_mask((0, 1, 2), 5)
-    factor = align(head, old, ~old)
-    norms = head.weight.detach().norm(dim=1)
-    assert float(norms[old].mean()) == pytest.approx(float(norms[~old].mean()), rel=1e-5)
-    assert torch.equal(head.weight[old], before[old])
-    torch.testing.assert_close(head.weight[~old], before[~old] * factor)
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_growing_keeps_old_outputs_and_freezes_old_extractors(share: bool) -> None:
-    net = Growing(lambda: small(6), 6, generator(), share)
-    net.grow((4, 1))
-    x = normal(30, 5)
-    net.eval()
-    first = net(x)
-    assert torch.isfinite(first[:, [1, 4]]).all()
-    assert (first[:, [0, 2, 3, 5]] == -math.inf).all()
-    assert net.extra_bytes == 0
-    net.grow((0,))
-    torch.testing.assert_close(net(x)[:, [1, 4]], first[:, [1, 4]])
-    plain = module_bytes(Split(small(6), 6).body)
-    grown = module_bytes(net.bodies)
-    assert grown == 2 * plain if not share else plain < grown < 2 * plain
-    old = {name: value.clone() for name, value in net.bodies[0].state_dict().items()}
-    y = torch.tensor([4, 1, 0]).repeat(10)
-    net.auxiliary = None
-    train_stage(net, x, y, Budget(5, 16, 2), Optimisation(), generator(), seen_loss(net, class_mask((0, 1, 4), 6)))
-    changed = {name for name, value in net.bodies[0].state_dict().items() if not torch.equal(value, old[name])}
-    assert changed == ({"0.weight", "0.bias"} if share else set()), "only what is shared goes on learning"
-
-
-def test_frozen_statistics_stay() -> None:
-    def build() -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-
-    net = Growing(build, 3, generator())
-    net.grow((0, 1))
-    net.train()
-    net(normal(16, 5))
-    net.grow((2,))
-    before = net.bodies[0][1].running_mean.clone()
-    net.train()
-    net(normal(16, 5, seed=1) + 3)
-    assert torch.equal(net.bodies[0][1].running_mean, before)
-    assert not torch.equal(net.bodies[1][1].running_mean, before)
-
-
-def test_the_last_block_begins_at_the_last_weight_matrix() -> None:
-    body = nn.Sequential(
-        nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Sequential(nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2), nn.ReLU())
-    )
-    assert last_block(body) == blocks(body)[2:]
-    with pytest.raises(ValueError, match=r"1 block\(s\)"):
-        last_block(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-
-
 def test_split_finds_a_head_registered_first_and_refuses_what_goes_on_behind() -> None:
     class HeadFirst(nn.Module):
         def __init__(self, ends: bool) -> None:
@@ -344,3 +167,93 @@ def test_split_finds_a_head_registered_first_and_refuses_what_goes_on_behind() -
     assert not any(m._forward_hooks for m in split.modules())
     with pytest.raises(ValueError, match="goes on behind its last linear layer"):
         Split(HeadFirst(ends=False), 4).features(x)
+
+
+def test_a_stage_is_checked_before_anything_is_learned() -> None:
+    x, y = normal(6, 5), torch.tensor([0, 1, 1, 2, 2, 2])
+    check_stage(Stage(0, (0, 1, 2), x, y), 3)
+    check_stage(Stage(1, (2,), x, y), 3, known=[0, 1])
+    check_stage(Stage(2, (), x[:0], y[:0]), 3)
+    for given, words in (
+        (Stage(4, (1,), x, y), r"stage 4 has rows of classes \[0, 2\], which it does not name; name them"),
+        (Stage(4, (0, 1, 2), x, y - 100), r"classes \[-100, -99, -98\], .*leave rows without a label out"),
+        (Stage(4, (0, 3, -1), x, y), r"stage 4 names classes \[3, -1\]; there are classes 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_stage(given, 3)
+
+
+def test_a_training_that_fails_leaves_weights_buffers_and_modes() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net.eval()
+    net[1].train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        if int(net[1].num_batches_tracked) == 3:  # type: ignore[arg-type]
+            raise RuntimeError("in the middle")
+        return output.square().mean()
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train_stage(net, normal(20, 5), torch.zeros(20).long(), Budget(9, 4, 5), Optimisation(0.1), generator(), loss)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [m.training for m in net.modules()] == [False, False, True, False]
+
+
+def test_the_loop_is_adamw_with_a_schedule_clipping_and_hooks() -> None:
+    x, y = normal(8, 5), torch.randint(4, (8,), generator=generator())
+    ours, theirs = small(), small()
+    ours[0].weight.requires_grad_(False)
+    theirs[0].weight.requires_grad_(False)
+    called: list[str] = []
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        assert torch.equal(batch.x, x[batch.index])
+        return F.cross_entropy(output, batch.y)
+
+    optimisation = Optimisation(1e-2, 0.3, lambda step, steps: (step + 1) / steps, 0.05)
+    passed = train_stage(
+        ours, x, y, Budget(4, 8, 1), optimisation, generator(3), loss,
+        gradients=lambda: called.append("gradients"), stepped=lambda: called.append("stepped"),
+    )  # fmt: skip
+    assert called == ["gradients", "stepped"] * 4
+    assert passed == 4 * 8
+    assert not ours.training
+    free = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(free, lr=1.0, weight_decay=0.3)
+    for step in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(x), y).backward()
+        nn.utils.clip_grad_norm_(free, 0.05)
+        optimizer.param_groups[0]["lr"] = 1e-2 * (step + 1) / 4
+        optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_every_row_is_visited_once_before_one_comes_again_and_lone_rows_are_left_out() -> None:
+    seen: list[list[int]] = []
+
+    def loss(batch: Batch, output: Tensor) -> Tensor:
+        seen.append(sorted(batch.index.tolist()))
+        return output.square().mean()
+
+    train_stage(small(), normal(9, 5), torch.zeros(9).long(), Budget(6, 4, 2), Optimisation(), generator(1), loss)
+    assert [len(rows) for rows in seen] == [4] * 6  # 9 = 4 + 4 + 1
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert not set(first) & set(second)
+    seen.clear()
+    train_stage(small(), normal(1, 5), torch.zeros(1).long(), Budget(2, 4, 1), Optimisation(), generator(1), loss)
+    assert seen == [[0, 0]] * 2
+
+
+def test_evaluation_is_in_slices_and_without_gradients() -> None:
+    net = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.9)).train()
+    sizes: list[int] = []
+    net[0].register_forward_hook(lambda _m, _i, output: sizes.append(len(output)))
+    found = evaluate(net, normal(10, 5), 4)
+    torch.testing.assert_close(found, net[0](normal(10, 5)))
+    assert sizes[:3] == [4, 4, 2]
+    assert not found.requires_grad
+    assert not net.training
+    assert evaluate(lambda part: part * 2, normal(0, 5)).shape == (0, 5)

@@ -200,13 +200,14 @@ class Prototypes(Replay):
             super().train(x, y, budget)
 
     def end(self, stage: Stage) -> None:
-        """Means of the stage's classes."""
+        """Means of the stage's classes, and of those whose rows come for the first time."""
         found = self.features(stage.x)
         self.passes += FORWARD * len(stage)
         if not self.means.numel():
             self.means = found.new_zeros(self.s.num_classes, found.shape[1])
         self.shown = self.shown.to(found.device)
-        for c in stage.classes:
+        late = [c for c in stage.y.unique().tolist() if not self.shown[c]]
+        for c in dict.fromkeys([*stage.classes, *late]):
             own = found[stage.y == c]
             if len(own):
                 self.means[c], self.shown[c] = own.mean(dim=0), True

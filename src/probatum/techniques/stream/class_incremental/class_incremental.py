@@ -37,6 +37,7 @@ from probatum.techniques.stream.class_incremental.penalties import (
     distillation,
     fisher_diagonal,
     project,
+    put_weight,
     quadratic,
     weights_of,
 )
@@ -278,8 +279,8 @@ class WA(Distilled):
 
     def stepped(self) -> None:
         """Clip the head."""
-        with torch.no_grad():
-            self.network.head.weight.clamp_(min=0)  # type: ignore[union-attr,operator]
+        head: Any = self.network.head
+        put_weight(head, head.weight.detach().clamp(min=0))
 
     def correct(self) -> None:
         """Align the head."""

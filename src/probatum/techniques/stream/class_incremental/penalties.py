@@ -9,6 +9,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from probatum.numerics.continual.stages import masked
 
@@ -155,5 +156,14 @@ def align(head: nn.Linear, old: Tensor, new: Tensor) -> float:
     """
     norms = head.weight.norm(dim=1)
     factor = float(norms[old].mean() / norms[new].mean().clamp_min(1e-12))
-    head.weight[new] *= factor
+    put_weight(head, torch.where(new[:, None], head.weight * factor, head.weight))
     return factor
+
+
+@torch.no_grad()
+def put_weight(head: nn.Linear, value: Tensor) -> None:
+    """Set a layer's weight in place, through its parametrisation where it has one."""
+    if parametrize.is_parametrized(head, "weight"):
+        head.weight = value  # type: ignore[assignment]
+    else:
+        head.weight.copy_(value)
