@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.checks.stream import reachable
-from probatum.spec import Budget, Stage
+from probatum.spec import Batch, Budget, Optimisation, Stage
 from probatum.techniques.stream import recall
 from probatum.techniques.stream.recall import (
     Recall,
@@ -158,6 +160,102 @@ def test_heads_fit_the_memory() -> None:
     assert learned(1, hidden=None).hidden == 256
 
 
+@pytest.mark.parametrize("kind", ["regression", "cross-entropy"])
+def test_the_whole_loss_and_the_rates_by_hand(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(_heads: nn.Module, z: Tensor, y: Tensor, _b: Budget, how: Optimisation, _o: object, loss: Any) -> None:
+        caught.append((z, y, how, loss))
+
+    caught: list[Any] = []
+    found = learned(1, kind=kind, combined=0.5, old_weight=3.0, later_rate=0.2, floor=0.02)
+    stage = blobs(1, (1, 4))
+    noted = found.heads(stage.x).detach()
+    monkeypatch.setattr(recall, "train_stage", taken)
+    found.observe(stage, BUDGET)
+    z, y, how, loss = caught[0]
+    assert torch.equal(z, stage.x)
+    assert torch.equal(y, (stage.y == 4).long())
+    assert (how.lr, how.weight_decay) == (pytest.approx(0.2 * 2e-3), 0.0)
+    pick = torch.tensor([7, 2, 30, 11])
+    output = torch.randn(4, 4, generator=generator(4))
+    sigma = (noted - noted.mean(dim=0)).square().mean(dim=0).sqrt().clamp_min(0.02)
+    old = (((output[:, :2] - noted[pick]) / sigma) ** 2).sum() / 8
+    new, whole = output[:, 2:], output
+    if kind == "regression":
+        first = ((new.clamp(0, 1) - torch.eye(2)[y[pick]]) ** 2).sum() / 8
+        both = ((whole.clamp(0, 1) - torch.eye(4)[2 + y[pick]]) ** 2).sum() / 16
+    else:
+        first = -new.log_softmax(dim=1)[torch.arange(4), y[pick]].sum() / 4
+        both = -whole.log_softmax(dim=1)[torch.arange(4), 2 + y[pick]].sum() / 4
+    torch.testing.assert_close(loss(Batch(z[pick], y[pick], pick), output), first + 3 * old + 0.5 * both)
+    plain = learner(variance=False, old_weight=2.0)
+    plain.observe(blobs(0, (0, 3)), BUDGET)
+    plain.observe(stage, BUDGET)
+    assert caught[1][2].lr == 2e-3
+    noted = plain.heads.heads[0](stage.x).detach()
+    expected = new_loss(output[:, 2:], y[pick], "regression") + 2 * (output[:, :2] - noted[pick]).square().mean()
+    torch.testing.assert_close(caught[2][3](Batch(z[pick], y[pick], pick), output), expected)
+
+
+def test_outputs_stand_under_their_classes() -> None:
+    found, x = learned(), blobs(0, (0, 3)).x
+    assert found.columns == [0, 3, 1, 4, 2, 5, 6]
+    told = found.predict(x)
+    for head, classes in zip(found.heads.heads, [(0, 3), (1, 4), (2, 5, 6)], strict=True):
+        torch.testing.assert_close(told[:, list(classes)], head(x).detach())
+    alone = found.predict(x, np.int64(1))
+    assert torch.equal(alone[:, [1, 4]], told[:, [1, 4]])
+    assert bool((alone[:, [0, 2, 3, 5, 6]] == -math.inf).all())
+    assert found.passes == pytest.approx((62 + 62 + 93) / 3)
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 7)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    for encoder in ("first-stage", nn.Identity()):
+        found = Recall(7, lambda: net(dtype), generator(1), generator(2), 30_000, encoder=encoder, combined=1.0)
+        for number, classes in enumerate([(0, 3), (1, 4)]):
+            stage = blobs(number, classes)
+            found.observe(Stage(number, classes, stage.x.to(dtype), stage.y), BUDGET)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32  # features of half precision are widened
+        assert found.predict(stage.x.to(dtype)).dtype == wide
+        assert float((found.predict(stage.x.to(dtype), 1).argmax(1) == stage.y).float().mean()) > 0.9
+        assert 0.3 * 30_000 < found.stored_bytes() <= 30_000
+        numbers = sum(p.numel() for p in found.heads.parameters()) + (2 * 16 if encoder == "first-stage" else 0)
+        assert found.stored_bytes() == numbers * (8 if dtype == torch.float64 else 4)
+    close = [learned(2, encoder=nn.Identity()).predict(blobs(0, (0, 3)).x)]
+    found = learner()
+    for number, classes in enumerate([(0, 3), (1, 4)]):
+        stage = blobs(number, classes)
+        found.observe(Stage(number, classes, stage.x.double(), stage.y), BUDGET)
+    close.append(found.predict(blobs(0, (0, 3)).x.double()).float())
+    torch.testing.assert_close(close[0], close[1], atol=2e-2, rtol=2e-2)
+
+
+def test_a_stage_that_fails_leaves_the_heads_and_can_be_shown_again() -> None:
+    found, stage = learned(1), blobs(1, (1, 4))
+    before, heads = found.predict(stage.x), heads_of(found)
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        found.observe(Stage(1, (1, 4), stage.x * math.nan, stage.y), BUDGET)
+    with pytest.raises(ValueError, match="leave rows without a label out"):
+        found.observe(Stage(1, (1, 4), stage.x, stage.y * 0 - 100), BUDGET)
+    assert torch.equal(found.predict(stage.x), before)
+    found.observe(stage, BUDGET)
+    assert len(heads_of(found)) == 2
+    assert all(torch.equal(value, heads[0][name]) or value.ndim for name, value in heads_of(found)[0].items())
+    assert float((found.predict(stage.x, 1).argmax(1) == stage.y).float().mean()) > 0.9
+    first = Recall(7, net, generator(1), generator(2), hidden=24, omega=1e30)  # the encoder learns, the head cannot
+    with pytest.raises(FloatingPointError):
+        first.observe(Stage(0, (0, 3), blobs(0, (0, 3)).x * math.nan, blobs(0, (0, 3)).y), BUDGET)
+    first.omega = 3.0
+    first.observe(blobs(0, (0, 3)), BUDGET)
+    assert float((first.predict(blobs(0, (0, 3)).x).argmax(1) == blobs(0, (0, 3)).y).float().mean()) > 0.9
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -183,6 +281,8 @@ def test_bad_stages() -> None:
     stage = blobs(0, (2, 5))
     with pytest.raises(ValueError, match=r"rows of classes \[5\]"):
         found.observe(Stage(2, (2,), stage.x, stage.y), BUDGET)
+    with pytest.raises(ValueError, match="stage 2 names no class"):
+        found.observe(Stage(2, (), stage.x[:0], stage.y[:0]), BUDGET)
     with pytest.raises(RuntimeError, match="observe a stage first"):
         learner().predict(stage.x)
     with pytest.raises(ValueError, match=r"task is 2; 2 stage\(s\)"):

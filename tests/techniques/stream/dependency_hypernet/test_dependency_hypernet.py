@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -235,12 +236,57 @@ def test_bad_settings(settings: dict[str, object], words: str) -> None:
         learner(**settings)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "mlp"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions(cell: str, dtype: torch.dtype) -> None:
+    own = {"hidden": 16, "task_size": 8, "chunk_size": 8, "chunk": 20, "cell": cell}
+    found = DependencyHypernet(
+        6, lambda: network().to(dtype), generator(1), generator(2), None, Optimisation(5e-3), **own
+    )
+    for stage in STAGES[:2]:
+        found.observe(Stage(stage.number, stage.classes, stage.x.to(dtype), stage.y), BUDGET)
+    held = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {p.dtype for p in found.emitter.parameters()} == {held}
+    for stage in STAGES[:2]:
+        told = found.predict(stage.x.to(dtype), np.int64(stage.number))
+        assert told.dtype == dtype
+        assert float((told.argmax(1) == stage.y).float().mean()) > 0.95
+    numbers = sum(p.numel() * p.element_size() for p in found.emitter.parameters())
+    size = torch.finfo(dtype).bits // 8
+    assert found.stored_bytes() == numbers + 24 * size + 8 - size * (10 * 12 + 12 + 24 + 12 * 6 + 6)
+
+
+def test_a_task_that_fails_is_forgotten_and_can_be_shown_again() -> None:
+    found = learned(1, growth=4, grow_loss=1e-9)
+    before = weights(found, 0)
+    second = STAGES[1]
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        found.observe(Stage(1, second.classes, second.x * math.nan, second.y), BUDGET)
+    assert (len(found.emitter.tasks), len(found.emitter.statistics)) == (1, 1)
+    assert torch.equal(weights(found, 0), before)
+    found.observe(second, BUDGET)
+    assert found.emitter.chunks.sizes == [16, 4]  # grown once  # type: ignore[union-attr]
+    assert float((found.predict(second.x, 1).argmax(1) == second.y).float().mean()) > 0.95
+
+
+def test_what_does_not_grow_runs_fused() -> None:
+    for growth, grows in ((0, False), (2, True)):
+        chunks = learner(growth=growth).emitter.chunks
+        assert isinstance(chunks, RecurrentChunks)
+        assert chunks.grows == grows
+
+
 def test_tasks_that_are_not_known() -> None:
     found = learned(1, inference="off")
     with pytest.raises(KeyError, match="inference is off"):
         found.predict(STAGES[0].x)
     with pytest.raises(KeyError, match=r"task 3 is unknown; 1 task\(s\)"):
         found.predict(STAGES[0].x, 3)
+    for task in (True, "first", -1):
+        with pytest.raises(KeyError, match="is unknown"):
+            found.predict(STAGES[0].x, task)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stage 1 names no class"):
+        found.observe(Stage(1, (), STAGES[0].x[:0], STAGES[0].y[:0]), BUDGET)
     with pytest.raises(KeyError, match="no task has been seen"):
         learner().predict(STAGES[0].x)
     with pytest.raises(ValueError, match=r"rows of classes \[3\]"):

@@ -22,17 +22,20 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def recurrent(independent: bool = False, hidden: int = HIDDEN, numel: int = NUMEL) -> RecurrentChunks:
+def recurrent(
+    independent: bool = False, hidden: int = HIDDEN, numel: int = NUMEL, grows: bool = True
+) -> RecurrentChunks:
     scales = torch.zeros(numel), torch.ones(numel)
-    return RecurrentChunks(*scales, TASK, hidden, CHUNK, EMBED, generator(), independent)
+    return RecurrentChunks(*scales, TASK, hidden, CHUNK, EMBED, generator(), independent, grows)
 
 
 def embeddings(count: int = 3) -> torch.Tensor:
     return torch.randn(count, TASK, generator=generator(1))
 
 
-def test_states_are_those_of_torchs_cell() -> None:
-    made = recurrent()
+@pytest.mark.parametrize("grows", [True, False])
+def test_states_are_those_of_torchs_cell(grows: bool) -> None:
+    made = recurrent(grows=grows)
     cell = nn.LSTMCell(TASK + EMBED, HIDDEN)  # gates in the order enter, keep, new, leave as well
     with torch.no_grad():
         cell.weight_ih.copy_(made.inward[0])
@@ -45,6 +48,20 @@ def test_states_are_those_of_torchs_cell() -> None:
         state = cell(torch.cat([task, chunk.expand(3, -1)], dim=1), state)
         expected.append(state[0])
     torch.testing.assert_close(made.states(task), torch.stack(expected, dim=1))
+
+
+def test_the_fused_operation_gives_the_same_values_and_gradients() -> None:
+    found = []
+    for grows in (True, False):
+        made = recurrent(grows=grows).double()
+        task = embeddings().double().requires_grad_()
+        values, states = made(task)
+        (values.square().sum() + states.sum()).backward()
+        found.append([values, states, task.grad, *(p.grad for p in made.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="grows is False"):
+        made.grow(2, generator())
 
 
 def test_values_are_the_chunks_read_out_cut_and_scaled() -> None:
@@ -74,7 +91,7 @@ def test_growth_leaves_every_value_as_it_is_to_the_bit_and_then_counts() -> None
 
 
 def test_without_recurrence_it_is_the_independent_one() -> None:
-    linked, alone = recurrent(), recurrent(independent=True)
+    linked, alone = recurrent(), recurrent(independent=True, grows=False)
     alone.load_state_dict(linked.state_dict())
     assert not torch.allclose(linked(embeddings())[0], alone(embeddings())[0])
     for made in (linked, alone):

@@ -23,6 +23,22 @@ def test_nearest_equals_the_distances_by_hand_however_it_is_cut() -> None:
     assert nearest(z[:0], keys).shape == (0, 3)
 
 
+@pytest.mark.parametrize(("offset", "wide"), [(0.0, 1.0), (1e4, 1.0), (1e6, 1e3)])
+def test_an_offset_of_the_features_changes_no_choice(offset: float, wide: float) -> None:
+    z = torch.randn(400, 3, 8, generator=generator()) + offset
+    z[..., 0] = wide * torch.randn(400, 3, generator=generator(2)) + offset  # one column with a scale of its own
+    keys = z[:64].transpose(0, 1) + torch.randn(3, 64, 8, generator=generator(1))
+    expected = (z.double()[:, :, None] - keys.double()[None]).square().sum(dim=3).argmin(dim=2)
+    assert float((nearest(z, keys) == expected).float().mean()) > 0.999
+
+
+def test_in_half_precision_the_search_is_that_of_float32() -> None:
+    z, keys = torch.randn(60, 2, 6, generator=generator()), torch.randn(2, 40, 6, generator=generator(1))
+    for dtype in (torch.bfloat16, torch.float16):
+        low, near = z.to(dtype), keys.to(dtype)
+        assert torch.equal(nearest(low, near), nearest(low.float(), near.float()))
+
+
 def test_keys_settle_at_the_means_of_separate_groups() -> None:
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     z = (centres.repeat(100, 1) + 0.1 * torch.randn(300, 2, generator=generator()))[:, None]

@@ -168,6 +168,94 @@ def test_an_encoder_that_learns_is_frozen_after_the_first_stage() -> None:
     assert 8 * 44 * 14 * 4 < found.stored_bytes() <= 20_000
 
 
+@pytest.mark.parametrize("pooling", ["after", "before"])
+def test_steps_on_the_values_by_hand(pooling: str) -> None:
+    found = learner(rate=0.7, temperature=2.0, pooling=pooling)
+    found.observe(blobs(0, (0, 1)), Budget(1, 16, 5))
+    layer = found.bottleneck
+    assert layer is not None
+    with torch.no_grad():
+        layer.values.normal_(generator=generator(4))
+    found.seen[3] = True  # classes 0, 1 and 3 compete
+    z, y = torch.randn(4, 2, 10, generator=generator(5)), torch.tensor([0, 3, 1, 3])
+    values = layer.values.detach().clone()
+    found.train_values(found._features(z), y, Budget(2, 4, 1))
+    pooled = z.mean(dim=1, keepdim=True) if pooling == "before" else z
+    where = torch.stack([layer.indices(row) for row in pooled])  # (n, tokens, codebooks)
+    for _ in range(2):
+        logits = torch.zeros(4, 6)
+        for n in range(4):
+            for t in range(where.shape[1]):
+                for c in range(6):
+                    logits[n] += values[c, where[n, t, c]] / (6 * where.shape[1] * 2.0)
+        logits[:, [2, 4, 5]] = -float("inf")
+        error = (logits.softmax(dim=1) - F.one_hot(y, 6)) / 4
+        moved = values.clone()
+        for n in range(4):
+            for t in range(where.shape[1]):
+                for c in range(6):
+                    moved[c, where[n, t, c]] -= 0.7 * error[n] / (6 * where.shape[1] * 2.0)
+        values = moved
+    torch.testing.assert_close(layer.values.detach(), values, rtol=1e-4, atol=1e-5)
+    assert layer.values.grad is None
+    torch.testing.assert_close(found.predict(z)[:, [0, 1, 3]], layer(found._features(z))[:, [0, 1, 3]].detach())
+
+
+def test_keys_are_rows_or_draws_like_them_before_they_move() -> None:
+    z = 3 + 2 * rows(200)
+    layer = Bottleneck(12, 3, generator(), codebooks=4, pairs=16, key_size=3)
+    layer.prepare(z, generator(1), rounds=0)
+    own = layer.project(z)
+    gaps = torch.cdist(layer.keys.double(), own.double().transpose(0, 1)).amin(dim=2)
+    assert float(gaps.max()) < 1e-6
+    assert all(len(torch.unique(book, dim=0)) == 16 for book in layer.keys)  # no row is drawn twice
+    more = Bottleneck(12, 3, generator(), codebooks=4, pairs=450, key_size=3)
+    more.prepare(z, generator(1), rounds=0)
+    gaps = torch.cdist(more.keys, own.transpose(0, 1)).amin(dim=2)
+    assert 0 < float(gaps.mean()) < 0.2
+    assert all(len(torch.unique(book, dim=0)) == 450 for book in more.keys)
+    normal = Bottleneck(12, 3, generator(), codebooks=4, pairs=4000, key_size=3)
+    normal.prepare(z, generator(1), start="gaussian", rounds=0)
+    torch.testing.assert_close(normal.keys.mean(dim=1), own.mean(dim=0), atol=0.3, rtol=0.05)
+    torch.testing.assert_close(normal.keys.std(dim=1), own.std(dim=0, correction=0), atol=0, rtol=0.06)
+    again = normal.keys.clone()
+    normal.prepare(z, generator(2), rounds=0)  # keys there are moved, not drawn anew
+    assert torch.equal(normal.keys, again)
+
+
+def test_random_projections_keep_lengths_on_average() -> None:
+    layer = Bottleneck(40, 3, generator(), codebooks=300, pairs=2, key_size=5)
+    z = torch.randn(1, 40, generator=generator(2))
+    assert float(layer.project(z).square().sum(dim=2).mean() / z.square().sum()) == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    def network() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 6)).to(dtype)
+
+    found = KeyValueLearner(6, network, generator(1), generator(2), 20_000, codebooks=8)
+    for number, classes in enumerate([(0, 1), (2, 3)]):
+        stage = blobs(number, classes)
+        found.observe(Stage(number, classes, stage.x.to(dtype), stage.y), BUDGET)
+        assert float((found.predict(stage.x.to(dtype), number).argmax(1) == stage.y).float().mean()) > 0.9
+    wide = torch.float64 if dtype == torch.float64 else torch.float32  # features of half precision are widened
+    assert found.predict(stage.x.to(dtype)).dtype == wide
+    size = 8 if dtype == torch.float64 else 4
+    assert found.bottleneck is not None
+    assert found.bottleneck.pairs == (20_000 - 2 * 16 * size) // (8 * 14 * size)
+    assert 15_000 < found.stored_bytes() <= 20_000
+
+
+def test_no_rows_give_no_outputs() -> None:
+    layer = prepared(rows())
+    assert layer(rows()[:0]).shape == (0, 3)
+    assert layer(torch.zeros(0, 5, 12)).shape == (0, 3)
+    torch.testing.assert_close(layer(rows()[:1]), layer(rows())[:1])
+
+
 def test_values_need_keys_and_keys_need_a_frozen_encoder() -> None:
     layer = Bottleneck(12, 3, generator())
     with pytest.raises(RuntimeError, match=r"call prepare\(features, generator\) first"):
