@@ -125,6 +125,27 @@ def test_maps_are_weights_of_the_layer() -> None:
     assert float(maps[0][1, :, :, 4:].abs().max()) == 0
 
 
+def test_maps_are_without_dropout_in_either_mode() -> None:
+    model = text(dropout=0.5)
+    still = model.maps(IDS)
+    model.train()
+    model.blocks[1].eval()
+    for found, expected in zip(model.maps(IDS), still, strict=True):
+        assert torch.equal(found, expected)
+    assert [model.training, model.blocks[0].training, model.blocks[1].training] == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_times_values_is_what_attention_gives(kind: str) -> None:
+    model = text(kind)
+    words, seen = model.begin(IDS)
+    block = model.blocks[0]
+    q, k, v = block.parts(words)
+    torch.testing.assert_close(model.maps(IDS)[0] @ v, block.attend(q, k, v, seen), rtol=1e-4, atol=1e-5)
+    if kind != "linformer":
+        torch.testing.assert_close(model.maps(IDS)[0].sum(-1), torch.ones(2, 3, 8))
+
+
 def test_costs() -> None:
     rows = compare(Aspect(2, 2, width=8, head_size=4, hidden=8), IDS, vocabulary=30, outputs=3, length=9)
     assert [(row["layers"], row["heads"]) for row in rows] == [(1, 4), (2, 2), (4, 1)]
@@ -145,7 +166,7 @@ def test_list_operations_are_evaluated_right() -> None:
     for words, value in known.items():
         assert evaluate(words.split()) == value
     data = list_operations(1, train=50, other=20)
-    assert data.spec.shape == (40,)
+    assert data.spec.shape == (14,)
     assert len(data.train.y) == 50
     for part in (data.train, data.valid, data.test):
         for ids, y in zip(part.x[:20], part.y[:20], strict=True):

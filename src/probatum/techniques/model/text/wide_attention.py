@@ -1,6 +1,6 @@
 """Wide attention: one transformer layer with all the heads of a deep one, instead of many layers with a few.
 
-Paper     Brown et al. 2022, "Wide Attention Is The Way Forward For Transformers?", arXiv:2210.00640
+Paper     Brown, Zhao, Shumailov and Mullins 2022, "Wide Attention Is The Way Forward For Transformers?", arXiv:2210.00640
 Computes  L layers of H heads become k layers of L H / k heads of the same size d_h; an attention's inner width is then its
           heads times d_h, wider than the tokens' d. Blocks hold L (4 d H d_h + 2 d d_ff) weights, so that all but one of the
           feed-forward networks go. On top the mean of the tokens and a linear layer
@@ -8,7 +8,9 @@ Shapes    ids (n, length) int64, 0 = padding on the right -> logits (n, classes)
 Departs   1. layer norm before each branch and learned positions; tokens are averaged, without a class token
           2. seven kinds of attention instead of ten: softmax, local, strided sparse, Longformer (first token global),
              Linformer, linear (elu + 1) and random synthesizer
-          3. small by default: d = 64, d_h = 16, d_ff = 256 and 24 heads in all
+          3. local, sparse and longformer are dense attention under a mask: their patterns, at the time and memory of softmax,
+             which is quadratic in the length; linear and linformer alone are cheaper for long texts
+          4. small by default: d = 64, d_h = 16, d_ff = 256 and 24 heads in all
 """
 
 from __future__ import annotations
@@ -269,12 +271,17 @@ class WideTransformer(nn.Module):
 
     @torch.no_grad()
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Attention weights (n, heads, t, t) of every layer: of a wide network a single one to look at."""
-        words, seen = self.begin(x)
+        """Attention weights (n, heads, t, t) of every layer, without dropout: of a wide network a single one to look at.
+
+        Rows are shares that add up to 1, but for linformer: its are what each position's value counts for through the
+        shortened ones, of either sign and any sum.
+        """
         found = []
-        for block in self.blocks:
-            found.append(block.maps(words, seen))
-            words = block(words, seen)
+        with evaluating(self):
+            words, seen = self.begin(x)
+            for block in self.blocks:
+                found.append(block.maps(words, seen))
+                words = block(words, seen)
         return found
 
 

@@ -121,6 +121,25 @@ def test_class_vectors_stay_in_the_ball() -> None:
     torch.testing.assert_close(lazy.weight, eager.weight)  # the same trajectory as projecting after every step
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+def test_loaded_weights_are_projected_in_either_mode(mode: bool, assign: bool) -> None:
+    far = model().state_dict()
+    far["head.weight"] = far["head.weight"] * 40
+    kept = {name: value.clone() for name, value in far.items()}
+    net = model().train(mode)
+    net.load_state_dict(far, assign=assign)
+    torch.testing.assert_close(net.head.weight.norm(dim=1), torch.full((3,), 3.0))
+    torch.testing.assert_close(F.normalize(net.head.weight, dim=1), F.normalize(kept["head.weight"], dim=1))
+    assert all(torch.equal(value, kept[name]) for name, value in far.items())  # what was given stays as it was
+    free = MaxNormLinear(18, 3, None)
+    free.load_state_dict({"weight": kept["head.weight"], "bias": kept["head.bias"]})
+    assert torch.equal(free.weight, kept["head.weight"])
+    near, other = model(), model()
+    near.load_state_dict(other.state_dict())
+    assert torch.equal(near.head.weight, other.head.weight)
+
+
 def test_projection_keeps_short_rows_and_directions() -> None:
     head = MaxNormLinear(2, 2, max_norm=1.0)
     with torch.no_grad():
@@ -158,6 +177,10 @@ def test_bad_input() -> None:
         model()(torch.zeros(2, 0, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"shape \(12, 8\).*\(30, width\)"):
         build(SPEC, "static", torch.ones(12, 8))
+    broken = given()
+    broken[7, 2] = float("nan")
+    with pytest.raises(ValueError, match="vector of id 7 has values that are not finite"):
+        build(SPEC, "static", broken)
     with pytest.raises(ValueError, match="needs vectors"):
         build(SPEC, "non-static")
     with pytest.raises(ValueError, match="leave vectors out"):

@@ -5,8 +5,8 @@ Computes  c_i = relu(w . x_{i:i+h-1} + b) for widths h in 3, 4, 5 and 100 filter
           class's weight vector longer than 3 is brought back to length 3 after each step
 Shapes    ids (n, length) int64, 0 = padding on the right -> logits (n, classes) or values (n, outputs)
 Departs   1. the norm constraint is applied to the stored weights where they are next used: at the start of a training
-             forward pass and when the model goes into evaluation mode; every use is then of projected weights, as if
-             each step had ended with it, whatever the optimizer; `project()` does it at once
+             forward pass, when the model goes into evaluation mode and when weights are loaded; every use is then of
+             projected weights, as if each step had ended with it, whatever the optimizer; `project()` does it at once
           2. windows that hold no word do not take part in the maximum, so that padding never changes an output
           3. word vectors of width 128 by default, not 300, and the bench's AdamW instead of Adadelta
           4. without downloads, given vectors come from `techniques.model.text.text_cnn.word_vectors` (PPMI, SVD) instead of word2vec; ten-fold
@@ -16,6 +16,7 @@ Departs   1. the norm constraint is applied to the stored weights where they are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def fill_unknown(vectors: Tensor, generator: torch.Generator | None = None) -> T
     a = float((3 * vectors[~missing].var(unbiased=False)).sqrt())
     filled = vectors.clone()
     drawn = torch.rand(int(missing.sum()), vectors.shape[1], generator=generator, dtype=vectors.dtype)
-    filled[missing] = a * (2 * drawn - 1)
+    filled[missing] = (a * (2 * drawn - 1)).to(vectors.device)
     return filled
 
 
@@ -67,15 +68,29 @@ class MaxNormLinear(nn.Linear):
         self.max_norm = max_norm
 
     @torch.no_grad()
+    def within(self, weight: Tensor) -> Tensor:
+        """Rows of a weight that are too long rescaled to just inside the ball; the weight itself where there are none."""
+        if self.max_norm is None:
+            return weight
+        norm = weight.norm(dim=1, keepdim=True)
+        if not bool((norm > self.max_norm).any()):
+            return weight
+        # just inside, so that rounding calls for no second rescaling between a forward pass and its backward
+        inside = self.max_norm * (1 - 4 * torch.finfo(norm.dtype).eps)
+        return torch.where(norm > self.max_norm, weight * (inside / norm), weight)
+
+    @torch.no_grad()
     def project(self) -> None:
         """Rescale rows that are too long to just inside the ball, in place; rows within it keep their bits."""
-        if self.max_norm is None:
-            return
-        norm = self.weight.norm(dim=1, keepdim=True)
-        if bool((norm > self.max_norm).any()):
-            # just inside, so that rounding calls for no second rescaling between a forward pass and its backward
-            inside = self.max_norm * (1 - 4 * torch.finfo(norm.dtype).eps)
-            self.weight.copy_(torch.where(norm > self.max_norm, self.weight * (inside / norm), self.weight))
+        found = self.within(self.weight)
+        if found is not self.weight:
+            self.weight.copy_(found)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        name = f"{prefix}weight"  # torch hands over a dictionary of its own, so that the caller's keeps what it holds
+        if isinstance(state_dict.get(name), Tensor) and state_dict[name].ndim == 2:
+            state_dict[name] = self.within(state_dict[name])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> MaxNormLinear:
         self.project()
@@ -224,6 +239,9 @@ def _check(
         raise ValueError(f"variant {variant!r} {need}")
     if vectors is not None and (vectors.ndim != 2 or len(vectors) != vocabulary):
         raise ValueError(f"vectors have shape {tuple(vectors.shape)}; the vocabulary wants ({vocabulary}, width)")
+    if vectors is not None and not bool(vectors.isfinite().all()):
+        row = int((~vectors.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"the vector of id {row} has values that are not finite; give zeros where a word has none")
     for name, value in (
         ("vocabulary", vocabulary),
         ("width", width),
