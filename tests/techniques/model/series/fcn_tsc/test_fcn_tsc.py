@@ -151,6 +151,27 @@ def test_z_normalisation() -> None:
         assert bool((z_normalise(x)[2, 1] == 0).all())
 
 
+def test_z_normalisation_tells_what_is_constant_by_the_precision_and_has_gradients() -> None:
+    steps = torch.randn(2, 1, 40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    far = 1e8 + 50 * steps  # float64 tells this from a constant, float32 hardly
+    torch.testing.assert_close(z_normalise(far), z_normalise(steps), atol=1e-5, rtol=1e-5)
+    x = steps.clone()
+    x[1] = 7.0
+    x.requires_grad_()
+    with pytest.warns(UserWarning, match="series 1, channel 0"):
+        z_normalise(x)[:, :, :5].sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    assert bool((x.grad[1] == 0).all())
+    assert bool((x.grad[0] != 0).all())
+    assert torch.autograd.gradcheck(z_normalise, (steps[:1],)) if steps.requires_grad_() is steps else False
+    for dtype in (torch.bfloat16, torch.float16):
+        low = (5 + 3 * series()).to(dtype)
+        torch.testing.assert_close(z_normalise(low), z_normalise(low.float()).to(dtype))
+    with pytest.warns(UserWarning, match="constant"):
+        assert bool((z_normalise(torch.full((1, 1, 30), 1e4 / 3)) == 0).all())
+
+
 def test_swapped_axes_and_settings() -> None:
     with pytest.raises(ValueError, match=r"\(n, 128, 3\)"):
         build(Spec("series", "classes", (128, 3), 2))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.spec import Spec
 
 CARD = Card(
@@ -51,8 +52,11 @@ def mpce(errors: Sequence[float], classes: Sequence[int]) -> float:
     return sum(error / count for error, count in zip(errors, classes, strict=True)) / len(errors)
 
 
+@computed_wide
 def z_normalise(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Every channel of every series to mean 0 and deviation 1 over its observed steps; constant ones become 0, with a warning.
+
+    A channel is constant where its deviation is within the rounding of its mean; its gradient is 0.
 
     Args:
         x: (n, channels, time).
@@ -62,14 +66,16 @@ def z_normalise(x: Tensor, mask: Tensor | None = None) -> Tensor:
     count = seen.sum(dim=2, keepdim=True).clamp_min(1)
     mean = (x * seen).sum(dim=2, keepdim=True) / count
     centred = (x - mean) * seen
-    deviation = (centred.square().sum(dim=2, keepdim=True) / count).sqrt()
-    constant = deviation <= 1e-6 * mean.abs().clamp_min(1e-6)
+    variance = centred.square().sum(dim=2, keepdim=True) / count
+    least = 8 * torch.finfo(variance.dtype).eps * mean.detach().abs().clamp_min(1e-6)
+    constant = variance.detach().sqrt() <= least
     if bool(constant.any()):
         row, channel = constant[:, :, 0].nonzero()[0].tolist()
         warnings.warn(
-            f"series {row}, channel {channel} of shape {tuple(x.shape)} is constant: z-normalised to 0", stacklevel=2
+            f"series {row}, channel {channel} of shape {tuple(x.shape)} is constant: z-normalised to 0", stacklevel=3
         )
-    return torch.where(constant, torch.zeros_like(x), centred / deviation)
+    deviation = torch.where(constant, torch.ones_like(variance), variance).sqrt()  # a root of 0 has no gradient
+    return torch.where(constant, torch.zeros_like(centred), centred / deviation)
 
 
 def same_padding(kernel: int) -> tuple[int, int]:
