@@ -111,6 +111,38 @@ def test_pictures_are_of_the_draws_that_decided() -> None:
     assert torch.allclose(found.variance, found.images.var(dim=0, correction=0))
 
 
+def test_a_class_is_decoded_once_for_all_rows() -> None:
+    model = net(draws=6).eval()
+    counted: list[int] = []
+    plain = model.decoder.forward
+    model.decoder.forward = lambda codes: counted.append(len(codes)) or plain(codes)  # type: ignore[method-assign]
+    x = images(40)
+    found = model.explain(x)
+    told = len(found.classes.unique())
+    assert counted == [6 * told]
+    assert found.images.shape == (6, 40, 1, 8, 8)
+    drawn = model.drawn(model.noise)
+    for row in range(40):
+        expected = plain(drawn[:, found.classes[row]])
+        torch.testing.assert_close(found.images[:, row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.variance[row], expected.var(dim=0, correction=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_network_trains_in_other_precisions(dtype: torch.dtype) -> None:
+    model, y = net(near=0.5, draws=3).to(dtype), torch.arange(12) % 3
+    x = images().to(dtype)
+    model.objective(x, model(x), y, nn.NLLLoss()).backward()
+    plain = net(near=0.5, draws=3)
+    plain.objective(images(), plain(images()), y, nn.NLLLoss()).backward()
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        if theirs.grad is not None:
+            gap = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-12)  # type: ignore[union-attr]
+            assert float(gap) < (1e-4 if dtype == torch.float64 else 0.2), name
+    assert model.eval()(x[:1]).dtype == dtype
+    assert model(x[:0]).shape == (0, 3)
+
+
 def test_objective_by_hand() -> None:
     model = net(reconstruction=2.0, near=0.1)
     x, y = images(), torch.arange(12) % 3
@@ -131,6 +163,27 @@ def test_on_the_bench_it_learns() -> None:
     run = fit("prob-psenn(width=8, draws=5)", data, 0, training=Training(steps=80, batch_size=16, lr=1e-2))
     assert float((run.model(data.test.x).argmax(dim=1) == data.test.y).float().mean()) > 0.9
     assert isinstance(build(data.spec), ProbPSENN)
+
+
+def test_the_start_and_the_limits_of_the_terms() -> None:
+    model = net(floor=0.05)
+    size = model.mean.shape[1]
+    torch.testing.assert_close(model.factor(), (0.3 + 0.05) * torch.eye(size).expand(3, -1, -1))
+    assert float(model.log_tau.detach().exp()) == pytest.approx(1 / size)
+    x, y = images(), torch.arange(12) % 3
+    bare = net(reconstruction=0.0, near=0.0)
+    out = bare(x)
+    torch.testing.assert_close(bare.objective(x, out, y, nn.NLLLoss()), F.nll_loss(out.log_p, y))
+    first, again = net(draws=4), net(draws=4)
+    first(x)
+    again.load_state_dict(first.state_dict())  # the stream of draws goes on from there
+    assert torch.equal(first(x).prototypes, again(x).prototypes)
+    fewer = model.eval().each(x, draws=3)
+    torch.testing.assert_close(fewer, model.each(x)[:3])
+    told = model.uncertainty(x)
+    p = model.each(x).exp()
+    torch.testing.assert_close(told.total, -(p.mean(0) * p.mean(0).log()).sum(1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(told.aleatoric, -(p * p.clamp_min(1e-30).log()).sum(2).mean(0), rtol=1e-3, atol=1e-5)
 
 
 def test_rejection_keeps_its_share() -> None:

@@ -50,6 +50,16 @@ def test_distances_equal_cdist() -> None:
     assert float(squared_distances(near, near).min()) >= 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distances_in_half_precision_are_those_of_float32(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z, p = (torch.rand(n, 40, generator=generator).to(dtype) for n in (30, 6))
+    found = squared_distances(z, p)
+    assert found.dtype == dtype
+    expected = (z.double()[:, None] - p.double()).square().sum(dim=2)
+    torch.testing.assert_close(found.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
 def test_logits_depend_on_distances_alone() -> None:
     net = model(prototypes=5).eval()
     z = net.encoder(batch()[0]).double()

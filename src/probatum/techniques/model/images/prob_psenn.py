@@ -1,6 +1,6 @@
 """Probabilistic self-explainable network: a Gaussian prototype for each class, which a decoder shows with its spread.
 
-Paper     de Santi, Vasquez, Parbhoo and Ruiz-Manero 2024, "Uncertainty-Aware Explanations Through Probabilistic
+Paper     Vadillo, Santana, Lozano and Kwiatkowska 2024, "Uncertainty-Aware Explanations Through Probabilistic
           Self-Explainable Neural Networks", arXiv:2403.13740
 Computes  z = f(x); P_k ~ N(mu_k, L_k L_k'), T sets of draws; p(y = k | x) = mean_t softmax_k(-tau |z - P_k^t|^2); loss = -log of that
           + l_rec mean |g(z) - x|^2 + l_near (mean_k min_i |P_k - z_i|^2 + mean_i |z_i - P_y|^2)
@@ -82,6 +82,13 @@ def log_mean_softmax(code: Tensor, prototypes: Tensor, scale: Tensor | float) ->
     ).square()
     each = (-scale * square).log_softmax(dim=2)
     return each.logsumexp(dim=0) - math.log(len(prototypes)), each
+
+
+@computed_wide
+def apart(code: Tensor, prototypes: Tensor, own: Tensor) -> Tensor:
+    """mean_k min_i |P_k - z_i|^2 + mean_i |z_i - P_own|^2: codes (n, D), prototypes (K, D), own (n,) -> a scalar."""
+    to_codes = torch.cdist(prototypes, code).square().amin(dim=1).mean()
+    return to_codes + (code - prototypes[own]).square().sum(dim=1).mean()
 
 
 def split_entropy(each: Tensor) -> Uncertainty:
@@ -190,10 +197,7 @@ class ProbPSENN(nn.Module):
         if self.reconstruction:
             total = total + self.reconstruction * (output.decoded - x).square().mean()
         if self.near:
-            first = output.prototypes[0]
-            to_codes = torch.cdist(first, output.code).square().amin(dim=1).mean()
-            to_own = (output.code - first[target]).square().sum(dim=1).mean()
-            total = total + self.near * (to_codes + to_own)
+            total = total + self.near * apart(output.code, output.prototypes[0], target)
         return total
 
     @torch.no_grad()
@@ -214,8 +218,9 @@ class ProbPSENN(nn.Module):
         prototypes = self.drawn(self.noise)
         code = self.encoder(x)
         classes = log_mean_softmax(code, prototypes, self.log_tau.exp())[0].argmax(dim=1)
-        flat = self.decoder(prototypes[:, classes].flatten(0, 1))
-        images = flat.reshape(len(prototypes), len(x), *flat.shape[1:])
+        told, place = classes.unique(return_inverse=True)  # a class is decoded once, however many rows are told as it
+        flat = self.decoder(prototypes[:, told].flatten(0, 1))
+        images = flat.reshape(len(prototypes), len(told), *flat.shape[1:])[:, place]
         return Explanation(classes, images, images.var(dim=0, correction=0))
 
 

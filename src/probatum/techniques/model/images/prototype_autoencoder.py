@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.images.codes import ACTS, CODE, halvings, make_decoder, make_encoder
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.spec import Spec
 
 CARD = Card(
@@ -50,6 +51,7 @@ class Output(NamedTuple):
     code: Tensor
 
 
+@computed_wide
 def squared_distances(z: Tensor, p: Tensor) -> Tensor:
     """|z_i - p_j|^2 by expansion, cut at 0 where rounding would make it negative: (n, q), (m, q) -> (n, m)."""
     return ((z * z).sum(1, keepdim=True) - 2 * z @ p.T + (p * p).sum(1)).clamp_min(0)

@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         stride_on: str = "3x3",
     ) -> None:
         super().__init__()
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         kernel, stride = (7, 2) if style == "imagenet" else (3, 1)
         stem: list[nn.Module] = [nn.Conv2d(channels, widths[0], kernel, stride, kernel // 2, bias=False)]
         stem += [nn.BatchNorm2d(widths[0]), nn.ReLU()]
@@ -159,15 +159,25 @@ class ResNet(nn.Module):
 
 
 def initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """He's normal start for convolutions (fan out), the linear default for heads; shortcuts are drawn last."""
+    """He's normal start for convolutions (fan out), the linear default for heads; shortcuts are drawn last.
+
+    Drawn on the generator's device, so that a network built on another one (or on "meta") starts alike.
+    """
+
+    def fresh(value: Tensor) -> Tensor:
+        return torch.empty(value.shape, dtype=value.dtype, device=generator.device)
+
     modules = list(net.named_modules())
-    for _, module in sorted(modules, key=lambda pair: ".shortcut" in pair[0]):
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    with torch.no_grad():
+        for _, module in sorted(modules, key=lambda pair: ".shortcut" in pair[0]):
+            if isinstance(module, nn.Conv2d):
+                drawn = fresh(module.weight)
+                nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu", generator=generator)
+                module.weight.copy_(drawn)
+            elif isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                for value in (module.weight, module.bias):
+                    value.copy_(nn.init.uniform_(fresh(value), -bound, bound, generator=generator))
 
 
 class Residual(nn.Module):
