@@ -1,7 +1,8 @@
 """Claims of dependency-preserving hypernetworks (arXiv:2209.07712): an LSTM that makes the weights beats a chunked MLP.
 
 Tasks are told at prediction. Both hypernetworks make the same MLP in the same 137 chunks, and the chunked MLP has no fewer
-parameters. RATES_NOTE
+parameters. Each has the better of the rates 3e-3 and 1e-2 by the mean of the last accuracies of both benchmarks on seeds 1 and
+2; fine-tuning has the LSTM's, so that what it forgets is not for a slower rate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.frozen_stream import Learner
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.library import library, subset
 from probatum.measure.continual import continual
 from probatum.spec import Budget, Optimisation, Part, Stage
@@ -28,7 +29,12 @@ BUDGET = Budget(250, 64, 25)
 HIDDEN, CHUNK = 32, 128
 BETA = {"lstm": 0.1, "mlp": 0.1}
 MOST_FORGOTTEN, LEAST_FORGOTTEN = 0.01, 0.20
-RATES = {"lstm": 1e-2, "mlp": 1e-2, "finetune": 1e-3}
+RATES = {"lstm": 1e-2, "mlp": 3e-3, "finetune": 1e-2}
+
+NOTE = (
+    "A small MLP of 17,418 weights in 137 chunks of 128, images of 14 x 14 pixels, 250 steps a task. At the LSTM's rate the chunked "
+    "MLP did not train on one of two development seeds, so that it has one of its own."
+)
 
 
 def network() -> nn.Module:
@@ -114,22 +120,18 @@ def row_of(seed: int, names: Sequence[str] = ("lstm", "mlp", "finetune")) -> dic
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = [row_of(seed) for seed in seeds]
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    held = []
+    held, controls = [], {}
     for benchmark in BENCHMARKS:
-        won = sum(row[f"{benchmark}_lstm"] > row[f"{benchmark}_mlp"] for row in rows)
-        measured[f"{benchmark}_wins"] = float(won)
-        held += [
-            won >= 0.8 * len(rows),
-            measured[f"{benchmark}_lstm_forgetting"] <= MOST_FORGOTTEN,
-            measured[f"{benchmark}_finetune_forgetting"] >= LEAST_FORGOTTEN,
-        ]
+        gain = interval([row[f"{benchmark}_lstm"] - row[f"{benchmark}_mlp"] for row in rows])
+        measured |= gain.told(f"{benchmark}_gain")
+        held += [gain.low > 0, measured[f"{benchmark}_lstm_forgetting"] <= MOST_FORGOTTEN]
+        lost = measured[f"{benchmark}_finetune_forgetting"]
+        controls[f"fine-tuning at the LSTM's rate forgets 20 points on {benchmark}"] = lost >= LEAST_FORGOTTEN
+        controls[f"the chunked MLP keeps old tasks on {benchmark}"] = (
+            measured[f"{benchmark}_mlp_forgetting"] <= MOST_FORGOTTEN
+        )
     measured |= {f"{cell}_parameters": _parameters(hypernet(cell, seeds[0])) for cell in ("lstm", "mlp")}
-    note = (
-        "At the same chunks, sizes, steps and care in choosing, the two hypernetworks are within a point of each other, where the "
-        "set-up leaves little to win: 23 chunks of a small MLP, images of 14 x 14 pixels, 250 steps a task. On the split digits "
-        "fine-tuning forgets less than 20 points, as the task is told and each needs two outputs of its own."
-    )
-    return Evidence(all(held), measured, tuple(rows), note)
+    return Evidence(all(held), measured, tuple(rows), NOTE, controls)
 
 
 def _parameters(learner: DependencyHypernet) -> float:
@@ -140,11 +142,12 @@ CLAIMS = (
     Claim(
         id="dependency-helps",
         says="Weights made chunk after chunk by an LSTM serve tasks better than chunks made apart, and old tasks are kept.",
-        threshold="on both benchmarks: last accuracy above the chunked MLP's on 4 of 5 seeds, mean forgetting at most 1 point, and "
-        "fine-tuning's at least 20",
+        threshold="on both benchmarks the 90 % paired interval of the last accuracy's gain over the chunked MLP begins above 0, and "
+        "mean forgetting is at most 1 point",
         data="10,000 images of MNIST at 14 x 14: five tasks of two digits, and five permutations of the pixels",
         run=_run,
-        minutes=3.0,
+        minutes=4.0,
         needs_library=True,
+        seeds=tuple(range(201, 211)),
     ),
 )

@@ -262,6 +262,126 @@ def test_bic_fits_two_numbers_that_a_search_cannot_better_and_applies_them_once(
     torch.testing.assert_close(found.predict(x), told)
 
 
+def test_ewc_and_lwf_and_icarl_by_hand_where_weights_moved() -> None:
+    found, _, batch = begun("ewc", strength=7.0)
+    fisher = {name: value.clone() for name, value in found.fisher.items()}  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for p in found.network.parameters():
+            p += 0.1
+    output = found.network(batch.x).detach()
+    plain = F.cross_entropy(output, batch.y)
+    torch.testing.assert_close(
+        found.loss(batch, output).detach(), plain + 7.0 * sum(f.sum() for f in fisher.values()) * 0.01 / 2
+    )
+    found.end(stages()[2])
+    assert all(bool((found.fisher[name] >= value).all()) for name, value in fisher.items())  # type: ignore[attr-defined]
+
+    found, _, batch = begun("lwf", strength=0.7, temperature=3.0)
+    before = found.network(batch.x).detach()
+    moved = before + torch.randn(6, generator=generator(8))
+    p, q = ((value[:, [0, 1, 3, 4]] / 3.0).softmax(dim=1) for value in (before, moved))
+    kept = 9 * (p * (p / q).log()).sum(dim=1).mean()
+    new = F.cross_entropy(moved[:, [2, 5]], (batch.y == 5).long())
+    torch.testing.assert_close(found.loss(batch, moved), new + 0.7 * kept)
+
+    found, third, batch = begun("icarl")
+    assert len(batch.y) == len(third) + len(found.exemplars)
+    before = found.network(batch.x).detach()
+    target = F.one_hot(batch.y, 6).float()
+    target[:, [0, 1, 3, 4]] = before[:, [0, 1, 3, 4]].sigmoid()
+    moved = before + torch.randn(6, generator=generator(8))
+    p = moved.sigmoid()
+    expected = -(target * p.log() + (1 - target) * (1 - p).log()).sum(dim=1).mean()
+    torch.testing.assert_close(found.loss(batch, moved), expected)
+    pick = torch.tensor([4, 1])
+    part = found.loss(Batch(batch.x[pick], batch.y[pick], pick), moved[pick])
+    torch.testing.assert_close(part, -(target * p.log() + (1 - target) * (1 - p).log())[pick].sum(dim=1).mean())
+
+
+def test_the_first_stage_is_plain_for_all_that_look_back() -> None:
+    first = stages()[0]
+    for method in ("ewc", "lwf", "wa", "bic"):
+        found = learner(method).learner
+        found.seen = torch.isin(torch.arange(6), torch.tensor(first.classes))
+        x, y = found.begin(first)
+        found.plain_loss = seen_loss(found.network, found.seen)
+        output = torch.randn(len(y), 6, generator=generator())
+        expected = F.cross_entropy(output[:, [0, 3]], (y == 3).long())
+        torch.testing.assert_close(found.loss(Batch(x, y, torch.arange(len(y))), output), expected)
+
+
+@pytest.mark.parametrize(("share", "each"), [(0.1, 1), (0.25, 3), (0.5, 6)])
+def test_bic_holds_out_its_share_of_the_rarest_class(share: float, each: int) -> None:
+    found = learned("bic", 2000, count=1, held_out=share).learner
+    second = stages()[1]
+    few = torch.cat([(second.y == 1).nonzero()[:13, 0], (second.y == 4).nonzero()[:30, 0]])
+    found.old, found.seen = found.seen.clone(), found.seen | torch.isin(torch.arange(6), torch.tensor((1, 4)))
+    assert len(found.exemplars.of(0)) > 14
+    _, y = found.begin(Stage(1, (1, 4), second.x[few], second.y[few]))
+    assert y.bincount(minlength=6)[[1, 4]].tolist() == [13 - each, 30 - each]
+    held: tuple[Tensor, Tensor] = found.held  # type: ignore[attr-defined]
+    assert held[1].bincount(minlength=6).tolist() == [each, each, 0, each, each, 0]
+    lone = learned("bic", 2000, count=1).learner
+    lone.old, lone.seen = lone.seen.clone(), found.seen
+    lone.begin(Stage(1, (1, 4), second.x[[0, 1]], second.y[[0, 1]]))  # one row of a class: none can be spared
+    assert lone.held is None  # type: ignore[attr-defined]
+
+
+def test_passes_by_hand() -> None:
+    rows, steps, third = 80, 30, 1 / 3
+    assert learned("ewc").passes == pytest.approx(3 * 480 + 3 * rows)
+    assert learned("si").passes == 3 * 480
+    gem = learned("gem", 3000, count=2)
+    kept = min(16, 2 * len(learned("gem", 3000, count=1).learner.exemplars.of(0)))
+    assert gem.passes == pytest.approx(2 * 480 + steps * kept + 2 * rows * third)
+    wa = learned("wa", 600, count=2)
+    first = learned("wa", 600, count=1)
+    assert first.passes == pytest.approx(480 + rows * third)
+    mixed = rows + len(first.learner.exemplars)
+    batches = [16] * (mixed // 16) + ([mixed % 16] if mixed % 16 > 1 else [])
+    trained = sum((batches * 30)[:steps])
+    assert wa.passes == pytest.approx(480 + trained + (2 * rows + mixed) * third)
+
+
+def test_der_adds_the_auxiliary_loss_of_the_newest_features() -> None:
+    found = learned("der", 20_000, count=1, strength=0.3).learner
+    second = stages()[1]
+    found.old, found.seen = found.seen.clone(), found.seen | torch.isin(torch.arange(6), torch.tensor((1, 4)))
+    x, y = found.begin(second)
+    grown: Any = found.network
+    newest = torch.randn(len(y), 16, generator=generator())
+    found.newest = newest  # type: ignore[attr-defined]
+    output = torch.randn(len(y), 6, generator=generator(1))
+    batch, before = Batch(x, y, torch.arange(len(y))), found.passes
+    place = torch.tensor([0, 1, 0, 0, 2, 0])[y]  # any older class, then the new ones in order
+    expected = F.cross_entropy(output, y) + 0.3 * F.cross_entropy(grown.auxiliary(newest), place)
+    torch.testing.assert_close(found.loss(batch, output), expected)
+    assert found.passes == pytest.approx(before + len(y) / 3)  # the frozen extractor's pass forward
+    state = {name: value.clone() for name, value in grown.state_dict().items()}
+    found.balance(x, y, Budget(5, 16, 5))  # type: ignore[attr-defined]
+    moved = {name for name, value in grown.state_dict().items() if not torch.equal(value, state[name])}
+    assert moved == {"head.weight", "head.bias"}
+    fewest = int(y.bincount(minlength=6)[[0, 1, 3, 4]].min())
+    assert found.passes == pytest.approx(before + len(y) / 3 + 4 * fewest * 2 / 3 + 5 * 16)
+    found.end(second)
+    assert grown.auxiliary is None
+
+
+def test_the_last_fifth_of_ders_steps_balances_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = learned("der", 20_000, count=1)
+    taken: list[tuple[str, int]] = []
+    inner: Any = found.learner
+    plain = inner.balance
+    monkeypatch.setattr(
+        inner, "balance", lambda x, y, budget: taken.append(("balance", budget.steps)) or plain(x, y, budget)
+    )
+    before = found.passes
+    found.observe(stages()[1], Budget(30, 16, 5))
+    assert taken == [("balance", 6)]
+    assert found.passes > before
+    assert len(inner.newest) == 0
+
+
 def test_wa_keeps_the_head_from_falling_below_zero() -> None:
     for count in (1, 2):
         head = learned("wa", 2000, count=count).learner.network.head
