@@ -80,3 +80,14 @@ def test_features_far_from_zero_and_single_rows() -> None:
     (single,) = fit_softmax(x[:1], y[:1], 3, [0.1])
     assert torch.equal(single.scale, torch.ones(5, dtype=torch.float64))
     assert int(single.logits(x[:1]).argmax()) == int(y[0])
+
+
+def test_nothing_of_a_graph_goes_in_or_comes_out() -> None:
+    x, y = problem()
+    x.requires_grad_()
+    with torch.no_grad():
+        (found,) = fit_softmax(x, y, 3, [0.1])
+    assert x.grad is None
+    assert not found.weight.requires_grad
+    assert not found.bias.requires_grad
+    assert not found.mean.requires_grad

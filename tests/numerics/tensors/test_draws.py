@@ -56,14 +56,14 @@ def test_an_accelerator_that_is_not_in_use_is_neither_started_nor_seeded(monkeyp
     for name in ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, touched)
     with own_draws(torch.Generator().manual_seed(3)):
-        torch.rand(4)
+        first = torch.rand(4)
     asked: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(int(device)))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: asked.append(int(device)))
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
     with own_draws(torch.Generator().manual_seed(3)):
-        torch.rand(4)
+        assert torch.equal(torch.rand(4), first)
     assert asked == [0, 0]  # its stream was taken and put back
 
 

@@ -66,3 +66,9 @@ def test_reals_without_a_dimension_are_no_rows(output: tuple[int, ...], target: 
     with pytest.raises(ValueError, match="expected one target for each output"):
         real_targets(torch.zeros(output), torch.zeros(target))
     assert real_targets(torch.zeros(()), torch.ones(())) == 1
+
+
+def test_codes_are_not_looked_at_where_that_would_wait_for_a_device() -> None:
+    codes = torch.zeros(3, dtype=torch.int64, device="meta")  # reading its values is an error
+    assert check_codes(codes, 2) is None
+    assert class_codes(codes[:, None], 3, 2).shape == (3,)

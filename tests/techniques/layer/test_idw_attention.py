@@ -397,3 +397,12 @@ def test_values_learn_ten_times_as_fast_and_slopes_at_a_key_vanish() -> None:
     torch.testing.assert_close(found[0], -(1e-3 + distances).log())
     found[0, 0].backward()
     assert torch.equal(at.grad, torch.zeros(1, 2))
+
+
+def test_first_keys_come_from_the_generator() -> None:
+    own = torch.Generator().manual_seed(0)
+    assert torch.equal(InverseDistanceHead(4, 3, keys=5).keys, torch.randn(5, 4, generator=own))
+    own = torch.Generator().manual_seed(9)
+    made = InverseDistanceHead(4, 3, keys=5, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(made.keys, torch.randn(5, 4, generator=own))
+    assert not made.raw_values.any()

@@ -245,3 +245,10 @@ def test_the_norm_of_a_layer_in_half_precision_is_summed_in_float32() -> None:
     assert (value.dtype, float(value.detach())) == (torch.float16, pytest.approx(460.125, rel=1e-3))
     value.backward()
     torch.testing.assert_close(head.weight.grad, torch.full_like(head.weight, 1.5e-4))
+
+
+def test_one_score_is_of_two_classes() -> None:
+    with pytest.raises(ValueError, match=r"the label 2; with 2 classes"):
+        hinge(torch.zeros(3), torch.tensor([0, 1, 2]))
+    ignored = hinge(torch.tensor([0.5, 0.5]), torch.tensor([-100, 0]))
+    assert ignored.tolist() == [0.0, 2.25]

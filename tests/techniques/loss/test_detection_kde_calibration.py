@@ -164,9 +164,10 @@ def test_the_loss_by_scipy(per_class: bool, power: int) -> None:
     else:
         top = p.max(axis=1)
         error = (np.abs(left_out(top, p.argmax(axis=1) == codes, 0.2) - top) ** power).mean()
-    loss = KernelCalibrationLoss(0.7, 0.2, per_class, power)
-    assert float(loss(output, target)) == pytest.approx(plain + 0.7 * error)
-    assert float(loss(output, target[:, None])) == pytest.approx(plain + 0.7 * error)
+    for weight in (0.7, 1.0):
+        loss = KernelCalibrationLoss(weight, 0.2, per_class, power)
+        assert float(loss(output, target)) == pytest.approx(plain + weight * error)
+        assert float(loss(output, target[:, None])) == pytest.approx(plain + weight * error)
 
 
 def test_one_threshold_score_at_its_ends_and_no_labels() -> None:
@@ -187,3 +188,11 @@ def test_one_threshold_score_at_its_ends_and_no_labels() -> None:
         with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
             KernelCalibrationLoss(**settings)
     assert KernelCalibrationLoss(weight=0.0, bandwidth=10, power=4).weight == 0
+
+
+@pytest.mark.parametrize("link", ["threshold", "identity"])
+def test_overlaps_get_no_gradient(link: str) -> None:
+    s, u = (0.1 + 0.8 * uniform(7)).requires_grad_(), uniform(7, 1).requires_grad_()
+    detection_penalty(s, u, torch.ones(7, dtype=torch.bool), link=link, bandwidth=0.2).backward()
+    assert s.grad is not None
+    assert u.grad is None

@@ -263,3 +263,10 @@ def test_soft_targets_cost_no_more_than_their_classes() -> None:
         loss = encouraging_loss(output, torch.full((2, classes), 1 / classes), log_end=log_end, smoothing=0.1)
         loss.sum().backward()
         torch.testing.assert_close(loss, torch.full((2,), math.log(classes) + math.log1p(-1 / classes)))
+
+
+def test_soft_targets_without_a_log_end_keep_the_rest_of_a_probability_that_rounds_to_one() -> None:
+    output = torch.tensor([[40.0, 0.0, -3.0]])
+    expected = math.log(1 + math.exp(-3)) - 40
+    for target in (torch.tensor([0]), torch.tensor([[1.0, 0.0, 0.0]])):
+        assert float(encouraging_loss(output, target, log_end=1.0)) == pytest.approx(expected, rel=1e-6)

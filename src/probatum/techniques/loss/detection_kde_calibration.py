@@ -82,16 +82,17 @@ def detection_penalty(
         raise ValueError(
             f"scores {tuple(scores.shape)}, overlap {tuple(overlap.shape)}, right_class {tuple(right_class.shape)}; give (n,) each"
         )
+    overlap = overlap.detach()
     if len(overlap) and not (float(overlap.min()) >= 0 and float(overlap.max()) <= 1 + 1e-6):
         raise ValueError(f"overlaps span {float(overlap.min()):.4g} to {float(overlap.max()):.4g}; IoU lies in [0, 1]")
     if link not in LINKS:
         raise ValueError(f"link is {link!r}; use one of {', '.join(LINKS)}")
     _check(1.0, bandwidth, power)
     if link == "identity":
-        return kernel_calibration_error(scores, overlap.detach(), bandwidth, power)
+        return kernel_calibration_error(scores, overlap, bandwidth, power)
     if not thresholds:
         raise ValueError("thresholds is empty; give one or more in [0, 1]")
-    reached = overlap.detach()[:, None] >= overlap.new_tensor(list(thresholds))[None]
+    reached = overlap[:, None] >= overlap.new_tensor(list(thresholds))[None]
     hits = torch.logical_and(reached, right_class[:, None]).to(scores.dtype)  # (n, thresholds)
     kernel_calibration_error(scores.detach(), hits[:, 0], 1.0)  # says what is wrong with scores, if anything is
     width = best_bandwidth(scores) if bandwidth is None else bandwidth

@@ -314,3 +314,10 @@ def test_a_loss_by_hand() -> None:
     loss = sparsemax_loss(z, torch.tensor([[0.5, 0.5, 0.0]]))
     (3 * loss).sum().backward()
     torch.testing.assert_close(z.grad, torch.tensor([[0.6, -0.6, 0.0]], dtype=torch.float64))
+
+
+def test_one_masked_line_among_others_and_one_class() -> None:
+    z = torch.tensor([[0.0, 1.0], [float("-inf"), float("-inf")]])
+    with pytest.raises(ValueError, match="masked"):
+        sparsemax(z)
+    assert sparsemax_loss(torch.zeros(2, 1), torch.tensor([-100, 0])).tolist() == [0.0, 0.0]
