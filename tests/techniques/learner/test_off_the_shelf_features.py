@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.checks.toy import toy
+from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone
-from probatum.spec import Budget, Optimisation
+from probatum.spec import Budget, Optimisation, Part
 from probatum.techniques.learner import off_the_shelf_features as shelf
 from probatum.techniques.learner.off_the_shelf_features import (
     Machines,
@@ -72,6 +74,9 @@ def test_signed_power_keeps_signs_and_length() -> None:
     found = unit(x, 0.5)
     assert torch.equal(found.sign(), x.sign())
     assert torch.allclose(found.norm(dim=1), torch.ones(60, dtype=torch.float64))
+    # 4, -9, 0 -> 2, -3, 0 -> by the root of 13
+    torch.testing.assert_close(unit(torch.tensor([[4.0, -9.0, 0.0]]), 0.5), torch.tensor([[2.0, -3.0, 0.0]]) / 13**0.5)
+    torch.testing.assert_close(unit(torch.tensor([[8.0, 1.0]]), 1 / 3), torch.tensor([[2.0, 1.0]]) / 5**0.5)
 
 
 def test_extraction_leaves_the_network_as_it_was() -> None:
@@ -87,7 +92,7 @@ def test_extraction_leaves_the_network_as_it_was() -> None:
     model.eval()
     with torch.no_grad():
         assert torch.allclose(model[6](extract(model, x)), model(x), atol=1e-6)
-    assert usable_layers(model, x) == ["2", "penultimate"] or usable_layers(model, x)[-1] == "penultimate"
+    assert usable_layers(model, x) == ["2", "penultimate"]
 
 
 def test_whitened_references_have_unit_covariance_and_queries_do_not_matter() -> None:
@@ -144,6 +149,17 @@ def test_variants_are_moved_and_turned_images() -> None:
     assert torch.equal(found[0], x)
     assert torch.equal(found[1][:, :, 1:, 1:], x[:, :, :-1, :-1])  # shifted by one pixel
     assert len(variants(torch.rand(3, 4))) == 1
+    assert [len(variants(x, *which)) for which in ((True, False), (False, True), (False, False))] == [5, 3, 1]
+    place = (2 * torch.arange(31) + 1) / 31 - 1
+    across, down = place[None, :].expand(31, 31), place[:, None].expand(31, 31)
+    wide = variants((across + 3 * down)[None, None])
+    for k, (dy, dx) in enumerate(((-3, -3), (-3, 3), (3, -3), (3, 3)), start=1):  # a tenth of the side
+        moved = (across + 2 * dx / 31) + 3 * (down + 2 * dy / 31)
+        torch.testing.assert_close(wide[k][0, 0, 3:-3, 3:-3], moved[3:-3, 3:-3])
+    for k, angle in ((5, -10.0), (6, 10.0)):
+        c, d = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        turned = (c * across - d * down) + 3 * (d * across + c * down)
+        torch.testing.assert_close(wide[k][0, 0, 6:-6, 6:-6], turned[6:-6, 6:-6], atol=1e-5, rtol=0)
 
 
 def test_patches_and_their_distance_by_hand() -> None:
@@ -202,6 +218,42 @@ def test_equal_accuracies_are_told_apart_by_margins() -> None:
     each = {c: cross_validate([dim], y, 2, (c,))[1:] for c in (1e-3, 1.0, 10.0)}
     assert each[penalty] == max(each.values())
     assert most == each[penalty][1]
+
+
+def test_machines_of_variants_by_hand() -> None:
+    x, y = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    features = Backbone(net().eval())
+    found = off_the_shelf(features, x, y, 3, layers=["2"], penalties=(1.0,), augment=True)
+    shown = [unit(features.network[:3](one).detach().flatten(1), 0.5) for one in variants(x)]
+    own = Machines(torch.cat(shown), y.repeat(7), 3, 1.0)
+    torch.testing.assert_close(found.machines.weight, own.weight)
+    torch.testing.assert_close(found.scores(x), sum(own.scores(one) for one in shown) / 7, atol=1e-6, rtol=1e-6)
+    assert found.temperature == 1.0
+    plain = off_the_shelf(features, x, y, 3, layers=["2"], penalties=(1.0,))
+    expected = Machines(unit(features.network[:3](x).detach().flatten(1)), y, 3, 1.0)
+    torch.testing.assert_close(plain.machines.weight, expected.weight)
+    p = plain.predict(Part(x, y, y))
+    torch.testing.assert_close(p, expected.scores(unit(features.network[:3](x).detach().flatten(1))).softmax(1).float())
+    assert found.report() == {"layer 2": found.choice.accuracy, "penalty": 1.0}
+
+
+def test_the_temperature_is_of_classes_that_have_machines() -> None:
+    data = toy("image", "classes")
+    kept = data.train.y < 2
+    train = Part(data.train.x[kept], data.train.y[kept], data.train.rows[kept])
+    args = (Budget(10, 16, 4), torch.Generator(), net, Optimisation(lr=1e-2))
+    found = fit(replace(data, train=train), *args, penalties=(1.0,), layers=["penultimate"])
+    rows = data.valid.y < 2
+    scores = found.scores(data.valid.x[rows])[:, :2]
+    assert found.temperature != 1.0
+    assert found.temperature == pytest.approx(fit_temperature(scores, data.valid.y[rows]), rel=1e-3)
+    assert float(found.predict(data.test)[:, 2].max()) == 0.0
+
+
+def test_layers_that_give_no_tensor_are_refused() -> None:
+    model = nn.Sequential(nn.LSTM(4, 3, batch_first=True))
+    with pytest.raises(TypeError, match="layer '0' returns tuple"):
+        extract(model, torch.rand(2, 5, 4), "0")
 
 
 def test_labels_that_are_none() -> None:

@@ -171,7 +171,7 @@ CLAIMS = (
         ),
         data="digits; mnist at half resolution, 10,000 rows",
         run=_run,
-        minutes=4.0,
+        minutes=5.0,
         needs_library=True,
         seeds=tuple(range(201, 206)),
     ),

@@ -16,6 +16,7 @@ from probatum.spec import Budget, Optimisation
 from probatum.techniques.learner.zero_shot_toolkit.zero_shot_toolkit import (
     METHODS,
     Descriptions,
+    ZeroShot,
     check_disjoint,
     choose_penalty,
     convex_combination,
@@ -167,7 +168,57 @@ def test_many_descriptions_are_compared_at_once() -> None:
         Descriptions.of(codes, torch.arange(5))
 
 
+def test_penalties_reach_the_closed_forms() -> None:
+    x, y, given, late, _ = world()
+    own = torch.Generator()
+    v = eszsl(x, y, given, 3.0 * len(x) / 10, 3.0)
+    torch.testing.assert_close(scorer("eszsl", x, y, given, own, 3.0)(late), late @ v @ given.values.T)
+    w = sae(x, y, given, 3.0)
+    both = F.cosine_similarity((late @ w.T)[:, None], given.values[None], dim=2)
+    torch.testing.assert_close(scorer("sae", x, y, given, own, 3.0)(late), both)
+    few = y < 5
+    inner = Descriptions.of(given.raw, torch.arange(5))  # fewer than two classes a fold: the middle one, unseen
+    assert choose_penalty("eszsl", x[few], y[few], inner, own, (1e12, 7.0, 1e-3)) == 7.0
+
+
+def test_an_attribute_that_no_seen_class_has() -> None:
+    raw = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    given, y = Descriptions.of(raw, torch.tensor([0, 1])), torch.arange(2).repeat(20)
+    x = raw[y] + 0.3 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = indirect_attributes(x, y, given)(x[:3])
+    p = seen_classifier(x, y, given)(x[:3])[:, 1].clamp(1e-6, 1 - 1e-6)
+    # the second attribute: p = 1e-6 at most, share 1e-3 at least
+    shift = math.log(1e-6) - math.log(1e-3)
+    rest = math.log(1 - 1e-6) - math.log(1 - 1e-3)
+    expected = torch.stack(
+        [(1 - p).log() - math.log(0.5) + rest, p.log() - math.log(0.5) + rest, p.log() - math.log(0.5) + shift], 1
+    )
+    torch.testing.assert_close(found, expected)
+    assert torch.isfinite(direct_attributes(x, y, given)(x[:3])).all()
+
+
+def test_the_bench_form_by_hand() -> None:
+    data = toy("image", "classes")
+    args = (data, Budget(5, 16, 4), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation())
+    found = fit(*args, method="eszsl", source="raw")
+    x, asked = data.train.x.flatten(1).double(), data.test.x.flatten(1).double()
+    spread = x.std(dim=0, correction=0)
+    mean, spread = x.mean(dim=0), torch.where(spread > 1e-6, spread, 1.0)
+    given = Descriptions.of(torch.eye(3), torch.arange(3))
+    expected = scorer("eszsl", (x - mean) / spread, data.train.y, given, torch.Generator())((asked - mean) / spread)
+    torch.testing.assert_close(found.scores(data.test.x), expected)
+    assert found.temperature != 1.0
+    torch.testing.assert_close(found.predict(data.test), (expected / found.temperature).softmax(dim=1).float())
+    plain = ZeroShot(found.features, found.standard, found.score, given)
+    torch.testing.assert_close(plain.predict(data.test), expected.softmax(dim=1).float())
+    told = fit(*args, method="eszsl", source="raw", signatures=[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    assert told.given.values.shape == (3, 2)
+
+
 def test_misuse() -> None:
+    triplets = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="classes 0 and 2 have the same description"):
+        Descriptions.of(triplets, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="classes 3, 5 are seen and unseen"):
         check_disjoint([1, 3, 5], [5, 3, 9])
     twins = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
