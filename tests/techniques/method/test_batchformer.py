@@ -118,6 +118,7 @@ def test_influences_of_features_that_are_in_a_graph() -> None:
     root = z.clone().requires_grad_()
     torch.testing.assert_close(influences(made, 1.0 * root, y), influences(made, z, y))
     assert root.grad is None
+    assert not z.requires_grad  # the features given are not touched
 
 
 def test_gradcheck() -> None:
