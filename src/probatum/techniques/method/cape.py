@@ -207,6 +207,16 @@ class Cape:
             run.model.load_state_dict(self.weights)
         self.soft = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """The stage, the best weights and their log-loss, the epochs waited, and the targets of the epoch in hand."""
+        kept = {"begun": self.begun, "best": self.best, "waited": self.waited, "rounds": self.rounds, "soft": self.soft}
+        return {**kept, "weights": copy.deepcopy(self.weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.begun, self.best, self.waited = state["begun"], state["best"], state["waited"]
+        self.rounds, self.soft, self.weights = state["rounds"], state["soft"], copy.deepcopy(state["weights"])
+
     def report(self) -> dict[str, float]:
         """The epoch at which stage 2 began (-1 = never), the epochs with targets, and the lowest validation log-loss."""
         begun = -1.0 if self.begun is None else float(self.begun)

@@ -14,6 +14,7 @@ Departs   1. slot method, not explain: it acts in training. On the bench boxes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -65,12 +66,26 @@ def check_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def masks_of(boxes: Tensor, rows: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Unions (count, h, w) of the boxes (k, 4) that belong to each image, `rows` (k,) saying to which."""
-    checked = check_boxes(boxes, height, width)
+    """Unions (count, h, w) of the boxes (k, 4) that belong to each image, `rows` (k,) saying to which.
+
+    Edges are rounded to pixels; a box in which nothing would be left is the row or column of pixels its middle lies in.
+    """
+    return _filled(check_boxes(boxes, height, width), rows, count, height, width)
+
+
+def _filled(boxes: Tensor, rows: Tensor, count: int, height: int, width: int) -> Tensor:
     out = torch.zeros(count, height, width)
-    for (x0, y0, x1, y1), row in zip(checked.round().long().tolist(), rows.tolist(), strict=True):
-        out[row, y0:y1, x0:x1] = 1.0
+    for (x0, y0, x1, y1), row in zip(boxes.tolist(), rows.tolist(), strict=True):
+        out[row, _pixels(y0, y1), _pixels(x0, x1)] = 1.0
     return out
+
+
+def _pixels(low: float, high: float) -> slice:
+    """The pixels between two edges, at least one."""
+    if round(low) == round(high):
+        middle = math.floor((low + high) / 2)
+        return slice(middle, middle + 1)
+    return slice(round(low), round(high))
 
 
 def _positive(attribution: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,8 +253,8 @@ class EnergyGuidance:
         have = torch.ones(len(rows), dtype=torch.bool)
         if self.region is not None:
             x0, y0, x1, y1 = self.region
-            box = torch.tensor([[x0 * width, y0 * height, x1 * width, y1 * height]]).round()
-            self.mask = masks_of(box, torch.tensor([0]), 1, height, width).expand(len(rows), -1, -1)
+            box = torch.tensor([[x0 * width, y0 * height, x1 * width, y1 * height]])
+            self.mask = _filled(box, torch.tensor([0]), 1, height, width).expand(len(rows), -1, -1)
         else:
             given = self.boxes or {}
             have = torch.tensor([row in given for row in rows])
@@ -271,6 +286,15 @@ class EnergyGuidance:
             return loss
         local = each[there].mean()
         return loss + self.weight * (local if self.scale_up else local * len(mine) / len(index))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which rows are annotated, and the state of the stream they were drawn from."""
+        return {"used": self.used, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, after `prepare`."""
+        self.used = state["used"]
+        self.generator.set_state(state["generator"])
 
     def finish(self, run: Any) -> None:
         """Let go of the masks."""
