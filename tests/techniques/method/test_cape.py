@@ -153,6 +153,9 @@ def test_bad_input() -> None:
     p, y = predictions(10)
     with pytest.raises(ValueError, match="other values than 0 and 1"):
         bin_targets(p, y + 1)
+    for make in (bin_targets, kde_targets):
+        with pytest.raises(ValueError, match="the prediction of row 4 is nan"):
+            make(torch.where(torch.arange(10) == 4, float("nan"), p), y)
     with pytest.raises(ValueError, match="bins is 11 for 10 rows"):
         bin_targets(p, y, 11)
     with pytest.raises(ValueError, match="bandwidth is 0"):

@@ -155,6 +155,7 @@ def test_rising_pace() -> None:
         ({"prefer": "soft"}, "prefer is 'soft'"),
         ({"scorer_steps": 0}, "scorer_steps is 0"),
         ({"scores": torch.tensor([1.0, -2.0])}, r"score of row 1 is -2\.0"),
+        ({"scores": torch.ones(3, 1)}, r"scores are \(3, 1\)"),
         ({"scores": torch.tensor([float("nan")])}, "score of row 0 is nan"),
     ],
 )

@@ -294,3 +294,15 @@ def test_iou_at_other_shares() -> None:
     assert [float(box_iou(a, m, share)) for share in (0.25, 0.5, 0.7, 0.71, 1.0)] == pytest.approx(
         [2 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]
     )
+
+
+def test_half_precision_does_not_overflow_and_labels_are_checked() -> None:
+    a, m = torch.full((1, 64, 64), 60.0), torch.zeros(1, 64, 64)
+    m[:, :24] = 1.0
+    assert localisation_losses(a.half(), m.half())[0].tolist() == [0.625]  # the sum of the map is 245,760
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    x = torch.rand(3, 1, 6, 6)
+    for target in (torch.tensor([0, 1, -1]), torch.tensor([0, 3, 1]), torch.tensor([0, -100, 1])):
+        for layer in (None, "0"):
+            with pytest.raises(ValueError, match=f"the label {int(target[(target < 0) | (target > 2)])}"):
+                attribution(net, x, target, layer)

@@ -70,8 +70,10 @@ def log_weights(losses: Tensor, prefer: str, rate: float = 1.0) -> Tensor:
         rate: of the exponential form, > 0.
 
     Raises:
-        ValueError: losses that are negative or not finite.
+        ValueError: losses of another shape, negative or not finite.
     """
+    if losses.ndim != 1:
+        raise ValueError(f"scores are {tuple(losses.shape)}; give one loss for every row, (n,)")
     bad = ~torch.isfinite(losses) | (losses < 0)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

@@ -28,6 +28,8 @@ from probatum.card import Card
 from probatum.numerics.networks.last_layer import named_module
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import pass_through
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import class_targets
 
 CARD = Card(
     paper="arXiv:2303.11932",
@@ -96,6 +98,7 @@ def _positive(attribution: Tensor) -> tuple[Tensor, Tensor]:
     return positive / top[:, None, None], there
 
 
+@computed_wide
 def localisation_losses(attribution: Tensor, mask: Tensor, loss: str = "energy") -> tuple[Tensor, Tensor]:
     """The loss of every map and which of them count.
 
@@ -139,6 +142,10 @@ def _attention_with_second_derivatives(needed: bool) -> AbstractContextManager[N
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
+def _own_logits(output: Tensor, target: Tensor) -> Tensor:
+    return output.gather(1, class_targets(output, target, least=1)[:, None]).sum()
+
+
 def attribution(
     model: nn.Module, x: Tensor, target: Tensor, layer: str | nn.Module | None = None, create_graph: bool = False
 ) -> Tensor:
@@ -152,17 +159,20 @@ def attribution(
 
     Returns:
         (n, h, w).
+
+    Raises:
+        ValueError: labels that are no classes of the network, or a layer whose output is no map.
     """
     with torch.enable_grad():
         if layer is None:
             at = x.detach().requires_grad_()
             with _attention_with_second_derivatives(create_graph):
-                own = model(at.clone()).gather(1, target[:, None]).sum()
+                own = _own_logits(model(at.clone()), target)
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             return (at * slope).sum(dim=1)
         with _attention_with_second_derivatives(create_graph):
             output, seen = pass_through(model, x, named_module(model, layer))
-        own = output.gather(1, target[:, None]).sum()
+        own = _own_logits(output, target)
         if len(seen) != 1 or seen[0].ndim != 4:
             raise ValueError(
                 f"layer {layer!r} gives {[tuple(s.shape) for s in seen]}; one map (n, channels, h, w) is needed"
