@@ -153,6 +153,9 @@ def test_bad_input() -> None:
     p, y = predictions(10)
     with pytest.raises(ValueError, match="other values than 0 and 1"):
         bin_targets(p, y + 1)
+    for make in (bin_targets, kde_targets):
+        with pytest.raises(ValueError, match="the prediction of row 4 is nan"):
+            make(torch.where(torch.arange(10) == 4, float("nan"), p), y)
     with pytest.raises(ValueError, match="bins is 11 for 10 rows"):
         bin_targets(p, y, 11)
     with pytest.raises(ValueError, match="bandwidth is 0"):
@@ -189,3 +192,66 @@ def test_targets_from_labels_in_a_column_and_half_precision() -> None:
         torch.testing.assert_close(found, make(low.float(), y).bfloat16())
         with pytest.raises(ValueError, match=r"\(300,\) and y \(299,\)"):
             make(p, y[:-1])
+
+
+def test_a_restart_in_the_middle_goes_on_alike() -> None:
+    data = toy()
+    batch = Batch(data.train.x[:4], data.train.y[:4], torch.arange(4))
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    first, run = Cape(labels_between=1, share=0.3, grouping="kde", bandwidth=0.2), running(data, model)
+    first.prepare(run)
+
+    def epochs(cape: Cape, these: range) -> list[torch.Tensor]:
+        seen = []
+        for epoch in these:
+            run.epoch, run.step = epoch, 10 * epoch
+            cape.order(run, torch.arange(120))
+            seen.append(cape.batch(run, batch).y)
+            with torch.no_grad():
+                model.weight.copy_(torch.full((2, 3), float(epoch) - 4).cumsum(0))
+            cape.epoch_end(run)
+        return seen
+
+    epochs(first, range(5))
+    second = Cape(labels_between=1, share=0.3, grouping="kde", bandwidth=0.2)
+    second.load_state_dict(first.state_dict())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert second.report() == first.report()
+    assert second.begun == 3
+    ours = epochs(first, range(5, 8))
+    first.finish(run)
+    best = model.weight.detach().clone()
+    model.load_state_dict(weights)
+    theirs = epochs(second, range(5, 8))
+    second.finish(run)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(model.weight, best)
+    assert ours[0].is_floating_point()
+    assert not ours[1].is_floating_point()
+
+
+def test_stage_two_begins_from_the_best_weights_and_one_against_the_rest_sums_to_one() -> None:
+    data, draw = toy(), torch.Generator().manual_seed(3)
+    y = torch.randint(0, 3, (120,), generator=draw)
+    part = Part(data.train.x, y, torch.arange(120))
+    three = Data(Spec("table", "classes", (3,), 3, numeric=3, classes=("a", "b", "c")), part, part, part)
+    model = nn.Linear(3, 3)
+    cape, run = Cape(bins=4, share=0.2, one_vs_rest=True, patience=9), running(three, model)
+    cape.prepare(run)
+    run.epoch = 0
+    cape.order(run, torch.arange(120))
+    cape.epoch_end(run)
+    good = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.mul_(-30)
+    run.epoch, run.step = 1, 19
+    cape.order(run, torch.arange(120))
+    assert cape.begun is None
+    run.epoch, run.step = 2, 20
+    cape.order(run, torch.arange(120))
+    assert torch.equal(model.weight, good)
+    p = model(part.x).softmax(1).detach()
+    each = torch.stack([bin_targets(p[:, k], (y == k).long(), 4) for k in range(3)], dim=1)
+    found = cape.batch(run, Batch(part.x[7:9], y[7:9], torch.tensor([7, 8]))).y
+    torch.testing.assert_close(found, (each / each.sum(1, keepdim=True))[7:9])

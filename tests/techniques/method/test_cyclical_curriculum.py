@@ -155,6 +155,7 @@ def test_rising_pace() -> None:
         ({"prefer": "soft"}, "prefer is 'soft'"),
         ({"scorer_steps": 0}, "scorer_steps is 0"),
         ({"scores": torch.tensor([1.0, -2.0])}, r"score of row 1 is -2\.0"),
+        ({"scores": torch.ones(3, 1)}, r"scores are \(3, 1\)"),
         ({"scores": torch.tensor([float("nan")])}, "score of row 0 is nan"),
     ],
 )
@@ -168,3 +169,69 @@ def test_wrong_number_of_scores() -> None:
         CyclicalCurriculum(scores=torch.rand(3)).epoch(torch.arange(5))
     with pytest.raises(InputError, match="multiplier is 2"):
         fit("cyclical-curriculum(multiplier=2)", open_dataset("wine").prepare(1), 1, training=SHORT)
+
+
+class Running:
+    """What a run on the bench is to the method, without a loop."""
+
+    def __init__(self, steps: int = 20) -> None:
+        self.step, self.extra_passes, self.model = 0, 0.0, nn.Linear(2, 2)
+        self.budget = type("Budget", (), {"steps": steps, "batch_size": 7})
+        x = torch.randn(40, 2, generator=stream(1))
+        self.train = type("Part", (), {"x": x, "y": (x[:, 0] > 0).long()})
+
+
+@pytest.mark.parametrize(("pace", "sizes"), [("cycle", [40, 40, 12, 20, 33]), ("rise", [40, 40, 12, 20, 28])])
+def test_the_curriculum_begins_after_the_warm_share(pace: str, sizes: list[int]) -> None:
+    run, order = Running(), torch.randperm(40, generator=stream())
+    losses = torch.rand(40, generator=stream(2)) + 0.1
+    curriculum = CyclicalCurriculum(0.3, multiplier=0.6, pace=pace, warm=0.2, scores=losses, end=0.94)
+    found = []
+    for step in (0, 3, 4, 9, 14):  # of 20; warm below 4
+        run.step = step
+        rows = curriculum.order(run, order)
+        found.append(len(rows))
+        place = [order.tolist().index(row) for row in rows.tolist()]
+        assert place == sorted(place)  # in the loop's own order
+    assert found == sizes
+    assert run.extra_passes == 0
+
+
+def test_self_paced_scores_are_the_models_and_are_charged() -> None:
+    run, order = Running(), torch.randperm(40, generator=stream())
+    run.model.train()
+    curriculum = CyclicalCurriculum(0.25, prefer="hard", self_paced=True, warm=0.1, generator=stream(4))
+    curriculum.prepare(run)
+    assert curriculum.log_q is None
+    curriculum.order(run, order)
+    assert (curriculum.log_q, run.extra_passes) == (None, 0.0)
+    run.step = 2
+    rows = curriculum.order(run, order)
+    losses = nn.functional.cross_entropy(run.model(run.train.x), run.train.y, reduction="none").detach()
+    torch.testing.assert_close(curriculum.log_q, losses.log())
+    member = draw(losses.log(), 10, stream(4))
+    assert rows.tolist() == [row for row in order.tolist() if member[row]]
+    assert run.extra_passes == pytest.approx(40 / 3)
+    assert run.model.training
+
+
+def test_scores_of_a_reference_model_are_charged() -> None:
+    run = Running()
+    made = []
+
+    def factory() -> nn.Module:
+        torch.manual_seed(3)
+        made.append(nn.Linear(2, 2))
+        return made[-1]
+
+    curriculum = CyclicalCurriculum(prefer="exponential", rate=2.5, scorer_steps=3, model_factory=factory)
+    curriculum.prepare(run)
+    losses = nn.functional.cross_entropy(made[0](run.train.x), run.train.y, reduction="none").detach()
+    torch.testing.assert_close(curriculum.log_q, -2.5 * losses)
+    assert run.extra_passes == pytest.approx(3 * 7 + 40 / 3)
+    whole = CyclicalCurriculum(model_factory=factory)
+    run.extra_passes = 0.0
+    whole.prepare(run)
+    assert run.extra_passes == pytest.approx(20 * 7 + 40 / 3)  # as many updates as the training takes
+    with pytest.raises(ValueError, match="model_factory is None"):
+        CyclicalCurriculum().prepare(run)

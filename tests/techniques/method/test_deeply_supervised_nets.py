@@ -248,3 +248,40 @@ def test_hinge_in_half_precision_has_the_gradient_of_float32() -> None:
     torch.testing.assert_close(low.grad, high.grad.bfloat16())
     with pytest.raises(ValueError, match="the label 4"):
         squared_hinge(scores, y + 1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"), [("linear", 0.75), ("constant", 1.0), ("paper", 0.1 * 0.8 * 0.1 * 0.6 * 0.1 * 0.4)]
+)
+def test_the_loss_on_the_bench_by_value(schedule: str, factor: float) -> None:
+    net, (x, y) = network(), images()
+    dsn = DeeplySupervisedNets(alpha=[0.2, 0.7], gamma=0.3, schedule=schedule, num_examples=40)
+    dsn._build(net, x[:2], 3, False)
+    # a quarter of the steps; in the fourth of five epochs, the last of them a short one
+    budget = type("Budget", (), {"steps": 160, "steps_per_epoch": 35, "batch_size": 12})
+    run = type("Run", (), {"budget": budget, "step": 40, "epoch": 3, "model": net})()
+    batch = type("Batch", (), {"x": x, "y": y})
+    dsn.before_pass(run, batch)
+    net(x)
+    found = dsn.loss(run, batch, None, torch.tensor(2.0))
+    expected, features = 2.0, x
+    for i, layer in enumerate(net[:4]):
+        features = layer(features)
+        if i in (1, 3):
+            head = dsn.heads[i // 2]
+            own = float((F.cross_entropy(head(features.flatten(1)), y) + head.weight.square().sum() / 40).detach())
+            expected += factor * (0.2, 0.7)[i // 2] * max(0.0, own - 0.3)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    assert not dsn.watch.seen
+
+
+def test_heads_are_uniform_within_one_over_the_root_of_their_inputs() -> None:
+    net, (x, _) = network(), images()
+    dsn = DeeplySupervisedNets(generator=torch.Generator().manual_seed(2)).attach(net, x[:2], 3)
+    weight = dsn.heads[0].weight.detach()
+    assert weight.shape == (3, 4 * 36)
+    assert 0.95 / 12 < float(weight.max()) <= 1 / 12
+    assert -1 / 12 <= float(weight.min()) < -0.95 / 12
+    assert float(weight.std()) == pytest.approx(1 / 12 / 3**0.5, rel=0.1)
+    assert not dsn.heads[0].bias.any()
+    dsn.detach()

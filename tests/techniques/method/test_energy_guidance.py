@@ -212,3 +212,97 @@ def test_a_network_that_begins_in_place() -> None:
     before = x.clone()
     torch.testing.assert_close(attribution(spoiling, x, target), attribution(plain, x, target))
     assert torch.equal(x, before)
+
+
+def test_thin_boxes_keep_a_pixel() -> None:
+    thin = [
+        [3.1, 0.0, 3.4, 2.0],
+        [3.6, 1.0, 3.9, 3.0],
+        [0.0, 3.7, 5.0, 4.0],
+        [4.8, 0.2, 5.0, 0.4],
+        [1.4, 0.0, 2.6, 4.0],
+    ]
+    found = masks_of(torch.tensor(thin), torch.arange(5), 5, 4, 5)
+    places = [[tuple(place) for place in mask.nonzero().tolist()] for mask in found]
+    assert places[0] == [(0, 3), (1, 3)]
+    assert places[1] == [(1, 3), (2, 3)]
+    assert places[2] == [(3, x) for x in range(5)]
+    assert places[3] == [(0, 4)]
+    assert places[4] == [(y, x) for y in range(4) for x in (1, 2)]
+
+
+def bench(**settings: Any) -> tuple[EnergyGuidance, Any, Batch, Tensor]:
+    """The method on 24 rows of a run, not yet trained, and the output for them."""
+    data = toy("image", "classes")
+    parts = assemble(alone(Recipe(training=TRAINING), data, 0))
+    method = EnergyGuidance(torch.Generator().manual_seed(0), **settings)
+    method.prepare(parts.run)
+    index = torch.arange(5, 29)
+    batch = Batch(parts.run.train.x[index], parts.run.train.y[index], index)
+    return method, parts.run, batch, parts.run.model.eval()(batch.x)
+
+
+@pytest.mark.parametrize("scale_up", [True, False])
+def test_the_loss_on_the_bench_by_value(scale_up: bool) -> None:
+    settings = {"weight": 0.7, "loss": "l1", "annotated": 0.25, "region": [0.0, 0.25, 0.01, 1.0], "scale_up": scale_up}
+    method, run, batch, output = bench(**settings)
+    assert method.mask is not None
+    assert method.used is not None
+    assert method.mask[0].nonzero().tolist() == [[y, 0] for y in range(2, 8)]  # a region thinner than half a pixel
+    assert int(method.used.sum()) == round(0.25 * len(run.train)) == run.notes["rows-with-boxes"]
+    mine = [i for i in range(24) if method.used[5 + i]]
+    assert 0 < len(mine) < 24
+    a = attribution(run.model, batch.x[mine], batch.y[mine]).detach()
+    total = 0.0
+    for one in a:
+        positive = one.clamp(min=0) / one.max()
+        total += float((positive - method.mask[0]).abs().mean())
+    extra = total / len(mine) if scale_up else total / 24
+    before = run.extra_passes
+    found = method.loss(run, batch, output, torch.tensor(2.0))
+    assert float(found.detach()) == pytest.approx(2 + 0.7 * extra, rel=1e-5)
+    assert run.extra_passes - before == len(mine)
+
+
+def test_state_is_put_back() -> None:
+    method, run, batch, output = bench(weight=0.7, annotated=0.25, region=[0.0, 0.0, 0.5, 0.5])
+    again = EnergyGuidance(torch.Generator().manual_seed(9), 0.7, annotated=0.25, region=[0.0, 0.0, 0.5, 0.5])
+    again.prepare(run)
+    assert not torch.equal(again.used, method.used)
+    again.load_state_dict(method.state_dict())
+    loss = torch.tensor(2.0)
+    assert torch.equal(again.loss(run, batch, output, loss), method.loss(run, batch, output, loss))
+    assert torch.equal(torch.rand(3, generator=again.generator), torch.rand(3, generator=method.generator))
+
+
+def test_masks_are_shared_out_by_area_and_maps_that_say_nothing_are_left_out() -> None:
+    a = torch.tensor([[[1.0, 3.0], [0.0, 4.0]], [[-1.0, -2.0], [0.0, 0.0]]], dtype=torch.float64)
+    m = torch.zeros(2, 4, 4, dtype=torch.float64)
+    m[:, 0, 2:] = m[:, 3, 3] = 1.0  # halves the upper right cell, a quarter of the lower right one
+    each, there = localisation_losses(a, m)
+    assert there.tolist() == [True, False]
+    assert each.tolist() == pytest.approx([1 - (0.5 * 3 + 0.25 * 4) / 8, 0.0])
+    assert localisation_losses(a, m, "rrr")[0].tolist() == pytest.approx([1 + 0.5 * 9 + 0.75 * 16, 1 + 0.5 * 4])
+    each, there = localisation_losses(torch.full((1, 2, 2), 2e-8), torch.eye(2)[None])
+    assert (each.tolist(), there.tolist()) == ([0.0], [False])
+    assert localisation_losses(torch.full((1, 2, 2), 3e-8), torch.eye(2)[None])[1].tolist() == [True]
+
+
+def test_iou_at_other_shares() -> None:
+    a = torch.tensor([[[1.0, 0.7], [0.25, -5.0]]])
+    m = torch.tensor([[[1.0, 0.0], [0.6, 0.4]]])
+    assert [float(box_iou(a, m, share)) for share in (0.25, 0.5, 0.7, 0.71, 1.0)] == pytest.approx(
+        [2 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]
+    )
+
+
+def test_half_precision_does_not_overflow_and_labels_are_checked() -> None:
+    a, m = torch.full((1, 64, 64), 60.0), torch.zeros(1, 64, 64)
+    m[:, :24] = 1.0
+    assert localisation_losses(a.half(), m.half())[0].tolist() == [0.625]  # the sum of the map is 245,760
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    x = torch.rand(3, 1, 6, 6)
+    for target in (torch.tensor([0, 1, -1]), torch.tensor([0, 3, 1]), torch.tensor([0, -100, 1])):
+        for layer in (None, "0"):
+            with pytest.raises(ValueError, match=f"the label {int(target[(target < 0) | (target > 2)])}"):
+                attribution(net, x, target, layer)

@@ -178,10 +178,49 @@ def test_self_ensemble_is_the_mean_of_its_passes() -> None:
     found = torch.stack([model(x).softmax(-1) for _ in range(5)]).detach()
     ssa.detach()
     torch.testing.assert_close(mean, found.mean(0))
-    torch.testing.assert_close(spread, found.std(0, correction=0), atol=1e-4, rtol=1e-2)
+    torch.testing.assert_close(spread, found.double().std(0, correction=0).float(), atol=1e-9, rtol=1e-5)
     dense, none = self_ensemble(model, x, passes=2, ratio=1.0, read=lambda output: output)
     torch.testing.assert_close(dense, model(x).detach())
-    assert float(none.max()) < 1e-3
+    assert float(none.max()) == 0.0
+
+
+@pytest.mark.parametrize(("kind", "keep", "reach"), [("local", 0, 1.5), ("uniform", 0, 0.5), ("uniform", 3, 0.5)])
+def test_self_ensembles_take_every_setting(kind: str, keep: int, reach: float) -> None:
+    model, x = net().eval(), torch.arange(24).view(2, 12) % 20
+    mean, spread = self_ensemble(
+        model, x, 3, 4.0, kind, reach, generator=seeded(1), read=lambda output: 3000 + output, keep=keep
+    )
+    own, found = seeded(1), []
+    ssa = SubsampledAttention(4.0, kind, reach=reach, keep=keep, generator=own).attach(model)
+    for mixing in ssa.mixings:
+        mixing.active = True
+    for _ in range(3):
+        found.append(model(x).detach())
+    ssa.detach()
+    values = torch.stack([3000 + one for one in found]).double()
+    torch.testing.assert_close(mean, values.mean(0).float())
+    # an offset costs the spread no digits: a sum of squares would be off by some tenths here
+    torch.testing.assert_close(spread, values.std(0, correction=0).float(), atol=1e-9, rtol=1e-5)
+    assert len({float(one.double().sum()) for one in found}) == 3
+
+
+def test_the_kinds_draw_differently() -> None:
+    model, x = net().eval(), torch.arange(24).view(2, 12) % 20
+    assert not torch.equal(self_ensemble(model, x, 2, 4.0, "local")[0], self_ensemble(model, x, 2, 4.0, "uniform")[0])
+    means = [self_ensemble(model, x, 2, 4.0, "uniform", keep=keep)[0] for keep in (0, 3)]
+    assert not torch.equal(*means)
+
+
+def test_self_ensembles_in_half_precision_are_summed_in_float32() -> None:
+    model, x = nn.Sequential(CausalSelfAttention(16, 4)).bfloat16(), draw(2, 8, 16).bfloat16()
+    found = []
+    mean, spread = self_ensemble(
+        model, x, 40, 2.0, generator=seeded(1), read=lambda output: (found.append(output.clone()), output)[1]
+    )
+    values = torch.stack(found).float()
+    assert mean.dtype == spread.dtype == torch.bfloat16
+    torch.testing.assert_close(mean, values.mean(0).bfloat16(), atol=1e-6, rtol=1e-2)
+    torch.testing.assert_close(spread, values.std(0, correction=0).bfloat16(), atol=1e-6, rtol=1e-2)
 
 
 def test_misuse() -> None:

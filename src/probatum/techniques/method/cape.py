@@ -55,7 +55,7 @@ def bin_targets(p: Tensor, y: Tensor, bins: int = 10) -> Tensor:
         bins: groups, between 1 and n; ties in p are broken by the rows' order.
 
     Raises:
-        ValueError: bins out of range, shapes that do not fit, labels that are not 0 or 1.
+        ValueError: bins out of range, shapes that do not fit, predictions that are not finite, labels that are not 0 or 1.
     """
     y = _labels(p, y)
     if not 1 <= bins <= len(p):
@@ -78,7 +78,7 @@ def kde_targets(p: Tensor, y: Tensor, bandwidth: float = 0.1, neighbours: int = 
         neighbours: rows on either side, at least 1.
 
     Raises:
-        ValueError: settings out of range, shapes that do not fit, labels that are not 0 or 1.
+        ValueError: settings out of range, shapes that do not fit, predictions that are not finite, labels that are not 0 or 1.
     """
     y = _labels(p, y)
     if not (bandwidth > 0 and math.isfinite(bandwidth)) or neighbours < 1:
@@ -207,6 +207,16 @@ class Cape:
             run.model.load_state_dict(self.weights)
         self.soft = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """The stage, the best weights and their log-loss, the epochs waited, and the targets of the epoch in hand."""
+        kept = {"begun": self.begun, "best": self.best, "waited": self.waited, "rounds": self.rounds, "soft": self.soft}
+        return {**kept, "weights": copy.deepcopy(self.weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.begun, self.best, self.waited = state["begun"], state["best"], state["waited"]
+        self.rounds, self.soft, self.weights = state["rounds"], state["soft"], copy.deepcopy(state["weights"])
+
     def report(self) -> dict[str, float]:
         """The epoch at which stage 2 began (-1 = never), the epochs with targets, and the lowest validation log-loss."""
         begun = -1.0 if self.begun is None else float(self.begun)
@@ -234,6 +244,9 @@ class Cape:
 def _labels(p: Tensor, y: Tensor) -> Tensor:
     if p.ndim != 1 or y.shape not in (p.shape, (len(p), 1)) or not len(p):
         raise ValueError(f"p is {tuple(p.shape)} and y {tuple(y.shape)}; give (n,) each, n >= 1")
+    if not bool(torch.isfinite(p).all()):
+        row = int((~torch.isfinite(p)).nonzero()[0])
+        raise ValueError(f"the prediction of row {row} is {float(p[row])}; groups are made in the order of finite ones")
     if not bool(((y == 0) | (y == 1)).all()):
         raise ValueError("y holds other values than 0 and 1; give hard labels of two classes")
     return y.reshape(-1).to(p.dtype)

@@ -39,6 +39,8 @@ CARD = Card(
 
 PREFERENCES = ("easy", "exponential", "hard", "random")
 PACES = ("cycle", "rise")
+ROUNDING = 1e-6
+"""Of a row, so that a share of 0.7 of 40 rows is 28 of them, though 0.7 * 40 may come out a little below."""
 
 
 def cycle_sizes(start: float, end: float, multiplier: float, total: float) -> list[float]:
@@ -68,8 +70,10 @@ def log_weights(losses: Tensor, prefer: str, rate: float = 1.0) -> Tensor:
         rate: of the exponential form, > 0.
 
     Raises:
-        ValueError: losses that are negative or not finite.
+        ValueError: losses of another shape, negative or not finite.
     """
+    if losses.ndim != 1:
+        raise ValueError(f"scores are {tuple(losses.shape)}; give one loss for every row, (n,)")
     bad = ~torch.isfinite(losses) | (losses < 0)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -180,7 +184,8 @@ class CyclicalCurriculum:
         log_q = self.log_q if self.log_q is not None else torch.zeros(len(order))
         if len(log_q) != len(order):
             raise ValueError(f"there are {len(log_q)} scores for {len(order)} rows; give one score for every row")
-        return order[draw(log_q, max(1, int(size * len(order))), self.generator)[order]]
+        rows = int(size * len(order) + ROUNDING)
+        return order[draw(log_q, max(1, rows), self.generator)[order]]
 
     def prepare(self, run: Any) -> None:
         """Train the reference model and score every training row, unless scores were given or are not needed."""

@@ -14,6 +14,7 @@ Departs   1. slot method, not explain: it acts in training. On the bench boxes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,6 +28,8 @@ from probatum.card import Card
 from probatum.numerics.networks.last_layer import named_module
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import pass_through
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import class_targets
 
 CARD = Card(
     paper="arXiv:2303.11932",
@@ -65,12 +68,26 @@ def check_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def masks_of(boxes: Tensor, rows: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Unions (count, h, w) of the boxes (k, 4) that belong to each image, `rows` (k,) saying to which."""
-    checked = check_boxes(boxes, height, width)
+    """Unions (count, h, w) of the boxes (k, 4) that belong to each image, `rows` (k,) saying to which.
+
+    Edges are rounded to pixels; a box in which nothing would be left is the row or column of pixels its middle lies in.
+    """
+    return _filled(check_boxes(boxes, height, width), rows, count, height, width)
+
+
+def _filled(boxes: Tensor, rows: Tensor, count: int, height: int, width: int) -> Tensor:
     out = torch.zeros(count, height, width)
-    for (x0, y0, x1, y1), row in zip(checked.round().long().tolist(), rows.tolist(), strict=True):
-        out[row, y0:y1, x0:x1] = 1.0
+    for (x0, y0, x1, y1), row in zip(boxes.tolist(), rows.tolist(), strict=True):
+        out[row, _pixels(y0, y1), _pixels(x0, x1)] = 1.0
     return out
+
+
+def _pixels(low: float, high: float) -> slice:
+    """The pixels between two edges, at least one."""
+    if round(low) == round(high):
+        middle = math.floor((low + high) / 2)
+        return slice(middle, middle + 1)
+    return slice(round(low), round(high))
 
 
 def _positive(attribution: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +98,7 @@ def _positive(attribution: Tensor) -> tuple[Tensor, Tensor]:
     return positive / top[:, None, None], there
 
 
+@computed_wide
 def localisation_losses(attribution: Tensor, mask: Tensor, loss: str = "energy") -> tuple[Tensor, Tensor]:
     """The loss of every map and which of them count.
 
@@ -124,6 +142,10 @@ def _attention_with_second_derivatives(needed: bool) -> AbstractContextManager[N
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
+def _own_logits(output: Tensor, target: Tensor) -> Tensor:
+    return output.gather(1, class_targets(output, target, least=1)[:, None]).sum()
+
+
 def attribution(
     model: nn.Module, x: Tensor, target: Tensor, layer: str | nn.Module | None = None, create_graph: bool = False
 ) -> Tensor:
@@ -137,17 +159,20 @@ def attribution(
 
     Returns:
         (n, h, w).
+
+    Raises:
+        ValueError: labels that are no classes of the network, or a layer whose output is no map.
     """
     with torch.enable_grad():
         if layer is None:
             at = x.detach().requires_grad_()
             with _attention_with_second_derivatives(create_graph):
-                own = model(at.clone()).gather(1, target[:, None]).sum()
+                own = _own_logits(model(at.clone()), target)
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             return (at * slope).sum(dim=1)
         with _attention_with_second_derivatives(create_graph):
             output, seen = pass_through(model, x, named_module(model, layer))
-        own = output.gather(1, target[:, None]).sum()
+        own = _own_logits(output, target)
         if len(seen) != 1 or seen[0].ndim != 4:
             raise ValueError(
                 f"layer {layer!r} gives {[tuple(s.shape) for s in seen]}; one map (n, channels, h, w) is needed"
@@ -238,8 +263,8 @@ class EnergyGuidance:
         have = torch.ones(len(rows), dtype=torch.bool)
         if self.region is not None:
             x0, y0, x1, y1 = self.region
-            box = torch.tensor([[x0 * width, y0 * height, x1 * width, y1 * height]]).round()
-            self.mask = masks_of(box, torch.tensor([0]), 1, height, width).expand(len(rows), -1, -1)
+            box = torch.tensor([[x0 * width, y0 * height, x1 * width, y1 * height]])
+            self.mask = _filled(box, torch.tensor([0]), 1, height, width).expand(len(rows), -1, -1)
         else:
             given = self.boxes or {}
             have = torch.tensor([row in given for row in rows])
@@ -271,6 +296,15 @@ class EnergyGuidance:
             return loss
         local = each[there].mean()
         return loss + self.weight * (local if self.scale_up else local * len(mine) / len(index))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which rows are annotated, and the state of the stream they were drawn from."""
+        return {"used": self.used, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, after `prepare`."""
+        self.used = state["used"]
+        self.generator.set_state(state["generator"])
 
     def finish(self, run: Any) -> None:
         """Let go of the masks."""

@@ -11,6 +11,7 @@ Departs   1. one draw serves all sequences of a batch
           2. local shifts are normal with a standard deviation of `reach` windows (the exact law of the paper is not known to us)
           3. where itself was not drawn, a query has one score more, its own, so that no causal row is empty
           4. r may fall linearly to 1 over the subsampled steps, at whole numbers of tokens
+          5. scores are plain products: fewer of them, but no fused kernel, so that a CPU saves memory and little or no time
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.surgery import Swap, layers, swap
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Spec
 
 CARD = Card(
@@ -290,6 +292,7 @@ def self_ensemble(
     reach: float = 0.5,
     generator: torch.Generator | None = None,
     read: Callable[[Tensor], Tensor] | None = None,
+    keep: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of predictions over subsampled passes in evaluation mode; the network is left as it was.
 
@@ -300,6 +303,10 @@ def self_ensemble(
         ratio, kind, reach: as in `SubsampledAttention`.
         generator: for the draws; None = always the same.
         read: outputs -> what is averaged; None = softmax over the last dimension. The identity for regression.
+        keep: as in `SubsampledAttention`.
+
+    Returns:
+        Mean and standard deviation (over M, not M - 1), both of the shape and precision of what is averaged.
 
     Raises:
         ValueError: `passes` below 1, or a setting outside its range.
@@ -307,20 +314,38 @@ def self_ensemble(
     """
     if passes < 1:
         raise ValueError(f"passes is {passes}; it must be at least 1")
-    method = SubsampledAttention(ratio, kind, reach=reach, generator=generator).attach(model)
-    total, squares = torch.zeros(()), torch.zeros(())
+    method = SubsampledAttention(ratio, kind, reach=reach, keep=keep, generator=generator).attach(model)
+    moments = _Moments()
     try:
         with evaluating(model):
             for mixing in method.mixings:
                 mixing.active = True
             for _ in range(passes):
                 output = model(x)
-                found = output.softmax(dim=-1) if read is None else read(output)
-                total, squares = total.to(found) + found, squares.to(found) + found.square()
+                moments.add(output.softmax(dim=-1) if read is None else read(output))
     finally:
         method.detach()
-    mean = total / passes
-    return mean, (squares / passes - mean.square()).clamp_min(0).sqrt()
+    return moments.mean_and_deviation()
+
+
+class _Moments:
+    """Mean and deviation of tensors given one by one: deviations from the first, so that an offset costs no digits."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, torch.zeros(())
+        self.total = self.sums = self.squares = torch.zeros(())
+
+    def add(self, found: Tensor) -> None:
+        if not self.count:
+            self.first, self.total = found, torch.zeros_like(widened(found))
+            self.sums = self.squares = torch.zeros_like(found, dtype=torch.float64)
+        away = found.double() - self.first.double()
+        self.count, self.total = self.count + 1, self.total + found
+        self.sums, self.squares = self.sums + away, self.squares + away.square()
+
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        variance = self.squares / self.count - (self.sums / self.count).square()
+        return (self.total / self.count).to(self.first), variance.clamp_min(0).sqrt().to(self.first)
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

@@ -208,5 +208,24 @@ def test_on_the_bench() -> None:
     assert all(torch.equal(plain[name], neutral[name]) for name in plain)
 
 
+def test_frozen_and_pretrained_weights_are_not_overwritten() -> None:
+    target = SmallResNet(SPEC)
+    target.head.weight.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in target.named_parameters()}
+    put(target, {name: value + 1 for name, value in before.items()})
+    for name, parameter in target.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] + (name != "head.weight"))
+    with pytest.raises(ValueError, match=r"pretrained and share is 0\.5.*leave this out"):
+        Ghn2(share=0.5, pretrained=True)
+    Ghn2(share=0.0, pretrained=True)
+
+
+def test_state_of_the_stream() -> None:
+    first, second = Ghn2(generator=own(3)), Ghn2(generator=own(4))
+    torch.rand(5, generator=first.generator)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(torch.rand(3, generator=first.generator), torch.rand(3, generator=second.generator))
+
+
 def test_example() -> None:
     assert doctest.testmod(ghn2).failed == 0

@@ -42,6 +42,43 @@ def test_matrix_of_layers() -> None:
     torch.testing.assert_close(found[2, 1], linear_cka(first[2], second[1]))
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1e10, 1e30])
+def test_no_scale_overflows_or_vanishes_in_float32(scale: float) -> None:
+    x, y = features(0, 16, 6), features(1, 16, 6)
+    found = linear_cka((x * scale).float(), y.float())
+    torch.testing.assert_close(found, linear_cka(x, y).float())
+    torch.testing.assert_close(linear_cka(y.float(), (x * scale).float()), found)
+
+
+def test_a_power_of_two_changes_no_bit_of_value_or_gradient() -> None:
+    x, y = features(0, 16, 6).float(), features(1, 16, 6).float()
+    ours, theirs = x.clone().requires_grad_(), (8 * x).requires_grad_()
+    first, second = linear_cka(ours, y), linear_cka(theirs, y)
+    first.backward()
+    second.backward()
+    assert torch.equal(first, second)
+    assert torch.equal(ours.grad, 8 * theirs.grad)
+    rows, others = x - x.mean(dim=0), y - y.mean(dim=0)
+    a, b = rows @ rows.T, others @ others.T
+    assert torch.equal(first.detach(), (a * b).sum() / (a.norm() * b.norm()))
+
+
+def test_offsets_cost_no_digits_and_constant_columns_say_nothing() -> None:
+    x, y = features(0, 16, 6), features(1, 16, 6)
+    raised = (x + 1e4).float()  # the rounding of x itself is left
+    torch.testing.assert_close(linear_cka(raised, y.float()), linear_cka(raised.double(), y).float(), rtol=1e-6, atol=0)
+    with_constant = torch.cat([x, torch.full((16, 1), 0.3)], dim=1).float()
+    small = torch.cat([x * 1e-6, torch.full((16, 3), 1e3 + 0.1)], dim=1).float()
+    torch.testing.assert_close(linear_cka(with_constant, y.float()), linear_cka(x.float(), y.float()))
+    torch.testing.assert_close(linear_cka(small, y.float()), linear_cka(x.float(), y.float()))
+
+
+@pytest.mark.parametrize("value", [0.3, 1e4 + 0.1, -7.7])
+def test_equal_rows_have_no_variance_wherever_they_lie(value: float) -> None:
+    with pytest.raises(ValueError, match="without variance"):
+        linear_cka(torch.full((9, 3), value), torch.randn(9, 2))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [

@@ -168,3 +168,64 @@ def test_alignment_in_half_precision_does_not_overflow() -> None:
     a = 10 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     found = linear_cka(a.half(), (a + 1).half())
     torch.testing.assert_close(found, linear_cka(a.half().float(), (a + 1).half().float()))
+
+
+class Running:
+    """What a run on the bench is to the method, without a loop."""
+
+    def __init__(self, model: nn.Module, steps: int = 10) -> None:
+        self.model, self.step, self.extra_passes, self.notes = model, 0, 0.0, {}
+        self.budget = type("Budget", (), {"steps": steps, "batch_size": 12})
+
+
+def on_the_bench(guidance: Guidance, run: Running, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+    batch = type("Batch", (), {"x": x})
+    guidance.before_pass(run, batch)
+    output = run.model.train()(x)
+    return guidance.loss(run, batch, output, task + 0 * output.sum())
+
+
+def test_dead_layers_are_left_out_on_the_bench_and_counted() -> None:
+    target, guide, x = networks()
+    with torch.no_grad():
+        target[2].weight.zero_()
+        target[2].bias.fill_(-1.0)
+        target[2].bias[0] = 0.3  # dead, though not zero: 3 sees equal rows
+        target[4].weight.zero_()
+        target[4].bias.fill_(0.7)
+    guidance, run = Guidance(weight=0.7), Running(target)
+    guidance._map(target, guide, x)
+    found = on_the_bench(guidance, run, x, torch.tensor(2.0))
+    ours, theirs = hidden_layers(target, x), hidden_layers(guide, x)
+    torch.testing.assert_close(found, 2 + 0.7 * (1 - linear_cka(ours["1"], theirs["1"])))
+    assert guidance.report()["layers without variance left out"] == 2
+    found.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in target.parameters() if p.grad is not None)
+    with torch.no_grad():
+        target[0].weight.zero_()
+    assert float(on_the_bench(guidance, run, x, torch.tensor(2.0)).detach()) == 2.0
+    assert guidance.report()["layers without variance left out"] == 5
+    again = Guidance(weight=0.7)
+    again._map(target, copy.deepcopy(guide), x)
+    again.load_state_dict(guidance.state_dict())
+    assert again.left_out == 5
+
+
+def test_only_until_and_the_charge_by_value() -> None:
+    for only, task in ((False, 2.0), (True, 0.0)):
+        target, guide, x = networks()
+        guidance, run = Guidance(weight=0.3, until=0.25, only=only), Running(target)
+        guidance._map(target, guide, x)
+        run.step = 2  # below 2.5 of 10 steps
+        found = on_the_bench(guidance, run, x, torch.tensor(2.0))
+        ours, theirs = hidden_layers(target, x), hidden_layers(guide, x)
+        pairs = zip(guidance.names, guidance.guide_names, strict=True)
+        similarity = [linear_cka(ours[a], theirs[b]) for a, b in pairs]
+        torch.testing.assert_close(found, task + 0.3 * sum(1 - value for value in similarity))
+        assert guidance.report()["alignment with the guide"] == pytest.approx(float(sum(similarity)) / 3)
+        assert run.extra_passes == 12 / 3
+        run.step = 3
+        assert float(on_the_bench(guidance, run, x, torch.tensor(2.0)).detach()) == 2.0
+        assert run.extra_passes == 12 / 3
+        run.step = 0
+        assert float(on_the_bench(guidance, run, x[:7], torch.tensor(2.0)).detach()) == 2.0  # too few rows

@@ -339,10 +339,11 @@ class Ghn2:
         most: largest outputs and inputs of decoded tensors, >= 1.
         virtual: with edges to nodes further than one step.
         normalise: weights by sqrt(beta / fan_in).
+        pretrained: whether the network is: its weights would be lost, which is refused unless share is 0.
         generator: for architectures, hypernetwork and batches.
 
     Raises:
-        ValueError: a setting outside its range, or a network with an operation it does not know.
+        ValueError: a setting outside its range, a pretrained network, or one with an operation it does not know.
         TypeError: a network that cannot be traced.
 
     Example:
@@ -364,6 +365,7 @@ class Ghn2:
         most: int = 64,
         virtual: bool = True,
         normalise: bool = True,
+        pretrained: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         for name, number in (("steps", steps), ("meta_batch", meta_batch), ("pool", pool), ("most", most)):
@@ -375,6 +377,11 @@ class Ghn2:
             raise ValueError(f"share is {share}; it must lie in [0, 1]")
         if not 2 <= channels[0] <= channels[1]:
             raise ValueError(f"channels is {channels}; give fewest and most, at least 2")
+        if pretrained and share > 0:
+            raise ValueError(
+                f"the network is pretrained and share is {share}: predicted weights would take the place of those it has; "
+                "leave this out of fine-tuning, or set share=0.0"
+            )
         self.steps, self.meta_batch, self.pool, self.lr, self.share = steps, meta_batch, pool, lr, share
         self.channels, self.most, self.virtual, self.normalise = channels, most, virtual, normalise
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
@@ -394,3 +401,11 @@ class Ghn2:
             put(run.model, hyper.predict([run.model], [graph])[0], self.share)
         run.extra_passes += self.steps * min(self.meta_batch, self.pool) * run.budget.batch_size
         run.notes["hypernetwork's last loss"] = losses[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the stream; what was predicted is in the network."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.generator.set_state(state["generator"])

@@ -12,9 +12,18 @@ FEWEST_ROWS = 8
 
 
 def centred_gram(features: Tensor) -> Tensor:
-    """H X X^T H with H = I - 1/n: features (n, ...) -> (n, n), in float32 for half precision, whose range it exceeds."""
+    """c H X X^T H with H = I - 1/n: features (n, ...) -> (n, n), in float32 for half precision, whose range it exceeds.
+
+    c is a power of two that brings the largest entry of H X near 1, so that neither the products nor their squares overflow;
+    an alignment does not know it, to the last bit. Features whose rows are all equal give exactly 0, wherever they lie.
+    """
     rows = widened(features.flatten(1))
+    first = rows[:1].detach()
+    far = first.abs() > 16 * (rows.detach() - first).abs().amax(dim=0)  # offsets that the mean would round
+    rows = rows - torch.where(far, first, 0.0)
     rows = rows - rows.mean(dim=0)
+    top = rows.detach().abs().amax() if rows.numel() else rows.new_zeros(())
+    rows = rows * torch.exp2(-torch.frexp(top).exponent.clamp(-100, 100).to(rows))
     return rows @ rows.T
 
 

@@ -9,6 +9,8 @@ Departs   1. the bench's guide is a small residual network of this file, trained
              charged. In plain code any network may guide
           2. Gram matrices are the biased estimate, as in the authors' code; batches under 8 rows are left without guidance on
              the bench and refused in plain code
+          3. a layer that gives every row of a batch the same (a dead one) has no alignment: on the bench it is left out for
+             that batch and counted, in plain code refused
 """
 
 from __future__ import annotations
@@ -164,6 +166,7 @@ class Guidance:
         self.guide_names: list[str] = []
         self.watch: Watch | None = None
         self.similarity: list[float] = []
+        self.left_out = 0
 
     def attach(self, model: nn.Module, guide: nn.Module, example: Tensor) -> Guidance:
         """Map the layers by a few inputs and watch the model's training passes until `detach`; the guide is frozen."""
@@ -187,6 +190,10 @@ class Guidance:
 
     def alignment_loss(self, x: Tensor) -> Tensor:
         """weight * sum of 1 - CKA for the last training pass, which was of these x; the gradient goes to the model only."""
+        return self._alignment_loss(x, skip=False)
+
+    def _alignment_loss(self, x: Tensor, skip: bool) -> Tensor:
+        """As `alignment_loss`; with `skip`, layers without variance are counted and left out, else they are an error."""
         watch = self._watched()
         if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last alignment loss")
@@ -195,11 +202,17 @@ class Guidance:
         for name, theirs in zip(self.names, self.guide_names, strict=True):
             features = watch.seen[name]
             check_rows(features, x)
+            ours = centred_gram(features)
+            if skip and not (bool(ours.any()) and bool(grams[theirs].any())):
+                self.left_out += 1
+                continue
             try:
-                values.append(cka_of_grams(centred_gram(features), grams[theirs]))
+                values.append(cka_of_grams(ours, grams[theirs]))
             except ValueError as problem:
                 raise ValueError(f"layers {name!r} and {theirs!r} of the guide: {problem}") from problem
         watch.seen.clear()
+        if not values:
+            return torch.zeros((), device=x.device)
         alignment = torch.stack(values)
         self.similarity = alignment.detach().tolist()
         return self.weight * (1 - alignment).sum()
@@ -219,21 +232,23 @@ class Guidance:
         return {name: centred_gram(seen[name]) for name in dict.fromkeys(self.guide_names)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The guide's weights and the stream's state."""
+        """The guide's weights, the stream's state and the count of layers left out."""
         guide = {} if self.guide is None else self.guide.state_dict()
-        return {"guide": guide, "generator": self.generator.get_state()}
+        return {"guide": guide, "generator": self.generator.get_state(), "left_out": self.left_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave, after `attach` or `prepare`."""
         if self.guide is not None:
             self.guide.load_state_dict(state["guide"])
         self.generator.set_state(state["generator"])
+        self.left_out = state["left_out"]
 
     def report(self) -> dict[str, float]:
-        """The last batch's alignment, over layers."""
-        if not self.similarity:
-            return {}
-        return {"alignment with the guide": sum(self.similarity) / len(self.similarity)}
+        """The last batch's alignment, over layers, and how often a layer without variance was left out, if ever."""
+        found = {"layers without variance left out": float(self.left_out)} if self.left_out else {}
+        if self.similarity:
+            found["alignment with the guide"] = sum(self.similarity) / len(self.similarity)
+        return found
 
     def prepare(self, run: Any) -> None:
         """Make the guide, train it if that is its kind, and map the layers."""
@@ -257,7 +272,7 @@ class Guidance:
         """Add the alignment while the guide acts."""
         if not self._acts(run) or self.watch is None or not self.watch.seen:
             return loss
-        alignment = self.alignment_loss(batch.x)
+        alignment = self._alignment_loss(batch.x, skip=True)
         run.extra_passes += len(batch.x) / 3  # a forward pass of the guide, about a third of a training pass
         return alignment + 0 * loss if self.only else loss + alignment
 
