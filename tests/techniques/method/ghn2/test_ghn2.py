@@ -220,6 +220,28 @@ def test_frozen_and_pretrained_weights_are_not_overwritten() -> None:
     Ghn2(share=0.0, pretrained=True)
 
 
+def test_prepare_puts_a_share_of_what_the_trained_hypernetwork_predicts() -> None:
+    generator = own(5)
+    x, y = torch.rand(30, 1, 8, 8, generator=generator), torch.randint(0, 10, (30,), generator=generator)
+    torch.manual_seed(0)
+    target = SmallResNet(SPEC)
+    before = {name: p.detach().clone() for name, p in target.named_parameters()}
+    budget = type("Budget", (), {"batch_size": 7, "steps": 20})
+    part = type("Part", (), {"x": x, "y": y})
+    run = type("Run", (), {"model": target, "spec": SPEC, "train": part, "budget": budget})()
+    run.extra_passes, run.notes = 0.0, {}
+    Ghn2(3, 5, 2, 0.02, 0.3, (4, 6), 8, virtual=False, normalise=False, generator=own(7)).prepare(run)
+    stream = own(7)
+    nets = [random_net(SPEC, stream, channels=(4, 6)) for _ in range(2)]
+    made = GraphHypernet(8, virtual=False, normalise=False, generator=stream)
+    losses = train_hypernet(made, nets, x, y, 3, stream, 2, 7, 0.02)
+    values = made.predict([SmallResNet(SPEC)])[0]
+    for name, parameter in target.named_parameters():
+        torch.testing.assert_close(parameter.detach(), 0.7 * before[name] + 0.3 * values[name].detach())
+    assert run.extra_passes == 3 * 2 * 7  # two architectures are all there are
+    assert run.notes["hypernetwork's last loss"] == pytest.approx(losses[-1])
+
+
 def test_state_of_the_stream() -> None:
     first, second = Ghn2(generator=own(3)), Ghn2(generator=own(4))
     torch.rand(5, generator=first.generator)

@@ -12,6 +12,7 @@ from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.numerics.networks.watch import hidden_layers
 from probatum.recipe import Training
+from probatum.spec import Spec
 from probatum.techniques.method.guidance.cka import linear_cka
 from probatum.techniques.method.guidance.guidance import Guidance, ResidualGuide, layer_map
 
@@ -229,3 +230,61 @@ def test_only_until_and_the_charge_by_value() -> None:
         assert run.extra_passes == 12 / 3
         run.step = 0
         assert float(on_the_bench(guidance, run, x[:7], torch.tensor(2.0)).detach()) == 2.0  # too few rows
+
+
+def test_noise_for_tokens_is_of_the_tokens_that_occur() -> None:
+    tokens, shown = torch.tensor([[0, 3, 2], [4, 0, 1]]).repeat(40, 1), []
+    guide = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 2), nn.Tanh())
+    guide.register_forward_pre_hook(lambda _module, given: shown.append(given[0].clone()))
+    guidance = Guidance(guide="noise")
+    guidance.guide, guidance.guide_names = guide, ["3"]
+    guidance.guide_grams(tokens)
+    assert shown[0].shape == tokens.shape
+    assert sorted(set(shown[0].flatten().tolist())) == [1, 2, 3, 4]  # 0 pads
+    assert not torch.equal(shown[0], tokens)
+
+
+def test_guides_are_trained_by_a_half_cosine_and_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, rates, decays = open_dataset("wine").prepare(0), [], []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure: object = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            decays.append(self.param_groups[0]["weight_decay"])
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    for guide_steps, kind, wanted, charge in (
+        (3, "trained", [0.2, 0.15, 0.05], 3 * 12),
+        (None, "trained", [0.2, 0.1], 2 * 12),
+        (None, "random", [], 0),
+    ):
+        rates.clear()
+        torch.manual_seed(0)
+        run = Running(ResidualGuide(data.spec, 3), steps=2)
+        run.train, run.spec = data.train, data.spec
+        guidance = Guidance(guide=kind, guide_steps=guide_steps, guide_rate=0.2, width=5)
+        guidance.prepare(run)
+        assert rates == pytest.approx(wanted)
+        assert run.extra_passes == charge
+        assert guidance.guide is not None
+        assert guidance.guide.head.in_features == 20
+        assert not any(p.requires_grad for p in guidance.guide.parameters())
+    assert set(decays) == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [((3, 16, 12), [(5, 16, 12), (10, 8, 6), (20, 4, 3)]), ((7,), [(5,), (10,), (20,)])],
+)
+def test_a_guide_doubles_its_channels_as_it_halves_its_maps(
+    shape: tuple[int, ...], sizes: list[tuple[int, ...]]
+) -> None:
+    spec = Spec("image" if len(shape) == 3 else "table", "classes", shape, 4)
+    guide, x = ResidualGuide(spec, 5).eval(), torch.randn(2, *shape)
+    h, found = guide.stem(x).relu(), []
+    for block in guide.blocks:
+        h = (block.second(block.first(h).relu()) + block.skip(h)).relu()
+        found.append(tuple(h.shape[1:]))
+    assert found == sizes
+    torch.testing.assert_close(guide(x), guide.head(h.flatten(2).mean(2) if h.ndim > 2 else h))
