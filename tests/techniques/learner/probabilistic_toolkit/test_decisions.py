@@ -221,6 +221,24 @@ def test_a_simple_hill_is_climbed(strategy: str) -> None:
         bayes_opt.maximise(hill, grid, 5, generator(), "best")
 
 
+def test_scores_of_every_strategy_are_those_of_the_process() -> None:
+    x, y = rows(8)
+    process = gp.gaussian_process(x, y, gp.rbf(0.7, 1.2), 0.3)
+    new = torch.randn(5, 2, generator=generator(5), dtype=torch.float64)
+    mean, deviation = process.mean(new)[:, 0], process.variance(new).sqrt()
+    law = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+    z = (mean - 0.2) / deviation
+    expected = {
+        "ei": (mean - 0.2) * law.cdf(z) + deviation * law.log_prob(z).exp(),
+        "pi": law.cdf(z),
+        "ucb": mean + 2 * deviation,
+        "thompson": process.draw(new, 1, generator(3))[0, :, 0],
+    }
+    for strategy, values in expected.items():
+        torch.testing.assert_close(bayes_opt._score(process, new, 0.2, strategy, 4.0, generator(3)), values)
+    torch.testing.assert_close(bayes_opt._score(process, new, 0.2, "ucb", None, generator(3)), mean + deviation)
+
+
 def test_one_first_value_and_values_that_are_none() -> None:
     grid = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
     at, values = bayes_opt.maximise(lambda x: -(x - 0.4).square().sum(1), grid, 8, generator(), start=1)

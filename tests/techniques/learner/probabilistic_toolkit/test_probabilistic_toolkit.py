@@ -18,6 +18,7 @@ from probatum.techniques.learner.probabilistic_toolkit import probabilistic_tool
 from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import (
     METHODS,
     ClosedPredictor,
+    LinearModel,
     encoded,
     fit,
     last_layer_laplace,
@@ -117,7 +118,7 @@ def test_targets_in_a_row_give_the_posterior_of_a_column(method: str) -> None:
     row = Data(REALS, *(Part(p.x, p.y[:, 0], p.rows) for p in (held.train, held.valid, held.test)))
     found = []
     for given in (held, row):
-        how = (Budget(60, 32, 2), generator(), factory(1), Optimisation(1e-2))
+        how = (Budget(16, 32, 2), generator(), factory(1), Optimisation(1e-2))
         one = fit(given, *how, method=method, draws=4, members=2)
         found.append(one.samples(held.test))
         again = pickle.loads(pickle.dumps(one))
@@ -171,12 +172,12 @@ def test_laplace_of_a_last_layer_is_the_closed_posterior() -> None:
     assert row.prior_precision == found.prior_precision
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("method", ["ensemble", "bayes-by-backprop", "laplace", "blr"])
 def test_other_precisions(method: str, dtype: torch.dtype) -> None:
     held = data(REALS)
     given = Data(REALS, *(Part(p.x.to(dtype), p.y.to(dtype), p.rows) for p in (held.train, held.valid, held.test)))
-    how = (Budget(100, 32, 4), generator(), lambda: factory(1)().to(dtype), Optimisation(1e-2))
+    how = (Budget(80, 32, 4), generator(), lambda: factory(1)().to(dtype), Optimisation(1e-2))
     found = fit(given, *how, method=method, draws=6, members=2)
     assert float((found.predict(given.test).float() - held.test.y).square().mean().sqrt()) < 0.6
 
@@ -188,6 +189,39 @@ def test_settings_of_the_variational_posterior_reach_it() -> None:
     assert scales(start_scale=0.2) > 5 * scales(start_scale=0.01)
     assert scales(temperature=0.0) < scales(temperature=1.0)
     assert scales(prior_scale=0.02) < scales(prior_scale=1.0)
+
+
+def test_a_layer_that_fits_exactly_has_the_least_noise() -> None:
+    x = torch.randn(20, 2, generator=generator(), dtype=torch.float64)
+    weight, bias = torch.tensor([[1.0, -2.0]], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    noise = torch.randn(4, 3, generator=generator(2), dtype=torch.float64)
+    y = x @ weight.T + bias
+    found = last_layer_laplace((x, y), (x, y), weight, bias, noise)
+    full = torch.cat([x, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(found.curvature, full.T @ full / 1e-3**2)
+
+
+def test_a_linear_models_one_column_of_ones_has_the_weights_prior() -> None:
+    x = torch.randn(12, 2, generator=generator(), dtype=torch.float64)
+    y = 3.0 + torch.randn(12, 1, generator=generator(1), dtype=torch.float64)
+    found = LinearModel(x, y, 0.5, 0.3)
+    full = torch.cat([x, torch.ones(12, 1, dtype=torch.float64)], dim=1)
+    covariance = torch.linalg.inv(full.T @ full / 0.25 + torch.eye(3, dtype=torch.float64) / 0.09)
+    torch.testing.assert_close(found.mean(x), full @ covariance @ full.T @ y / 0.25)
+    torch.testing.assert_close(found.variance(x), (full @ covariance @ full.T).diagonal())
+
+
+def test_latent_values_are_the_mean_and_its_spread_by_standard_draws() -> None:
+    found, x = fitted(CLASSES, "gp"), data(CLASSES).test.x
+    features = encoded(x, CLASSES)
+    mean, deviation = found.model.mean(features), found.model.variance(features).sqrt()
+    expected = mean + deviation[:, None] * found.standard[3].double()
+    torch.testing.assert_close(found.latent(x)[3].double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean.sum(dim=1), torch.zeros(80, dtype=torch.float64), atol=1e-8, rtol=0)
+    torch.testing.assert_close(found.standard.mean(dim=0), torch.zeros(1, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.standard.std(dim=0, unbiased=False), torch.ones(1, 2))
+    probabilities = (found.sharpness * found.latent(x)).softmax(dim=2)
+    torch.testing.assert_close(found.samples(data(CLASSES).test), probabilities)
 
 
 def test_a_sparse_process_stands_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +262,8 @@ def test_linear_regression_is_ridge() -> None:
 def test_codes_are_one_hot_and_token_ids_refused() -> None:
     x = torch.tensor([[0.5, -1.0, 2.0]])
     assert encoded(x, CLASSES).tolist() == [[0.5, -1.0, 0.0, 0.0, 1.0]]
+    image = torch.arange(8.0).reshape(2, 1, 2, 2)
+    assert torch.equal(encoded(image, Spec("image", "classes", (1, 2, 2), 2)), image.flatten(1).double())
     with pytest.raises(ValueError, match="token ids have no distances"):
         encoded(torch.ones(2, 4).long(), Spec("text", "classes", (4,), 2, vocabulary=9))
 
