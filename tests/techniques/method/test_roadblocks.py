@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,6 +184,16 @@ def test_per_row_roadblocks_block_what_each_row_is_recognised_by() -> None:
     out = blocks.block(x, y, torch.rand(40, 12, generator=g) + 5)
     far = (x - x.mean(dim=0)).abs().topk(3, dim=1).indices
     assert torch.equal((out != x).nonzero()[:, 1].view(40, 3).sort(dim=1).values, far.sort(dim=1).values)
+
+
+def test_mixed_labels_count_as_the_class_of_the_largest_share() -> None:
+    x, y, net = torch.rand(40, 12, generator=generator(3)), torch.arange(40) % 3, nn.Linear(12, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3).repeat(1, 4))  # every class by four columns of its own
+    blocks = Roadblocks(share=0.34, kind="sample", generator=generator(5))
+    blocks.build(net, x, y, TABLE)
+    out = blocks.block(x, 0.6 * torch.nn.functional.one_hot(y, 3) + 0.1, x + 5)
+    assert torch.equal((out != x).nonzero()[:, 1] % 3, y.repeat_interleave(4))
 
 
 def test_signed_steps_leave_codes_and_masks_as_they_are() -> None:
@@ -460,6 +471,8 @@ def test_a_roadblock_over_everything_is_refused() -> None:
     spec = Spec("table", "classes", (2,), 2, numeric=2)
     with pytest.raises(ValueError, match="leaves no evidence"):
         Roadblocks(share=0.9).build(nn.Linear(2, 2), torch.randn(20, 2), torch.arange(20) % 2, spec)
+    with pytest.raises(ValueError, match="leaves no evidence"):  # and before the first step
+        Roadblocks(share=0.9).prepare(SimpleNamespace(spec=spec, model=nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="these data are text"):
         Units(Spec("text", "classes", (5,), 2, vocabulary=10))
     with pytest.raises(ValueError, match="call build"):
