@@ -171,6 +171,19 @@ def test_statistics_are_each_tasks_own() -> None:
     assert not torch.equal(found.emitter.statistics[1]["1.running_mean"], before["1.running_mean"])
 
 
+def test_predictions_are_in_evaluation_mode_and_move_no_statistics() -> None:
+    found = learned(2)
+    found.emitter.train()
+    assert found.emitter.target.training
+    before = [{name: value.clone() for name, value in one.items()} for one in found.emitter.statistics]
+    x = STAGES[0].x
+    told = found.predict(x, 0)
+    assert not found.emitter.target.training
+    torch.testing.assert_close(found.predict(x[:1], 0), told[:1])  # whatever stands beside it
+    for now, then in zip(found.emitter.statistics, before, strict=True):
+        assert all(torch.equal(value, then[name]) for name, value in now.items())
+
+
 def test_a_rows_task_is_that_of_the_lowest_entropy() -> None:
     found = learned()
     x = torch.cat([s.x for s in STAGES])

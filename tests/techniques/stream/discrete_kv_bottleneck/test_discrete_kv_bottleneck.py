@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 from probatum.spec import Budget, Stage
 from probatum.techniques.stream.discrete_kv_bottleneck.codebooks import touched
-from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import Bottleneck, KeyValueLearner
+from probatum.techniques.stream.discrete_kv_bottleneck.discrete_kv_bottleneck import (
+    Bottleneck,
+    KeyValueLearner,
+    _drawn,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -212,6 +216,10 @@ def test_keys_are_rows_or_draws_like_them_before_they_move() -> None:
     more = Bottleneck(12, 3, generator(), codebooks=4, pairs=450, key_size=3)
     more.prepare(z, generator(1), rounds=0)
     gaps = torch.cdist(more.keys, own.transpose(0, 1)).amin(dim=2)
+    near = torch.cdist(more.keys, own.transpose(0, 1)).argmin(dim=2)
+    moved = more.keys - own[near, torch.arange(4)[:, None]]
+    aside = (moved / own.std(dim=0, correction=0)[:, None]).std(dim=1)
+    torch.testing.assert_close(aside, torch.full((4, 3), 0.01), rtol=0.12, atol=0)  # a hundredth of the rows' deviation
     assert 0 < float(gaps.mean()) < 0.2
     assert all(len(torch.unique(book, dim=0)) == 450 for book in more.keys)
     normal = Bottleneck(12, 3, generator(), codebooks=4, pairs=4000, key_size=3)
@@ -221,6 +229,21 @@ def test_keys_are_rows_or_draws_like_them_before_they_move() -> None:
     again = normal.keys.clone()
     normal.prepare(z, generator(2), rounds=0)  # keys there are moved, not drawn anew
     assert torch.equal(normal.keys, again)
+
+
+def test_as_many_permutations_are_drawn_as_are_needed() -> None:
+    for count, turns in ((4, 1), (10, 1), (11, 2), (25, 3)):
+        draws, plain = generator(), generator()
+        found = _drawn(10, count, draws)
+        each = torch.cat([torch.randperm(10, generator=plain) for _ in range(turns)])
+        assert torch.equal(found, each[:count])
+        assert torch.equal(draws.get_state(), plain.get_state())
+
+
+def test_the_smallest_bottleneck_there_is() -> None:
+    layer = Bottleneck(3, 2, generator(), codebooks=1, pairs=2, key_size=1)
+    layer.prepare(rows(9, 3), generator(1))
+    assert layer(rows(9, 3)).shape == (9, 2)
 
 
 def test_random_projections_keep_lengths_on_average() -> None:

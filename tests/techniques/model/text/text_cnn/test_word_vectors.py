@@ -48,6 +48,21 @@ def test_words_of_one_topic_lie_together() -> None:
     assert float(vectors[2:10].std()) == pytest.approx(0.144, rel=1e-3)
 
 
+def test_directions_fall_in_weight_and_point_where_they_are_longest() -> None:
+    vectors = ppmi_vectors(corpus(), 12, 4, torch.Generator().manual_seed(1))
+    lengths = vectors.norm(dim=0)
+    assert bool((lengths.diff() <= 0).all())
+    largest = vectors.abs().argmax(dim=0)
+    assert bool((vectors[largest, torch.arange(4)] > 0).all())
+    dense = torch.from_numpy(ppmi(corpus(), 12).toarray())
+    s = torch.linalg.svdvals(dense)[:4].sqrt()
+    torch.testing.assert_close((lengths / lengths[0]).double(), s / s[0], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_of_one_word_have_no_pairs() -> None:
+    assert ppmi(torch.tensor([[3], [4]]), 6).nnz == 0
+
+
 def test_same_start_same_vectors() -> None:
     first, second = (ppmi_vectors(corpus(), 12, 3, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
