@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from probatum.data.open import open_dataset
-from probatum.spec import Budget
+from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner import gzip_knn
 from probatum.techniques.learner.gzip_knn import GzipKNN, accuracies, distances, fit, length_with, to_bytes, votes
 
@@ -191,3 +191,14 @@ def test_strings_of_numpy_are_strings() -> None:
         np.testing.assert_array_equal(GzipKNN(k=1).fit(own, [0, 1, 0]).distances(own), plain)
     with pytest.raises(ValueError, match="bytes, str"):
         GzipKNN(k=1).fit([texts[0], texts[1].encode()], [0, 1])
+
+
+def test_the_same_share_of_every_class_is_kept() -> None:
+    texts = tuple(f"text number {k} about {WORDS[k]}" for k in range(8))
+    y = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    part = Part(torch.zeros(8, 1), y, torch.arange(8), texts)
+    data = Data(Spec("text", "classes", (1,), 2, vocabulary=9), part, part, part)
+    # places of the two rows of class 0 are 1/4 and 3/4, of the six of class 1 1/12, 3/12, 5/12, ...; of equals the first row
+    for most, kept in ((1, [1]), (2, [0, 1]), (3, [0, 1, 1]), (5, [0, 1, 1, 1, 1]), (6, [0, 0, 1, 1, 1, 1])):
+        found = fit(data, Budget(1, 1, 1), torch.Generator().manual_seed(0), k=1, most_train=most).model
+        assert sorted(found.labels.tolist()) == kept

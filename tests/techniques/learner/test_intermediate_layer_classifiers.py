@@ -108,6 +108,34 @@ def test_a_layer_that_is_the_last_on_some_rows_alone_is_told_of_all() -> None:
     assert best.predict(Part(x[:0], part.y[:0], part.rows[:0])).shape == (0, 2)
 
 
+def test_layers_told_on_training_rows_are_looked_up_on_all() -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 2)
+    )
+    x = torch.randn(40, 6, generator=generator())
+    part = Part(x, (x[:, 0] > 0).long(), torch.arange(40))
+    blank = Part(torch.zeros(4, 6), torch.tensor([0, 1, 0, 1]), torch.arange(4))
+    assert list(probe_layers(net, part, blank, few=blank, penalties=[0.1])) == ["1", PENULTIMATE]
+
+
+def test_a_network_that_goes_on_behind_its_head() -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2), nn.LogSoftmax(1)
+    ).eval()
+    x = torch.randn(9, 6, generator=generator())
+    with torch.no_grad():
+        expected = net[:4](x)
+    torch.testing.assert_close(layer_features(net, x)[PENULTIMATE], expected)
+    head = from_head(net[4])
+    torch.testing.assert_close(head.logits(expected).float(), net[4](expected).detach())
+    assert not head.weight.requires_grad
+    assert not head.bias.requires_grad
+    part = Part(x, torch.arange(9) % 2, torch.arange(9))
+    found = probe_layers(net, part, part, penalties=[0.1])
+    told = LayerClassifier(net, {PENULTIMATE: found[PENULTIMATE]}, "auto").predict(part)
+    torch.testing.assert_close(told, found[PENULTIMATE].head.logits(expected).softmax(dim=1).float())
+
+
 def test_selection_takes_the_best_and_the_later_of_equals() -> None:
     g = generator()
     x = torch.randn(300, 6, generator=g)
@@ -124,6 +152,8 @@ def test_worst_groups_can_choose() -> None:
     y, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
     assert score(logits, y) == 0.75
     assert score(logits, y, groups) == 0.5
+    assert score(logits, y, torch.tensor([0, 1, 2, 2])) == 0.5
+    assert score(logits, y, torch.tensor([0, 1, 2, 3])) == 0.0
 
 
 def test_balanced_rows() -> None:
@@ -144,6 +174,10 @@ def test_sensitivity_of_moved_classes() -> None:
     moved[:, 1] += 2.0
     assert sensitivity(z, y, moved, y) == pytest.approx(0.5, abs=0.01)
     assert sensitivity(z, y, z, y) == 0.0
+    # corners of a triangle with sides 3, 4, 5, each moved by 2: 2 of a mean side of 4
+    corners = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    three = torch.arange(3)
+    assert sensitivity(corners, three, corners + torch.tensor([2.0, 0.0]), three) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="1 classes occur"):
         sensitivity(z, y, z[:10], torch.zeros(10).long())
 
