@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from probatum.claims.model.text.wide_attention import evaluate, list_operations, sentence
 from probatum.spec import Spec
+from probatum.techniques.model.text import wide_attention
 from probatum.techniques.model.text.wide_attention import (
     KINDS,
     Aspect,
@@ -159,6 +161,38 @@ def test_costs() -> None:
     assert latency(model, IDS, repeats=3) > 0
     assert torch.get_num_threads() == threads
     assert model.training
+
+
+def test_latency_is_the_median_of_the_measured_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, spent = [100.0], iter([9.0, 7.0, 0.5, 0.2, 0.9])  # two passes that warm up, three that count
+
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            clock[0] += next(spent)
+            return x
+
+    monkeypatch.setattr(wide_attention, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert latency(Slow(), IDS, repeats=3, warmup=2) == pytest.approx(0.5)
+
+
+def test_costs_are_of_one_text_and_of_training_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(wide_attention, "latency", lambda _model, x: asked.append(("latency", len(x))) or 0.25)
+    monkeypatch.setattr(wide_attention, "kept_for_backward", lambda _model, x: asked.append(("bytes", len(x))) or 8)
+    rows = compare(Aspect(1, 2, width=8, head_size=4, hidden=8), IDS, vocabulary=30, outputs=3, length=9)
+    assert asked == [("latency", 1), ("bytes", 2)] * 2
+    assert [(row["layers"], row["heads"], row["seconds"], row["training_bytes"]) for row in rows] == [
+        (1, 2, 0.25, 8),
+        (2, 1, 0.25, 8),
+    ]
+
+
+def test_build_lays_its_heads_out() -> None:
+    spec = Spec("text", "classes", (9,), 3, vocabulary=30)
+    model = build(spec, layers=2, total_heads=6, width=12, head_size=5, hidden=7, kind="local", window=3, dropout=0.3)
+    assert model.aspect == Aspect(2, 3, 12, 5, 7)
+    assert (model.length, model.embed.num_embeddings, model.head.out_features) == (9, 30, 3)
+    assert {(block.attend.kind, block.attend.window, block.dropout.p) for block in model.blocks} == {("local", 3, 0.3)}
 
 
 def test_list_operations_are_evaluated_right() -> None:
