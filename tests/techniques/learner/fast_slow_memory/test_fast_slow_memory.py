@@ -74,6 +74,32 @@ def test_without_signals_controllers_stay() -> None:
         assert moved == (name.split(".")[0] in ("encoder", "head", "first")), name
 
 
+def test_two_steps_by_hand() -> None:
+    net, x, _ = network()
+    assert all(value.is_leaf for own in controllers_of(net).values() for value in own.values())
+    memory = torch.stack([net.first, net.first])
+    read = write_state = (torch.zeros(2, 5).double(), torch.zeros(2, 5).double())
+    for t in range(2):
+        read = net.read(net.encoder(x[:, t]), read)
+        q = read[0]
+        logits = []
+        for row in range(2):
+            weights = torch.exp(memory[row] @ q[row])
+            weights = weights / weights.sum()
+            m = sum(w * slot for w, slot in zip(weights, memory[row], strict=True))
+            c = net.compose(torch.cat([q[row], m])[None])
+            h = net.write(c, (write_state[0][row : row + 1], write_state[1][row : row + 1]))
+            logits.append((net.head(torch.cat([c[0], m])), h, weights))
+        write_state = tuple(torch.cat([one[1][k] for one in logits]) for k in (0, 1))
+        memory = torch.stack(
+            [
+                torch.stack([(1 - w) * slot + w * one[1][0][0] for w, slot in zip(one[2], memory[row], strict=True)])
+                for row, one in enumerate(logits)
+            ]
+        )
+        torch.testing.assert_close(net(x)[:, t], torch.stack([one[0] for one in logits]))
+
+
 def test_feedback_starts_at_zero_and_learns() -> None:
     torch.manual_seed(0)
     feedback = Feedback(4, 5)
