@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from probatum.checks.toy import toy
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
@@ -245,3 +246,14 @@ def test_misuse() -> None:
         MemoryNet(3, 2, slots=0)
     with pytest.raises(ValueError, match="reads sequences, series or text"):
         fit(open_dataset("wine").prepare(0), Budget(1, 8, 1), torch.Generator())
+
+
+def test_text_is_read_through_embeddings_that_learn() -> None:
+    data = toy("text", "classes")
+    first = fit(data, Budget(1, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=1e-9)
+    found = fit(data, Budget(6, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=3e-2)
+    moved = (found.tokens.weight - first.tokens.weight).abs().amax(dim=1)
+    seen = data.train.x.unique()
+    assert float(moved[seen[seen > 0]].max()) > 0.05
+    assert float(moved[0]) == 0.0  # padding
+    torch.testing.assert_close(found.predict(data.test).sum(dim=1), torch.ones(len(data.test)))
