@@ -252,7 +252,7 @@ def test_text_is_read_through_embeddings_that_learn() -> None:
     data = toy("text", "classes")
     first = fit(data, Budget(1, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=1e-9)
     found = fit(data, Budget(6, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=3e-2)
-    moved = (found.tokens.weight - first.tokens.weight).abs().amax(dim=1)
+    moved = (found.tokens.weight - first.tokens.weight).detach().abs().amax(dim=1)
     seen = data.train.x.unique()
     assert float(moved[seen[seen > 0]].max()) > 0.05
     assert float(moved[0]) == 0.0  # padding
