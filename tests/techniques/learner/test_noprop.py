@@ -10,6 +10,7 @@ import torch
 
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Spec
+from probatum.techniques.learner import noprop
 from probatum.techniques.learner.noprop import (
     NoProp,
     chain_coefficients,
@@ -274,3 +275,31 @@ def test_misuse() -> None:
         fit(data, Budget(1, 8, 1), torch.Generator(), samples=0)
     shown = class_examples(data)
     assert all(any(torch.equal(row, x) for x in data.train.x[data.train.y == c]) for c, row in enumerate(shown))
+
+
+def test_steps_take_whole_batches_each_row_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(noprop, "update", lambda _net, _optimizers, x, _y, _generator: seen.append(x))
+    data = open_dataset("wine").prepare(0)
+    size, whole = 32, len(data.train) // 32
+    fit(data, Budget(2 * whole, size, whole), torch.Generator().manual_seed(0), blocks=1)
+    assert [len(x) for x in seen] == [size] * (2 * whole)
+    for epoch in (seen[:whole], seen[whole:]):
+        assert len(torch.cat(epoch).unique(dim=0)) == size * whole
+    assert not torch.equal(seen[0], seen[whole])
+
+
+def test_blocks_for_every_kind_of_data() -> None:
+    image, series = torch.randn(3, 2, 9, 7), torch.randn(3, 4, 11)
+    look = noprop._encoder(Spec("image", "classes", (2, 9, 7), 3), 16)
+    assert look[0](image).shape == (3, 4, 9, 7)
+    assert look[:3](image).shape == (3, 4, 4, 3)
+    assert look[3](look[:3](image)).shape == (3, 8, 4, 3)
+    assert look(image).shape == (3, 16)
+    look = noprop._encoder(Spec("series", "classes", (4, 11), 3), 16)
+    assert look[:3](series).shape == (3, 16, 11)
+    assert look(series).shape == (3, 16)
+    torch.testing.assert_close(look[:6](series), look[:4](series).mean(dim=2))
+    words = noprop._encoder(Spec("text", "classes", (5,), 3, vocabulary=7), 16)
+    some = torch.tensor([[1, 2, 0, 0, 0], [1, 2, 1, 2, 0]])
+    torch.testing.assert_close(words(some)[0], words(some)[1])  # the mean over words, padding left out

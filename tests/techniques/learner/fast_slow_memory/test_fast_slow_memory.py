@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from probatum.checks.toy import toy
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data, Part, Spec
 from probatum.techniques.learner.fast_slow_memory.fast_slow_memory import (
@@ -72,6 +73,32 @@ def test_without_signals_controllers_stay() -> None:
     for name, value in net.state_dict().items():
         moved = not torch.equal(value, before[name].float())
         assert moved == (name.split(".")[0] in ("encoder", "head", "first")), name
+
+
+def test_two_steps_by_hand() -> None:
+    net, x, _ = network()
+    assert all(value.is_leaf for own in controllers_of(net).values() for value in own.values())
+    memory = torch.stack([net.first, net.first])
+    read = write_state = (torch.zeros(2, 5).double(), torch.zeros(2, 5).double())
+    for t in range(2):
+        read = net.read(net.encoder(x[:, t]), read)
+        q = read[0]
+        logits = []
+        for row in range(2):
+            weights = torch.exp(memory[row] @ q[row])
+            weights = weights / weights.sum()
+            m = sum(w * slot for w, slot in zip(weights, memory[row], strict=True))
+            c = net.compose(torch.cat([q[row], m])[None])
+            h = net.write(c, (write_state[0][row : row + 1], write_state[1][row : row + 1]))
+            logits.append((net.head(torch.cat([c[0], m])), h, weights))
+        write_state = tuple(torch.cat([one[1][k] for one in logits]) for k in (0, 1))
+        memory = torch.stack(
+            [
+                torch.stack([(1 - w) * slot + w * one[1][0][0] for w, slot in zip(one[2], memory[row], strict=True)])
+                for row, one in enumerate(logits)
+            ]
+        )
+        torch.testing.assert_close(net(x)[:, t], torch.stack([one[0] for one in logits]))
 
 
 def test_feedback_starts_at_zero_and_learns() -> None:
@@ -219,3 +246,14 @@ def test_misuse() -> None:
         MemoryNet(3, 2, slots=0)
     with pytest.raises(ValueError, match="reads sequences, series or text"):
         fit(open_dataset("wine").prepare(0), Budget(1, 8, 1), torch.Generator())
+
+
+def test_text_is_read_through_embeddings_that_learn() -> None:
+    data = toy("text", "classes")
+    first = fit(data, Budget(1, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=1e-9)
+    found = fit(data, Budget(6, 16, 4), torch.Generator().manual_seed(0), width=6, slots=3, rate=3e-2)
+    moved = (found.tokens.weight - first.tokens.weight).detach().abs().amax(dim=1)
+    seen = data.train.x.unique()
+    assert float(moved[seen[seen > 0]].max()) > 0.05
+    assert float(moved[0]) == 0.0  # padding
+    torch.testing.assert_close(found.predict(data.test).sum(dim=1), torch.ones(len(data.test)))
