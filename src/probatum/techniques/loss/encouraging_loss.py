@@ -61,7 +61,7 @@ def _log_others(output: Tensor, column: Tensor) -> Tensor:
     least = (
         torch.finfo(output.dtype).min / 2
     )  # of rows whose others are all -inf the log-sum-exp would have no gradient
-    others = output.clamp_min(least).scatter(1, column, least).logsumexp(dim=1, keepdim=True)
+    others = output.scatter(1, column, least).logsumexp(dim=1, keepdim=True)
     return others - output.logsumexp(dim=1, keepdim=True)
 
 
