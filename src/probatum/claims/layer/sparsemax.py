@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import accuracy, fit, interval, mean
 from probatum.data.library import library
-from probatum.spec import Data, Part, Spec
+from probatum.kinds.text.network import AttentionText
+from probatum.spec import Data, Part
 from probatum.techniques.layer.sparsemax.sparsemax import sparsemax, sparsemax_loss
 from probatum.train.baselines import training_for
 from probatum.train.rng import generator_for
@@ -28,33 +29,14 @@ RATES = {("trec", "softmax"): 0.008, ("trec", "sparsemax"): 0.008, ("mr", "softm
 """By validation accuracy, of 0.002, 0.004, 0.008 and 0.016, on development seeds 1 to 3."""
 WORSE, SHARE = 0.01, 0.5
 ATTENTION_NOTE = (
-    "Words are pooled by attention alone, without the mean that the bench's baseline has beside it; settings are the "
-    "baseline's but the rate, which each arm has its own of. The null is attention spread evenly over the words of the test "
-    "texts."
+    "The bench's text baseline, whose attention has the mean of all words beside it, as the paper's has the last state; each "
+    "arm has its own rate. The null is attention spread evenly over the words of the test texts. With words pooled by attention "
+    "alone sparsemax was 13 points behind on development seeds of trec."
 )
 
 
-class AttentionOnly(nn.Module):
-    """Word embeddings pooled by additive attention, then one hidden layer: (n, length) word numbers, 0 = none."""
-
-    def __init__(self, spec: Spec, width: int = 96, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(spec.vocabulary, width, padding_idx=0)
-        self.score = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
-        self.attend = nn.Softmax(dim=1)
-        self.body = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
-        self.head = nn.Linear(width, spec.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        seen = x != 0
-        seen = torch.where(seen.any(dim=1, keepdim=True), seen, torch.ones_like(seen))
-        words = self.embed(x)  # (n, length, width)
-        scores = self.score(words).squeeze(2).masked_fill(~seen, float("-inf"))
-        return self.head(self.body((self.attend(scores).unsqueeze(2) * words).sum(dim=1)))
-
-
 @torch.no_grad()
-def mean_support(model: AttentionOnly, part: Part) -> float:
+def mean_support(model: AttentionText, part: Part) -> float:
     """Mean share of a text's words that get attention above zero."""
     seen = []
     handle = model.attend.register_forward_hook(lambda _module, _inputs, p: seen.append((p > 0).sum(dim=1)))
@@ -65,7 +47,7 @@ def mean_support(model: AttentionOnly, part: Part) -> float:
     return float((seen[0] / (part.x != 0).sum(dim=1).clamp(min=1)).mean())
 
 
-def evenly(model: AttentionOnly, part: Part) -> float:
+def evenly(model: AttentionText, part: Part) -> float:
     """Accuracy of a network whose attention is spread evenly over the words."""
     handle = model.attend.register_forward_hook(
         lambda _module, inputs, _p: inputs[0].isfinite() / inputs[0].isfinite().sum(1, True)
@@ -76,12 +58,12 @@ def evenly(model: AttentionOnly, part: Part) -> float:
         handle.remove()
 
 
-def attending(name: str, arm: str, data: Data, seed: int, rate: float | None = None) -> AttentionOnly:
+def attending(name: str, arm: str, data: Data, seed: int, rate: float | None = None) -> AttentionText:
     """A network with this attention, trained at the arm's own rate."""
     plain = training_for(data.spec.modality, data.spec.task)
     training = replace(plain, lr=RATES[name, arm] if rate is None else rate)
-    model = fit(None if arm == "softmax" else arm, data, seed, training=training, factory=AttentionOnly).model
-    assert isinstance(model, AttentionOnly)
+    model = fit(None if arm == "softmax" else arm, data, seed, training=training).model
+    assert isinstance(model, AttentionText)
     return model
 
 
@@ -196,7 +178,7 @@ CLAIMS = (
         run=_attention,
         minutes=4.0,
         needs_library=True,
-        seeds=tuple(range(201, 209)),
+        seeds=tuple(range(201, 207)),
     ),
     Claim(
         id="label-proportions",

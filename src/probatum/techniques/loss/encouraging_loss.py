@@ -58,10 +58,8 @@ def log_not(output: Tensor) -> Tensor:
 
 def _log_others(output: Tensor, column: Tensor) -> Tensor:
     """log(1 - softmax(output)) at one class a row, exact however near to one: output (n, classes), column (n, 1) -> (n, 1)."""
-    least = (
-        torch.finfo(output.dtype).min / 2
-    )  # of rows whose others are all -inf the log-sum-exp would have no gradient
-    others = output.clamp_min(least).scatter(1, column, least).logsumexp(dim=1, keepdim=True)
+    least = torch.finfo(output.dtype).min / 2  # where the others are all -inf, -inf would leave no gradient
+    others = output.scatter(1, column, least).logsumexp(dim=1, keepdim=True)
     return others - output.logsumexp(dim=1, keepdim=True)
 
 
