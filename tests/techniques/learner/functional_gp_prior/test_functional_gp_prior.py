@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from typing import Any
@@ -116,7 +117,8 @@ def test_the_process_of_classes_has_the_amplitude_and_the_median_distance() -> N
     )
     assert noise == 1.0
     same, _ = process_for(torch.ones(5, 2), torch.zeros(5).long(), 1.0)  # rows that are all the same
-    assert float(same(torch.ones(1, 2), torch.ones(1, 2))) == 1.0
+    near = torch.tensor([[1.0, 1.0], [1.002, 1.0]], dtype=torch.float64)
+    assert float(same(near[:1], near[1:])) == pytest.approx(math.exp(-2), rel=1e-3)  # a length of 0.001
 
 
 def test_inputs_of_images_and_of_several_codes() -> None:

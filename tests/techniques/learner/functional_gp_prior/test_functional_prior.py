@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -143,6 +144,13 @@ def test_inputs_that_are_not_standardised_are_told() -> None:
     x = torch.randn(30, 2, generator=generator()) * torch.tensor([1.0, 500.0])
     with pytest.warns(UserWarning, match="1 of 2 inputs are not standardised \\(column 1 spans"):
         warn_of_scale(x)
+    unit = torch.randn(2000, 1, generator=generator())
+    unit = unit / unit.std()
+    for spread, told in ((0.008, True), (0.012, False), (9.0, False), (12.0, True)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            warn_of_scale(spread * unit)
+        assert bool(found) == told, spread
     net = Perceptron((2, 1))
     with pytest.warns(UserWarning, match="not standardised"):
         tune_prior(

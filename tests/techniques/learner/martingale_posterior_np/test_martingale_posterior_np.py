@@ -115,6 +115,43 @@ def test_values_of_the_process_have_its_moments() -> None:
     assert float(far) < 0.7 * float(close)
 
 
+def test_values_of_a_process_by_hand() -> None:
+    x = torch.tensor([[[0.0], [1.0], [3.0]], [[0.0], [2.0], [2.5]]])
+    draw = stream(5)
+    length = torch.tensor([[1.0], [0.5]]) * (0.5 + 1.5 * torch.rand(2, 1, generator=draw))  # medians of 9 distances
+    noise = 0.05 + 0.45 * torch.rand(2, 1, 1, generator=draw)[:, 0]
+    normal = torch.randn(2, 3, 1, generator=draw, dtype=torch.float64)
+    found = process_values(x, 1, stream(5))
+    for k in range(2):
+        place = x[k, :, 0].double()
+        kernel = (-0.5 * ((place[:, None] - place) / length[k].double()) ** 2).exp()
+        root = torch.linalg.cholesky(kernel + torch.eye(3, dtype=torch.float64) * (noise[k].double() ** 2 + 1e-6))
+        torch.testing.assert_close(found[k].double(), root @ normal[k], rtol=1e-5, atol=1e-6)
+
+
+def test_far_rows_are_cut_and_still_columns_left_out() -> None:
+    x = torch.tensor([[0.0, 7.0, 1.0], [1.0, 7.0, 3.0], [2.0, 7.0, 5.0]])
+    columns = Columns(x, Spec("table", "reals", (3,), 1, numeric=3))
+    assert columns(torch.tensor([[100.0, 9.0, 3.0], [1.0, 7.0, -100.0]])).tolist() == [[5.0, 0.0], [0.0, -5.0]]
+    with pytest.raises(ValueError, match="no column varies"):
+        Columns(torch.ones(4, 2), Spec("table", "reals", (2,), 1, numeric=2))
+
+
+def test_a_model_is_trained_in_training_mode() -> None:
+    modes: list[bool] = []
+
+    class Told(NeuralProcess):
+        def loss(self, given: Context, x: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+            modes.append(self.training)
+            return super().loss(given, x, y, draws, generator)
+
+    x = torch.zeros(1, 3, 1)
+    model = Told(1, 1, width=8).eval()
+    fit_tasks(model, lambda: (Context(x, x, torch.ones(1, 3, dtype=torch.bool)), x, x), 2, 1, 1e-3, stream())
+    assert modes == [True, True]
+    assert not model.training
+
+
 def test_training_tasks_alone() -> None:
     def task() -> tuple[Context, Tensor, Tensor]:
         x = torch.rand(4, 12, 1, generator=own)

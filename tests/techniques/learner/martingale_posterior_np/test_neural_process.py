@@ -207,3 +207,19 @@ def test_bad_input() -> None:
         net.given_noise(
             context(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)), torch.zeros(1, 1, 1), torch.zeros(2, 1, 0, 8)
         )
+
+
+def test_with_attention_each_place_is_told_something_of_its_own() -> None:
+    torch.manual_seed(0)
+    x, y, new = torch.randn(2, 5, 1), torch.randn(2, 5, 1), torch.randn(2, 3, 1)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    for attention in (True, False):
+        model = NeuralProcess(1, 1, attention=attention, width=8)
+        r = model.encode(Context(x, y, mask))
+        told = model.summary(r, mask, new)
+        if attention:
+            torch.testing.assert_close(told, model.look(model.place(new), r, mask))
+            assert not torch.allclose(told[:, 0], told[:, 1])
+        else:
+            torch.testing.assert_close(told[0], r[0].mean(dim=0).expand(3, -1))
+            torch.testing.assert_close(told[1], r[1, :2].mean(dim=0).expand(3, -1))
