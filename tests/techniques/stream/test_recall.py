@@ -155,6 +155,8 @@ def test_heads_fit_the_memory() -> None:
     for memory in (2_000, 20_000):
         found = learned(hidden=None, memory=memory)
         assert 0.3 * memory < found.stored_bytes() <= memory
+        # heads that may come: this one of two classes and five of one; a unit has 10 weights and a bias in, and its weights out
+        assert found.hidden == (memory // 4 - 7 - 2 * 10) // (6 * 11 + 7)
     with pytest.raises(ValueError, match="memory is 300 bytes, too few for 6 heads"):
         learned(hidden=None, memory=300)
     assert learned(1, hidden=None).hidden == 256

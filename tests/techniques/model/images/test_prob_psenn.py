@@ -83,6 +83,9 @@ def test_draws_have_the_covariance_they_should() -> None:
         model.lower.normal_(generator=torch.Generator().manual_seed(4)).mul_(0.1)
     size = model.mean.shape[1]
     noise = torch.randn(20000, 3, size, generator=torch.Generator().manual_seed(5))
+    one = noise[:1].clone()
+    by_hand = torch.stack([model.mean[k] + model.factor()[k] @ one[0, k] for k in range(3)])
+    torch.testing.assert_close(model.drawn(one)[0], by_hand)
     drawn = model.drawn(noise).detach()[:, 1]
     factor = model.factor()[1].detach()
     assert torch.allclose(torch.cov(drawn.T), factor @ factor.T, atol=0.03)

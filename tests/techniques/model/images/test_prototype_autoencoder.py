@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import doctest
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -135,6 +137,26 @@ def test_elastic_deformation() -> None:
     assert 0 < weak < strong
     assert float(first.min()) >= 0
     assert float(first.max()) <= 1
+
+
+@pytest.mark.parametrize("strength", [1.0, 1.7])
+def test_elastic_deformation_is_that_of_scipys_filters(strength: float) -> None:
+    x = torch.rand(2, 1, 12, 10, generator=torch.Generator().manual_seed(5))
+    found = elastic(x, torch.Generator().manual_seed(6), strength)
+    sigma, alpha, reach = 4 * 10 / 28, 20 * (10 / 28) ** 2 * strength, 5  # three sigmas, rounded up
+    draws = 2 * torch.rand(4, 1, 12, 10, generator=torch.Generator().manual_seed(6)) - 1
+    smooth = [ndimage.gaussian_filter(d[0].numpy(), sigma, mode="constant", truncate=reach / sigma) for d in draws]
+    rows, columns = np.mgrid[:12, :10].astype(float)
+    for n in range(2):
+        places = [rows + alpha * smooth[2 * n + 1], columns + alpha * smooth[2 * n]]
+        expected = ndimage.map_coordinates(x[n, 0].numpy(), places, order=1, mode="nearest")
+        torch.testing.assert_close(found[n, 0], torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_every_batch_is_deformed_anew() -> None:
+    x, _ = batch()
+    deform = Deform().train()
+    assert not torch.equal(deform(x), deform(x))
 
 
 def test_the_clean_image_is_reconstructed_from_the_deformed_one() -> None:

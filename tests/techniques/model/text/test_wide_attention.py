@@ -127,6 +127,16 @@ def test_maps_are_weights_of_the_layer() -> None:
     assert float(maps[0][1, :, :, 4:].abs().max()) == 0
 
 
+def test_words_begin_with_their_places_and_small_ones() -> None:
+    model = text(aspect=Aspect(1, 2, width=300, head_size=4))
+    assert float(model.place.detach().std()) == pytest.approx(0.02, rel=0.1)
+    words, seen = model.begin(IDS)
+    assert torch.equal(words, model.embed.weight[IDS] + model.place[None, :8])
+    assert torch.equal(seen, IDS > 0)
+    blank = model.begin(torch.zeros(1, 3, dtype=torch.int64))[1]
+    assert bool(blank.all())  # a text of padding counts whole
+
+
 def test_maps_are_without_dropout_in_either_mode() -> None:
     model = text(dropout=0.5)
     still = model.maps(IDS)

@@ -21,6 +21,7 @@ def test_normal_edges_cut_equally_likely_pieces() -> None:
     shares = torch.distributions.Normal(0.0, 1.0).cdf(edges[1:-1]).diff()
     torch.testing.assert_close(shares, torch.full((6,), 1 / 8), atol=1e-5, rtol=0)
     assert bool((edges.diff() > 0).all())
+    assert (float(edges[0]), float(edges[-1])) == (-3.5, 3.5)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 5])
