@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -477,3 +478,20 @@ def test_a_roadblock_over_everything_is_refused() -> None:
         Units(Spec("text", "classes", (5,), 2, vocabulary=10))
     with pytest.raises(ValueError, match="call build"):
         Roadblocks().block(torch.zeros(2, 2), torch.zeros(2).long(), torch.zeros(2, 2))
+
+
+def test_networks_with_older_norms_of_weights_are_copied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(12, 8)), nn.ReLU(), nn.utils.weight_norm(nn.Linear(8, 3)))
+    rows = planted(0, rows=80)
+    net(rows.x).sum().backward()
+    blocks = Roadblocks(kind="sign", generator=generator())
+    blocks.build(net, rows.x, rows.y, TABLE)
+    assert float((blocks.block(rows.x, rows.y, rows.x) - rows.x).abs().max()) <= 0.1 + 1e-6
+
+
+def test_what_can_be_learnt_does_not_hang_on_units() -> None:
+    rows = planted(1, rows=200)
+    found = [learnable(scale * rows.x, rows.y, 3) for scale in (1.0, 1e-9, 1e6)]
+    assert found == [True, True, True]

@@ -16,7 +16,6 @@ Departs   1. only the abstract's mechanism is certain, no full text or code was 
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.copies import copied
 from probatum.numerics.networks.watch import last_features
+from probatum.numerics.tensors.columns import varying
 from probatum.numerics.tensors.targets import IGNORED, class_codes
 from probatum.spec import Spec
 
@@ -191,7 +192,7 @@ def learnable(x: Tensor, y: Tensor, classes: int) -> bool:
 
 def _standardised(x: Tensor) -> Tensor:
     z = x.double()
-    return (z - z.mean(dim=0)) / z.std(dim=0).clamp_min(1e-6)
+    return (z - z.mean(dim=0)) / torch.where(varying(z), z.std(dim=0), torch.ones_like(z[0]))
 
 
 def effective_rank(features: Tensor) -> float:
@@ -300,7 +301,7 @@ class Roadblocks:
                 f"a roadblock is built from {len(x)} rows; {LEAST} or more are needed to tell what is left"
             )
         units = self._of(spec)
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = copied(model).eval().requires_grad_(False)
         count = min(units.count - 1, max(1, round(self.share * units.count)))
         scores = torch.rand(1, units.count, generator=self.generator).to(x.device)
         if self.kind in ("swap", "zero"):
@@ -403,7 +404,7 @@ class Roadblocks:
             if held["frozen"] is not None:
                 if self.model is None:
                     raise ValueError("the frozen copies need a network to be loaded into; call prepare(run) first")
-                frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
+                frozen = copied(self.model).eval().requires_grad_(False)
                 frozen.load_state_dict(held["frozen"])
             self.accepted.append(Block(held["units"], frozen))
 
