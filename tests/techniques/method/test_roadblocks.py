@@ -495,3 +495,14 @@ def test_what_can_be_learnt_does_not_hang_on_units() -> None:
     rows = planted(1, rows=200)
     found = [learnable(scale * rows.x, rows.y, 3) for scale in (1.0, 1e-9, 1e6)]
     assert found == [True, True, True]
+
+
+@pytest.mark.parametrize(("columns", "unknowns"), [(20, 21), (9000, 60)])
+def test_what_is_left_is_solved_in_rows_or_columns_whichever_are_fewer(
+    columns: int, unknowns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, solve = [], torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda a, b: (seen.append(a.shape), solve(a, b))[1])
+    x = torch.randn(120, columns, generator=generator())
+    learnable(x, torch.arange(120) % 3, 3)
+    assert seen == [(unknowns, unknowns)]

@@ -303,3 +303,10 @@ def test_one_label_a_sequence() -> None:
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="all frozen"):
         FastSlow(net, Feedback(4, 5).double())
+
+
+def test_rows_of_other_precisions_are_read_in_the_networks_own() -> None:
+    torch.manual_seed(0)
+    net, x = MemoryNet(3, 4, width=5, slots=6), torch.randn(2, 7, 3)
+    assert torch.equal(net(x.double()), net(x))
+    assert net(x.bfloat16()).dtype == torch.float32

@@ -208,3 +208,18 @@ def test_the_median_follows_samples_of_every_size() -> None:
     a, b = samples(12, 15)
     expected = float(rbf_mmd(a, b))
     assert [float(rbf_mmd(scale * a, scale * b)) for scale in (1e-9, 1e9)] == pytest.approx([expected] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", [rbf_mmd, transport_cost])
+def test_no_differences_of_all_pairs_are_held(metric: object) -> None:
+    a = torch.randn(30, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    largest = 0
+
+    def note(kept: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, kept.numel())
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        metric(a, a.detach() + 1).backward()  # type: ignore[operator]
+    assert largest <= 60 * 200  # pairs times columns would be 60 * 60 * 200
