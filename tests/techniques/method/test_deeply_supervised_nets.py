@@ -285,3 +285,30 @@ def test_heads_are_uniform_within_one_over_the_root_of_their_inputs() -> None:
     assert float(weight.std()) == pytest.approx(1 / 12 / 3**0.5, rel=0.1)
     assert not dsn.heads[0].bias.any()
     dsn.detach()
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "squared-hinge"])
+def test_rows_without_a_label_have_no_companions(objective: str) -> None:
+    net, (x, y) = network(), images()
+    left = y.clone()
+    left[::3] = -100
+    with DeeplySupervisedNets(objective=objective).attach(net, x[:2], 3) as dsn:
+        net(x)
+        found = dsn.companion_loss(left[:, None])
+        net(x[left >= 0])
+        torch.testing.assert_close(found, dsn.companion_loss(left[left >= 0]))
+        net(x)
+        assert dsn.companion_loss(torch.full_like(y, -100)).item() == 0.0
+
+
+def test_heads_are_judged_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x, y) = network(), images()
+    with DeeplySupervisedNets().attach(net, x[:2], 3) as dsn:
+        whole = dsn.head_accuracy(x, y)
+        monkeypatch.setattr("probatum.techniques.method.deeply_supervised_nets.BLOCK", 5)
+        seen: list[int] = []
+        handle = net[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+        assert dsn.head_accuracy(x, y) == whole
+        handle.remove()
+    assert max(seen) == 5
+    assert set(whole) == {"1", "3"}

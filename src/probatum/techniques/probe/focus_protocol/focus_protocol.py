@@ -15,7 +15,6 @@ Departs   1. without metadata the attributes are read off the rows: columns of t
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.copies import copied
 from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.watch import last_features
 from probatum.numerics.optimisation.fit_network import fit_network
@@ -233,7 +233,7 @@ def focus_protocol(
         rare = (flags_valid & there_valid).any(dim=1)
         result["rows to fine-tune on"] = float(rare.sum())
         if int(rare.sum()) > 1:
-            tuned = copy.deepcopy(model)
+            tuned = copied(model)
             fit_network(tuned, data.valid.x[rare], data.valid.y[rare], finetune_steps, batch, lr / 10, generator)
             _tell(result, _predicted(tuned, test.x).eq(y), k, "fine-tuned ")
     return result
