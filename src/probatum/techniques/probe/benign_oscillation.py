@@ -27,7 +27,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probatum.card import Card
 from probatum.numerics.networks.modes import begin_training, evaluating
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import class_targets, real_targets
 from probatum.spec import Data
 
@@ -275,14 +277,15 @@ def benign_oscillation(
     first, found, stable = model_factory(), {}, 0.0
     with own_draws(generator):  # dropout draws from the global stream
         for rate in rates:
-            run = _Run(copy.deepcopy(first), data, rate, generator, batch_size, watched)
-            name = f"rate {rate:g}"
-            diverged = run.train(steps, steps - int(decay * steps))
-            if diverged is not None:
-                found[f"{name}: diverged at step"] = float(diverged)
-                continue
-            stable = max(stable, rate)
-            found |= {f"{name}: {key}": value for key, value in run.figures().items()}
+            net, name = copy.deepcopy(first), f"rate {rate:g}"
+            with in_single(net):
+                run = _Run(net, data, rate, generator, batch_size, watched)
+                diverged = run.train(steps, steps - int(decay * steps))
+                if diverged is not None:
+                    found[f"{name}: diverged at step"] = float(diverged)
+                    continue
+                stable = max(stable, rate)
+                found |= {f"{name}: {key}": value for key, value in run.figures().items()}
     return {**found, "largest stable rate": stable}
 
 
@@ -304,7 +307,7 @@ class _Run:
 
     def residuals(self, x: Tensor, y: Tensor) -> Tensor:
         """Outputs less targets: one-hot for classes (tokens in the last dimension), values as they are."""
-        output = self.net(x)
+        output = self.net(widened(x.clone()))  # a network may begin by changing x in place
         if y.is_floating_point():
             return output - real_targets(output, y)
         return output - F.one_hot(self.codes(output, y), self.data.spec.outputs).to(output.dtype)
@@ -361,7 +364,7 @@ class _Run:
     def figures(self) -> dict[str, float]:
         """What the run is told by."""
         test: Any = self.data.test
-        output = self.net(test.x)
+        output = self.net(widened(test.x.clone()))
         found = {"train error": float(self.error(*self.watched))}
         if test.y.is_floating_point():
             found["test rmse"] = float((output - real_targets(output, test.y)).square().mean().sqrt())

@@ -28,7 +28,11 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
 from probatum.numerics.networks.modes import begin_training
+from probatum.numerics.networks.watch import outputs_of
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data
 
 CARD = Card(
@@ -142,25 +146,25 @@ def fit(
     own = getattr(model, "objective", None)
     batches: list[Tensor] = []
     begin_training(model)
-    for _ in range(steps):
-        if not batches:
-            order = torch.randperm(len(diluted.y), generator=generator, device=generator.device).to(x.device)
-            batches = [part for part in order.split(batch_size) if len(part) > 1]
-        rows = batches.pop()
-        inputs, labels = x[diluted.index[rows]], diluted.y[rows]
-        output = model(inputs)
-        loss = F.cross_entropy(output, labels) if own is None else own(inputs, output, labels, F.cross_entropy)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate.step()
+    with in_single(model):
+        for _ in range(steps):
+            if not batches:
+                order = torch.randperm(len(diluted.y), generator=generator, device=generator.device).to(x.device)
+                batches = [part for part in order.split(batch_size) if len(part) > 1]
+            rows = batches.pop()
+            inputs, labels = widened(x[diluted.index[rows]]), diluted.y[rows]
+            output = model(inputs)
+            loss = F.cross_entropy(output, labels) if own is None else own(inputs, output, labels, F.cross_entropy)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
     return model.eval()
 
 
-@torch.no_grad()
 def probabilities(model: nn.Module, x: Tensor) -> Tensor:
     """(n, classes) of a network in evaluation mode, float64."""
-    return torch.cat([model(part).double().softmax(dim=1) for part in x.split(1024)])
+    return outputs_of(model, x, 1024).double().softmax(dim=1)
 
 
 def label_noise_dilution(
@@ -210,6 +214,7 @@ def label_noise_dilution(
         ValueError: alpha below 0, a confusion whose rows do not sum to 1, unknown names, other settings out of range.
     """
     _check(data, alphas, patterns, sources, rows, sizes, target, steps, batch, lr, rate_multiples, batch_multiples)
+    data = coded(data)
     classes, train = data.spec.outputs, data.train
     order = torch.randperm(len(train), generator=generator, device=generator.device).to(train.y.device)
     n = min(rows, len(train))
@@ -311,12 +316,11 @@ def confused(p: Tensor, y: Tensor, classes: int) -> Tensor:
     return torch.where(total > 0, sums / total.clamp_min(1e-300), even)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None) -> float:
     """Share of rows with the right largest output, of all rows or those at `index`; 0 for none."""
     if not len(y):
         return 0.0
-    guess = torch.cat([model(part).argmax(dim=1) for part in x.split(1024)])
+    guess = outputs_of(model, x, 1024).argmax(dim=1)
     return float((guess if index is None else guess[index]).eq(y).float().mean())
 
 

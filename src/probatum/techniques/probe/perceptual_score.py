@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import class_targets, real_targets
@@ -216,7 +217,7 @@ def losses(
     predict: Predict, x: Tensor, y: Tensor, groups: Mapping[str, Sequence[int]], draws: Draws
 ) -> dict[str, Tensor]:
     """What each row loses by each permutation of each group, (r, n): the same draws for two models pair their difference."""
-    places = check_groups(groups, x[0].numel())
+    places = check_groups(groups, x.shape[1:].numel())
     if draws.rows.shape[1] != len(x):
         raise ValueError(f"the draws are of {draws.rows.shape[1]} rows, and there are {len(x)}")
     before = right(predict, x, y).double()
@@ -288,13 +289,12 @@ def probe(
         raise ValueError(f"scale is {scale!r}; use one of {', '.join(SCALES)}")
     y = data.test.y
     chosen = usual_groups(data.spec) if groups is None else groups
-    check_groups(chosen, data.test.x[0].numel())
+    check_groups(chosen, data.test.x.shape[1:].numel())
     draws = Draws.of(len(y), repeats, generator, draw, y)
     net = fit_network(model_factory(), data.train.x, data.train.y, steps, 64, lr, generator)
 
     def predict(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([net(rows) for rows in x.split(1024)])
+        return outputs_of(net, x, 1024)
 
     out = {"accuracy": float(right(predict, data.test.x, y).mean())}
     for name, score in perceptual_scores(predict, data.test.x, y, chosen, draws, scale).items():

@@ -205,7 +205,7 @@ def test_sum_prefers_short_outputs() -> None:
 
 @pytest.mark.parametrize("rule", ["logistic", "mlp"])
 def test_a_rule_fitted_again_is_a_fresh_one(rule: str) -> None:
-    x, small, large = planted(200, 6)
+    x, small, large = planted(60, 6)
     few, lone = x[:3], np.ones(3)  # one kind alone: nothing to calibrate on
     used, fresh = DeferralRule(rule, hidden=4).fit(x, small, large), DeferralRule(rule, hidden=4)
     assert used.platt != (1.0, 0.0)

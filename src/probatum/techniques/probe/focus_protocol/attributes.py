@@ -146,7 +146,7 @@ def _cut(found: list[list[Attribute]], name: str, measured: Sequence[Tensor], bi
     edges = (torch.quantile(told, levels) if len(told) else told).unique()
     values = tuple(f"{name} {place + 1} of {len(edges) + 1}" for place in range(len(edges) + 1))
     for rows, number in zip(found, measured, strict=True):
-        codes = torch.bucketize(number.double(), edges)
+        codes = torch.bucketize(number.double().contiguous(), edges)
         rows.append(Attribute(name, values, codes.masked_fill(number.isnan(), MISSING)))
 
 

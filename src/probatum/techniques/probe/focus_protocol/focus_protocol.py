@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.last_layer import head_of
-from probatum.numerics.networks.watch import last_features
+from probatum.numerics.networks.watch import last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data
 from probatum.techniques.probe.focus_protocol.attributes import (
     Attribute,
@@ -213,6 +214,7 @@ def focus_protocol(
         (2.0, 54.0, 6.0)
     """
     _check(data, tau, units, steps, batch, lr, finetune_steps)
+    data = coded(data)
     classes = data.spec.outputs
     known = _attributes(data, attributes, columns, most, bins)
     tables = _tables(data, known["train"], uncommon, tau, smoothing)
@@ -339,9 +341,8 @@ def _without_features(
             result[f"gap {attribute.name} without its features"] = found
 
 
-@torch.no_grad()
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(dim=1) for part in x.split(1024)])
+    return outputs_of(model, x, 1024).argmax(dim=1)
 
 
 def _check(data: Data, tau: float, units: float, steps: int, batch: int, lr: float, finetune_steps: int) -> None:

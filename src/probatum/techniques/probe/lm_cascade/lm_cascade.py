@@ -36,7 +36,10 @@ from probatum.numerics.cost.operations import counted
 from probatum.numerics.networks.modes import begin_training
 from probatum.numerics.networks.surgery import inside_attention
 from probatum.numerics.networks.watch import look, pass_through
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
@@ -263,16 +266,17 @@ def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generat
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     own, size = getattr(model, "objective", None), min(batch, len(part))
     begin_training(model)
-    for _ in range(steps):
-        rows = torch.randperm(len(part), generator=generator)[:size]
-        x, y = part.x[rows], part.y[rows]
-        output = model(x)
-        loss = cross_entropy(output, y) if own is None else own(x, output, y, cross_entropy)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
+    with in_single(model):
+        for _ in range(steps):
+            rows = torch.randperm(len(part), generator=generator)[:size]
+            x, y = widened(part.x[rows]), part.y[rows]
+            output = model(x)
+            loss = cross_entropy(output, y) if own is None else own(x, output, y, cross_entropy)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
     return model.eval()
 
 
@@ -303,7 +307,7 @@ def write(model: nn.Module, part: Part, lengths: Tensor, inside: nn.Module | Non
         else:
             output, seen = pass_through(model, part.x[rows], inside)
             states.append(_pooled(inside, seen[run], lengths[rows], part.y.ndim > 1))
-        top = output.log_softmax(dim=-1).max(dim=-1)
+        top = widened(output).log_softmax(dim=-1).max(dim=-1)
         logs.append(top.values.reshape(len(rows), -1))
         right.append((top.indices == part.y[rows].reshape(top.indices.shape)).reshape(len(rows), -1))
     state = torch.cat(states) if states else torch.zeros(len(part), 0)
@@ -365,6 +369,7 @@ def lm_cascade(
         ValueError: settings out of range, a task that is not named above, fewer than four validation rows.
     """
     _check(data, width, steps, batch, lr, levels, rates, budgets, shortest, depth, rows)
+    data = coded(data) if data.spec.task == "classes" else data
     proto = DeferralRule(rule, target)  # names the bad setting before anything is trained
     valid, test = (_some(part, rows, generator) for part in (data.valid, data.test))
     with own_draws(generator):  # weights, and dropout

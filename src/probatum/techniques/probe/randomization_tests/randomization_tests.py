@@ -24,11 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
-from probatum.numerics.networks.modes import begin_training, evaluating
+from probatum.numerics.networks.modes import begin_training
 from probatum.numerics.networks.surgery import swap
-from probatum.numerics.networks.watch import look
+from probatum.numerics.networks.watch import look, outputs_of
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.free import free_entries
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data, Spec
 
 CARD = Card(
@@ -168,7 +171,16 @@ def train_until_fit(
     settings: Settings, generator: torch.Generator, weight_decay: float = 0.0, augment: bool = False,
 ) -> Fit:  # fmt: skip
     """Train until the training accuracy is reached or the steps are spent; labels stay as they are."""
-    x, y = train
+    with in_single(model):
+        pairs = [(widened(x), y) for x, y in (train, valid, test)]
+        return _until_fit(model, pairs, settings, generator, weight_decay, augment)
+
+
+def _until_fit(
+    model: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], settings: Settings, generator: torch.Generator,
+    weight_decay: float, augment: bool,
+) -> Fit:  # fmt: skip
+    (x, y), valid, test = pairs
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -204,11 +216,9 @@ def train_until_fit(
     return Fit(step, fitted, reached, final, at_best)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of rows with the right largest output, in evaluation mode; modes are as they were afterwards."""
-    with evaluating(model):
-        return float(torch.cat([model(part).argmax(dim=1) for part in x.split(1024)]).eq(y).float().mean())
+    return float(outputs_of(model, x, 1024).argmax(dim=1).eq(y).float().mean())
 
 
 def randomization_tests(
@@ -263,6 +273,7 @@ def randomization_tests(
     """
     _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
     _check_ranges(lr, fit_accuracy, weight_decay, dropout)
+    data = coded(data)
     spec, train = data.spec, data.train
     chosen = torch.randperm(len(train), generator=generator)[:rows]
     x, y = train.x[chosen], train.y[chosen]
