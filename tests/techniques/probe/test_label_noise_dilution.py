@@ -94,7 +94,7 @@ def test_digits_survive_a_little_and_structure_is_worse() -> None:
         alphas=[1.0, 8.0],
         sources=["repeated", "fresh", "outside"],
         rows=500,
-        steps=120,
+        steps=250,
         rate_multiples=[1.0],
         batch_multiples=[1, 4],
         sizes=[0.5],

@@ -293,3 +293,53 @@ def test_units_by_hand() -> None:
     known = torch.tensor([True, True, True, False])
     assert responding_units(features, y, rare, known).tolist() == pytest.approx([4 / 2**0.5, 0])
     assert responding_units(features, y, ~(rare | ~rare), known).tolist() == [0.0, 0.0]
+
+
+def test_gaps_of_three_classes_by_hand() -> None:
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    uncommon = torch.tensor([False, False, True, False, True, True, False, True])
+    right = torch.tensor([True, False, False, True, True, False, False, True])
+    known = torch.ones(8, dtype=torch.bool)
+    # class 0: 1/2 - 0, class 1: 1 - 1/2, class 2: 0 - 1
+    assert gap(right, y, uncommon, known) == pytest.approx((0.5 + 0.5 - 1) / 3, abs=1e-12)
+    known[7] = False  # leaves class 2 without an uncommon row
+    assert gap(right, y, uncommon, known) == pytest.approx(0.5)
+    assert by_count(right, uncommon.long())[1].accuracy == 0.5
+    assert by_count(right, uncommon.long())[1].rows == 4
+
+
+def test_a_class_without_rows_has_no_common_value_where_nothing_is_smoothed() -> None:
+    found = commonness(torch.tensor([0, 0, 0]), Attribute("a", ("p", "q"), torch.tensor([0, 0, 1])), 2, smoothing=0.0)
+    assert found[0].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert found[1].tolist() == [0.0, 0.0]
+
+
+def test_values_of_category_columns_are_their_codes() -> None:
+    spec = Spec("table", "classes", (2,), 2, numeric=1, cardinalities=(4,))
+    x = torch.tensor([[0.1, 2.0], [0.2, 1.0], [0.3, 3.0]])
+    first, second = measured_attributes([x, x[:1]], spec)
+    assert [a.name for a in first] == ["column 1", "column 0"]
+    assert first[0].values == ("1", "2", "3")
+    assert first[0].codes.tolist() == [1, 0, 2]
+    assert second[0].codes.tolist() == [1]
+    assert [len(measured_attributes([x], spec, most=k)[0]) for k in (1, 2)] == [1, 2]
+    with pytest.raises(ValueError, match="most is 0"):
+        measured_attributes([x], spec, most=0)
+    with pytest.raises(ValueError, match="bins 1"):
+        measured_attributes([x], spec, bins=1)
+
+
+def test_without_validation_attributes_nothing_is_fine_tuned_on() -> None:
+    data, told = planted(0.9, 5)
+    told["train"]["place"] = [
+        v if k else "land" for v, k in zip(told["train"]["place"], data.train.y.tolist(), strict=True)
+    ]
+    found = focus_protocol(
+        network, data, stream(), attributes={k: told[k] for k in ("train", "test")}, steps=4, finetune_steps=2
+    )
+    assert found["validation rows with place missing"] == len(data.valid)
+    assert found["rows to fine-tune on"] == 0
+    assert found["classes without place"] == 0  # one value is a value
+    assert not any(name.startswith("fine-tuned") for name in found)
+    with pytest.raises(ValueError, match="is given for train and not for test"):
+        focus_protocol(network, data, stream(), attributes={"train": told["train"], "test": {"light": ["day"] * 1500}})

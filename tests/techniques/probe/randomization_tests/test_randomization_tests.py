@@ -263,3 +263,49 @@ def test_training_is_torchs_own(optimizer: str) -> None:
         nn.functional.cross_entropy(twin(x[index]), y[index]).backward()
         rule.step()
     assert torch.equal(net.weight, twin.weight)
+
+
+def test_time_steps_of_all_channels_move_alike() -> None:
+    x = torch.stack([torch.arange(7.0), torch.arange(7.0) + 100]).expand(4, 2, 7)
+    for kind in ("shuffled-inputs", "random-inputs"):
+        (changed,) = change_inputs((x,), Spec("series", "classes", (2, 7), 2), kind, stream(3))
+        assert torch.equal(changed[:, 1] - changed[:, 0], torch.full((4, 7), 100.0))
+        assert all(sorted(row) == list(range(7)) != row for row in changed[:, 0].tolist())
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    (changed,) = change_inputs((image,), IMAGE, "shuffled-inputs", stream(1))
+    assert (changed[0, 0] != image[0, 0]).any(dim=1).all()  # in every row of pixels
+
+
+def test_moves_are_a_tenth_at_most_in_either_direction() -> None:
+    x = torch.arange(40.0).view(1, 1, 40)
+    own = stream()
+    moves = {int((shift(x, own)[0, 0] == 0).nonzero()) for _ in range(200)}
+    assert moves == {0, 1, 2, 3, 4, 36, 37, 38, 39}
+    assert torch.equal(shift(torch.ones(2, 3), own), torch.ones(2, 3))
+    down = {tuple((shift(torch.eye(20)[None, None, :1], own)[0, 0] == 1).nonzero()[0].tolist()) for _ in range(60)}
+    assert {place[1] for place in down} == {0, 1, 2, 18, 19}
+
+
+def test_what_is_told_of_every_run() -> None:
+    x = torch.randn(24, 4, generator=stream())
+    part = Part(x, torch.arange(24) % 3, torch.arange(24))
+    data = Data(Spec("table", "classes", (4,), 3, numeric=4), part, part, part)
+    found = randomization_tests(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), data, stream(), corruption=[0.3],
+        regularisers=["dropout"], max_steps=2, batch_size=12,
+    )  # fmt: skip
+    runs = [
+        "true labels", "0.3 corrupted", "random labels", "shuffled inputs", "random inputs", "gaussian inputs",
+        "random labels, dropout",
+    ]  # fmt: skip
+    for run in runs:
+        assert found[f"{run}: steps to fit"] == 2
+        assert found[f"{run}: slowdown"] == 1
+        assert found[f"{run}: fitted"] == 0
+        assert found[f"{run}: train accuracy"] < 1
+        assert 0 <= found[f"{run}: test error"] <= 1
+    assert found["true labels: test error"] == pytest.approx(1 - found["true labels: train accuracy"])  # the same rows
+    assert found["true labels: test error if stopped early"] == pytest.approx(found["true labels: test error"])
+    assert found["chance error"] == pytest.approx(2 / 3)
+    assert found["parameters per row"] == (4 * 8 + 8 + 8 * 3 + 3) / 24
+    assert len(found) == 5 * len(runs) + 4

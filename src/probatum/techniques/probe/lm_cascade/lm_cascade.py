@@ -129,22 +129,16 @@ class DeferralRule:
     def _fitted(self, features: np.ndarray, y: np.ndarray, seed: int) -> tuple[StandardScaler, Any]:
         scaler = StandardScaler().fit(features)
         x = scaler.transform(features)
-        if (
-            self.target == "better" and len(np.unique(y)) < 2
-        ):  # one answer for all, as odds with half a row of the other
+        # one answer for all: as odds with half a row of the other
+        if self.target == "better" and len(np.unique(y)) < 2:
             return scaler, (1 if y[0] else -1) * math.log(2 * len(y) + 1)
-        if self.target == "better":
-            model: Any = LogisticRegression(C=1 / self.penalty, max_iter=1000)
-            if self.rule == "mlp":
-                model = MLPClassifier(
-                    hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed
-                )
+        mlp: Any = MLPClassifier if self.target == "better" else MLPRegressor
+        if self.rule == "mlp":
+            model: Any = mlp(hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed)
+        elif self.target == "better":
+            model = LogisticRegression(C=1 / self.penalty, max_iter=1000)
         else:
             model = Ridge(alpha=self.penalty)
-            if self.rule == "mlp":
-                model = MLPRegressor(
-                    hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed
-                )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # PASSES is a budget
             return scaler, model.fit(x, y)

@@ -271,9 +271,8 @@ def randomization_tests(
         >>> found["memorises"]
         1.0
     """
-    _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
+    data = _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
     _check_ranges(lr, fit_accuracy, weight_decay, dropout)
-    data = coded(data)
     spec, train = data.spec, data.train
     chosen = torch.randperm(len(train), generator=generator)[:rows]
     x, y = train.x[chosen], train.y[chosen]
@@ -318,7 +317,8 @@ def randomization_tests(
 
 def _check(
     data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, rows: int, steps: int, size: int
-) -> None:
+) -> Data:
+    """The data, labels as codes."""
     if data.spec.task != "classes":
         raise ValueError(f"the task is {data.spec.task!r}; random labels need classes")
     for name, values, allowed in (
@@ -333,6 +333,7 @@ def _check(
         raise ValueError(f"rows is {rows} and max_steps {steps}; they must be at least 2 and 1")
     if size < 2 or len(data.train) < 2:  # single rows are skipped, so nothing would ever be trained
         raise ValueError(f"batch_size is {size} and there are {len(data.train)} training rows; both must be at least 2")
+    return coded(data)
 
 
 def _check_ranges(lr: float, fit_accuracy: float, weight_decay: float, dropout: float) -> None:
