@@ -13,6 +13,7 @@ from torch import nn
 from probatum.data.open import open_dataset
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.benign_oscillation import (
+    Outcome,
     World,
     benign_oscillation,
     run_world,
@@ -271,3 +272,40 @@ def test_two_weights_by_hand() -> None:
     assert found["measured growth"] == pytest.approx(np.log(grown))
     expected = 0.1 * 0.3 * (r0**2 + r1**2) + 0.4 * np.log(u / 0.5)
     assert found["predicted growth"] == pytest.approx(expected)
+
+
+def test_what_a_network_is_told_by_at_a_rate_that_does_nothing() -> None:
+    data = open_dataset("iris").prepare(0)
+    torch.manual_seed(1)
+    net = nn.Linear(4, 3)
+    found = benign_oscillation(lambda: net, data, torch.Generator().manual_seed(0), [1e-12], steps=4, watched=10)
+    with torch.no_grad():
+        away = net(data.train.x[:10]) - torch.eye(3)[data.train.y[:10]]
+        accuracy = float((net(data.test.x).argmax(dim=1) == data.test.y).double().mean())
+    assert found["rate 1e-12: train error"] == pytest.approx(float(away.square().sum()) / 20, rel=1e-5)
+    assert found["rate 1e-12: test accuracy"] == pytest.approx(accuracy)
+    assert found["rate 1e-12: sign changes"] == 0
+
+
+def test_tokens_are_targets_at_every_place() -> None:
+    ids = torch.randint(1, 5, (20, 4), generator=torch.Generator().manual_seed(0))
+    part = Part(ids, ids.roll(-1, dims=1), torch.arange(20))
+    data = Data(Spec("text", "next-token", (4,), 5, vocabulary=5), part, part, part)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 5))
+    found = benign_oscillation(lambda: net, data, torch.Generator().manual_seed(0), [1e-12], steps=4, watched=20)
+    with torch.no_grad():
+        away = net(ids) - torch.eye(5)[part.y]
+        accuracy = float((net(ids).argmax(dim=2) == part.y).double().mean())
+    assert found["rate 1e-12: train error"] == pytest.approx(float(away.square().sum()) / 40, rel=1e-5)
+    assert found["rate 1e-12: test accuracy"] == pytest.approx(accuracy)
+
+
+def test_sign_changes_by_hand() -> None:
+    def changes(*residuals: float) -> float:
+        return Outcome((), None, np.array(residuals), 0.0).sign_changes()
+
+    assert changes(1.0, -1.0) == 1.0
+    assert changes(1.0, -1.0, -2.0, 3.0, 4.0) == 0.5
+    assert changes(1.0) == changes() == 0.0
+    assert World(rows=4).draw(np.random.default_rng(0))[1].tolist() == [1.0, -1.0, 1.0, -1.0]
