@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.targets import class_targets
+from probatum.numerics.tensors.targets import IGNORED, check_codes, class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -89,7 +89,7 @@ class DeeplySupervisedNets:
         generator: for the heads' first weights.
 
     Raises:
-        ValueError: a setting outside its range; a target that is not classes.
+        ValueError: a setting outside its range; a target that is not classes, or a label that is none of them.
         KeyError, TypeError: see `choose_layers`.
 
     Example:
@@ -171,21 +171,25 @@ class DeeplySupervisedNets:
         return tuple(a * self.factor for a in alpha)
 
     def companion_loss(self, target: Tensor) -> Tensor:
-        """Weighted sum of the companions for the last training pass; target (n,) int64 -> ()."""
+        """Weighted sum of the companions for the last training pass; target (n,) int64, rows of -100 are left out -> ()."""
         if target.dtype != torch.int64 or target.ndim != 1:
             raise ValueError(f"target has dtype {target.dtype}; companions are classifiers and need classes (n,) int64")
         watch = self._watched()
         if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last companion loss")
-        losses = []
+        kept = target != IGNORED
+        every, some, losses = bool(kept.all()), bool(kept.any()), []
         for name, head, alpha in zip(self.names, self.heads, self.weights(), strict=True):
-            loss = self.loss_function(self._scores(watch.seen[name], head), target)
-            losses.append(alpha * companion(loss, head, self.penalty, self.gamma))
+            scores = self._scores(watch.seen[name], head)
+            check_codes(target, scores.shape[1], IGNORED)
+            loss = self.loss_function(scores, target) if every else self.loss_function(scores[kept], target[kept])
+            losses.append(alpha * companion(loss, head, self.penalty, self.gamma) if some else scores[kept].sum())
         watch.seen.clear()
         return torch.stack(losses).sum()
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """Accuracy of every layer's head: how early in the network the classes can be told apart."""
+        """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart."""
+        x, target = x[target != IGNORED], target[target != IGNORED]
         seen = hidden_layers(self._watched().net, x)
         with torch.no_grad():
             scores = {n: self._scores(seen[n], head) for n, head in zip(self.names, self.heads, strict=True)}
