@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.targets import IGNORED, class_targets
+from probatum.numerics.tensors.targets import IGNORED, check_codes, class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -91,7 +91,7 @@ class DeeplySupervisedNets:
         generator: for the heads' first weights.
 
     Raises:
-        ValueError: a setting outside its range; a target that is not classes.
+        ValueError: a setting outside its range; a target that is not classes, or a label that is none of them.
         KeyError, TypeError: see `choose_layers`.
 
     Example:
@@ -180,29 +180,30 @@ class DeeplySupervisedNets:
                 "(n,) int64"
             )
         target = target.reshape(-1)
-        known = target != IGNORED
         watch = self._watched()
         if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last companion loss")
-        losses = []
+        kept = target != IGNORED
+        every, some, losses = bool(kept.all()), bool(kept.any()), []
         for name, head, alpha in zip(self.names, self.heads, self.weights(), strict=True):
-            scores, own = self._scores(watch.seen[name], head), target
-            if not bool(known.all()):
-                scores, own = scores[known], target[known]
-            loss = self.loss_function(scores, own) if len(own) else 0 * scores.sum()
-            losses.append(alpha * companion(loss, head, self.penalty, self.gamma))
+            scores = self._scores(watch.seen[name], head)
+            check_codes(target, scores.shape[1], IGNORED)
+            loss = self.loss_function(scores, target) if every else self.loss_function(scores[kept], target[kept])
+            losses.append(alpha * companion(loss, head, self.penalty, self.gamma) if some else scores[kept].sum())
         watch.seen.clear()
         return torch.stack(losses).sum()
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """Accuracy of every layer's head: how early in the network the classes can be told apart."""
+        """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart."""
+        target = target.reshape(-1)
+        x, target = x[target != IGNORED], target[target != IGNORED]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for rows in x.split(BLOCK):
             seen = hidden_layers(self._watched().net, rows)
             with torch.no_grad():
                 for name, head in zip(self.names, self.heads, strict=True):
                     found[name].append(self._scores(seen[name], head).argmax(dim=1))
-        return {name: float((torch.cat(told) == target.reshape(-1)).float().mean()) for name, told in found.items()}
+        return {name: float((torch.cat(told) == target).float().mean()) for name, told in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The heads' weights."""

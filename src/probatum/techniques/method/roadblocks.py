@@ -384,6 +384,7 @@ class Roadblocks:
                 features = last_features(run.model, run.train.x[: self.rows], ends=False).features
             except ValueError:
                 return
+            run.extra_passes += len(features) / 3
             self.told["effective rank of features"] = effective_rank(features)
 
     def report(self) -> dict[str, float]:
