@@ -196,7 +196,7 @@ def test_batch_norm_kept_in_evaluation_keeps_its_statistics() -> None:
     assert torch.equal(made[1].running_mean, torch.full((3,), 3.0))
     hidden = made[3](made[2](made[1](made[0](x)))).detach()
     torch.testing.assert_close(made[4].running_mean, hidden.mean(dim=0))
-    assert not net[1].training and net[4].training
+    assert [norm.training for norm in (net[1], net[4])] == [False, True]
 
 
 def test_misuse() -> None:

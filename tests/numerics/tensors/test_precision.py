@@ -116,3 +116,14 @@ def test_autocast_does_not_round_what_is_wide_already() -> None:
     assert torch.equal(found, x @ x.T)
     assert not torch.equal(rounded.float(), found)
     assert squares(torch.zeros(2, 3, device="meta")).shape == (2, 2)  # a device without autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wide_buffers_are_so_from_the_start_where_half_precision_is_the_default(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        made = Averages()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.average.dtype == torch.float32
+    assert made.other.dtype == made.weight.dtype == dtype

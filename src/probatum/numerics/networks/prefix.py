@@ -23,7 +23,6 @@ from probatum.numerics.networks.prefix_layers import (
 )
 from probatum.numerics.networks.surgery import OffFastPath, check_plain, paths_of
 
-
 MARKS = 64
 """Most dropped units that are followed one by one."""
 

@@ -266,3 +266,11 @@ def test_misuse() -> None:
     one = Part(trusted.x[:1], trusted.y[:1], trusted.rows[:1])
     with pytest.raises(ValueError, match="1 trusted rows"):
         score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_in_a_column_or_of_another_whole_type(kind: str) -> None:
+    x, y, _, trusted = planted(160)
+    other = Part(trusted.x, trusted.y[:, None].int(), trusted.rows)
+    found = [score(seeded_layer, x, y, torch.Generator(), part, kind=kind, steps=3) for part in (trusted, other)]
+    assert torch.equal(*found)

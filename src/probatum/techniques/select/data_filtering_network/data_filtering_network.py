@@ -162,13 +162,14 @@ def score(
         return _clean_odds(model_factory, x, trusted, generator, steps, batch_size, lr)
     if kind == "classifier":
         net = fresh(model_factory, generator)
-        y = _codes(net, trusted, y)
+        trusted, y = _codes(net, trusted, y)
         fit_network(net, trusted.x, trusted.y, steps, batch_size, lr, generator)
         with torch.no_grad():
             log_p = torch.cat([net(rows).log_softmax(dim=1) for rows in x.split(512)])
         return log_p.gather(1, y[:, None]).squeeze(1)
     left = fresh(model_factory, generator)
-    width, y = _width(left, trusted.x), _codes(left, trusted, y)
+    width = _width(left, trusted.x)
+    trusted, y = _codes(left, trusted, y)
     right = nn.Embedding.from_pretrained(torch.randn(width, width, generator=generator).to(x.dtype), freeze=False)
     return _labels(left, right, trusted, generator, steps, batch_size, lr).scores(x, y)
 
@@ -221,11 +222,11 @@ def _width(net: nn.Module, x: Tensor) -> int:
         return int(net.eval()(x[:2]).shape[1])
 
 
-def _codes(net: nn.Module, trusted: Part, y: Tensor) -> Tensor:
-    """The pool's labels (n,), once they and the trusted ones are known to be classes of the network's."""
+def _codes(net: nn.Module, trusted: Part, y: Tensor) -> tuple[Part, Tensor]:
+    """The trusted rows and the pool's labels (n,), as int64, once they are known to be classes of the network's."""
     classes = _width(net, trusted.x)
-    class_codes(trusted.y, len(trusted), classes)
-    return class_codes(y, len(y), classes)
+    known = class_codes(trusted.y, len(trusted), classes)
+    return Part(trusted.x, known, trusted.rows), class_codes(y, len(y), classes)
 
 
 def _rounded(rows: Tensor, digits: int) -> Tensor:
