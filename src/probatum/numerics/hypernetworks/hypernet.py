@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from probatum.numerics.networks.substitute import call_with
 from probatum.numerics.networks.surgery import all_or_nothing
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
@@ -180,7 +181,7 @@ def call(module: nn.Module, values: Mapping[str, Tensor], *inputs: Tensor) -> An
         raise ValueError(
             f"names {unknown} are no parameters of {type(module).__name__}; it has {', '.join(sorted(known))}"
         )
-    return functional_call(module, dict(values), inputs)
+    return call_with(module, values, *inputs)
 
 
 def call_each(module: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -83,3 +83,26 @@ class Substitute:
             for (held, key, _), old in zip(places, before, strict=True):
                 held[key] = old
         return found
+
+
+def call_with(net: nn.Module, values: Mapping[str, Tensor], *inputs: Any) -> Any:
+    """The network's output with `values` in place of the parameters and buffers of these names; the network is as before.
+
+    Args:
+        net: the network.
+        values: by names of `named_parameters()` and `named_buffers()`; what is not named stays the network's own.
+        inputs: of its `forward`.
+
+    Raises:
+        KeyError: a name that is neither a parameter nor a buffer.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> net = nn.Sequential(layer, layer)
+        >>> call_with(net, {"0.weight": 2 * torch.eye(2)}, torch.ones(1, 2))
+        tensor([[4., 4.]])
+        >>> [name for name, _ in net.named_parameters()], isinstance(layer.weight, nn.Parameter)
+        (['0.weight'], True)
+    """
+    return Substitute(net)(values, *inputs)

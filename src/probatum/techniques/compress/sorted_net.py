@@ -245,6 +245,7 @@ class SortedNet:
             with prefix.at(width), evaluating(run.model), torch.no_grad():
                 rows = type(run.train)(run.valid.x[:1024], run.valid.y[:1024], run.valid.rows[:1024])
                 run.notes[f"validation loss at width {width:g}"] = float(_plain_loss(run.model(rows.x), rows.y))
+            run.extra_passes += (sum(len(batch) for batch in batches) + len(rows.y)) / 3
         run.model.eval()
         prefix.release()
         made = prefix.extract(self.keep)

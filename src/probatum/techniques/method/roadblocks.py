@@ -40,6 +40,9 @@ CARD = Card(
     tiny={"start": 0.2, "rounds": 2, "rows": 32},
     tune={"share": (0.03, 0.4, "log"), "start": (0.1, 0.6), "rounds": [1, 2, 3]},
     claims=("shortcut-is-left",),
+    expect_fail={
+        "settings_matter": "of rows as few as the suite's nothing is left to learn behind a roadblock, so that none is accepted"
+    },
 )
 
 LEAST = 8
@@ -354,7 +357,7 @@ class Roadblocks:
             rows = torch.randperm(len(run.train), generator=self.generator)[: self.rows].to(run.train.y.device)
             rows = rows[run.train.y[rows] != IGNORED]
             self.build(run.model, run.train.x[rows], run.train.y[rows], run.spec)
-            run.extra_passes += 2 * len(rows)
+            run.extra_passes += (self._asked(run.spec) + 2 / 3) * len(rows)  # and two accuracies
         if not self.accepted:
             return batch
         count = round(self.mix * len(batch.x))
@@ -365,7 +368,7 @@ class Roadblocks:
         x = batch.x.clone()
         x[place] = self.block(batch.x[place], batch.y[place], run.train.x)
         if self.kind in ("sample", "sign"):
-            run.extra_passes += count * (3 if self.kind == "sign" else 1)
+            run.extra_passes += self._asked(run.spec) * count
         return batch._replace(x=x)
 
     def finish(self, run: Any) -> None:
@@ -375,6 +378,7 @@ class Roadblocks:
                 features = last_features(run.model, run.train.x[: self.rows], ends=False).features
             except ValueError:
                 return
+            run.extra_passes += len(features) / 3
             self.told["effective rank of features"] = effective_rank(features)
 
     def report(self) -> dict[str, float]:
@@ -418,6 +422,11 @@ class Roadblocks:
 
     def _on(self, run: Any) -> bool:
         return self.start * run.budget.steps <= run.step < (1 - self.end) * run.budget.steps
+
+    def _asked(self, spec: Spec) -> float:
+        """Passes that it takes to tell of a row what is to be blocked; one without gradients counts a third."""
+        known = {"random": 0.0, "sign": 3.0}
+        return known.get(self.kind, 1.0 + (1 + len(spec.cardinalities)) / 3)
 
     def _changed(self, x: Tensor, y: Tensor, donors: Tensor, block: Block) -> Tensor:
         """x behind a roadblock; one donor a row."""

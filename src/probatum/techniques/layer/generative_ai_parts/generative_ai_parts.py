@@ -1,6 +1,6 @@
 """Parts for small transformers: rotary positions with harmonic distance slopes, sampled blocks, a stair of cache bits.
 
-Paper     Lu 2024, "The Nature of Mathematical Modeling and Probabilistic Optimization Engineering in Generative AI",
+Paper     Li 2024, "The Nature of Mathematical Modeling and Probabilistic Optimization Engineering in Generative AI",
           arXiv:2410.18441, sections 2 to 6
 Computes  RoPExALiBi: logits RoPE(q_i) . RoPE(k_j) / sqrt(d) - m_h (i - j), m_h = 1 / h. PrFlashAttention: in training the block
           pair (I, J), J <= I, is kept with probability p(I - J), p(0) = 1, falling; online softmax over what is kept. SAQ:

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import Layout, Trunk, draw_linear
 from probatum.numerics.networks.modes import modes_kept
+from probatum.numerics.networks.substitute import call_with
 from probatum.numerics.tensors.draws import random_state_kept
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2.net_graph import KINDS, SIZES, NetGraph, trace
@@ -281,7 +281,7 @@ def run_with(net: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
     with modes_kept(net):
         for module in net.modules():
             module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        return functional_call(net, {**values, **buffers}, (x,))
+        return call_with(net, {**values, **buffers}, x)
 
 
 def train_hypernet(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from probatum.numerics.networks.functional import call_with
+from probatum.numerics.networks.substitute import call_with
 
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
 """Renyi orders that are looked at."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from probatum.numerics.continual.stages import masked
+from probatum.numerics.networks.substitute import call_with
 
 Weights = dict[str, Tensor]
 
@@ -38,7 +39,7 @@ def fisher_diagonal(model: nn.Module, x: Tensor, seen: Tensor, generator: torch.
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def log_loss(values: Weights, row: Tensor, label: Tensor) -> Tensor:
-        output = functional_call(model, values, (row[None],))
+        output = call_with(model, values, row[None])
         return F.cross_entropy(masked(output, seen), label[None])
 
     each = vmap(grad(log_loss), in_dims=(None, 0, 0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from probatum.numerics.networks.functional import call_with
+from probatum.numerics.networks.substitute import call_with
 
 pytestmark = pytest.mark.fast
 
@@ -55,5 +55,5 @@ def test_after_an_exception_the_network_is_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         call_with(net, {"one.weight": torch.zeros(4, 4)}, torch.zeros(2, 7))
     assert isinstance(net.one.weight, nn.Parameter)
-    with pytest.raises(KeyError, match=r"no parameter or buffer 'again\.weight'"):
-        call_with(net, {"again.weight": torch.zeros(4, 4)}, torch.zeros(2, 4))
+    with pytest.raises(KeyError, match=r"no parameter and no buffer 'three\.weight'"):
+        call_with(net, {"three.weight": torch.zeros(4, 4)}, torch.zeros(2, 4))
