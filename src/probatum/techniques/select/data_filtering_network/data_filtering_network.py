@@ -61,8 +61,7 @@ def keep_top(scores: Tensor, share: float, y: Tensor | None = None) -> Kept:
         ValueError: a share outside (0, 1], scores that are not finite.
     """
     _check_share(share)
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    _check_finite(scores)
     rows = scores.argsort(descending=True, stable=True)[: _count(share, len(scores))].sort().values
     counts = torch.zeros(0) if y is None else torch.bincount(y[rows], minlength=int(y.max()) + 1).double()
     return Kept(rows, counts / counts.sum().clamp(min=1))
@@ -85,7 +84,12 @@ class StreamingThreshold:
         self.sample, self.seen = torch.zeros(0), 0
 
     def update(self, scores: Tensor) -> None:
-        """Take in the scores (k,) of a shard: each has the same chance to be in the sample (reservoir sampling)."""
+        """Take in the scores (k,) of a shard: each has the same chance to be in the sample (reservoir sampling).
+
+        Raises:
+            ValueError: scores that are not finite.
+        """
+        _check_finite(scores)
         keys = torch.arange(self.seen, self.seen + len(scores))
         self.seen += len(scores)
         free = self.size - len(self.sample)
@@ -236,6 +240,11 @@ def _rounded(rows: Tensor, digits: int) -> Tensor:
 def _count(share: float, n: int) -> int:
     """ceil(share * n) of the share that was written down: 0.07 * 100 is a little more than 7."""
     return max(min(n, 1), math.ceil(share * n - 1e-9))
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
 
 
 def _check_share(share: float) -> None:
