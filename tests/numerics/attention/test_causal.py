@@ -79,3 +79,16 @@ def test_positions_in_half_precision_are_those_of_float32(dtype: torch.dtype) ->
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=3e-2)
     assert turn.speed.dtype == torch.float32
     assert turn.double().speed.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_speeds_are_exact_whatever_the_default_type(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        made = Rotary(16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if dtype != torch.float64:
+        assert torch.equal(made.speed, Rotary(16).speed)
+    expected = [10_000.0 ** (-2 * i / 16) for i in range(8)]
+    assert made.speed.tolist() == pytest.approx(expected, rel=1e-6 if dtype != torch.float64 else 1e-15)

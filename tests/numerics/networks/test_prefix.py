@@ -123,6 +123,82 @@ def test_training_at_a_share_reaches_the_prefix_alone() -> None:
     assert touched[id(net[3].weight)] == (slice(4), slice(5))
 
 
+class Attention(nn.Module):
+    """Two heads: of one packed projection, or of three, cut by the number of heads."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.packed = packed
+        self.into = nn.Linear(4, 16)
+        self.project = nn.ModuleList([nn.Linear(16, 48)] if packed else [nn.Linear(16, 16) for _ in range(3)])
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.into(x)
+        parts = self.project[0](h).chunk(3, dim=-1) if self.packed else [layer(h) for layer in self.project]
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in parts)
+        return self.head((q @ k.mT).softmax(dim=-1).matmul(v).transpose(1, 2).flatten(2))
+
+
+class Halves(nn.Module):
+    """One half of the units gates the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.GLU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("make", [lambda: Attention(True), lambda: Attention(False), Halves])
+def test_units_that_are_split_by_number_are_refused(make, share: float) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="do not fit together when cut"):
+        Prefix(make(), torch.randn(2, 5, 4), share)
+
+
+class Mixed(nn.Module):
+    """Operations that mix all units and leave them in order; `noisy` gives other values every time."""
+
+    def __init__(self, noisy: bool) -> None:
+        super().__init__()
+        self.noisy = noisy
+        self.a, self.b, self.norm = nn.Linear(4, 16), nn.Linear(16, 12), nn.LayerNorm(12)
+        self.c, self.d = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.normalize(self.a(x), dim=-1)
+        x = nn.functional.normalize(self.b(x).relu(), dim=-1)
+        x = self.c(self.norm(x)).relu()
+        return self.d(nn.functional.dropout(x, 0.5) if self.noisy else x)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_units_that_are_mixed_in_order_are_cut(noisy: bool) -> None:
+    torch.manual_seed(0)
+    assert list(Prefix(Mixed(noisy), torch.randn(3, 4), 0.25).cut) == ["a", "b", "c"]
+
+
+def test_batch_norm_kept_in_evaluation_keeps_its_statistics() -> None:
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+    )
+    net[1].running_mean.fill_(3.0)
+    net.train()
+    net[1].eval()
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    prefix = Prefix(net, x, 0.5)
+    with prefix.running():
+        prefix.recalibrate(0.5, [x])
+    made = prefix.extract(0.5).eval()
+    assert torch.equal(made[1].running_mean, torch.full((3,), 3.0))
+    hidden = made[3](made[2](made[1](made[0](x)))).detach()
+    torch.testing.assert_close(made[4].running_mean, hidden.mean(dim=0))
+    assert [norm.training for norm in (net[1], net[4])] == [False, True]
+
+
 def test_misuse() -> None:
     x = torch.randn(4, 4, 8, 8)
     with pytest.raises(ValueError, match="groups 2"):

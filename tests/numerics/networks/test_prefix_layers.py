@@ -91,7 +91,7 @@ def test_batch_norm_of_fewer_channels() -> None:
 
 def test_what_batch_norm_records() -> None:
     norm, state = filled(nn.BatchNorm2d(4)).eval(), at(0.5)
-    state.recording = {}
+    state.recording = {"n": []}
     x = draw(3, 2, 4, 5)
     found = BatchNorm(state, "n", norm)(x)
     ((mean, square),) = state.recording["n"]
@@ -99,6 +99,9 @@ def test_what_batch_norm_records() -> None:
     torch.testing.assert_close(square, x.square().mean(dim=(0, 2, 3)))
     own = F.batch_norm(x, None, None, norm.weight[:2], norm.bias[:2], True, 0.0, norm.eps)
     torch.testing.assert_close(found, own)
+    kept = [value[:2] for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
+    torch.testing.assert_close(BatchNorm(state, "m", norm)(x), F.batch_norm(x, *kept, False, 0.0, norm.eps))
+    assert list(state.recording) == ["n"], "a norm that is not asked for goes by the statistics it has"
     without = nn.BatchNorm2d(4, affine=False, track_running_stats=False).eval()
     torch.testing.assert_close(BatchNorm(at(0.5), "n", without)(x), F.batch_norm(x, None, None, training=True))
 
@@ -166,6 +169,38 @@ def test_dropped_units_are_marked_and_looked_for() -> None:
     with pytest.raises(NotNestedError, match="'a' takes in"):
         layer(x)
     assert layer(torch.full_like(x, torch.nan)).shape == (3, 6)  # mixed by the network itself: nothing can be told
+
+
+def test_one_dropped_unit_may_be_marked_alone() -> None:
+    linear, state = filled(nn.Linear(4, 6)), at(1.0, a=2)
+    layer, x = forward_of(state, "a", linear), draw(3, 4)
+    for mark, marked in ((0.0, [2, 3]), (0.49, [2, 3]), (0.5, [4, 5]), (0.99, [4, 5])):
+        state.expected, state.mark = (0.3, {"a": [4]}), mark
+        assert layer(x).isnan().any(dim=0).nonzero().flatten().tolist() == marked
+    x[:, 3] = torch.nan
+    state.expected = (0.3, {"a": [3, 2, 4]})
+    layer(x)
+    layer(x)  # other dropped units may be whole
+    with pytest.raises(NotNestedError, match="'a' takes in"):
+        layer(x)
+
+
+def test_values_are_those_at_the_share() -> None:
+    linear, norm, state = filled(nn.Linear(4, 6)), filled(nn.LayerNorm(4, eps=0.1)), at(1.0, a=1)
+    layer, layer_norm, x = forward_of(state, "a", linear), LayerNorm(state, "n", norm), draw(3, 4)
+    own = x[:, :2] * (1 + 1e-13)
+    x[:, 2:] = torch.nan
+    state.expected, state.values = (0.5, {"a": [2, 2, 2], "n": [2]}), {"a": [own, own + 0.01, 2 * own], "n": [own]}
+    layer(x)
+    found = layer_norm(x)
+    torch.testing.assert_close(found[:, :2], F.layer_norm(own, (2,), norm.weight[:2], norm.bias[:2], 0.1))
+    assert found[:, 2:].isnan().all()
+    with pytest.raises(NotNestedError, match="'a' takes in at this share is computed otherwise"):
+        layer(x)
+    assert not state.unclear
+    mixed = layer(torch.full_like(x, torch.nan))  # goes on with what there is at the share
+    torch.testing.assert_close(mixed[:, :3], 2 * own @ linear.weight[:3, :2].T + linear.bias[:3])
+    assert state.unclear
 
 
 def test_probes_take_every_layer_off_the_graph() -> None:

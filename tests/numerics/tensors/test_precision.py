@@ -126,3 +126,14 @@ def test_unit_rows_of_zeros_are_zeros_in_every_precision(dtype: torch.dtype) -> 
     expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]], dtype=dtype)
     torch.testing.assert_close(found, expected, rtol=4e-3, atol=1e-6)
     torch.testing.assert_close(unit(x.T, dim=0).T, found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wide_buffers_are_so_from_the_start_where_half_precision_is_the_default(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        made = Averages()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.average.dtype == torch.float32
+    assert made.other.dtype == made.weight.dtype == dtype

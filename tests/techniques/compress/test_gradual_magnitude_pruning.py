@@ -326,3 +326,9 @@ def test_masks_that_are_loaded_act_at_once() -> None:
     second = GradualMagnitudePruning(10, 0.5).attach(other, torch.optim.SGD(other.parameters(), lr=0.1))
     second.load_state_dict(first.state_dict())
     assert torch.equal(other[0].weight == 0, net[0].weight == 0)
+
+
+def test_shares_of_the_steps_are_what_was_written_down() -> None:
+    schedules = [GradualMagnitudePruning(100, begin=0.29, end=k / 100, every=1).schedule for k in range(30, 101)]
+    assert {schedule.begin for schedule in schedules} == {29}  # 0.29 * 100 is 28.999...
+    assert [schedule.end for schedule in schedules] == list(range(30, 101))

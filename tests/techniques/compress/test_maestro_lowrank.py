@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
+from probatum.numerics.networks.frozen import freeze
 from probatum.recipe import Training
 from probatum.techniques.compress.maestro_lowrank import (
     LowRank,
@@ -155,6 +156,19 @@ def test_batch_norm_is_measured_anew() -> None:
     torch.testing.assert_close(net[1].running_var, torch.stack([h.var(dim=0) for h in hidden]).mean(dim=0))
     assert net.training
     assert net[1].momentum == 0.1
+
+
+def test_batch_norm_kept_in_evaluation_is_not_measured() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    freeze(net, [net[2], net[3]])
+    net.train()
+    net[2].eval()
+    for norm in (net[1], net[2], net[3]):
+        norm.running_mean.fill_(3.0)
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    recalibrate(net, [x])
+    assert [bool((norm.running_mean == 3.0).all()) for norm in (net[1], net[2], net[3])] == [True, True, False]
+    assert [norm.training for norm in (net[1], net[2], net[3])] == [False, False, True]
 
 
 def test_a_run_on_the_bench_is_smaller() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
+from probatum.spec import Part
 from probatum.techniques.compress.sorted_net import SortedNet, check_widths
 
 pytestmark = pytest.mark.fast
@@ -246,6 +247,22 @@ class Rows(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor
     rows: torch.Tensor
+
+
+def test_batch_norm_kept_in_evaluation_is_deployed_as_it_was_trained() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    net[1].running_mean.fill_(3.0)
+    net.train()
+    net[1].eval()
+    x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    part = Part(x, y, torch.arange(20))
+    run = SimpleNamespace(model=net, train=part, valid=part, budget=SimpleNamespace(batch_size=10), notes={})
+    compressor = SortedNet(widths=(0.5, 1.0), keep=0.5).attach(net, x[:2])
+    with compressor.draw(0.5), torch.no_grad():
+        trained = net(x)
+    compressor.finish(run)
+    torch.testing.assert_close(run.model.eval()(x), trained)
+    assert torch.equal(run.model[1].running_mean, torch.full((4,), 3.0))
 
 
 def test_state_is_the_stream_of_widths() -> None:

@@ -339,3 +339,15 @@ def test_classes_are_averaged_as_probabilities_and_reals_as_they_are() -> None:
         each = [call(net(), supplier.layout.unflatten(supplier.maker(z)), x) for z in supplier.fixed]
         wanted = torch.stack(each).mean(dim=0) if mean else torch.stack([o.softmax(1) for o in each]).mean(dim=0).log()
         torch.testing.assert_close(model(x), wanted)
+
+
+def test_writing_to_a_made_weight_has_no_effect() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    apply(net)
+    net.eval()
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = net(x)
+        net[0].weight.zero_()
+        assert torch.equal(net(x), before)
+        assert torch.equal(net(x), before)

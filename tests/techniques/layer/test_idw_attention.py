@@ -406,3 +406,11 @@ def test_first_keys_come_from_the_generator() -> None:
     made = InverseDistanceHead(4, 3, keys=5, generator=torch.Generator().manual_seed(9))
     assert torch.equal(made.keys, torch.randn(5, 4, generator=own))
     assert not made.raw_values.any()
+
+
+def test_masks_of_ones_and_zeros_are_truth_values() -> None:
+    q, k, v = (torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    mask = (torch.arange(5) < torch.tensor([[3], [5]])).unsqueeze(1).expand(2, 5, 5)
+    for causal in (False, True):
+        expected = idw_attention(q, k, v, mask=mask, causal=causal)
+        assert torch.equal(idw_attention(q, k, v, mask=mask.long(), causal=causal), expected)

@@ -273,3 +273,25 @@ def test_statistics_are_those_of_positions_that_count(mode: str, warmup: int) ->
     if mode == "power":
         hat = counting / ((psi2 if warmup == 1 else batch) + 1e-5).sqrt()
         torch.testing.assert_close(norm.nu, 0.4 * (dy[mask] * hat).sum(dim=0) / 9)
+
+
+@pytest.mark.parametrize("mode", ["power", "vanilla"])
+def test_masks_of_ones_and_zeros_are_truth_values_and_others_are_refused(mode: str) -> None:
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)) * 3
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
+    norms = [PowerNorm(4, warmup=1, mode=mode) for _ in range(2)]
+    outputs = [norm(x, own) for norm, own in zip(norms, (mask, mask.bool()), strict=True)]
+    assert torch.equal(*outputs)
+    assert torch.equal(norms[0].psi2, norms[1].psi2)
+    torch.testing.assert_close(norms[0].psi2, torch.cat([x[0, :3], x[1, :5]]).square().mean(dim=0))
+    before = norms[0].psi2.clone()
+    with pytest.raises(TypeError, match="mask has dtype"):
+        norms[0](x, mask.float())
+    with pytest.raises(ValueError, match=r"mask has shape \(6,\)"):
+        norms[0](x, mask[0])
+    assert torch.equal(norms[0].psi2, before)
+
+
+def test_one_position_without_a_batch() -> None:
+    x = torch.tensor([1.0, -2.0, 3.0, 4.0])
+    torch.testing.assert_close(PowerNorm(4, warmup=1)(x), x.sign(), atol=1e-4, rtol=1e-4)

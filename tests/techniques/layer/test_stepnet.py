@@ -287,3 +287,59 @@ def test_states_of_zero_have_a_finite_index() -> None:
     state, moved = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [3.0, 4, 0]])
     torch.testing.assert_close(index_of(state, moved), torch.tensor([0.0, 5 / 1e-6]))
     torch.testing.assert_close(index_of(moved[1:], moved[1:] * 0.3), torch.tensor([0.3]))
+
+
+class Branch(nn.Module):
+    """Two convolutions and no shortcut: what a U-Net is made of, or the branch of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [layer for _ in range(2) for layer in (nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(Branch())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.body(x)).relu()
+
+
+def test_blocks_that_add_nothing_are_no_steps() -> None:
+    x = torch.rand(3, 1, 6, 6)
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), Branch(), nn.Flatten(), nn.Linear(128, 3))
+    with pytest.raises(TypeError, match="no residual step found"):
+        apply(plain)
+    with pytest.raises(TypeError, match="no residual step found"):
+        stiffness(plain, x)
+    mixed = nn.Sequential(nn.Conv2d(1, 8, 3), Branch(), Unit(), nn.Flatten(), nn.Linear(128, 3))
+    with pytest.raises(TypeError, match=r"'1' adds nothing .* blocks=\[1\]"):
+        apply(mixed)
+    assert list(stiffness(mixed, x)) == ["2"]
+    assert apply(mixed, blocks=[1]) == 1
+
+
+def test_a_branch_of_its_own_belongs_to_the_module_that_adds_it() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), Around(), Around(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    x = torch.rand(3, 1, 6, 6)
+    first = net[0](x)
+    second = net[1](first)
+    expected = (second - first).flatten(1).norm(dim=1) / first.flatten(1).norm(dim=1)
+    found = stiffness(net, x)
+    assert list(found) == ["1", "2"]
+    torch.testing.assert_close(found["1"], expected)
+    whole = net(x)
+    assert apply(net) == 2
+    for size in sizes(net):
+        size.fixed = 1.0
+    torch.testing.assert_close(net(x), whole)
+    torch.testing.assert_close(stiffness(net, x)["1"], expected)
+    for size in sizes(net):
+        size.fixed = 0.0
+    torch.testing.assert_close(net[1](first), first.relu())

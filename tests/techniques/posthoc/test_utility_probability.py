@@ -196,3 +196,11 @@ def test_isotonic_map_by_hand() -> None:
     u = logits[0].softmax(dim=0)
     expected = torch.tensor([0.5, 0.5, 0.0]) + 1e-6 * u
     torch.testing.assert_close(fitted(logits)[0], expected / expected.sum())
+
+
+@pytest.mark.parametrize("g", MAPS)
+def test_the_likeliest_of_very_many_stays_so_in_float16(g: str) -> None:
+    own = torch.Generator().manual_seed(0)
+    logits = (torch.randn(20, 60_000, generator=own) * 1e-3).half()  # probabilities below the smallest normal number
+    found = UtilityProbability(g).fit(logits, torch.randint(60_000, (20,), generator=own))(logits)
+    assert torch.equal(found.argmax(dim=1), logits.argmax(dim=1))

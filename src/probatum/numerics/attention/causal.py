@@ -26,7 +26,9 @@ class Rotary(WideBuffers, nn.Module):
         if size < 2 or size % 2:
             raise ValueError(f"the size of a head is {size}; rotary positions need an even one")
         self.speed: Tensor
-        self.register_buffer("speed", base ** (-torch.arange(0, size, 2) / size), persistent=False)
+        exact = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        planes = torch.arange(0, size, 2, dtype=exact)
+        self.register_buffer("speed", base ** (-planes / size), persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Positions are counted from 0."""

@@ -289,6 +289,7 @@ class Supplier(nn.Module):
         self.layout = layout
         self._now: dict[str, Tensor] | None = None
         self._kept: tuple[Any, list[Tensor], dict[str, Tensor]] | None = None
+        self._edits: list[int] = []
 
     def theta(self) -> Tensor:
         """The weights (numel,) to be used now."""
@@ -318,11 +319,21 @@ class Supplier(nn.Module):
         now = [*self.parameters(), *self.buffers()]
         beside = (beside, torch.is_autocast_enabled(now[0].device.type) if now else False)
         if self._kept is None or self._kept[0] != beside or not all(map(_same, self._kept[1], now)):
-            self._kept = (beside, [value.clone() for value in now], self.layout.unflatten(self.theta()))
+            made = self.layout.unflatten(self.theta())
+            self._kept, self._edits = (beside, [value.clone() for value in now], made), _edits(made)
+        elif (
+            _edits(self._kept[2]) != self._edits
+        ):  # a made weight was written to, which is of no effect elsewhere either
+            self._kept = None
+            return self._made()
         return self._kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_now": None, "_kept": None}  # of one pass, and made again
+
+
+def _edits(made: Mapping[str, Tensor]) -> list[int]:
+    return [-1 if value.is_inference() else value._version for value in made.values()]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -44,6 +44,12 @@ def kept_in_evaluation(net: nn.Module) -> set[int]:
     }
 
 
+def trained_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules by name but those that stay in evaluation when the network is trained."""
+    kept = kept_in_evaluation(net)
+    return [named for k, named in enumerate(net.named_modules()) if k not in kept]
+
+
 def begin_training(net: nn.Module) -> None:
     """Training mode, but for the modules that stay in evaluation."""
     kept = kept_in_evaluation(net)

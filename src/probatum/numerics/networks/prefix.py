@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.networks.last_layer import find_last_layer
-from probatum.numerics.networks.modes import evaluating, still
+from probatum.numerics.networks.modes import evaluating, still, trained_modules
 from probatum.numerics.networks.prefix_layers import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -22,6 +22,9 @@ from probatum.numerics.networks.prefix_layers import (
     kept_units,
 )
 from probatum.numerics.networks.surgery import OffFastPath, check_plain, paths_of
+
+MARKS = 64
+"""Most dropped units that are followed one by one."""
 
 
 class Prefix(PrefixState):
@@ -108,17 +111,20 @@ class Prefix(PrefixState):
         """Why the network does not run at this share, or is no prefix of itself there; None if all is well."""
         try:
             with self.running(), still(self.net):
-                with self.at(share):
-                    self.widths = {}
-                    found = self.net(self.example)
-                widths, self.widths = self.widths, None
+                found = self._noted(share)
+                widths, values = self.widths or {}, self.values
+                self.widths = self.values = None
                 for name, taken in widths.items():
                     if len(set(taken)) > 1:
                         return f"{name!r} runs in several places, on {' and on '.join(map(str, taken))} inputs"
-                self.expected = (share, widths)
-                whole = self.net(self.example)
+                whole = self._checked(share, widths, values, None)
                 if [value.shape for value in _tensors(found)] != [value.shape for value in _tensors(whole)]:
                     return "the network's outputs change their shape"
+                marks = self._most_dropped(share) if self.unclear else 0
+                for k in range(
+                    marks
+                ):  # each dropped unit by itself: it may reach kept ones through a split, as of a GLU
+                    self._checked(share, widths, None, k / marks)
         except NotNestedError as problem:
             return str(problem)
         except Exception as problem:
@@ -128,8 +134,36 @@ class Prefix(PrefixState):
                 raise
             return None  # the network does not take the marks of dropped units: it cannot be judged
         finally:
-            self.widths = self.expected = None
+            self.widths = self.values = self.expected = self.mark = None
         return None
+
+    def _noted(self, share: float) -> Any:
+        """The outputs at a share; widths are noted, and values, where the network gives the same ones twice."""
+        with self.at(share):
+            self.widths, self.values = {}, {}
+            found = self.net(self.example)
+            widths, values, self.widths, self.values = self.widths, self.values, None, {}
+            self.net(self.example)
+        again, same = self.values, values.keys() == self.values.keys()
+        same = same and all(
+            torch.equal(a, b) for name in values for a, b in zip(values[name], again[name], strict=False)
+        )
+        self.widths, self.values = widths, values if same else None
+        return found
+
+    def _checked(
+        self, share: float, widths: dict[str, list[int]], values: dict[str, list[Tensor]] | None, mark: float | None
+    ) -> Any:
+        """The outputs of a full pass that is checked against what was noted at the share."""
+        self.unclear, self.mark = False, mark
+        self.expected = (share, {name: list(taken) for name, taken in widths.items()})
+        self.values = None if values is None else {name: list(taken) for name, taken in values.items()}
+        return self.net(self.example)
+
+    def _most_dropped(self, share: float) -> int:
+        modules = dict(self.net.named_modules())
+        units = [modules[name].weight.shape[0] // unit for name, unit in self.cut.items()]
+        return min(MARKS, max((n - kept_units(share, n) for n in units), default=0))
 
     @contextmanager
     def at(self, share: float) -> Iterator[None]:
@@ -175,15 +209,17 @@ class Prefix(PrefixState):
     def recalibrate(self, share: float, batches: Sequence[Tensor]) -> None:
         """Batch norm's statistics at a share: averages over training batches, kept for evaluation; patched only.
 
+        Those that are kept in evaluation go on with the statistics they were trained with.
+
         Raises:
             ValueError: no batches, in a network with batch norm.
         """
-        norms = [name for name, module in self.net.named_modules() if type(module) in BATCH_NORMS]
+        norms = [name for name, module in trained_modules(self.net) if type(module) in BATCH_NORMS]
         if not norms:
             return
         if not batches:
             raise ValueError("batch norm needs training rows to measure a sub-network's statistics; give some batches")
-        self.recording = {}
+        self.recording = {name: [] for name in norms}
         try:
             with self.at(share), evaluating(self.net):
                 for batch in batches:

@@ -36,11 +36,14 @@ class PrefixState:
         blocks: name of each block of a sequence that is cut in depth -> its place and their number.
         seen: name -> units and inputs of the last run.
         statistics: (share, name) -> mean and variance of a batch norm measured at this share.
-        recording: moments by name, while they are measured.
+        recording: moments by name of the batch norms that are measured, while they are.
         widths: inputs of every run by name, while they are noted for `expected`.
         probes: (name, what was added to its output) of every run of a layer, while the network's last layers are looked for.
+        values: inputs of every run by name, while they are noted at a share, and while a full pass's are compared with them.
         expected: a share, and the widths noted at it, while a full pass is checked against them: units that the share
             drops are then NaN.
+        mark: if not None, only one of these units is: that so far along them, in [0, 1).
+        unclear: whether an operation of the network's own has mixed all units in such a pass.
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,10 @@ class PrefixState:
         self.recording: dict[str, list[tuple[Tensor, Tensor]]] | None = None
         self.widths: dict[str, list[int]] | None = None
         self.probes: list[tuple[str, Tensor]] | None = None
+        self.values: dict[str, list[Tensor]] | None = None
         self.expected: tuple[float, dict[str, list[int]]] | None = None
+        self.mark: float | None = None
+        self.unclear = False
 
 
 def forward_of(state: PrefixState, name: str, module: nn.Module) -> Layer | None:
@@ -78,11 +84,13 @@ class Layer:
         """The module's output."""
         raise NotImplementedError
 
-    def note(self, units: int, inputs: int) -> None:
-        """Tell how much of the module runs."""
+    def note(self, units: int, inputs: int, x: Tensor) -> None:
+        """Tell how much of the module runs, and on what."""
         self.state.seen[self.name] = (units, inputs)
         if self.state.widths is not None:
             self.state.widths.setdefault(self.name, []).append(inputs)
+        if self.state.values is not None:
+            self.state.values.setdefault(self.name, []).append(x.detach().clone())
 
 
 class Affine(Layer):
@@ -96,7 +104,7 @@ class Affine(Layer):
         kept = out if unit is None else unit * kept_units(self.state.share, out // unit)
         if self.state.expected is not None:
             return self._checked(x, dim, unit)
-        self.note(kept, inputs)
+        self.note(kept, inputs, x)
         if self.state.probes is not None:
             probe = torch.zeros((), dtype=module.weight.dtype, device=x.device, requires_grad=True)
             self.state.probes.append((self.name, probe))
@@ -111,13 +119,17 @@ class Affine(Layer):
 
     def _checked(self, x: Tensor, dim: int, unit: int | None) -> Tensor:
         """The full layer on what is left of x, its dropped units NaN; NotNestedError where others than the last are."""
-        share, widths = self.state.expected or (1.0, {})
-        _check_columns(x, dim, widths[self.name].pop(0), self.name)
+        x, _ = _checked_columns(self.state, x, dim, self.name)
         module: Any = self.module
         output = self._run(x.nan_to_num(), module.weight, module.bias)
-        if unit is not None:
-            kept = unit * kept_units(share, output.shape[dim] // unit)
-            output.movedim(dim, 0)[kept:] = math.nan
+        if unit is not None and self.state.expected is not None:
+            units = output.shape[dim] // unit
+            kept = kept_units(self.state.expected[0], units)
+            first, last = kept, units
+            if self.state.mark is not None:
+                first = min(kept + int(self.state.mark * (units - kept)), units)
+                last = first + 1
+            output.movedim(dim, 0)[first * unit : last * unit] = math.nan
         return output
 
 
@@ -128,15 +140,16 @@ class BatchNorm(Layer):
         """x (n, channels, ...)."""
         module: Any = self.module
         width = x.shape[1]
-        self.note(width, width)
+        self.note(width, width, x)
         own = self.state.statistics.get((self.state.share, self.name))
-        if self.state.recording is not None:
+        recording = None if self.state.recording is None else self.state.recording.get(self.name)
+        if recording is not None:
             dims = [0, *range(2, x.ndim)]
-            self.state.recording.setdefault(self.name, []).append((x.mean(dim=dims), x.square().mean(dim=dims)))
+            recording.append((x.mean(dim=dims), x.square().mean(dim=dims)))
         elif width == module.num_features and own is None:
             return type(module).forward(module, x)
         weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
-        if module.training or self.state.recording is not None or module.running_mean is None:
+        if module.training or recording is not None or module.running_mean is None:
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, module.eps)
         mean, var = own or (module.running_mean[:width], module.running_var[:width])
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps)
@@ -149,10 +162,14 @@ class LayerNorm(Layer):
         """x (..., features)."""
         module: Any = self.module
         width = x.shape[-1]
-        self.note(width, width)
+        self.note(width, width, x)
         weight, bias = (None if v is None else v[:width] for v in (module.weight, module.bias))
         if self.state.expected is not None:
-            _check_columns(x, -1, self.state.expected[1][self.name].pop(0), self.name)
+            x, kept = _checked_columns(self.state, x, -1, self.name)
+            if kept is not None:  # as it is at the share
+                own = [None if v is None else v[:kept] for v in (weight, bias)]
+                normed = F.layer_norm(x[..., :kept], (kept,), *own, module.eps)
+                return torch.cat([normed, x.new_full((*x.shape[:-1], width - kept), math.nan)], dim=-1)
             marked = F.layer_norm(x.nan_to_num(), (width,), weight, bias, module.eps)
             return marked.masked_fill(x.isnan(), math.nan)
         return F.layer_norm(x, (width,), weight, bias, module.eps)
@@ -184,13 +201,38 @@ class Block(Layer):
         return type(self.module).forward(self.module, x, *more)
 
 
-def _check_columns(x: Tensor, dim: int, width: int, name: str) -> None:
-    """NotNestedError unless exactly the columns behind the first `width` come from dropped units (are NaN somewhere)."""
-    dropped = x.isnan().movedim(dim, 0).flatten(1).any(dim=1)
-    if bool(dropped.all()):
-        return  # an operation of the network's own mixes all of them: nothing can be told
+def _checked_columns(state: PrefixState, x: Tensor, dim: int, name: str) -> tuple[Tensor, int | None]:
+    """x, and how many columns of it there are at the share, None where nothing can be told.
+
+    NotNestedError unless exactly the columns behind these come from dropped units (are NaN somewhere), and the others hold
+    what they hold at the share. Where an operation of the network's own has mixed all of them, the latter go on.
+    """
+    width = (state.expected or (1.0, {}))[1][name].pop(0)
+    own = state.values[name].pop(0).movedim(dim, 0) if state.values is not None else None
+    columns = x.movedim(dim, 0)
+    dropped = columns.isnan().flatten(1).any(dim=1)
     wanted = torch.arange(len(dropped), device=x.device) >= width
-    if not torch.equal(dropped, wanted):
+    if bool(dropped.all()):
+        state.unclear = True
+        if own is None or own.shape[1:] != columns.shape[1:]:
+            return x, None
+        rest = columns.new_full(columns[len(own) :].shape, math.nan)
+        return torch.cat([own.to(rest), rest]).movedim(0, dim), len(own)
+    if not torch.equal(dropped if state.mark is None else dropped | wanted, wanted):
         raise NotNestedError(
-            f"what {name!r} takes in at this share are not the first of its inputs, as behind a concatenation"
+            f"what {name!r} takes in at this share are not the first of its inputs, as behind a concatenation or a split"
         )
+    if own is not None and not _alike(columns[:width], own):
+        raise NotNestedError(
+            f"what {name!r} takes in at this share is computed otherwise than in the whole network, as by heads that are told "
+            "by the number of units"
+        )
+    return x, width if state.mark is None else None
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding, or cannot be compared."""
+    if a.shape != b.shape or not a.numel():
+        return True
+    eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+    return not bool(((a - b).abs() > eps**0.5 * b.abs().amax() + eps).any())

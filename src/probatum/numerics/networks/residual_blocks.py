@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import fx, nn
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -29,6 +31,36 @@ class Block(NamedTuple):
     path: str
     pairs: tuple[Pair, ...]
     width: int
+
+
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def adds(module: nn.Module) -> bool | None:
+    """Whether a module's own code adds, as a residual step does; None where it cannot be followed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return any(node.target in ADDITIONS for node in _Tracer().trace(module).nodes)
+    except Exception:  # whatever a user's code does with a value that is none
+        return None
+
+
+def step_of(net: nn.Module, block: Block, blocks: Sequence[Block]) -> Block | None:
+    """The block as the module that adds what goes into it to what comes out: itself, or one around it alone.
+
+    None where there is no such module. Code that cannot be followed is taken to add.
+    """
+    path = block.path
+    while block.module is not None and path:
+        module = net.get_submodule(path)
+        plain = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if sum(other.path == path or other.path.startswith(f"{path}.") for other in blocks) > 1:
+            return None
+        if not plain and adds(module) is not False:
+            return block._replace(module=module, path=path)
+        path = path.rpartition(".")[0]
+    return None
 
 
 def pairs_in(net: nn.Module) -> list[Pair]:

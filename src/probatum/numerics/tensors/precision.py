@@ -67,12 +67,17 @@ def computed_wide(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class WideBuffers:
-    """Mixed into a module: the buffers named in `wide` stay in float32 when the module is cast to half precision.
+    """Mixed into a module: the buffers named in `wide` stay in float32 when the module is cast to, or made in, half precision.
 
     Running averages and tables of angles lose what they are for in eight bits.
     """
 
     wide: tuple[str, ...] = ()
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As of any module; half precision as torch's default type is widened."""
+        wide = name in self.wide and tensor is not None
+        super().register_buffer(name, widened(tensor) if wide else tensor, persistent)  # type: ignore[misc, arg-type]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: getattr(self, name) for name in self.wide}

@@ -231,7 +231,7 @@ class GradualMagnitudePruning:
             raise ValueError(f"end is {end}, past the total of {total_steps} steps; it must lie in [begin, 1]")
         if not end >= begin:
             raise ValueError(f"end is {end}, before begin {begin}; it must lie in [begin, 1]")
-        first, last = int(begin * total_steps), int(end * total_steps)
+        first, last = int(begin * total_steps + 1e-9), int(end * total_steps + 1e-9)  # 0.29 * 100 is 28.999...
         step = max(1, total_steps // 100) if every is None else every
         if every is not None and last > first and every > last - first:
             raise ValueError(

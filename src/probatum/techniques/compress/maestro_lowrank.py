@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks import surgery
-from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.networks.modes import evaluating, trained_modules
 from probatum.numerics.networks.prefix import kept_units
 from probatum.numerics.tensors.precision import computed_wide
 from probatum.numerics.tensors.targets import IGNORED
@@ -455,8 +455,12 @@ class Maestro:
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Batch norm's running statistics as plain averages over these batches (of two rows or more); the mode is put back."""
-    norms = [module for module in net.modules() if isinstance(module, BATCH_NORMS) and module.running_mean is not None]
+    """Batch norm's running statistics as plain averages over these batches (of two rows or more); the mode is put back.
+
+    Those that are kept in evaluation go on with the statistics they were trained with.
+    """
+    moving = [module for _, module in trained_modules(net) if isinstance(module, BATCH_NORMS)]
+    norms = [norm for norm in moving if norm.running_mean is not None]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -8,7 +8,8 @@ Computes  sub-network k keeps the first ceil(s_k n) units of every hidden layer 
 Shapes    any network of linear layers, ungrouped convolutions, batch and layer norms, causal self-attention
 Departs   1. on the bench the gradients of the draws are averaged, not added, so that the learning rate need not follow their
              number; in plain code they add up until `step`, as in the paper
-          2. batch norm's statistics of every sub-network are measured anew on training rows when training ends
+          2. batch norm's statistics of every sub-network are measured anew on training rows when training ends, unless it was
+             kept in evaluation
           3. weights that no draw of an update has used are put back, so that decay and momentum do not move them
 """
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.prefix import Prefix
 from probatum.numerics.tensors.targets import real_targets
 
@@ -238,13 +240,13 @@ class SortedNet:
             return
         x, size = run.train.x, run.budget.batch_size
         batches = [x[start : start + size] for start in range(0, min(len(x), CALIBRATION * size), size)]
-        run.model.eval()
         for width in self.widths:
             prefix.recalibrate(width, [batch for batch in batches if len(batch) > 1])
-            with prefix.at(width), torch.no_grad():
+            with prefix.at(width), evaluating(run.model), torch.no_grad():
                 rows = type(run.train)(run.valid.x[:1024], run.valid.y[:1024], run.valid.rows[:1024])
                 run.notes[f"validation loss at width {width:g}"] = float(_plain_loss(run.model(rows.x), rows.y))
             run.extra_passes += (sum(len(batch) for batch in batches) + len(rows.y)) / 3
+        run.model.eval()
         prefix.release()
         made = prefix.extract(self.keep)
         run.model = made

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.masks import truth_values
 from probatum.numerics.tensors.precision import computed_wide
 
 CARD = Card(
@@ -117,11 +118,12 @@ def attention_scores(
 def idw_attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, eps: float = 1e-3
 ) -> Tensor:
-    """Attention over sequences by -log(eps + |q - k|^2); `mask` (..., t, s) is True where a query may look.
+    """Attention over sequences by -log(eps + |q - k|^2); `mask` (..., t, s) is True (or 1) where a query may look.
 
     Raises:
         ValueError: a query that may look at nothing.
     """
+    mask = None if mask is None else truth_values(mask)
     centre = _centre(k, mask)
     scores = -(squared_distances_by_products(q - centre, k - centre) + eps).log()
     if causal:
@@ -293,7 +295,7 @@ class InverseDistanceAttention(nn.Module):
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         seen = None
         if mask is not None:
-            seen = mask[:, None, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)
+            seen = truth_values(mask)[:, None, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)
         mixed = idw_attention(q, k, v, mask=seen, causal=self.causal, eps=self.eps)
         return self.out(mixed.transpose(1, 2).reshape(n, t, width))
 

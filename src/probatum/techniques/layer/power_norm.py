@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.surgery import check_plain, layers, swap
+from probatum.numerics.tensors.masks import truth_values
 from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 
 CARD = Card(
@@ -97,7 +98,8 @@ class PowerNorm(WideBuffers, nn.Module):
         eps: added to psi^2.
 
     Raises:
-        ValueError: a setting outside its range; a training pass without one position that counts.
+        ValueError: a setting outside its range; a training pass without one position that counts; a mask of another shape.
+        TypeError: a mask of floating point.
 
     Example:
         >>> norm = PowerNorm(4, warmup=1)
@@ -136,15 +138,17 @@ class PowerNorm(WideBuffers, nn.Module):
 
     @computed_wide
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (..., C); mask (...), True at positions that count."""
+        """x (..., C); mask (...), True (or 1) at positions that count."""
         if self.groups:
             x = group_scaled(x, self.groups, self.eps)
         if not self.training:
             return x / (self.psi2 + self.eps).sqrt() * self.weight + self.bias
-        valid = None if mask is None else mask.flatten()
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(f"mask has shape {tuple(mask.shape)} for x of {tuple(x.shape)}; give one value a position")
+        valid = None if mask is None else truth_values(mask).flatten()
         if valid is not None and not valid.any():
             raise ValueError("mask has no position that counts; a training batch needs one at least")
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         if not len(rows):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; a training batch needs one position at least for its statistics"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.residual_blocks import Block, blocks_in
+from probatum.numerics.networks.residual_blocks import Block, blocks_in, step_of
 from probatum.numerics.networks.surgery import paths_of, swap
 from probatum.numerics.networks.watch import look
 
@@ -159,7 +159,7 @@ def apply(
 
     Raises:
         ValueError: a setting outside its range.
-        TypeError: a convolutional network without residual blocks.
+        TypeError: a convolutional network without residual blocks, or a chosen block that adds nothing.
 
     Example:
         >>> class Unit(nn.Module):
@@ -180,7 +180,8 @@ def apply(
     found = blocks_in(net)
     if not found:
         return 0
-    if any(block.module is None for block in found):
+    steps = [step_of(net, block, found) for block in found]
+    if all(step is None for step in steps):
         raise TypeError(
             f"{type(net).__name__}: no residual step found; attention on steps needs blocks of the form x + f(x)"
         )
@@ -189,7 +190,13 @@ def apply(
         raise ValueError(f"blocks are {list(chosen)}; the network has {len(found)}: use 0 .. {len(found) - 1}")
     new: dict[nn.Module, nn.Module] = {}
     for number in dict.fromkeys(chosen):
-        new |= _stepped(net, found[number], kind, reduction, trial)
+        step = steps[number]
+        if step is None:
+            others = [k for k, other in enumerate(steps) if other is not None]
+            raise TypeError(
+                f"{found[number].path!r} adds nothing to what it is given; name those that do: blocks={others}"
+            )
+        new |= _stepped(net, step, kind, reduction, trial)
     swap(net, new, carry=False)  # attention is new, and trained where the norm before it is not
     return len(set(chosen))
 
@@ -200,7 +207,8 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Raises:
         TypeError: a network without residual blocks.
     """
-    blocks = [block for block in blocks_in(net) if block.module is not None]
+    found = blocks_in(net)
+    blocks = [step for block in found if (step := step_of(net, block, found)) is not None]
     if not blocks and not any(isinstance(module, Stepped) for module in net.modules()):
         raise TypeError(f"{type(net).__name__}: no residual step found; the index is of blocks of the form x + f(x)")
     watched = {block.path: block.module for block in blocks if block.module is not None}
@@ -209,7 +217,7 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
             watched[path] = module
             watched.pop(f"{path}.block", None)
     inputs: dict[str, Tensor] = {}
-    found: dict[str, Tensor] = {}
+    index: dict[str, Tensor] = {}
 
     def start(path: str, given: tuple[Tensor, ...]) -> None:
         inputs[path] = given[0].clone()  # a block may begin by changing it in place
@@ -217,10 +225,10 @@ def stiffness(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     def end(path: str, _given: Any, after: Tensor) -> None:
         before = inputs.pop(path)
         if after.shape == before.shape:
-            found[path] = index_of(before, after - before)
+            index[path] = index_of(before, after - before)
 
     look(net, x, watched, after=end, before=start)
-    return found
+    return index
 
 
 def index_of(state: Tensor, increment: Tensor) -> Tensor:

@@ -209,7 +209,10 @@ class UtilityProbability:
 def _top_kept(p: Tensor, top: Tensor) -> Tensor:
     """p (n, k) with the entry at `top` (n,) raised by a rounding error where rounding has made another one its equal."""
     lost = p.argmax(dim=1) != top
-    raised = p.amax(dim=1, keepdim=True) * (1 + torch.finfo(p.dtype).eps)
+    info = torch.finfo(p.dtype)
+    raised = (
+        p.amax(dim=1, keepdim=True) * (1 + info.eps) + info.tiny * info.eps
+    )  # the least number there is, for tiny ones
     return torch.where(lost[:, None], p.scatter(1, top[:, None], raised), p)
 
 

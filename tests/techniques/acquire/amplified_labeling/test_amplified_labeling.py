@@ -305,3 +305,21 @@ def test_misuse() -> None:
     few, _ = bench_pool(20)
     with pytest.raises(ValueError, match=r"precision is 1\.5"):
         ask(few, 5, torch.Generator(), lambda: nn.Linear(3, 3), precision=1.5)
+
+
+def test_answers_of_ones_and_zeros_are_truth_values() -> None:
+    own = torch.Generator().manual_seed(0)
+    scores = torch.rand(300, generator=own)
+    truth = torch.rand(300, generator=own) < scores
+    expected = choose_thresholds(scores, truth, 0.8, 0.05)
+    assert choose_thresholds(scores, truth.long(), 0.8, 0.05) == expected
+    assert int((truth & (scores < expected.low)).sum()) == int(0.05 * int(truth.sum()))
+    found = amplified_labeling.Cascade(torch.arange(200), torch.arange(200, 300), *[torch.zeros(0).long()] * 2, ())
+    reports = [
+        audit(found, lambda rows, t=t: t[rows], 100, torch.Generator().manual_seed(1)) for t in (truth, truth.int())
+    ]
+    assert reports[0] == reports[1]
+    with pytest.raises(TypeError, match="truth has dtype"):
+        choose_thresholds(scores, truth.float())
+    with pytest.raises(ValueError, match=r"scores have shape \(300, 1\)"):
+        choose_thresholds(scores[:, None], truth[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -348,3 +350,49 @@ def test_products_with_itself_and_quotients_by_it_have_no_rule(function: object)
 
     with pytest.raises(TypeError, match="has no rule"):
         deeplift(Net().eval(), draw(4, 5), torch.tensor([0, 1, 2, 0]), rule="rescale")
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.function = nn.Linear(5, 6), nn.Linear(6, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.function(self.one(x), self.training))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dropout_as_a_function_is_left_out_where_it_drops_nothing(rule: str) -> None:
+    x, target = draw(4, 5), torch.tensor([0, 1, 2, 0])
+    plain = filled(Wrapped(lambda h, training: F.relu(h))).eval()
+    expected = deeplift(plain, x, target, rule=rule).values
+    for function in (
+        lambda h, training: F.dropout(F.relu(h), 0.5, training),
+        lambda h, training: F.relu(F.dropout(h, p=0.5, training=training, inplace=True)),
+        lambda h, training: F.alpha_dropout(F.relu(h)),
+    ):
+        net = filled(Wrapped(function)).eval()
+        torch.testing.assert_close(deeplift(net, x, target, rule=rule).values, expected)
+    for always in (lambda h, training: F.dropout(F.relu(h)), lambda h, training: F.dropout(F.relu(h), 0.5, True)):
+        with pytest.raises(TypeError, match=r"dropout .* has no rule"):
+            deeplift(filled(Wrapped(always)).eval(), x, target, rule=rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda h: torch.add(F.relu(h), h.tanh(), alpha=-2), lambda h: F.relu(h) - 2 * h.tanh()),
+        (lambda h: F.relu(h).add(h.tanh(), alpha=-1), lambda h: F.relu(h) - h.tanh()),
+        (lambda h: torch.sub(F.relu(h), h.tanh(), alpha=-2), lambda h: F.relu(h) + 2 * h.tanh()),
+        (lambda h: torch.sub(F.relu(h), h.tanh(), alpha=3), lambda h: F.relu(h) - 3 * h.tanh()),
+    ],
+)
+def test_sums_with_a_factor_are_sums_and_differences(
+    rule: str, one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]
+) -> None:
+    x, target = draw(4, 5), torch.tensor([0, 1, 2, 0])
+    nets = [filled(Wrapped(lambda h, _, f=f: F.relu(f(h)))).eval() for f in (one, other)]
+    torch.testing.assert_close(nets[0](x), nets[1](x))
+    found = [deeplift(net, x, target, rule=rule).values for net in nets]
+    torch.testing.assert_close(*found)

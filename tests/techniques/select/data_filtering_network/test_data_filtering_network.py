@@ -250,6 +250,10 @@ def test_misuse() -> None:
         keep_top(torch.rand(5), 0.0)
     with pytest.raises(ValueError, match="2 of 3 scores are not finite"):
         keep_top(torch.tensor([1.0, float("nan"), float("inf")]), 0.5)
+    threshold = StreamingThreshold(0.5, torch.Generator())
+    with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
+        threshold.update(torch.tensor([float("nan"), 1.0]))
+    assert threshold.seen == 0
     with pytest.raises(ValueError, match="kind is 'clip'"):
         score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), trusted, kind="clip")
     for name, least in (("steps", 1), ("batch_size", 2)):
@@ -266,3 +270,11 @@ def test_misuse() -> None:
     one = Part(trusted.x[:1], trusted.y[:1], trusted.rows[:1])
     with pytest.raises(ValueError, match="1 trusted rows"):
         score(lambda: nn.Linear(3, 3), x, y, torch.Generator(), one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_in_a_column_or_of_another_whole_type(kind: str) -> None:
+    x, y, _, trusted = planted(160)
+    other = Part(trusted.x, trusted.y[:, None].int(), trusted.rows)
+    found = [score(seeded_layer, x, y, torch.Generator(), part, kind=kind, steps=3) for part in (trusted, other)]
+    assert torch.equal(*found)

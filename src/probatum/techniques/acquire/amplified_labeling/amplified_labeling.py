@@ -27,6 +27,7 @@ from probatum.numerics.labels.annotators import binomial_interval, shares_at_lea
 from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.tensors.draws import fresh
+from probatum.numerics.tensors.masks import truth_values
 from probatum.spec import Pool, Query
 
 CARD = Card(
@@ -86,7 +87,7 @@ class Audit(NamedTuple):
 def choose_thresholds(
     scores: Tensor, truth: Tensor, precision: float = 0.95, lost: float = 0.01, confidence: float = 0.9
 ) -> Thresholds:
-    """Thresholds from held-out scores (k,) and answers (k,) bool.
+    """Thresholds from held-out scores (k,) and answers (k,), bool or 0 and 1.
 
     Args:
         scores, truth: items drawn at random from the present pool, which the model was not trained on.
@@ -95,8 +96,12 @@ def choose_thresholds(
         confidence: one-sided level of the bound, in (0, 1).
 
     Raises:
-        ValueError: shares out of range, no positive among the items, scores that are not finite.
+        ValueError: shares out of range, other shapes, no positive among the items, scores that are not finite.
+        TypeError: answers of floating point.
     """
+    if scores.ndim != 1 or truth.shape != scores.shape:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, answers {tuple(truth.shape)}; give (k,) of both")
+    truth = truth_values(truth, "truth")
     for name, value in (("precision", precision), ("lost", lost)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; it must lie in [0, 1]")
@@ -155,7 +160,7 @@ def amplify(
 
     Args:
         x: the pool, (n, ...).
-        ask: rows (k,) -> (k,) bool by people, e.g. a `probatum.techniques.acquire.amplified_labeling.crowd.Crowd`.
+        ask: rows (k,) -> (k,), bool or 0 and 1, by people, e.g. a `probatum.techniques.acquire.amplified_labeling.crowd.Crowd`.
         fit: (x, y, generator) -> a scorer of rows, e.g. by `network_scorer`.
         generator: samples and training.
         sample: items asked for in a round.
@@ -181,7 +186,7 @@ def amplify(
         if len(fresh) <= exhaustive:
             break
         drawn = fresh[torch.randperm(len(fresh), generator=generator)[:sample]]
-        known[drawn] = ask(drawn).long()
+        known[drawn] = truth_values(ask(drawn), "the answers").long()
         held[drawn[: max(1, round(held_out * len(drawn)))]] = True
         train = ((known >= 0) & ~held).nonzero().squeeze(1)
         if not log and (known[drawn].sum() == 0 or known[train].sum() == 0 or known[drawn[held[drawn]]].sum() == 0):
@@ -203,7 +208,7 @@ def amplify(
         log.append(Round(len(pool), len(drawn), limits, len(up), len(down)))
     rest = ((state == 0) & (known < 0)).nonzero().squeeze(1)
     if len(rest) <= exhaustive and len(rest):
-        known[rest] = ask(rest).long()
+        known[rest] = truth_values(ask(rest), "the answers").long()
     asked = (known >= 0).nonzero().squeeze(1)
     state[asked] = 2 * known[asked] - 1
     positive, negative, middle = ((state == value).nonzero().squeeze(1) for value in (1, -1, 0))
@@ -218,9 +223,9 @@ def audit(found: Cascade, ask: Ask, count: int, generator: torch.Generator, leve
             f"count is {count} and {len(found.positive)} rows are positive; there are {n} rows to draw from"
         )
     some = found.positive[torch.randperm(len(found.positive), generator=generator)[:count]]
-    hits = int(ask(some).sum())
+    hits = int(truth_values(ask(some), "the answers").sum())
     drawn = torch.randperm(n, generator=generator)[:count]
-    true = drawn[ask(drawn)]
+    true = drawn[truth_values(ask(drawn), "the answers")]
     kept = int(torch.isin(true, found.positive).sum())
     return Audit(
         (hits / len(some), *binomial_interval(hits, len(some), level)),

@@ -26,7 +26,7 @@ ELEMENTWISE = {
     torch.relu, torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, "relu", "tanh", "sigmoid",
 }  # fmt: skip
 STRUCTURAL = {
-    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout,
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.ZeroPad1d, nn.ZeroPad2d,
     F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
     torch.flatten, torch.cat, torch.mean, torch.sum, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute,
@@ -35,6 +35,10 @@ STRUCTURAL = {
 }  # fmt: skip
 """Linear with weights that are not negative, besides constants."""
 MAXIMA = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, "amax", torch.amax}
+SUMS = {torch.add, "add"}
+DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub"}
+DROPOUTS = {F.dropout: True, F.dropout1d: True, F.dropout2d: True, F.dropout3d: True, F.alpha_dropout: False}
+"""Dropout as a function, and whether it drops where it is not told `training`; where it does not it is left out."""
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SOFTMAX = {nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, "softmax", "log_softmax"}
@@ -84,8 +88,12 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def _functional(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with every operation in place made anew, and its result where the changed tensor is used afterwards."""
     modules, seen = dict(graph.named_modules()), set()
-    for node in graph.graph.nodes:
+    for node in list(graph.graph.nodes):
         seen.add(node)
+        if node.target in DROPOUTS and node.args and not _argument(node, 2, "training", DROPOUTS[node.target]):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
         kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
         inside = node.op == "call_module" and bool(getattr(modules[node.target], "inplace", False))
         if not (inside or node.kwargs.get("inplace") or (node.op != "output" and node.target in IN_PLACE)):
@@ -100,6 +108,10 @@ def _functional(graph: fx.GraphModule) -> fx.GraphModule:
         if getattr(module, "inplace", False):
             module.inplace = False
     return graph
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def multipliers(
@@ -177,6 +189,8 @@ def _step(
     if not acts:
         return apply(), ([], lambda p, m: [])
     module = modules[node.target] if node.op == "call_module" else None
+    alpha = node.kwargs.get("alpha", 1)
+    falls = isinstance(alpha, int | float) and alpha < 0  # a + (-1) b is a - b, whose parts swap
     if isinstance(module, LINEAR):
         found = _linear(module, acts[0])
     elif isinstance(module, NORMS):
@@ -193,9 +207,9 @@ def _step(
         if not isinstance(value, Tensor):
             return value, ([], lambda p, m: [])
         found = acts[0], lambda p, m: [(p, m)]
-    elif key in STRUCTURAL:
+    elif key in (DIFFERENCES if falls else STRUCTURAL):
         found = _structural(apply, acts)
-    elif key in (operator.sub, torch.sub, "sub", operator.isub):
+    elif key in (SUMS if falls else DIFFERENCES):
         found = _difference(node, apply, acts, arguments)
     elif (
         key in (operator.mul, operator.truediv, operator.neg, torch.mul, torch.neg, "mul", "neg", "div")

@@ -61,8 +61,7 @@ def keep_top(scores: Tensor, share: float, y: Tensor | None = None) -> Kept:
         ValueError: a share outside (0, 1], scores that are not finite.
     """
     _check_share(share)
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    _check_finite(scores)
     rows = scores.argsort(descending=True, stable=True)[: _count(share, len(scores))].sort().values
     counts = torch.zeros(0) if y is None else torch.bincount(y[rows], minlength=int(y.max()) + 1).double()
     return Kept(rows, counts / counts.sum().clamp(min=1))
@@ -85,7 +84,12 @@ class StreamingThreshold:
         self.sample, self.seen = torch.zeros(0), 0
 
     def update(self, scores: Tensor) -> None:
-        """Take in the scores (k,) of a shard: each has the same chance to be in the sample (reservoir sampling)."""
+        """Take in the scores (k,) of a shard: each has the same chance to be in the sample (reservoir sampling).
+
+        Raises:
+            ValueError: scores that are not finite.
+        """
+        _check_finite(scores)
         keys = torch.arange(self.seen, self.seen + len(scores))
         self.seen += len(scores)
         free = self.size - len(self.sample)
@@ -162,13 +166,14 @@ def score(
         return _clean_odds(model_factory, x, trusted, generator, steps, batch_size, lr)
     if kind == "classifier":
         net = fresh(model_factory, generator)
-        y = _codes(net, trusted, y)
+        trusted, y = _codes(net, trusted, y)
         fit_network(net, trusted.x, trusted.y, steps, batch_size, lr, generator)
         with torch.no_grad():
             log_p = torch.cat([net(rows).log_softmax(dim=1) for rows in x.split(512)])
         return log_p.gather(1, y[:, None]).squeeze(1)
     left = fresh(model_factory, generator)
-    width, y = _width(left, trusted.x), _codes(left, trusted, y)
+    width = _width(left, trusted.x)
+    trusted, y = _codes(left, trusted, y)
     right = nn.Embedding.from_pretrained(torch.randn(width, width, generator=generator).to(x.dtype), freeze=False)
     return _labels(left, right, trusted, generator, steps, batch_size, lr).scores(x, y)
 
@@ -221,11 +226,11 @@ def _width(net: nn.Module, x: Tensor) -> int:
         return int(net.eval()(x[:2]).shape[1])
 
 
-def _codes(net: nn.Module, trusted: Part, y: Tensor) -> Tensor:
-    """The pool's labels (n,), once they and the trusted ones are known to be classes of the network's."""
+def _codes(net: nn.Module, trusted: Part, y: Tensor) -> tuple[Part, Tensor]:
+    """The trusted rows and the pool's labels (n,), as int64, once they are known to be classes of the network's."""
     classes = _width(net, trusted.x)
-    class_codes(trusted.y, len(trusted), classes)
-    return class_codes(y, len(y), classes)
+    known = class_codes(trusted.y, len(trusted), classes)
+    return Part(trusted.x, known, trusted.rows), class_codes(y, len(y), classes)
 
 
 def _rounded(rows: Tensor, digits: int) -> Tensor:
@@ -235,6 +240,11 @@ def _rounded(rows: Tensor, digits: int) -> Tensor:
 def _count(share: float, n: int) -> int:
     """ceil(share * n) of the share that was written down: 0.07 * 100 is a little more than 7."""
     return max(min(n, 1), math.ceil(share * n - 1e-9))
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
 
 
 def _check_share(share: float) -> None:
