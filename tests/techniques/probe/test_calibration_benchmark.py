@@ -183,3 +183,113 @@ def test_measures_by_hand() -> None:
     certain = measures(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 0, 1]), [1])
     assert certain["log-loss"] == pytest.approx(-np.log(1e-12) / 4)  # held
     assert measures(p.astype(np.float32), y, [2])["brier"] == pytest.approx(found["brier"])
+
+
+def test_class_wise_errors_by_hand() -> None:
+    p = np.array([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.7, 0.2], [0.3, 0.1, 0.6]])
+    found = measures(p, np.array([0, 0, 1, 1]), [1])
+    # shares 1/2, 1/2, 0 against means 0.525, 0.25, 0.225
+    assert found["classwise@1"] == pytest.approx((0.025 + 0.25 + 0.225) / 3)
+    assert found["classwise-mass@1"] == pytest.approx((0.025 + 0.25 + 0.225) / 3)
+
+
+def test_first_weights_are_those_of_linear_layers() -> None:
+    net = Stacked(Design(2, 5, "relu", "none"), 9, 3, [torch.Generator().manual_seed(4)])
+    draw = torch.Generator().manual_seed(4)
+    for weight, bias, (a, b) in zip(net.weights, net.biases, [(9, 5), (5, 5), (5, 3)], strict=True):
+        expected = (2 * torch.rand(a + 1, b, generator=draw) - 1) / a**0.5
+        torch.testing.assert_close(weight[0], expected[:a])
+        torch.testing.assert_close(bias[0], expected[a:])
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_training_is_that_of_one_network_by_torch(norm: str) -> None:
+    own = torch.Generator().manual_seed(1)
+    x, y = torch.randn(30, 4, generator=own), torch.randint(3, (30,), generator=own)
+    found = train_members(
+        Design(1, 6, "relu", norm), x, y, 3, [8, 9], steps=4, batch_size=10, lr=0.02, weight_decay=0.3
+    )
+    draw = torch.Generator().manual_seed(9)
+    first = Stacked(Design(1, 6, "relu", norm), 4, 3, [draw])
+    middle = nn.BatchNorm1d(6) if norm == "batch" else nn.Identity()
+    plain = nn.Sequential(nn.Linear(4, 6), middle, nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        for layer, weight, bias in zip((plain[0], plain[3]), first.weights, first.biases, strict=True):
+            layer.weight.copy_(weight[0].T)
+            layer.bias.copy_(bias[0, 0])
+    rule = torch.optim.AdamW(plain.parameters(), lr=0.02, weight_decay=0.3)
+    for step in range(4):
+        rule.param_groups[0]["lr"] = 0.02 * (1 + np.cos(np.pi * step / 4)) / 2
+        index = torch.randint(30, (10,), generator=draw)
+        rule.zero_grad()
+        nn.functional.cross_entropy(plain(x[index]), y[index]).backward()
+        rule.step()
+    torch.testing.assert_close(found.weights[1][1], plain[3].weight.T, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.weights[0][1], plain[0].weight.T, rtol=1e-3, atol=1e-4)
+    assert not any(part.requires_grad for pair in found.running for part in pair)
+    if norm == "none":  # a bias before a batch norm moves by rounding alone, and running means are behind it
+        torch.testing.assert_close(found(x.expand(2, -1, -1))[1], plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_rows_as_vectors_by_hand() -> None:
+    from probatum.spec import Spec
+
+    spec = Spec("table", "classes", (3,), 2, numeric=1, cardinalities=(3, 2))
+    x = torch.tensor([[1.0, 0, 1], [3.0, 2, 1], [5.0, 2, 1]])
+    first, second = flattened(spec, x, torch.tensor([[7.0, 1.0, 0.0]]))
+    third = 3**0.5
+    expected = [
+        [-1.0, 2 / third, 0, -2 / third, 0, 0],
+        [0, -1 / third, 0, 1 / third, 0, 0],
+        [1, -1 / third, 0, 1 / third, 0, 0],
+    ]
+    torch.testing.assert_close(first, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+    # never seen in the first part: taken as it is
+    torch.testing.assert_close(second, torch.tensor([[2.0, -1 / third, 1, -2 / third, 1, -1]]), atol=1e-6, rtol=1e-6)
+    (image,) = flattened(Spec("image", "classes", (1, 1, 2), 2), torch.tensor([[[[0.0, 1.0]]], [[[2.0, 5.0]]]]))
+    torch.testing.assert_close(image, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]) / 2**0.5)
+    (lone,) = flattened(Spec("table", "classes", (2,), 2, numeric=2), torch.tensor([[3.0, 4.0]]))
+    assert lone.tolist() == [[0.0, 0.0]]
+
+
+def test_columns_are_of_the_rows_asked_for() -> None:
+    table = [
+        {"seed": 0.0, "stage": "before", "a": 1.0},
+        {"seed": 0.0, "stage": "after", "a": 2.0},
+        {"seed": 1.0, "stage": "before", "a": 3.0},
+    ]
+    assert column(table, "a", stage="before") == [1.0, 3.0]
+    assert column(table, "a", stage="before", seed=0.0) == [1.0]
+    assert column(table, "a") == [1.0, 2.0, 3.0]
+
+
+def test_every_row_of_the_table_anew() -> None:
+    """Temperature, errors and the area against scrambled rows of one member, from the network itself."""
+    from sklearn.metrics import roc_auc_score
+
+    data = open_dataset("iris").prepare(0)
+    own = {**SMALL, "widths": [16], "activations": ["tanh"], "norms": ["none"], "steps": 60}
+    before, after = survey(data, [3], **own, bins=[5])
+    x, _, test = flattened(data.spec, data.train.x, data.valid.x, data.test.x)
+    net = train_members(Design(1, 16, "tanh", "none"), x, data.train.y, 3, [3], steps=60)
+    mixer = torch.Generator().manual_seed(3)
+    outside = torch.stack([values[torch.randperm(len(values), generator=mixer)] for values in test.T], dim=1)
+    with torch.no_grad():
+        logits, strange = (net(part[None])[0].double() for part in (test, outside))
+    assert before["temperature"] == 1.0 != after["temperature"]
+    for row in (before, after):
+        p, q = ((part / row["temperature"]).softmax(dim=1).numpy() for part in (logits, strange))
+        told = [1] * len(p) + [0] * len(q)
+        assert row["ood-auroc"] == pytest.approx(roc_auc_score(told, [*p.max(axis=1), *q.max(axis=1)]))
+        assert measures(p, data.test.y.numpy(), [5]).items() <= row.items()
+    assert after["log-loss"] != before["log-loss"]
+
+
+def test_bins_that_the_test_rows_do_not_fill_are_left_out() -> None:
+    data = open_dataset("iris").prepare(0)
+    small = {"depths": [1], "widths": [4, 8], "activations": ["relu"], "norms": ["none"], "steps": 5, "main": 5}
+    found = calibration_benchmark(data, torch.Generator().manual_seed(0), **small, bins=[5, 9999])
+    own = torch.Generator().manual_seed(0)
+    seeds = [int(torch.randint(2**31, (), generator=own)) for _ in range(2)]
+    again = survey(data, seeds, **{k: v for k, v in small.items() if k != "main"}, bins=[5])
+    assert found == summarise(again, 5)

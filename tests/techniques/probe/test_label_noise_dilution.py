@@ -14,11 +14,14 @@ from torch import nn
 from probatum.data.open import open_dataset
 from probatum.numerics.labels.noise import diluted_law, survives
 from probatum.techniques.probe.label_noise_dilution import (
+    _pool,
+    accuracy,
     confused,
     dilute,
     fit,
     label_noise_dilution,
     outside_rows,
+    probabilities,
     structured_law,
 )
 
@@ -239,3 +242,35 @@ def test_structured_law_by_hand() -> None:
     found = structured_law(confusion, 0.3)
     torch.testing.assert_close(found[0], torch.tensor([0.1, 0.625, 0.275], dtype=torch.float64))
     torch.testing.assert_close(found[1], torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64))
+
+
+def test_pools_of_the_noisy_examples() -> None:
+    x, spare, classes = torch.zeros(3, 2), torch.ones(2, 2), torch.tensor([4, 5])
+    own, others = _pool(x, "repeated", spare, classes, stream())
+    assert own is x
+    assert others is None
+    fresh, others = _pool(x, "fresh", spare, classes, stream())
+    assert fresh.tolist() == [[0, 0]] * 3 + [[1, 1]] * 2
+    assert others is not None
+    assert (others[0].tolist(), others[1]) == ([4, 5], 3)
+    x = torch.arange(8.0).view(4, 2)
+    mixed, others = _pool(x, "outside", spare, classes, stream())
+    assert torch.equal(mixed[:4], x)
+    assert torch.equal(mixed[4:].sort(dim=0).values, x)
+    assert others is not None
+    assert (others[0].tolist(), others[1]) == ([0] * 4, 4)
+
+
+def test_accuracy_of_some_rows_and_of_none() -> None:
+    x, y = torch.eye(3), torch.tensor([0, 1, 0])
+    assert accuracy(nn.Identity(), x, y) == pytest.approx(2 / 3)
+    assert accuracy(nn.Identity(), x, y[:2], torch.tensor([2, 1])) == 0.5
+    assert accuracy(nn.Identity(), x, y[:0]) == 0.0
+
+
+def test_batches_of_two_are_trained_on() -> None:
+    net, x = nn.Linear(3, 4), torch.randn(4, 3, generator=stream())
+    before = net.weight.detach().clone()
+    fit(net, x, dilute(torch.arange(4), 0.0, UNIFORM, stream()), 1, 2, 0.1, stream())
+    assert not torch.equal(net.weight, before)
+    torch.testing.assert_close(probabilities(net, x), net(x).detach().double().softmax(dim=1), atol=1e-6, rtol=1e-6)

@@ -15,10 +15,21 @@ from torch import Tensor, nn
 from probatum.data.open import open_dataset
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
 from probatum.spec import Data, Part, Spec
-from probatum.techniques.probe.lm_cascade.cascade import audc, chow_sum, deferral_curve, quantile_features, tokens
+from probatum.techniques.probe.lm_cascade.cascade import (
+    audc,
+    chow_sum,
+    cost_curve,
+    deferral_curve,
+    quantile_features,
+    tokens,
+)
 from probatum.techniques.probe.lm_cascade.lm_cascade import (
     DeferralRule,
+    Judged,
     SmallNetwork,
+    Written,
+    _of_curve,
+    _pooled,
     fit,
     flops,
     lm_cascade,
@@ -319,3 +330,21 @@ def test_odds_of_a_lone_answer() -> None:
     x = np.zeros((20, 3))
     for large, sign in ((np.zeros(20), 1), (np.full(20, 2.0), -1)):
         np.testing.assert_allclose(DeferralRule().fit(x, np.ones(20), large).score(x), sign * math.log(41))
+
+
+def test_pieces_of_the_report_by_hand() -> None:
+    some = Written(np.zeros((1, 3)), np.array([[1.0, 0.0, 1.0]]), np.zeros((1, 0)))
+    assert some.quality(np.array([[True, True, False]])).tolist() == [0.5]
+    judged = Judged(tokens([[-1.0], [-2.0]]), np.zeros(2), np.ones(2), np.full((2, 2), 5.0), np.full((2, 3), 7.0))
+    assert [judged.features(name).shape[1] for name in ("learned", "embed-1", "embed-1+2")] == [14, 16, 19]
+    assert judged.features("embed-1+2")[0, 14:].tolist() == [5, 5, 7, 7, 7]
+    state = torch.randn(2, 4, 5, 3, generator=stream())
+    torch.testing.assert_close(_pooled(nn.Linear(3, 3), state, torch.ones(2), False), state.mean(dim=(1, 2)))
+    curve = deferral_curve([0, 1], [0, 0], [1, 1])
+    told = _of_curve("a", curve, cost_curve(curve, 0.2, 1.0), 0.0, 1.0, 0.2, [0.5])
+    assert told["a: quality at 0.5 of the way in cost"] == pytest.approx(0.5)
+
+
+def test_padding_of_texts_does_not_count() -> None:
+    net = SmallNetwork(Spec("text", "classes", (4,), 3, vocabulary=9), 4).eval()
+    torch.testing.assert_close(net(torch.tensor([[5, 1, 0, 0]])), net(torch.tensor([[5, 1]])))
