@@ -3,8 +3,9 @@
 Digits (8 x 8) lie near the middle of a 16 x 16 canvas; a bright 2 x 2 patch at its edge has a place that codes the class in 95 %
 of the training images and is random in the test. The network has softplus units, since rectifiers have no second derivative, and
 learns one class against the rest, as the paper's do. Maps are integrated gradients of four points: those of input x gradient can be
-led into the box by a slope that is flat where the patch is bright, though the patch decides. Network, steps and
-the energy's weight (1, 3 and 10) were chosen on seed 1, RRR's on seeds 1 to 3 (with weight 10 0.53 right, with 30 0.54). Beside the boxes stand, as a null, boxes of their size that hold patch and no digit.
+led into the box by a slope that is flat where the patch is bright, though the patch decides. Network, steps and the energy's weight
+(out of 1, 3 and 10) were chosen on seed 1, RRR's on seeds 1 to 3 (0.53 right with weight 10, 0.54 with 30). Beside the boxes stand,
+as a null, boxes of their size that hold the patch and hardly the digit.
 """
 
 from __future__ import annotations
