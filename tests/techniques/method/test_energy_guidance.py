@@ -306,3 +306,58 @@ def test_half_precision_does_not_overflow_and_labels_are_checked() -> None:
         for layer in (None, "0"):
             with pytest.raises(ValueError, match=f"the label {int(target[(target < 0) | (target > 2)])}"):
                 attribution(net, x, target, layer)
+
+
+class _Square(nn.Module):
+    """Class 0 is the sum of squares of the pixels, class 1 three times their sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.square().flatten(1).sum(dim=1), 3 * x.flatten(1).sum(dim=1)], dim=1)
+
+
+def test_integrated_gradients_by_hand() -> None:
+    x = torch.tensor([[[[1.0, 2.0], [0.0, -3.0]]], [[[0.5, 0.0], [4.0, 1.0]]]], dtype=torch.float64)
+    found = attribution(_Square(), x, torch.tensor([0, 1]), points=4)
+    # midpoints are exact for a quadratic: x * mean of 2 a x over a = x^2, half of input x gradient
+    assert torch.allclose(found[0], torch.tensor([[1.0, 4.0], [0.0, 9.0]], dtype=torch.float64))
+    assert torch.allclose(found[1], 3 * x[1, 0])
+    assert torch.allclose(attribution(_Square(), x, torch.tensor([0, 1]))[0], 2 * x[0, 0].square())
+
+
+def test_integrated_gradients_sum_to_what_the_image_adds() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Softplus(5), nn.Flatten(), nn.Linear(3 * 36, 4)).double()
+    x, y = torch.rand(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    added = (net(x) - net(torch.zeros_like(x))).gather(1, y[:, None]).squeeze(1)
+    assert torch.allclose(attribution(net, x, y, points=64).flatten(1).sum(dim=1), added, atol=1e-4)
+
+
+def test_the_loss_on_integrated_gradients_in_training_and_its_cost() -> None:
+    data = toy("image", "classes")
+    parts = assemble(alone(Recipe(training=Training(steps=3, batch_size=16)), data, 0))
+    guide = EnergyGuidance(
+        torch.Generator().manual_seed(0), 0.7, "rrr", region=[0.0, 0.0, 1.0, 0.5], annotated=1.0, points=3
+    )
+    guide.prepare(parts.run)
+    x, y = data.train.x[:5], data.train.y[:5]
+    run = parts.run
+    before = run.extra_passes
+    loss = guide.loss(run, Batch(x, y, torch.arange(5)), run.model(x), torch.tensor(2.0))
+    run.model.eval()
+    found = attribution(run.model, x, y, points=3)
+    height = found.shape[1]
+    outside = found[:, round(height / 2) :].square().flatten(1).sum(dim=1).mean()
+    assert float(loss.detach()) == pytest.approx(2.0 + 0.7 * float(outside), rel=1e-5)
+    assert run.extra_passes - before == 15
+
+
+@pytest.mark.parametrize(("points", "layer"), [(-1, None), (2, "0")])
+def test_a_path_is_of_the_input_alone(points: int, layer: str | None) -> None:
+    with pytest.raises(ValueError, match=f"points is {points}"):
+        EnergyGuidance(torch.Generator(), region=[0.0, 0.0, 1.0, 0.5], layer=layer, points=points)
+
+
+def test_a_path_through_a_layer_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    with pytest.raises(ValueError, match="points is 2 for layer '0'"):
+        attribution(net, torch.ones(1, 1, 8, 8), torch.tensor([0]), "0", points=2)

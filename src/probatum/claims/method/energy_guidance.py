@@ -2,8 +2,10 @@
 
 Digits (8 x 8) lie near the middle of a 16 x 16 canvas; a bright 2 x 2 patch at its edge has a place that codes the class in 95 %
 of the training images and is random in the test. The network has softplus units, since rectifiers have no second derivative, and
-learns one class against the rest, as the paper's do. Network, steps and weights were chosen on seed 1 (energy 0.03 to 3, RRR 0.3 to
-1000, input and second convolution).
+learns one class against the rest, as the paper's do. Maps are integrated gradients of four points: those of input x gradient can be
+led into the box by a slope that is flat where the patch is bright, though the patch decides. Network, steps and the energy's weight
+(out of 1, 3 and 10) were chosen on seed 1, RRR's on seeds 1 to 3 (0.53 right with weight 10, 0.54 with 30). Beside the boxes stand,
+as a null, boxes of their size that hold the patch and hardly the digit.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import mean
+from probatum.claims.tools import interval, mean
 from probatum.data.open import open_dataset
 from probatum.recipe import Recipe, Training
 from probatum.rooms.arena import alone
@@ -34,12 +36,16 @@ from probatum.train.rng import generator_for, seeded
 
 SIDE, ALIGNED = 16, 0.95
 TRAINING = Training(steps=600, batch_size=64, lr=3e-3, weight_decay=1e-3, select="last")
-LOSSES = ("energy", "rrr", "l1")
-WEIGHTS = {"energy": 0.2, "rrr": 1.0, "l1": 0.2}
+POINTS = 4
+ARMS = {"plain": ("energy", 0.0), "rrr": ("rrr", 30.0), "energy": ("energy", 1.0), "elsewhere": ("rrr", 30.0)}
+ELSEWHERE = [0, 0, 8, 8]
+"""A box in the corner of both edges, for all images."""
+GAIN = 0.10
 
 NOTE = (
-    "All positive evidence moves into the box, and the patch is used all the same: as evidence against the other nine classes, "
-    "negative contributions that the energy loss does not see. Squaring them (RRR) at a weight that stops this stops the learning."
+    "Squares outside of the box (RRR) see evidence of either sign, the energy of positive evidence only what speaks for the class: the "
+    "patch goes on speaking against others. On maps of input x gradient neither reached 10 points (seed 1, RRR 0.3 to 1000, energy "
+    "0.03 to 3; seeds 101 to 105: 9 points by energy)."
 )
 
 
@@ -90,45 +96,51 @@ def _row(seed: int) -> dict[str, float]:
         right = outputs(model, test.x).argmax(dim=1) == test.y
         row[f"{name}_accuracy"] = float(right.float().mean())
         row[f"{name}_aligned"] = float((outputs(model, aligned.x).argmax(dim=1) == test.y).float().mean())
-        found = attribution(model, test.x, test.y).detach()
+        found = attribution(model, test.x, test.y, points=16).detach()
         each, there = localisation_losses(found, mask)
         row[f"{name}_epg"] = 1 - float(each[there].mean())
         row[f"{name}_iou"] = float(box_iou(found, mask).mean())
 
-    for loss in ("plain", *LOSSES):
+    for name, (loss, weight) in ARMS.items():
         parts = assemble(alone(Recipe(training=TRAINING), data, seed, factory=_network))
         parts.run.loss = _OneAgainstRest()
-        guide = EnergyGuidance(
-            generator_for(seed, "guide"),
-            WEIGHTS.get(loss, 0.0),
-            loss if loss in LOSSES else "energy",
-            boxes=named,
-            annotated=0.1,
-        )
+        told = dict.fromkeys(named, ELSEWHERE) if name == "elsewhere" else named
+        draws = generator_for(seed, "guide")
+        guide = EnergyGuidance(draws, weight, loss, boxes=told, annotated=0.1, points=POINTS)
         with seeded(seed, "training"):
             train(parts.run, [guide], generator_for(seed, "order"), schedule="cosine", select="last")
-        look(loss, parts.run.model)
+        look(name, parts.run.model)
     return row
 
 
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = [_row(seed) for seed in seeds]
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    gain = measured["gain"] = measured["energy_accuracy"] - measured["plain_accuracy"]
-    better = measured["seeds_with_more_energy_inside"] = float(
-        sum(row["energy_epg"] > row["plain_epg"] for row in rows)
-    )
-    return Evidence(gain >= 0.10 and better == len(rows), measured, tuple(rows), NOTE)
+    gains = {
+        name: interval([row[f"{name}_accuracy"] - row["plain_accuracy"] for row in rows])
+        for name in ARMS
+        if name != "plain"
+    }
+    for name, gain in gains.items():
+        measured |= gain.told(f"{name}_gain")
+    inside = interval([row["rrr_epg"] - row["plain_epg"] for row in rows])
+    measured |= inside.told("energy_moved_inside")
+    controls = {
+        "boxes elsewhere do not reach it": gains["elsewhere"].low < GAIN,
+        "the energy loss reaches it as well": gains["energy"].low >= GAIN,
+    }
+    return Evidence(gains["rrr"].low >= GAIN and inside.low > 0, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="boxes-against-a-patch",
         says="A loss on where the evidence lies keeps a classifier from a shortcut, with boxes on a tenth of the images.",
-        threshold="accuracy with the patch at random at least 10 points above the unguided network's (mean), more energy inside the "
-        "box on every seed",
+        threshold="RRR on integrated gradients, by 90 % intervals: accuracy with the patch at random at least 10 points above the "
+        "unguided network's, and more energy inside the box; boxes around the patch stand beside it",
         data="digits on a canvas with a class-coded patch; 10 % of the training images have boxes",
         run=_run,
-        minutes=3.0,
+        minutes=3.5,
+        seeds=tuple(range(201, 206)),
     ),
 )

@@ -3,13 +3,15 @@
 Paper     Rao, Boehle, Parchami-Araghi and Schiele 2023, "Studying How to Efficiently and Effectively Guide Models with
           Explanations", ICCV, arXiv:2303.11932
 Computes  L + weight * L_loc; energy: 1 - sum of A+ inside over sum of A+; RRR: sum outside of A^2; L1: mean |A+ / max - M|; PPCE:
-          cross-entropy of A+ / max inside against 1; A is input x gradient or Grad-CAM of the row's class, summed over channels
+          cross-entropy of A+ / max inside against 1; A is input x gradient, integrated gradients or Grad-CAM of the row's class,
+          summed over channels
 Shapes    attribution (n, h, w), mask (n, h, w) -> (n,); images (n, c, h, w)
 Departs   1. slot method, not explain: it acts in training. On the bench boxes are told by row (`boxes`), or one box holds for all
              images (`region`), of which a share is used (`annotated`)
           2. attributions are of one layer: the input, or one named; the layer's map is compared with the mask resized to it
-          3. B-cos networks and integrated gradients are not offered
-          4. maps are taken in evaluation mode, so that the annotated rows, seen twice, do not move batch norm's statistics
+          3. B-cos networks are not offered
+          4. integrated gradients (Sundararajan et al. 2017) go from black by a few midpoints, whose number is a setting
+          5. maps are taken in evaluation mode, so that the annotated rows, seen twice, do not move batch norm's statistics
 """
 
 from __future__ import annotations
@@ -146,30 +148,50 @@ def _own_logits(output: Tensor, target: Tensor) -> Tensor:
     return output.gather(1, class_targets(output, target, least=1)[:, None]).sum()
 
 
+def _on_path(x: Tensor, points: int) -> Tensor:
+    """Images (points * n, ...) at the midpoints of so many equal parts of the way from black, or as they are."""
+    if not points:
+        return x
+    shares = (torch.arange(points, dtype=x.dtype, device=x.device) + 0.5) / points
+    return (shares.view(-1, *[1] * x.ndim) * x).flatten(0, 1)
+
+
 def attribution(
-    model: nn.Module, x: Tensor, target: Tensor, layer: str | nn.Module | None = None, create_graph: bool = False
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    layer: str | nn.Module | None = None,
+    create_graph: bool = False,
+    points: int = 0,
 ) -> Tensor:
     """Input x gradient of the target's logit, summed over channels; of a layer: Grad-CAM's weighted sum of its maps, signed.
+
+    With `points`, the gradient is its mean over the path from black to the image: what a slope that is flat at the image alone hides.
 
     Args:
         model: (n, c, h, w) -> logits (n, classes).
         x, target: images and the classes to explain, (n,).
         layer: None = the input; else a module, or its name, whose output is (n, channels, h, w).
         create_graph: whether the map is to be differentiated itself.
+        points: midpoints of integrated gradients' path; 0 = the gradient at the image. Of the input alone.
 
     Returns:
         (n, h, w).
 
     Raises:
-        ValueError: labels that are no classes of the network, or a layer whose output is no map.
+        ValueError: labels that are no classes of the network, a layer whose output is no map, or a path for a layer.
     """
+    if points and layer is not None:
+        raise ValueError(f"points is {points} for layer {layer!r}; integrated gradients are of the input alone")
     with torch.enable_grad():
         if layer is None:
-            at = x.detach().requires_grad_()
+            at = _on_path(x.detach(), points).requires_grad_()
             with _attention_with_second_derivatives(create_graph):
-                own = _own_logits(model(at.clone()), target)
+                own = _own_logits(model(at.clone()), target.repeat(max(1, points)))
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
-            return (at * slope).sum(dim=1)
+            if points:
+                slope = slope.unflatten(0, (points, len(x))).mean(dim=0)
+            return ((x.detach() if points else at) * slope).sum(dim=1)
         with _attention_with_second_derivatives(create_graph):
             output, seen = pass_through(model, x, named_module(model, layer))
         own = _own_logits(output, target)
@@ -211,6 +233,7 @@ class EnergyGuidance:
         region: instead, one box for all images, as shares of width and height: [x0, y0, x1, y1] in [0, 1].
         annotated: share of the training rows whose box is used, in (0, 1].
         layer: a module's name; None = the input.
+        points: of integrated gradients, at least 0; 0 = input x gradient. More than 0 only where `layer` is None.
         scale_up: whether the loss is divided by the share of annotated rows in the batch (few boxes then weigh as many).
         generator: which rows are annotated.
 
@@ -236,11 +259,14 @@ class EnergyGuidance:
         annotated: float = 1.0,
         layer: str | None = None,
         scale_up: bool = True,
+        points: int = 0,
     ) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight is {weight}; it must be at least 0")
         if loss not in LOSSES:
             raise ValueError(f"loss is {loss!r}; use one of {', '.join(LOSSES)}")
+        if points < 0 or (points and layer is not None):
+            raise ValueError(f"points is {points} and layer {layer!r}; use 0 or more, and more than 0 without a layer")
         if not 0 < annotated <= 1:
             raise ValueError(f"annotated is {annotated}; it must lie in (0, 1]")
         if weight and (boxes is None) == (region is None):
@@ -250,7 +276,7 @@ class EnergyGuidance:
         ):
             raise ValueError(f"region is {list(region)}; give x0 < x1 and y0 < y1 as shares in [0, 1]")
         self.generator, self.weight, self.kind, self.boxes, self.region = generator, weight, loss, boxes, region
-        self.annotated, self.layer, self.scale_up = annotated, layer, scale_up
+        self.annotated, self.layer, self.scale_up, self.points = annotated, layer, scale_up, points
         self.mask: Tensor | None = None
         self.used: Tensor | None = None
 
@@ -287,10 +313,10 @@ class EnergyGuidance:
         mine = self.used[index].nonzero().squeeze(1)
         if not len(mine):
             return loss
-        run.extra_passes += len(mine)
+        run.extra_passes += len(mine) * max(1, self.points)
         place = mine.to(batch.x.device)
         with evaluating(run.model):
-            found = attribution(run.model, batch.x[place], batch.y[place], self.layer, create_graph=True)
+            found = attribution(run.model, batch.x[place], batch.y[place], self.layer, True, self.points)
         each, there = localisation_losses(found, self.mask[index[mine]].to(found), self.kind)
         if not there.any():
             return loss
