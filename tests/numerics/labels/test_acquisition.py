@@ -145,3 +145,10 @@ def test_last_features_reproduce_the_outputs() -> None:
     assert torch.allclose(net[4](seen.features), seen.logits, atol=1e-6)
     with pytest.raises(ValueError, match=r"no nn\.Linear"):
         last_features(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 4, 4))
+
+
+def test_rows_of_zeros_are_like_no_other_in_half_precision() -> None:
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]], dtype=torch.float16)
+    torch.testing.assert_close(
+        parts.similarity_density(rows).float(), torch.tensor([0.0, 2 / 3, 2 / 3]), atol=2e-3, rtol=0
+    )

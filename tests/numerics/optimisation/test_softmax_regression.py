@@ -91,3 +91,13 @@ def test_nothing_of_a_graph_goes_in_or_comes_out() -> None:
     assert not found.weight.requires_grad
     assert not found.bias.requires_grad
     assert not found.mean.requires_grad
+
+
+def test_features_that_are_all_small_are_standardised() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] > 0).long()
+    found = [fit_softmax(unit * x, y, 2, [1e-2])[0].logits(unit * x) for unit in (1.0, 1e-9)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    dead = torch.cat([x, 1e-8 * x[:, :1]], dim=1)
+    assert float(standardiser(dead)[1][4]) == 1.0  # beside the others it does not vary

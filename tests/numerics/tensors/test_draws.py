@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from probatum.numerics.tensors.draws import draws_beside, draws_of, fresh, own_draws, random_state_kept
+from probatum.numerics.tensors.draws import draws_beside, draws_of, fresh, in_forward, own_draws, random_state_kept
 
 pytestmark = pytest.mark.fast
 
@@ -80,3 +81,20 @@ def test_a_seed_gives_the_draws_that_torch_gives_it() -> None:
     with draws_of(seed):
         assert torch.equal(torch.rand(3), first)
     assert not torch.equal(first, second)
+
+
+def test_a_pass_that_is_computed_anew_for_its_gradient_may_not_draw() -> None:
+    own = torch.Generator().manual_seed(0)
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rand(x.shape, generator=in_forward(own))
+
+    x = torch.ones(3, requires_grad=True)
+    noisy(x).sum().backward()
+    with torch.no_grad():
+        assert in_forward(own) is own
+    for reentrant in (True, False):
+        found = checkpoint(noisy, x, use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match="computed anew for its gradient"):
+            found.sum().backward()
+    noisy(x).sum().backward()

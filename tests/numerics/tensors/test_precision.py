@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.tensors.precision import WideBuffers, computed_wide, widened
+from probatum.numerics.tensors.precision import WideBuffers, computed_wide, unit, widened
 
 pytestmark = pytest.mark.fast
 
@@ -127,3 +127,13 @@ def test_wide_buffers_are_so_from_the_start_where_half_precision_is_the_default(
         torch.set_default_dtype(torch.float32)
     assert made.average.dtype == torch.float32
     assert made.other.dtype == made.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_unit_rows_of_zeros_are_zeros_in_every_precision(dtype: torch.dtype) -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6e-5, 8e-5]], dtype=dtype)
+    found = unit(x)
+    assert found.dtype == dtype
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]], dtype=dtype)
+    torch.testing.assert_close(found, expected, rtol=4e-3, atol=1e-6)
+    torch.testing.assert_close(unit(x.T, dim=0).T, found, rtol=0, atol=0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from probatum.numerics.tensors.targets import IGNORED, check_codes, class_codes, class_targets, real_targets
+from probatum.numerics.tensors.targets import IGNORED, check_codes, class_codes, class_targets, coded, real_targets
+from probatum.spec import Data, Part, Spec
 
 pytestmark = pytest.mark.fast
 
@@ -72,3 +75,21 @@ def test_codes_are_not_looked_at_where_that_would_wait_for_a_device() -> None:
     codes = torch.zeros(3, dtype=torch.int64, device="meta")  # reading its values is an error
     assert check_codes(codes, 2) is None
     assert class_codes(codes[:, None], 3, 2).shape == (3,)
+
+
+def test_data_of_classes_are_coded_in_every_part() -> None:
+    part = Part(torch.zeros(3, 2), torch.tensor([[0], [1], [1]], dtype=torch.int32), torch.arange(3))
+    plain = replace(part, y=torch.tensor([0, 1, 1]))
+    data = Data(Spec("table", "classes", (2,), 2, numeric=2), part, plain, part)
+    found = coded(data)
+    for told in (found.train, found.valid, found.test):
+        assert told.y.dtype == torch.int64
+        assert told.y.tolist() == [0, 1, 1]
+    assert found.valid is plain
+    assert coded(found) is found
+    for name in ("train", "valid", "test"):
+        wrong = replace(data, **{name: replace(plain, y=torch.tensor([0, -100, 1]))})
+        with pytest.raises(ValueError, match=f"{name}: target holds the label -100; .*leave rows without a label out"):
+            coded(wrong)
+    with pytest.raises(TypeError, match="float32"):
+        coded(replace(data, test=replace(plain, y=torch.zeros(3))))

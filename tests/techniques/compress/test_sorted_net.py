@@ -256,7 +256,9 @@ def test_batch_norm_kept_in_evaluation_is_deployed_as_it_was_trained() -> None:
     net[1].eval()
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
     part = Part(x, y, torch.arange(20))
-    run = SimpleNamespace(model=net, train=part, valid=part, budget=SimpleNamespace(batch_size=10), notes={})
+    run = SimpleNamespace(
+        model=net, train=part, valid=part, budget=SimpleNamespace(batch_size=10), notes={}, extra_passes=0.0
+    )
     compressor = SortedNet(widths=(0.5, 1.0), keep=0.5).attach(net, x[:2])
     with compressor.draw(0.5), torch.no_grad():
         trained = net(x)

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
@@ -474,3 +475,10 @@ def test_a_state_taken_merged_has_the_plain_weight_under_any_prefix() -> None:
     for state in (model.state_dict(), {f"0.{name}": value for name, value in model[0].state_dict().items()}):
         assert torch.equal(state["0.0.base.weight"], plain)
     assert torch.equal(model[0].state_dict(prefix="x.")["x.0.base.weight"], plain)
+
+
+def test_dropout_in_a_recomputed_pass_is_refused() -> None:
+    layer = Flora(nn.Linear(6, 5), (2, 3), dropout=0.5, generator=own())
+    found = checkpoint(layer, torch.randn(4, 6, generator=own()), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        found.sum().backward()

@@ -487,3 +487,9 @@ def test_bad_settings_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             fit(*how, **settings)
+
+
+def test_optimizers_with_looks_of_their_own_are_refused() -> None:
+    with pytest.raises(ValueError, match="LBFGS takes looks at the loss of its own"):
+        FlatSeeking(torch.optim.LBFGS(nn.Linear(2, 2).parameters()))
+    FlatSeeking(torch.optim.Adam(nn.Linear(2, 2).parameters(), fused=True))

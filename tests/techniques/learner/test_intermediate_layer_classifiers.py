@@ -292,3 +292,41 @@ def test_blocks_that_begin_in_place_frozen_norms_and_a_head_registered_first() -
     torch.testing.assert_close(found[PENULTIMATE], model.norm(model.second.layer(first.relu())))
     assert not model.norm.training
     assert model.training
+
+
+def test_every_run_of_one_activation_is_a_layer() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+            self.act, self.head = nn.ReLU(), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = self.act(layer(x))
+            return self.head(x)
+
+    torch.manual_seed(0)
+    net, x = Shared(), torch.randn(40, 6)
+    found = layer_features(net, x)
+    assert list(found) == ["act", "act:2", "act:3", PENULTIMATE]
+    h = x
+    for name, layer in zip(found, net.layers, strict=True):
+        h = layer(h).relu()
+        torch.testing.assert_close(found[name], h.detach())
+    y = (x[:, 0] > 0).long()
+    part = Part(x, y, torch.arange(40))
+    probed = probe_layers(net, part, part, penalties=[0.01])
+    predictor = LayerClassifier(net, {"act:2": probed["act:2"]}, "auto")
+    torch.testing.assert_close(
+        predictor.predict(part), probed["act:2"].head.logits(found["act:2"]).softmax(dim=1).float()
+    )
+
+
+def test_a_head_with_a_rule_of_its_own_is_refused() -> None:
+    class Cosine(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(x) @ self.weight.T
+
+    with pytest.raises(ValueError, match="Cosine computes in a way of its own"):
+        from_head(Cosine(3, 2))

@@ -180,3 +180,14 @@ def test_misuse() -> None:
         knn_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1), "focal", -1.0)
     with pytest.raises(ValueError, match="temperature is 0"):
         Store.of(x, y, 3).vote(x, 3, 0.0)
+
+
+def test_rows_of_zeros_have_distances_in_half_precision() -> None:
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-4.0, 3.0]], dtype=torch.float16)
+    store = Store.of(rows, torch.tensor([0, 1, 2]), 3)
+    assert store.features.dtype == torch.float16
+    squares, classes = store.nearest(torch.tensor([[6.0, 8.0]], dtype=torch.float16), 3)
+    torch.testing.assert_close(squares, torch.tensor([[0.0, 1.0, 2.0]]), atol=2e-3, rtol=0)
+    assert classes.tolist() == [[1, 0, 2]]
+    squares, _ = store.nearest(torch.zeros(1, 2), 3)
+    torch.testing.assert_close(squares, torch.tensor([[0.0, 1.0, 1.0]]), atol=2e-3, rtol=0)

@@ -243,3 +243,28 @@ def test_misuse() -> None:
         fit(data, Budget(1, 8, 8), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation(), source="pretrained")
     with pytest.raises(ValueError, match="head is 'svm'"):
         fit(data, Budget(1, 8, 8), torch.Generator(), lambda: nn.Linear(2, 3), Optimisation(), head="svm")
+
+
+def test_folds_that_leave_one_class_are_left_out() -> None:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(40, dtype=torch.int64)
+    y[0] = 1  # in the first fold, without which there is nothing to choose between
+    errors = nb._cross_errors(x, y, 3, lambda a, b: [naive_bayes(a, b, 2, allow_missing=True)])
+    assert bool(errors.isfinite().all())
+    seen: list[int] = []
+
+    def fits(a: Tensor, b: Tensor) -> list[nb.NaiveBayes]:
+        seen.append(len(b.unique()))
+        return [naive_bayes(a, b, 2, allow_missing=True)]
+
+    nb._cross_errors(x, y, 3, fits)
+    assert seen == [2, 2]
+
+
+def test_a_curve_may_begin_with_one_class() -> None:
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(40, dtype=torch.int64)
+    y[::8] = 1
+    test = x[:10], torch.tensor([0, 1, 0, 0, 0, 1, 0, 0, 1, 0])
+    y[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:2]] = 0
+    curve = learning_curve(x, y, test, 2, [2, 40], torch.Generator().manual_seed(0))
+    assert (curve.naive_bayes[0], curve.logistic[0]) == pytest.approx((0.3, 0.3))

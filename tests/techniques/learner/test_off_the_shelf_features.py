@@ -307,3 +307,32 @@ def test_layers_before_activations_in_place_frozen_norms_and_a_head_registered_f
     backbone = Backbone(other.eval())
     torch.testing.assert_close(backbone(x), other.body(x))
     torch.testing.assert_close(backbone.logits(x), other(x))
+
+
+def test_zeros_stay_zeros_in_half_precision() -> None:
+    found = unit(torch.tensor([[0.0, 0.0], [3e-4, 4e-4]], dtype=torch.float16))
+    torch.testing.assert_close(found.float(), torch.tensor([[0.0, 0.0], [0.6, 0.8]]), rtol=2e-3, atol=0)
+    assert found.dtype == torch.float16
+
+
+def test_labels_may_stand_in_a_column_and_activations_may_be_functions() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x)))
+
+    torch.manual_seed(0)
+    x, model = torch.randn(30, 6), Plain()
+    y = (x[:, 0] > 0).long()
+    assert usable_layers(model, x) == ["penultimate"]
+    found = [off_the_shelf(Backbone(model), x, labels, 2) for labels in (y, y[:, None])]
+    assert found[0].choice == found[1].choice
+    assert torch.equal(found[0].scores(x), found[1].scores(x))
+
+
+def test_a_patch_has_no_distance_to_itself() -> None:
+    many = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)) + 10
+    assert float(patch_distance(many, many[None])) == 0.0

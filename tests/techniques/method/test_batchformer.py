@@ -339,3 +339,28 @@ def test_outputs_cast_to_another_precision_are_still_the_classifiers() -> None:
     torch.testing.assert_close(found, expected)
     method.finish(run)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_the_attended_half_goes_through_the_classifiers_own_rule() -> None:
+    class Cosine(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 5 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Cosine(8, 3))
+    method = BatchFormer(net[2], dropout=0.0, share=0.3)
+    run = SimpleNamespace(
+        model=net, loss=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        objective=lambda batch, output: F.cross_entropy(output, batch.y),
+    )  # fmt: skip
+    method.prepare(run)
+    batch = SimpleNamespace(x=torch.randn(6, 5), y=torch.arange(6) % 3)
+    method.before_pass(run, batch)
+    output = net(batch.x)
+    found = method.loss(run, batch, output, F.cross_entropy(output, batch.y))
+    logits, z = [], method.block(net[1](net[0](batch.x)))
+    for row in z:
+        logits.append(torch.stack([5 * row @ w / (row.norm() * w.norm()) for w in net[2].weight]))
+    expected = 0.7 * F.cross_entropy(output, batch.y) + 0.3 * F.cross_entropy(torch.stack(logits), batch.y)
+    torch.testing.assert_close(found, expected)
+    method.finish(run)

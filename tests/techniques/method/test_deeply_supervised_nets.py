@@ -285,3 +285,68 @@ def test_heads_are_uniform_within_one_over_the_root_of_their_inputs() -> None:
     assert float(weight.std()) == pytest.approx(1 / 12 / 3**0.5, rel=0.1)
     assert not dsn.heads[0].bias.any()
     dsn.detach()
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "squared-hinge"])
+def test_rows_without_a_label_have_no_companions(objective: str) -> None:
+    net, (x, y) = network(), images()
+    left = y.clone()
+    left[::3] = -100
+    with DeeplySupervisedNets(objective=objective).attach(net, x[:2], 3) as dsn:
+        net(x)
+        found = dsn.companion_loss(left[:, None])
+        net(x[left >= 0])
+        torch.testing.assert_close(found, dsn.companion_loss(left[left >= 0]))
+        net(x)
+        assert dsn.companion_loss(torch.full_like(y, -100)).item() == 0.0
+
+
+def test_heads_are_judged_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x, y) = network(), images()
+    with DeeplySupervisedNets().attach(net, x[:2], 3) as dsn:
+        whole = dsn.head_accuracy(x, y)
+        monkeypatch.setattr("probatum.techniques.method.deeply_supervised_nets.BLOCK", 5)
+        seen: list[int] = []
+        handle = net[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+        assert dsn.head_accuracy(x, y) == whole
+        handle.remove()
+    assert max(seen) == 5
+    assert set(whole) == {"1", "3"}
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "squared-hinge"])
+def test_rows_of_minus_100_are_left_out(objective: str) -> None:
+    x, y = (
+        torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3)) / 4,
+        torch.tensor([0, -100, 2, 1, -100, 2]),
+    )
+    found = []
+    for rows in (torch.arange(6), (y >= 0).nonzero().squeeze(1)):
+        net = network()
+        with DeeplySupervisedNets(0.4, objective=objective, penalty=0.1).attach(net, x, classes=3) as dsn:
+            net(x[rows])
+            loss = dsn.companion_loss(y[rows])
+            loss.backward()
+            found.append((loss.detach(), net[0].weight.grad, dsn.head_accuracy(x[rows], y[rows])))
+    assert torch.allclose(found[0][0], found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-7)
+    assert found[0][2] == found[1][2]
+
+
+def test_a_batch_without_labels_has_no_companions() -> None:
+    x, net = torch.ones(4, 1, 8, 8), network()
+    with DeeplySupervisedNets(0.4, penalty=0.1).attach(net, x, classes=3) as dsn:
+        net(x)
+        loss = dsn.companion_loss(torch.full((4,), -100))
+        loss.backward()
+    assert float(loss.detach()) == 0
+    assert not bool(net[0].weight.grad.any())
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_is_named(label: int) -> None:
+    x, net = torch.ones(4, 1, 8, 8), network()
+    with DeeplySupervisedNets(0.4).attach(net, x, classes=3) as dsn:
+        net(x)
+        with pytest.raises(ValueError, match=f"the label {label}; with 3 classes labels are 0 .. 2"):
+            dsn.companion_loss(torch.tensor([0, 1, 2, label]))

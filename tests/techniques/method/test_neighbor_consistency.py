@@ -311,3 +311,21 @@ def test_features_and_logits_of_the_same_rows() -> None:
     features, logits = batch()
     with pytest.raises(ValueError, match=r"features are \(9, 4\), logits \(8, 3\)"):
         neighbor_consistency(features, logits[:8], 3)
+
+
+def test_classes_that_are_masked_out_say_nothing() -> None:
+    features, logits = batch()
+    masked = torch.cat([logits, torch.full((9, 1), -math.inf, dtype=torch.float64)], dim=1).requires_grad_()
+    found = neighbor_consistency(features, masked, 3)
+    torch.testing.assert_close(found, neighbor_consistency(features, logits, 3))
+    found.backward()
+    assert bool(masked.grad.isfinite().all())
+
+
+def test_features_of_zeros_have_no_direction_in_half_precision() -> None:
+    features, logits = batch()
+    features[2] = 0.0
+    q, known = neighbor_targets(features.half(), logits.softmax(dim=1).half(), 3)
+    expected, _ = neighbor_targets(features, logits.softmax(dim=1), 3)
+    torch.testing.assert_close(q.double(), expected, atol=5e-3, rtol=0)  # as NaN it came before all other neighbours
+    assert not known[2]

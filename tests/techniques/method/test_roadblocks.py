@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -384,13 +385,13 @@ def test_a_share_of_the_batch_is_blocked_between_start_and_end(mix: float, most:
     assert run.keep_best is False
 
 
-@pytest.mark.parametrize(("kind", "each"), [("sample", 4 / 3), ("sign", 3)])
+@pytest.mark.parametrize(("kind", "each"), [("sample", 4 / 3), ("sign", 3.0)])  # a pass without gradients is a third
 def test_rows_without_a_label_are_not_blocked_and_passes_are_charged(kind: str, each: float) -> None:
     blocks = Roadblocks(share=0.17, start=0.5, rounds=1, mix=1.0, kind=kind, eps=2.0, rows=200, generator=generator(5))
     run, changed = batches(blocks, 4, missing=30)
     assert changed[:2] == [0, 0]
     assert all(18 <= value <= 20 for value in changed[2:])
-    assert run.extra_passes == pytest.approx(200 * (each + 2 / 3) + 2 * each * 20)
+    assert run.extra_passes == pytest.approx((each + 2 / 3) * 200 + 2 * each * 20)
 
 
 def test_roadblocks_are_built_one_after_another_at_their_time() -> None:
@@ -477,3 +478,31 @@ def test_a_roadblock_over_everything_is_refused() -> None:
         Units(Spec("text", "classes", (5,), 2, vocabulary=10))
     with pytest.raises(ValueError, match="call build"):
         Roadblocks().block(torch.zeros(2, 2), torch.zeros(2).long(), torch.zeros(2, 2))
+
+
+def test_networks_with_older_norms_of_weights_are_copied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(12, 8)), nn.ReLU(), nn.utils.weight_norm(nn.Linear(8, 3)))
+    rows = planted(0, rows=80)
+    net(rows.x).sum().backward()
+    blocks = Roadblocks(kind="sign", generator=generator())
+    blocks.build(net, rows.x, rows.y, TABLE)
+    assert float((blocks.block(rows.x, rows.y, rows.x) - rows.x).abs().max()) <= 0.1 + 1e-6
+
+
+def test_what_can_be_learnt_does_not_hang_on_units() -> None:
+    rows = planted(1, rows=200)
+    found = [learnable(scale * rows.x, rows.y, 3) for scale in (1.0, 1e-9, 1e6)]
+    assert found == [True, True, True]
+
+
+@pytest.mark.parametrize(("columns", "unknowns"), [(20, 21), (9000, 60)])
+def test_what_is_left_is_solved_in_rows_or_columns_whichever_are_fewer(
+    columns: int, unknowns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, solve = [], torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda a, b: (seen.append(a.shape), solve(a, b))[1])
+    x = torch.randn(120, columns, generator=generator())
+    learnable(x, torch.arange(120) % 3, 3)
+    assert seen == [(unknowns, unknowns)]

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from probatum.kinds.language.network import Decoder
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
@@ -266,3 +267,19 @@ def test_a_self_ensemble_leaves_every_mode_after_an_exception() -> None:
         self_ensemble(model, torch.zeros(2, 8, 3), passes=2)
     assert [m.training for m in model] == [True, False]
     assert type(model[0].attend) is CausalMixing
+
+
+@pytest.mark.parametrize("kind", ["uniform", "local"])
+def test_draws_in_a_recomputed_pass_are_refused(kind: str) -> None:
+    model = nn.Sequential(CausalSelfAttention(16, 4))
+    method = SubsampledAttention(3.0, kind).attach(model)
+    found = checkpoint(model, torch.randn(2, 12, 16), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        found.sum().backward()
+    method.detach()
+    checkpoint(model, torch.randn(2, 12, 16), use_reentrant=False).sum().backward()
+
+
+def test_local_windows_keep_no_tokens() -> None:
+    with pytest.raises(ValueError, match=r"keep is 2, but local windows .* kind='uniform'"):
+        SubsampledAttention(3.0, keep=2)

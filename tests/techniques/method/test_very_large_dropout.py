@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from probatum.claims.tools import fit
 from probatum.data.open import open_dataset
@@ -264,3 +265,49 @@ def test_a_head_registered_first_is_the_one_whose_input_is_dropped() -> None:
     dropout = VeryLargeDropout(0.5, generator=own()).attach(model)
     assert dropout.report() == {"very-large-dropout: units of the representation": 64.0}
     assert len(model.head._forward_pre_hooks) == 1
+
+
+class Heads(nn.Module):
+    """Two heads on parts of their own, one of them called by name, concatenated or added."""
+
+    def __init__(self, added: bool) -> None:
+        super().__init__()
+        self.body, self.side = nn.Linear(5, 40), nn.Linear(5, 40)
+        self.first, self.second = nn.Linear(40, 2, bias=False), nn.Linear(40, 2, bias=False)
+        self.added = added
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(input=self.body(x)), self.second(self.side(x))
+        return a + b if self.added else torch.cat([a, b], dim=1)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_what_enters_each_of_several_heads_is_dropped(added: bool) -> None:
+    model, x = Heads(added), torch.randn(3, 5, generator=own())
+    dropout = VeryLargeDropout(0.5, generator=own(3)).attach(model, x)
+    found, masks = model(x), own(3)
+    a = F.linear(drop(model.body(x), 0.5, masks), model.first.weight)
+    b = F.linear(drop(model.side(x), 0.5, masks), model.second.weight)
+    torch.testing.assert_close(found, a + b if added else torch.cat([a, b], dim=1))
+    dropout.detach()
+    assert not model.first._forward_pre_hooks
+    assert not model.second._forward_pre_hooks
+    VeryLargeDropout(0.5, zero_head=True).attach(model, x)
+    assert not model.first.weight.any()
+    assert not model.second.weight.any()
+
+
+def test_a_weight_that_is_computed_cannot_be_zeroed() -> None:
+    model = nn.Sequential(nn.Linear(5, 40), nn.utils.parametrizations.weight_norm(nn.Linear(40, 3)))
+    before = model[1].weight.detach().clone()
+    with pytest.raises(ValueError, match="computed and cannot be made zero"):
+        VeryLargeDropout(0.5, zero_head=True).attach(model)
+    assert torch.equal(model[1].weight, before)
+
+
+def test_masks_in_a_recomputed_pass_are_refused() -> None:
+    model = net()
+    VeryLargeDropout(0.5).attach(model)
+    found = checkpoint(model, torch.randn(4, 5, generator=own()), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        found.sum().backward()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from probatum.data.open import open_dataset
+from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.benign_oscillation import (
+    Outcome,
     World,
     benign_oscillation,
     run_world,
@@ -130,3 +135,177 @@ def test_misuse() -> None:
         World(size=2)
     with pytest.raises(ValueError, match="rate is 0"):
         run_world(World(), 0.0, 10, np.random.default_rng(0))
+
+
+def test_the_end_of_a_run_in_the_world_is_at_a_tenth_of_the_rate() -> None:
+    """Five steps of which two are slow, beside torch's gradients."""
+    world, seed, width = World(size=5, rows=4, noise=0.4), 3, 3
+    found = run_world(world, 0.8, 5, np.random.default_rng(seed), width=width, start=0.3, decay=0.4)
+    rng = np.random.default_rng(seed)
+    x, y = world.draw(rng)
+    weights = torch.tensor(0.3 * rng.standard_normal((2, width, 5)), requires_grad=True)
+    residuals = []
+    for step in range(5):
+        row = int(rng.integers(4))
+        active = (weights @ torch.tensor(x[row]).T).relu().square().sum(dim=(1, 2)) / width
+        gap = y[row] - active[0] + active[1]
+        residuals.append(float(y[row] * gap.detach()))
+        (gradient,) = torch.autograd.grad(0.5 * gap**2, weights)
+        weights = (weights - (0.8 if step < 3 else 0.08) * gradient).detach().requires_grad_()
+    np.testing.assert_allclose(found.residuals, residuals)
+    seen = 0.3 * weights.detach().numpy()[:, :, 1]
+    told = [(np.maximum(s * seen[0], 0) ** 2 - np.maximum(s * seen[1], 0) ** 2).mean() * s for s in (1, -1)]
+    np.testing.assert_allclose(found.margins, told)
+    assert found.sign_changes() == np.mean(np.sign(residuals[1:]) != np.sign(residuals[:-1]))
+    with pytest.raises(ValueError, match=r"decay 1\.0"):
+        run_world(world, 0.1, 5, np.random.default_rng(0), decay=1.0)
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
+
+
+def reals(column: bool) -> Data:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    y = x[:, :1] - 0.5 * x[:, 1:2]
+    part = Part(x, y if column else y[:, 0], torch.arange(40))
+    return Data(Spec("table", "reals", (3,), 1, numeric=3), part, part, part)
+
+
+def test_targets_without_a_column_are_the_same_targets() -> None:
+    found = [
+        benign_oscillation(plain, reals(column), torch.Generator().manual_seed(0), rates=[0.1], steps=60)
+        for column in (True, False)
+    ]
+    assert found[0] == found[1]
+    assert found[0]["rate 0.1: test rmse"] < 0.3
+    data = open_dataset("iris").prepare(0)
+    tall = replace(
+        data, train=replace(data.train, y=data.train.y[:, None]), test=replace(data.test, y=data.test.y[:, None])
+    )
+    both = [
+        benign_oscillation(lambda: nn.Linear(4, 3), part, torch.Generator().manual_seed(0), rates=[0.1], steps=20)
+        for part in (data, tall)
+    ]
+    assert set(both[0]) == set(both[1])
+    bad = replace(data, train=replace(data.train, y=torch.full_like(data.train.y, 3)))
+    with pytest.raises(ValueError, match="the label 3"):
+        benign_oscillation(lambda: nn.Linear(4, 3), bad, torch.Generator(), rates=[0.1], steps=4)
+
+
+def test_the_run_on_a_network_step_by_step() -> None:
+    """Plain SGD with the fall at the end, residual signs after each step, and the edge of stability, all anew."""
+    data, own = reals(True), torch.Generator().manual_seed(5)
+    found = benign_oscillation(plain, data, own, rates=[0.3], steps=10, batch_size=8, decay=0.3, watched=16)
+    draws = torch.Generator().manual_seed(5)
+    torch.randint(2**62, (), generator=draws)  # the seed of what the network itself draws
+    net, x, y = plain(), data.train.x, data.train.y
+    signs = []
+    for step in range(10):
+        if step == 7:
+            parameters = list(net.parameters())
+            value = sharpness(lambda: 0.5 * (net(x[:16]) - y[:16]).square().mean(), parameters, draws)
+        index = torch.randint(40, (8,), generator=draws)
+        net.zero_grad()
+        (0.5 * (net(x[index]) - y[index]).square().mean()).backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= (0.3 if step < 7 else 0.03) * p.grad
+            if step < 7:
+                signs.append((y[:16] - net(x[:16])).sign())
+    with torch.no_grad():
+        error = float((net(x) - y).square().mean())
+        assert found["rate 0.3: train error"] == pytest.approx(
+            float((net(x[:16]) - y[:16]).square().mean()) / 2, rel=1e-4
+        )
+    assert found["rate 0.3: test rmse"] == pytest.approx(error**0.5, rel=1e-4)
+    changes = np.mean([float((a != b).float().mean()) for a, b in itertools.pairwise(signs)])
+    assert found["rate 0.3: sign changes"] == pytest.approx(changes)
+    assert found["rate 0.3: sharpness x rate / 2"] == pytest.approx(value * 0.15, rel=1e-3)
+
+
+def test_frozen_parts_stay_and_are_not_looked_at() -> None:
+    nets: list[nn.Module] = []
+
+    class Net(nn.Sequential):
+        def __deepcopy__(self, memo: dict) -> nn.Module:
+            nets.append(net())
+            return nets[-1]
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        found = Net(nn.BatchNorm1d(3), nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
+        found[0].eval()
+        found[1].requires_grad_(False)
+        return found
+
+    told = benign_oscillation(net, reals(True), torch.Generator().manual_seed(0), rates=[0.1], steps=10)
+    assert told["rate 0.1: sharpness x rate / 2"] > 0
+    before, after = net().state_dict(), nets[0].state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    with pytest.raises(ValueError, match="all weights of Linear are frozen"):
+        benign_oscillation(lambda: nn.Linear(3, 1).requires_grad_(False), reals(True), torch.Generator(), rates=[0.1])
+
+
+def test_sharpness_of_attention_and_of_what_is_not_curved() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(3, 4, 8)
+    found = sharpness(lambda: layer(x).square().mean(), list(layer.parameters()), torch.Generator().manual_seed(0), 5)
+    assert np.isfinite(found)
+    assert found != 0
+    weight = torch.ones(3, requires_grad=True)
+    assert sharpness(weight.sum, [weight], torch.Generator()) == 0.0
+    with pytest.raises(ValueError, match="steps is 0"):
+        sharpness(weight.sum, [weight], torch.Generator(), 0)
+
+
+def test_two_weights_by_hand() -> None:
+    found = two_weights(0.5, 0.2, 2, strong=0.5, weak=0.1)
+    r0 = 1 - 0.25 - 0.01
+    u, v = 0.5 * (1 + 0.5 * r0), 0.1 * (1 + 0.2 * r0)
+    r1 = 1 - u * u - v * v
+    u, grown = u * (1 + 0.5 * r1), v * (1 + 0.2 * r1) / 0.1
+    assert found["sum of residuals"] == pytest.approx(r0 + r1)
+    assert found["sum of squared residuals"] == pytest.approx(r0**2 + r1**2)
+    assert found["measured growth"] == pytest.approx(np.log(grown))
+    expected = 0.1 * 0.3 * (r0**2 + r1**2) + 0.4 * np.log(u / 0.5)
+    assert found["predicted growth"] == pytest.approx(expected)
+
+
+def test_what_a_network_is_told_by_at_a_rate_that_does_nothing() -> None:
+    data = open_dataset("iris").prepare(0)
+    torch.manual_seed(1)
+    net = nn.Linear(4, 3)
+    found = benign_oscillation(lambda: net, data, torch.Generator().manual_seed(0), [1e-12], steps=4, watched=10)
+    with torch.no_grad():
+        away = net(data.train.x[:10]) - torch.eye(3)[data.train.y[:10]]
+        accuracy = float((net(data.test.x).argmax(dim=1) == data.test.y).double().mean())
+    assert found["rate 1e-12: train error"] == pytest.approx(float(away.square().sum()) / 20, rel=1e-5)
+    assert found["rate 1e-12: test accuracy"] == pytest.approx(accuracy)
+    assert found["rate 1e-12: sign changes"] == 0
+
+
+def test_tokens_are_targets_at_every_place() -> None:
+    ids = torch.randint(1, 5, (20, 4), generator=torch.Generator().manual_seed(0))
+    part = Part(ids, ids.roll(-1, dims=1), torch.arange(20))
+    data = Data(Spec("text", "next-token", (4,), 5, vocabulary=5), part, part, part)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 5))
+    found = benign_oscillation(lambda: net, data, torch.Generator().manual_seed(0), [1e-12], steps=4, watched=20)
+    with torch.no_grad():
+        away = net(ids) - torch.eye(5)[part.y]
+        accuracy = float((net(ids).argmax(dim=2) == part.y).double().mean())
+    assert found["rate 1e-12: train error"] == pytest.approx(float(away.square().sum()) / 40, rel=1e-5)
+    assert found["rate 1e-12: test accuracy"] == pytest.approx(accuracy)
+
+
+def test_sign_changes_by_hand() -> None:
+    def changes(*residuals: float) -> float:
+        return Outcome((), None, np.array(residuals), 0.0).sign_changes()
+
+    assert changes(1.0, -1.0) == 1.0
+    assert changes(1.0, -1.0, -2.0, 3.0, 4.0) == 0.5
+    assert changes(1.0) == changes() == 0.0
+    assert World(rows=4).draw(np.random.default_rng(0))[1].tolist() == [1.0, -1.0, 1.0, -1.0]

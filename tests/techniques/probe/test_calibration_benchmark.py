@@ -155,3 +155,31 @@ def test_labels_outside_and_numbers_that_are_none_are_refused() -> None:
     spoiled[5] = np.nan
     with pytest.raises(ValueError, match="softmax"):
         measures(spoiled, y)
+
+
+def test_labels_of_other_kinds() -> None:
+    p, y = (value.numpy() for value in drawn())
+    assert measures(p, y.astype(np.uint8)) == measures(p, y)
+    with pytest.raises(TypeError, match="float64"):
+        measures(p, y.astype(np.float64))
+    with pytest.raises(ValueError, match="the label 3"):
+        measures(p.astype(np.float32), np.where(y == 2, 3, y))
+
+
+def test_measures_by_hand() -> None:
+    p = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]])
+    y = np.array([0, 1, 1, 0])
+    found = measures(p, y, [2])
+    assert found["accuracy"] == 0.5
+    assert found["log-loss"] == pytest.approx(-np.log([0.9, 0.3, 0.8, 0.4]).mean())
+    assert found["brier"] == pytest.approx(2 * np.mean([0.01, 0.49, 0.04, 0.36]))
+    # one bin holds all; of equal mass 0.6 0.7 are wrong both and 0.8 0.9 right
+    assert found["ece@2"] == pytest.approx(0.25)
+    assert found["mce@2"] == pytest.approx(0.25)
+    assert found["ece-mass@2"] == pytest.approx((0.65 + 0.15) / 2)
+    # of class 0: below a half 0.2 0.4 with one of two; above 0.7 0.9 with one of two; class 1 mirrors it
+    assert found["classwise@2"] == pytest.approx((0.2 + 0.3) / 2)
+    assert found["classwise-mass@2"] == pytest.approx((0.2 + 0.3) / 2)
+    certain = measures(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 0, 1]), [1])
+    assert certain["log-loss"] == pytest.approx(-np.log(1e-12) / 4)  # held
+    assert measures(p.astype(np.float32), y, [2])["brier"] == pytest.approx(found["brier"])

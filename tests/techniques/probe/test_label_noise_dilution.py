@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from probatum.numerics.labels.noise import diluted_law, survives
 from probatum.techniques.probe.label_noise_dilution import (
     confused,
     dilute,
+    fit,
     label_noise_dilution,
     outside_rows,
     structured_law,
@@ -181,3 +183,59 @@ def test_what_is_memorised_is_the_noise() -> None:
     )
     assert found["structured, repeated, alpha 8: memorised"] > 0.9
     assert found["structured, repeated, alpha 8: accuracy"] < 0.1
+
+
+def test_draws_are_the_generators_wherever_tensors_are_made() -> None:
+    """With another default device positions and labels are drawn where the generator is, and lie where the labels are."""
+    y, x = torch.arange(30) % 4, torch.rand(30, 2, generator=stream(5))
+    others = torch.arange(20) % 4
+    expected = (
+        dilute(y, 1.5, UNIFORM, stream()),
+        dilute(y, 1.5, UNIFORM, stream(), (others, 30)),
+        outside_rows(x, stream(1)),
+    )
+    with torch.device("meta"):
+        found = (
+            dilute(y, 1.5, UNIFORM, stream()),
+            dilute(y, 1.5, UNIFORM, stream(), (others, 30)),
+            outside_rows(x, stream(1)),
+        )
+    for a, b in zip((*expected[0], *expected[1], expected[2]), (*found[0], *found[1], found[2]), strict=True):
+        assert b.device.type == "cpu"
+        assert torch.equal(a, b)
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    x, y = 3 + torch.rand(40, 5, generator=stream()), torch.arange(40) % 2
+    norm = nn.BatchNorm1d(5)
+    net = nn.Sequential(norm, nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    norm.eval()
+    net[1].requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fit(net, x, dilute(y, 1.0, UNIFORM[:2, :2] * 2, stream()), 5, 16, 1e-2, stream())
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert not net.training
+
+
+def test_training_is_torchs_own() -> None:
+    x, y = torch.randn(12, 3, generator=stream()), torch.arange(12) % 4
+    diluted = dilute(y, 1.0, UNIFORM, stream(1))
+    net, twin = nn.Linear(3, 4), nn.Linear(3, 4)
+    twin.load_state_dict(net.state_dict())
+    fit(net, x, diluted, 3, 8, 0.05, stream(7))
+    rule = torch.optim.AdamW(twin.parameters(), lr=0.05)
+    batches = torch.randperm(24, generator=stream(7)).split(8)
+    for step, rows in enumerate(reversed(batches)):
+        rule.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / 3)) / 2
+        rule.zero_grad()
+        nn.functional.cross_entropy(twin(x[diluted.index[rows]]), diluted.y[rows]).backward()
+        rule.step()
+    torch.testing.assert_close(net.weight, twin.weight)
+
+
+def test_structured_law_by_hand() -> None:
+    confusion = torch.tensor([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    found = structured_law(confusion, 0.3)
+    torch.testing.assert_close(found[0], torch.tensor([0.1, 0.625, 0.275], dtype=torch.float64))
+    torch.testing.assert_close(found[1], torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64))

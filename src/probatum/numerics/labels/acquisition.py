@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from probatum.numerics.tensors.precision import unit
+
 
 def least_confidence(p: Tensor) -> Tensor:
     """1 - the largest probability: (n, c) -> (n,)."""
@@ -123,9 +125,9 @@ def _seeding(lengths: Tensor, squares: Callable[[int], Tensor], count: int, gene
 
 def similarity_density(features: Tensor, block: int = 1024) -> Tensor:
     """Mean cosine similarity to all rows ("information density", Settles and Craven 2008): (n, d) -> (n,)."""
-    unit = torch.nn.functional.normalize(features, dim=1)
-    centre = unit.mean(dim=0)
-    return torch.cat([rows @ centre for rows in unit.split(block)])
+    directions = unit(features)
+    centre = directions.mean(dim=0)
+    return torch.cat([rows @ centre for rows in directions.split(block)])
 
 
 def unit_ranks(values: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def instance_law(features: Tensor, y: Tensor, classes: int, rate: float, generat
 
 def draw_labels(law: Tensor, generator: Generator) -> Tensor:
     """(n,) int64: one label a row from (n, classes) probabilities."""
-    return torch.multinomial(law, 1, generator=generator).squeeze(1)
+    return torch.multinomial(law.to(generator.device), 1, generator=generator).squeeze(1).to(law.device)
 
 
 def diluted_law(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from probatum.numerics.tensors.targets import class_codes
 
 LEAST_SCALE = 1e-6
+"""Deviations up to this share of the largest one (or of 1, if that is less) are taken for none."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class Linear:
 
 
 def standardiser(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (d,) float64 of features (n, d); 1 where they do not vary."""
+    """Mean and deviation (d,) float64 of features (n, d); 1 where they do not vary, beside the most varying of them."""
     values = features.double()
     spread = values.std(dim=0, correction=0)
-    return values.mean(dim=0), torch.where(spread > LEAST_SCALE, spread, torch.ones_like(spread))
+    least = LEAST_SCALE * min(1.0, float(spread.max())) if spread.numel() else 0.0  # features may all be small
+    return values.mean(dim=0), torch.where(spread > least, spread, torch.ones_like(spread))
 
 
 def fit_softmax(

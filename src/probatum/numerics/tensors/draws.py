@@ -56,6 +56,21 @@ def fresh(make: Callable[[], Made], generator: torch.Generator) -> Made:
         return make()
 
 
+def in_forward(generator: torch.Generator) -> torch.Generator:
+    """The generator, for draws in a forward pass that gradients are taken through.
+
+    Raises:
+        RuntimeError: in a pass that is computed anew while gradients are taken (activation checkpointing, reversible
+            networks): it would draw something else than the pass whose gradient is wanted, and nobody would see.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a forward pass is computed anew for its gradient (activation checkpointing), and what it draws from a stream of "
+            "its own would differ; leave the layers that draw out of the checkpointed part"
+        )
+    return generator
+
+
 def _devices() -> range:
     """Accelerators in use; looking at the stream of one that is not would start it."""
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)

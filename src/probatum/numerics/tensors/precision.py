@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 HALF = (torch.float16, torch.bfloat16)
 P = ParamSpec("P")
@@ -17,6 +18,19 @@ R = TypeVar("R")
 def widened(x: Tensor) -> Tensor:
     """x in float32 if it is of half precision, else as it is."""
     return x.float() if x.dtype in HALF else x
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """x / |x| along a dimension, zeros where x is zero, in x's precision.
+
+    Half precision is widened inside: the least length that torch divides by, 1e-12, is 0 in float16, and zeros would be NaN.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float16))
+        tensor([[0.6001, 0.7998],
+                [0.0000, 0.0000]], dtype=torch.float16)
+    """
+    return F.normalize(widened(x), dim=dim).to(x.dtype)
 
 
 def computed_wide(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from probatum.spec import Data
 
 IGNORED = -100
 """Class code of rows that are left out, as in torch's cross-entropy."""
@@ -68,6 +72,24 @@ def check_codes(codes: Tensor, classes: int, ignored: int | None = None) -> None
     if bool(outside.any()):
         first = int(codes[outside][0])
         raise ValueError(f"target holds the label {first}; with {classes} classes labels are 0 .. {classes - 1}")
+
+
+def coded(data: Data) -> Data:
+    """Data of classes whose labels are codes (n,) int64 in every part; of (n, 1) and other whole-number types they are made so.
+
+    Raises:
+        ValueError: a label that is no class, a missing one (-100) among them; it names the part.
+        TypeError: labels that are no whole numbers.
+    """
+    for name in ("train", "valid", "test"):
+        part = getattr(data, name)
+        try:
+            y = class_codes(part.y, len(part), data.spec.outputs)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; leave rows without a label out") from error
+        if y.shape != part.y.shape or y.dtype != part.y.dtype:
+            data = replace(data, **{name: replace(part, y=y)})
+    return data
 
 
 def real_targets(output: Tensor, target: Tensor) -> Tensor:

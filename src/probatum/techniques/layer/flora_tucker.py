@@ -23,6 +23,7 @@ from probatum.card import Card
 from probatum.numerics.networks.frozen import freeze
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import all_or_nothing, check_plain, layers, swap, ties
+from probatum.numerics.tensors.draws import in_forward
 
 CARD = Card(
     paper="arXiv:2405.14739",
@@ -158,7 +159,7 @@ class _Adapter(nn.Module):
         if not (self.training and self.dropout > 0):
             return self._op(x, self.base.weight + self.delta(), self.base.bias)
         keep = 1 - self.dropout
-        mask = torch.empty(x.shape, device=self.generator.device).bernoulli_(keep, generator=self.generator)
+        mask = torch.empty(x.shape, device=self.generator.device).bernoulli_(keep, generator=in_forward(self.generator))
         return self.base(x) + self._op(x * (mask / keep).to(x), self.delta(), None)
 
     def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ Departs   1. rho = 0 takes one gradient a step, not two equal ones
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,7 @@ def flat_gradient(members: Members, rho: float) -> Callable[[Losses, Tensor], Te
 
 
 class FlatSeeking:
-    """Any torch optimizer, its gradient taken at the worst weights within a ball; two passes a step.
+    """Any torch optimizer that steps by gradients, here those at the worst weights within a ball; two passes a step.
 
     Args:
         optimizer: takes the step.
@@ -94,7 +95,8 @@ class FlatSeeking:
         penalty: adds to the gradients what is no part of the data's loss (a divergence, a prior); called before the step.
 
     Raises:
-        ValueError: a negative rho; a closure that steps the optimizer or changes weights itself.
+        ValueError: a negative rho; an optimizer that needs a closure in its own step (LBFGS); a closure that steps the
+            optimizer or changes weights itself.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -117,6 +119,11 @@ class FlatSeeking:
         penalty: Callable[[], None] | None = None,
     ) -> None:
         check_rho(rho)
+        own = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
+        if own is not None and own.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(optimizer).__name__} takes looks at the loss of its own; give an optimizer that steps without"
+            )
         self.optimizer, self.rho, self.model, self.penalty = optimizer, rho, model, penalty
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:

@@ -105,7 +105,9 @@ def held_back(y: Array, raw: Array, h: Array, step: float, kind: str) -> float:
 
 
 class GBNN:
-    """A wide one-hidden-layer network grown by gradient boosting; usable on plain arrays.
+    """A wide one-hidden-layer network grown by gradient boosting; usable on plain arrays of columns near unit scale.
+
+    As other networks, it learns nothing from columns that saturate its units: standardise X first.
 
     Args:
         task: classes or reals.

@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from probatum.card import Card
 from probatum.numerics.networks.last_layer import head_of
-from probatum.numerics.networks.watch import ACTIVATIONS, choose_layers, hidden_layers, last_features, pooled
+from probatum.numerics.networks.watch import ACTIVATIONS, CALL, choose_layers, hidden_layers, last_features, pooled
 from probatum.numerics.optimisation.fit_network import fit_network
 from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax, standardiser
 from probatum.spec import Budget, Data, Optimisation, Part
@@ -109,7 +109,9 @@ def layer_features(
         if layers is None:
             usable = set(block_names(model))
             names = [
-                name for name, value in seen.items() if name in usable and _is_rows(value, len(rows)) and name != own
+                name
+                for name, value in seen.items()
+                if name.partition(CALL)[0] in usable and _is_rows(value, len(rows)) and name != own
             ]
         else:
             names = choose_layers(model, seen, layers)
@@ -133,7 +135,9 @@ def _pooled(value: Tensor, pool: str, tokens: bool) -> Tensor:
 
 
 def from_head(head: nn.Linear) -> Linear:
-    """The network's own last layer as a head on its penultimate features."""
+    """The network's own last layer as a head on its penultimate features; ValueError for one with another rule than x W^T + b."""
+    if type(head).forward is not nn.Linear.forward:
+        raise ValueError(f"{type(head).__name__} computes in a way of its own; a head is x W^T + b")
     zeros, ones = (torch.full((head.in_features,), value, dtype=torch.float64) for value in (0.0, 1.0))
     weight = head.weight.detach().double()
     bias = torch.zeros(len(weight), dtype=torch.float64) if head.bias is None else head.bias.detach().double()

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.backbone import Backbone, backbone
-from probatum.numerics.tensors.precision import computed_wide, widened
+from probatum.numerics.tensors.precision import computed_wide, unit, widened
 from probatum.spec import Budget, Data, Optimisation, Part
 
 CARD = Card(
@@ -74,8 +74,8 @@ class Store:
             raise ValueError(
                 f"{len(wrong)} rows of the store have no label in 0 to {classes - 1}, first row {int(wrong[0])}"
             )
-        unit = F.normalize(features.detach(), dim=1)
-        return cls(unit.half() if half else unit, y, classes)
+        rows = unit(features.detach())
+        return cls(rows.half() if half else rows, y, classes)
 
     def nearest(self, queries: Tensor, k: int, own: bool = False, block: int = 1024) -> tuple[Tensor, Tensor]:
         """Squared distances (n, k) to the nearest rows, nearest first, and their classes (n, k), exactly.
@@ -98,13 +98,13 @@ class Store:
         queries = widened(queries.detach())
         kept = self.features.to(queries.dtype)
         for start in range(0, max(1, len(queries)), block):
-            unit = F.normalize(queries[start : start + block], dim=1)
+            asked = unit(queries[start : start + block])
             itself = start if own else None
-            squares, near = _least(unit, kept, k, itself)
+            squares, near = _least(asked, kept, k, itself)
             close = (squares.amax(dim=1) < CLOSE).nonzero().squeeze(1)
             for row in close.tolist():
                 one = None if itself is None else itself + row
-                squares[row], near[row] = _least_by_differences(unit[row], kept, k, one)
+                squares[row], near[row] = _least_by_differences(asked[row], kept, k, one)
             distances.append(squares)
             classes.append(self.y[near])
         return torch.cat(distances), torch.cat(classes)
@@ -116,7 +116,10 @@ class Store:
 
 def _least(unit: Tensor, kept: Tensor, k: int, start: int | None) -> tuple[Tensor, Tensor]:
     """Squared distances (n, k) and positions of the k nearest; `start` = the place of the first query among the kept rows."""
-    square = (2 - 2 * unit @ kept.T).clamp(min=0)
+    square = 2 - 2 * unit @ kept.T
+    for rows in (~unit.any(dim=1, keepdim=True), ~kept.any(dim=1)):  # zeros have length 0, not 1
+        square = square - rows.to(square)
+    square = square.clamp(min=0)
     if start is not None:
         square[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = float("inf")
     found = square.topk(k, dim=1, largest=False)

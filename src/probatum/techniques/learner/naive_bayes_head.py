@@ -155,7 +155,7 @@ def logistic(features: Tensor, y: Tensor, classes: int, penalties: Sequence[floa
 
 
 def _cross_errors(features: Tensor, y: Tensor, folds: int, fits: Callable[[Tensor, Tensor], Sequence[Any]]) -> Tensor:
-    """Mean error of each of several rules over folds that part every class evenly."""
+    """Mean error of each of several rules over folds that part every class evenly; NaN where no fold leaves two classes to fit."""
     place = torch.zeros(len(y), dtype=torch.int64)
     for c in y.unique():
         mine = (y == c).nonzero().squeeze(1)
@@ -163,7 +163,7 @@ def _cross_errors(features: Tensor, y: Tensor, folds: int, fits: Callable[[Tenso
     errors = []
     for k in range(folds):
         mine = place == k
-        if mine.any() and not mine.all():
+        if mine.any() and len(y[~mine].unique()) > 1:
             rules = fits(features[~mine], y[~mine])
             errors.append(
                 [float((rule.logits(features[mine]).argmax(dim=1) != y[mine]).double().mean()) for rule in rules]
@@ -201,7 +201,7 @@ def learning_curve(
     for m in labels:
         rows = order[:m]
         for found, rule in (
-            (ours, naive_bayes(features[rows], y[rows], classes, allow_missing=True)),
+            (ours, _of_some(features[rows], y[rows], classes)),
             (theirs, logistic(features[rows], y[rows], classes, penalties)),
         ):
             found.append(float((rule.logits(test[0]).argmax(dim=1) != test[1]).double().mean()))
@@ -212,6 +212,16 @@ def learning_curve(
             crossing = labels[k - 1] + (labels[k] - labels[k - 1]) * before / (before - after)
             break
     return Curve(tuple(labels), tuple(ours), tuple(theirs), crossing)
+
+
+def _of_some(features: Tensor, y: Tensor, classes: int) -> Any:
+    """Naive Bayes of rows that may be of one class alone; then it says that class, as logistic regression does."""
+    try:
+        return naive_bayes(features, y, classes, allow_missing=True)
+    except ValueError:
+        if len(y.unique()) > 1:
+            raise
+        return fit_softmax(features, y, classes, PENALTIES[-1:])[0]
 
 
 def error_bound(excess: float) -> float:

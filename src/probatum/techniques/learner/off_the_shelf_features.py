@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
-from probatum.numerics.networks.watch import choose_layers, hidden_layers, last_features, pooled
+from probatum.numerics.networks.watch import ACTIVATIONS, CALL, choose_layers, hidden_layers, last_features, pooled
+from probatum.numerics.tensors.precision import computed_wide
 from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Optimisation, Part
 
@@ -83,10 +84,16 @@ def extract(model: nn.Module, x: Tensor, layer: str = PENULTIMATE, pool: str = "
 
 
 def usable_layers(model: nn.Module, x: Tensor) -> list[str]:
-    """Activations and the penultimate layer, in order of execution; `x` are a few rows."""
-    return [*choose_layers(model, hidden_layers(model, x[:2]), None), PENULTIMATE]
+    """Activations and the penultimate layer, in order of execution, the latter alone where no activation is a module; `x` are a
+    few rows."""
+    seen = hidden_layers(model, x[:2])
+    modules = dict(model.named_modules())
+    if not any(isinstance(modules[name.partition(CALL)[0]], ACTIVATIONS) for name in seen):
+        return [PENULTIMATE]
+    return [*choose_layers(model, seen, None), PENULTIMATE]
 
 
+@computed_wide
 def unit(features: Tensor, power: float = 1.0) -> Tensor:
     """Rows of length 1, after a signed power of every component: sign(x) |x|^power."""
     if not 0 < power <= 1:
@@ -244,7 +251,10 @@ def patches(x: Tensor, scales: Sequence[int] = (1, 2)) -> Tensor:
 
 def patch_distance(query: Tensor, references: Tensor) -> Tensor:
     """Distances of a query's patches (p, d) to images of q patches each (m, q, d): the mean of the least distances, (m,)."""
-    return torch.cdist(query[None].expand(len(references), -1, -1), references).amin(dim=2).mean(dim=1)
+    near = torch.cdist(
+        query[None].expand(len(references), -1, -1), references, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    return near.amin(dim=2).mean(dim=1)
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> float:
@@ -320,6 +330,7 @@ def off_the_shelf(
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties are {list(penalties)}; give values of C above 0")
+    y = class_codes(y, len(x), classes)
     power = 0.5 if augment and power == 1.0 else power
     tried = [PENULTIMATE] if features.network is None else list(layers or usable_layers(features.network, x))
     shown = variants(x) if augment else [x]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import HeadInputs
+from probatum.numerics.tensors.draws import in_forward
 
 CARD = Card(
     paper="arXiv:2203.01522",
@@ -87,7 +88,8 @@ class BatchEncoder(nn.Module):
     def _dropped(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        kept = torch.rand(x.shape, generator=self.generator, device=self.generator.device).to(x.device) >= self.rate
+        kept = torch.rand(x.shape, generator=in_forward(self.generator), device=self.generator.device).to(x.device)
+        kept = kept >= self.rate
         return x * kept / (1 - self.rate)
 
 
@@ -185,7 +187,7 @@ class BatchFormer:
         if self.share == 0:
             return loss
         attended = self.related(self.inputs.take(len(output), output))
-        logits = F.linear(attended, self.classifier.weight, self.classifier.bias).to(output.dtype)
+        logits = self.classifier.forward(attended).to(output.dtype)  # its own rule, past the hook that reads features
         other = run.objective(batch, logits)
         return (1 - self.share) * loss + self.share * other
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.targets import class_targets
+from probatum.numerics.tensors.targets import IGNORED, check_codes, class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,6 +46,8 @@ CARD = Card(
 
 SCHEDULES = ("linear", "constant", "paper")
 OBJECTIVES = ("cross-entropy", "squared-hinge")
+BLOCK = 512
+"""Rows whose hidden layers are held at once when heads are judged."""
 
 
 @computed_wide
@@ -89,7 +91,7 @@ class DeeplySupervisedNets:
         generator: for the heads' first weights.
 
     Raises:
-        ValueError: a setting outside its range; a target that is not classes.
+        ValueError: a setting outside its range; a target that is not classes, or a label that is none of them.
         KeyError, TypeError: see `choose_layers`.
 
     Example:
@@ -171,25 +173,37 @@ class DeeplySupervisedNets:
         return tuple(a * self.factor for a in alpha)
 
     def companion_loss(self, target: Tensor) -> Tensor:
-        """Weighted sum of the companions for the last training pass; target (n,) int64 -> ()."""
-        if target.dtype != torch.int64 or target.ndim != 1:
-            raise ValueError(f"target has dtype {target.dtype}; companions are classifiers and need classes (n,) int64")
+        """Weighted sum of the companions for the last training pass; target (n,) or (n, 1) codes -> (); rows of -100 are left out."""
+        if target.dtype != torch.int64 or target.shape not in ((len(target),), (len(target), 1)):
+            raise ValueError(
+                f"target has dtype {target.dtype} and shape {tuple(target.shape)}; companions are classifiers and need classes "
+                "(n,) int64"
+            )
+        target = target.reshape(-1)
         watch = self._watched()
         if (missing := watch.missing()) is not None:
             raise ValueError(f"layer {missing!r} has not run in training mode since the last companion loss")
-        losses = []
+        kept = target != IGNORED
+        every, some, losses = bool(kept.all()), bool(kept.any()), []
         for name, head, alpha in zip(self.names, self.heads, self.weights(), strict=True):
-            loss = self.loss_function(self._scores(watch.seen[name], head), target)
-            losses.append(alpha * companion(loss, head, self.penalty, self.gamma))
+            scores = self._scores(watch.seen[name], head)
+            check_codes(target, scores.shape[1], IGNORED)
+            loss = self.loss_function(scores, target) if every else self.loss_function(scores[kept], target[kept])
+            losses.append(alpha * companion(loss, head, self.penalty, self.gamma) if some else scores[kept].sum())
         watch.seen.clear()
         return torch.stack(losses).sum()
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """Accuracy of every layer's head: how early in the network the classes can be told apart."""
-        seen = hidden_layers(self._watched().net, x)
-        with torch.no_grad():
-            scores = {n: self._scores(seen[n], head) for n, head in zip(self.names, self.heads, strict=True)}
-        return {name: float((s.argmax(dim=1) == target).float().mean()) for name, s in scores.items()}
+        """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart."""
+        target = target.reshape(-1)
+        x, target = x[target != IGNORED], target[target != IGNORED]
+        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        for rows in x.split(BLOCK):
+            seen = hidden_layers(self._watched().net, rows)
+            with torch.no_grad():
+                for name, head in zip(self.names, self.heads, strict=True):
+                    found[name].append(self._scores(seen[name], head).argmax(dim=1))
+        return {name: float((torch.cat(told) == target).float().mean()) for name, told in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The heads' weights."""

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.networks.watch import HeadInputs
-from probatum.numerics.tensors.precision import computed_wide, widened
+from probatum.numerics.tensors.precision import computed_wide, unit, widened
 
 CARD = Card(
     paper="arXiv:2202.02200",
@@ -78,12 +77,12 @@ def neighbor_targets(
         )
     if gamma < 0:
         raise ValueError(f"gamma is {gamma}; it must be at least 0")
-    unit = F.normalize(features, dim=1)
-    similar, own = unit @ unit.T, torch.eye(n, dtype=torch.bool, device=features.device)
+    ours = unit(features)
+    similar, own = ours @ ours.T, torch.eye(n, dtype=torch.bool, device=features.device)
     if index is not None:
         own = own | (index[:, None] == index[None])
     if memory is not None:
-        similar = torch.cat([similar, unit @ F.normalize(memory[0], dim=1).T], dim=1)
+        similar = torch.cat([similar, ours @ unit(memory[0]).T], dim=1)
         p = torch.cat([p, memory[1]])
         copies = torch.zeros_like(similar[:, n:], dtype=torch.bool)
         if index is not None and len(memory) == 3:
@@ -128,7 +127,9 @@ def neighbor_consistency(
     own = (features.detach(), log_p.detach().exp()) if stop_gradient else (features, log_p.exp())
     q, known = neighbor_targets(*own, neighbors, gamma, memory, index)
     small = torch.finfo(q.dtype).tiny
-    each = (q * (q.clamp(min=small).log() - log_p)).sum(dim=1)
+    each = (q * (q.clamp(min=small).log() - log_p.masked_fill(q == 0, 0.0))).sum(
+        dim=1
+    )  # 0 log 0 = 0, of classes at -inf too
     return temperature**2 * (each * known).sum() / known.sum().clamp(min=1)
 
 

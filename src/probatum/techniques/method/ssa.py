@@ -27,6 +27,7 @@ from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.surgery import Swap, layers, swap
+from probatum.numerics.tensors.draws import in_forward
 from probatum.numerics.tensors.precision import widened
 from probatum.spec import Spec
 
@@ -146,9 +147,10 @@ class SubsampledMixing(nn.Module):
         length = q.shape[2]
         if self.ratio > length:
             raise ValueError(f"ratio is {self.ratio} for {length} tokens; it must lie in [1, {length}]")
+        own = in_forward(self.generator)
         if self.kind == "uniform":
-            return attend_to(q, k, v, draw_sources(length, self.ratio, self.generator, self.keep).to(q.device))
-        return attend_in_windows(q, k, v, draw_windows(length, self.ratio, self.generator, self.reach).to(q.device))
+            return attend_to(q, k, v, draw_sources(length, self.ratio, own, self.keep).to(q.device))
+        return attend_in_windows(q, k, v, draw_windows(length, self.ratio, own, self.reach).to(q.device))
 
 
 class SubsampledAttention:
@@ -162,7 +164,7 @@ class SubsampledAttention:
         dense_share: share of the steps, at the end, that are dense, in [0, 1].
         schedule: "constant", or "linear": the ratio falls to 1 over the subsampled steps.
         reach: spread of local shifts, in windows, >= 0.
-        keep: first tokens that every uniform draw holds, such as a class token; at least 0, below the number of tokens.
+        keep: kind uniform: first tokens that every draw holds, such as a class token; at least 0, below the number of tokens.
         spec: of the data, so that too high a ratio is refused at once.
         total_steps: of the training to come.
         generator: for all draws; None = always the same.
@@ -206,6 +208,10 @@ class SubsampledAttention:
             raise ValueError(f"reach is {reach}; it must be at least 0")
         if not 0 <= keep < (length or float("inf")):
             raise ValueError(f"keep is {keep}; it must be at least 0 and below the number of tokens")
+        if keep and kind == "local":
+            raise ValueError(
+                f"keep is {keep}, but local windows have no sources that all queries share; use kind='uniform'"
+            )
         for name, word, allowed in (("kind", kind, KINDS), ("schedule", schedule, SCHEDULES)):
             if word not in allowed:
                 raise ValueError(f"{name} is {word!r}; use one of {', '.join(allowed)}")

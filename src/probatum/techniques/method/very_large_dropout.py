@@ -5,6 +5,7 @@ Computes  in training the last layer sees m * phi(x) / (1 - p), every entry of m
 Shapes    phi(x) (..., width): whatever the last layer takes; masks have its shape
 Departs   1. the representation is what enters the last layer, which in a residual network is the pooled sum of its blocks
           2. one mask entry a unit and example, drawn from the method's own stream
+          3. where heads are concatenated or added, what enters each of them is dropped, by a mask of its own
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
-from probatum.numerics.networks.last_layer import find_last_layer, named_module
+from probatum.numerics.networks.last_layer import last_layers, named_module
+from probatum.numerics.networks.watch import by_place
+from probatum.numerics.tensors.draws import in_forward
 from probatum.numerics.tensors.precision import widened
 
 CARD = Card(
@@ -95,12 +98,13 @@ class VeryLargeDropout:
     Args:
         p: share of units dropped, in [0, 1); 0 = nothing is done, bit for bit.
         zero_head: start from a last layer of zeros.
-        last_layer: the layer whose input is dropped, or its name; None = the linear layer that runs last, or the convolution.
+        last_layer: the layer whose input is dropped, or its name; None = all that the output comes from (see `last_layers`).
         pretrained: whether the network is; on one from scratch so large a dropout mostly fails, which is warned of.
         generator: the masks' own stream.
 
     Raises:
-        ValueError: p outside [0, 1); a network without a last layer, or without the one that is named; attached twice.
+        ValueError: p outside [0, 1); a network without a last layer, or without the one that is named; attached twice; a
+            last layer whose weight is computed and cannot be zero, with `zero_head`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -126,7 +130,7 @@ class VeryLargeDropout:
             raise ValueError(f"p is {p}; it must lie in [0, 1), e.g. 0.9")
         self.p, self.zero_head, self.last_layer, self.pretrained = p, zero_head, last_layer, pretrained
         self.generator = generator or torch.Generator().manual_seed(0)
-        self._handle: Any = None
+        self._handles: list[Any] = []
         self._width = math.nan
 
     def attach(self, model: nn.Module, x: Tensor | None = None) -> VeryLargeDropout:
@@ -137,26 +141,25 @@ class VeryLargeDropout:
             x: rows that it takes, on which the layer that runs last is seen; needed where neither a plain sequence nor a trace
                 of the code tells it.
         """
-        if self._handle is not None:
+        if self._handles:
             raise ValueError("already attached to a network; call detach() first")
-        head = find_last_layer(model, x) if self.last_layer is None else named_module(model, self.last_layer)
-        if head is None:
+        heads = last_layers(model, x) if self.last_layer is None else [named_module(model, self.last_layer)]
+        if not heads:
             raise ValueError(f"{type(model).__name__} has no linear layer or convolution; give last_layer")
-        self._width = getattr(head, "in_features", getattr(head, "in_channels", math.nan))
+        self._width = getattr(heads[-1], "in_features", getattr(heads[-1], "in_channels", math.nan))
         if self.zero_head:
-            with torch.no_grad():
-                for parameter in head.parameters():
-                    parameter.zero_()
+            for head in heads:
+                _zero(head)
         if self.p > 0:
             self._warn()
-            self._handle = head.register_forward_pre_hook(self._dropped)
+            self._handles = [head.register_forward_pre_hook(self._dropped, with_kwargs=True) for head in heads]
         return self
 
     def detach(self) -> None:
         """Leave the network as it was."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def prepare(self, run: Any) -> None:
         """Attach to the run's network."""
@@ -178,10 +181,11 @@ class VeryLargeDropout:
         """Go on from what `state_dict` gave."""
         self.generator.set_state(state["generator"])
 
-    def _dropped(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _dropped(self, head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if not head.training:
             return None
-        return (drop(inputs[0], self.p, self.generator), *inputs[1:])
+        given, left = by_place(head, inputs, named)
+        return (drop(given[0], self.p, in_forward(self.generator)), *given[1:]), left
 
     def _warn(self) -> None:
         if self._width < NARROW and self.p >= 0.9:
@@ -194,3 +198,18 @@ class VeryLargeDropout:
             warnings.warn(
                 f"dropout of p={self.p} is for pretrained networks; from scratch features hardly form", stacklevel=3
             )
+
+
+@torch.no_grad()
+def _zero(head: nn.Module) -> None:
+    """Zeros in place of a layer's parameters; ValueError where its weight is computed from them and is then no number."""
+    before = [(parameter, parameter.clone()) for parameter in head.parameters()]
+    for parameter, _ in before:
+        parameter.zero_()
+    weight = getattr(head, "weight", None)
+    if isinstance(weight, Tensor) and not bool((weight == 0).all()):
+        for parameter, value in before:
+            parameter.copy_(value)
+        raise ValueError(
+            f"zero_head is set, but the weight of {type(head).__name__} is computed and cannot be made zero; leave it off"
+        )

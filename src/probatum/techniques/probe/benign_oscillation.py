@@ -23,9 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import begin_training, evaluating
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import class_targets, real_targets
 from probatum.spec import Data
 
 CARD = Card(
@@ -108,17 +113,27 @@ class Outcome:
 
 
 def run_world(
-    world: World, rate: float, steps: int, rng: np.random.Generator, width: int = 8, start: float = 0.05
+    world: World,
+    rate: float,
+    steps: int,
+    rng: np.random.Generator,
+    width: int = 8,
+    start: float = 0.05,
+    decay: float = 0.0,
 ) -> Outcome:
     """Train f = F_+ - F_-, F_j = mean over neurons of sum over patches of relu(<w, x>)^2, by SGD on single examples.
 
-    The loss is (y - f)^2 / 2; `start` is the standard deviation of the first weights.
+    The loss is (y - f)^2 / 2; `start` is the standard deviation of the first weights, `decay` the share of the steps at the
+    end, in [0, 1), that are taken at a tenth of the rate, which stills the swinging and keeps what it has taught.
 
     Raises:
-        ValueError: rate, steps or width not positive.
+        ValueError: rate, steps or width not positive, or a decay outside its range.
     """
-    if not rate > 0 or steps < 1 or width < 1:
-        raise ValueError(f"rate is {rate}, steps {steps}, width {width}; all must be positive")
+    if not rate > 0 or steps < 1 or width < 1 or not 0 <= decay < 1:
+        raise ValueError(
+            f"rate is {rate}, steps {steps}, width {width}, decay {decay}; the first three must be positive, decay in [0, 1)"
+        )
+    edge = steps - int(decay * steps)
     x, y = world.draw(rng)
     weights = start * rng.standard_normal((2, width, world.size))
     signs, first = np.array([1.0, -1.0]), weights.copy()
@@ -131,7 +146,8 @@ def run_world(
         if not abs(gap) < TOO_FAR:
             residuals, diverged = residuals[:t], t
             break
-        weights += rate * gap * signs[:, None, None] * (2 / width) * (active @ x[row])
+        now = rate if t < edge else rate / 10
+        weights += now * gap * signs[:, None, None] * (2 / width) * (active @ x[row])
     if diverged is not None:
         return Outcome((), diverged, residuals, float("nan"))
     margins = []
@@ -192,8 +208,12 @@ def sharpness(
     if steps < 1:
         raise ValueError(f"steps is {steps}; give 1 or more")
     parameters = list(parameters)
-    gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the kernels' own gradients have none
+        at_start = loss()
+    gradients = torch.autograd.grad(at_start, parameters, create_graph=True, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad]
+    if not pairs:  # a loss without curvature
+        return 0.0
     vectors = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p, _ in pairs]
     value = 0.0
     for _ in range(steps):
@@ -257,14 +277,15 @@ def benign_oscillation(
     first, found, stable = model_factory(), {}, 0.0
     with own_draws(generator):  # dropout draws from the global stream
         for rate in rates:
-            run = _Run(copy.deepcopy(first), data, rate, generator, batch_size, watched)
-            name = f"rate {rate:g}"
-            diverged = run.train(steps, steps - int(decay * steps))
-            if diverged is not None:
-                found[f"{name}: diverged at step"] = float(diverged)
-                continue
-            stable = max(stable, rate)
-            found |= {f"{name}: {key}": value for key, value in run.figures().items()}
+            net, name = copy.deepcopy(first), f"rate {rate:g}"
+            with in_single(net):
+                run = _Run(net, data, rate, generator, batch_size, watched)
+                diverged = run.train(steps, steps - int(decay * steps))
+                if diverged is not None:
+                    found[f"{name}: diverged at step"] = float(diverged)
+                    continue
+                stable = max(stable, rate)
+                found |= {f"{name}: {key}": value for key, value in run.figures().items()}
     return {**found, "largest stable rate": stable}
 
 
@@ -275,27 +296,35 @@ class _Run:
         self, net: nn.Module, data: Data, rate: float, generator: torch.Generator, batch_size: int, watched: int
     ) -> None:
         self.net, self.data, self.rate, self.generator = net, data, rate, generator
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(f"all weights of {type(net).__name__} are frozen; nothing is left to train")
         self.size = min(batch_size, len(data.train))
         self.x, self.y = data.train.x, data.train.y
         self.watched = (self.x[:watched], self.y[:watched])
         self.changes: list[float] = []
         self.sharpness = 0.0
 
-    def targets(self, y: Tensor) -> Tensor:
-        """One-hot for classes (tokens in the last dimension), values as they are."""
+    def residuals(self, x: Tensor, y: Tensor) -> Tensor:
+        """Outputs less targets: one-hot for classes (tokens in the last dimension), values as they are."""
+        output = self.net(widened(x.clone()))  # a network may begin by changing x in place
         if y.is_floating_point():
-            return y
-        return F.one_hot(y, self.data.spec.outputs).to(next(self.net.parameters()).dtype)
+            return output - real_targets(output, y)
+        return output - F.one_hot(self.codes(output, y), self.data.spec.outputs).to(output.dtype)
+
+    def codes(self, output: Tensor, y: Tensor) -> Tensor:
+        """Classes, one a row, or tokens."""
+        return y if output.ndim > 2 else class_targets(output, y, least=1)
 
     def error(self, x: Tensor, y: Tensor) -> Tensor:
         """Half the squared distance to the target, mean over rows."""
-        return 0.5 * (self.net(x) - self.targets(y)).square().flatten(1).sum(dim=1).mean()
+        return 0.5 * self.residuals(x, y).square().flatten(1).sum(dim=1).mean()
 
     def train(self, steps: int, edge: int) -> int | None:
         """SGD; the step at which it diverged, None if it did not. Looks end, and the rate falls, at step `edge`."""
-        optimizer = torch.optim.SGD(self.net.parameters(), lr=self.rate)
+        optimizer = torch.optim.SGD(self.parameters, lr=self.rate)
         last: Tensor | None = None
-        self.net.train()
+        begin_training(self.net)
         for step in range(steps):
             if step == edge:
                 self._measure()
@@ -319,28 +348,28 @@ class _Run:
             return None if float(self.error(*self.watched)) < TOO_FAR else steps
 
     def _measure(self) -> None:
-        self.net.eval()
-        self.sharpness = sharpness(lambda: self.error(*self.watched), list(self.net.parameters()), self.generator)
-        self.net.train()
+        with evaluating(self.net):
+            self.sharpness = sharpness(lambda: self.error(*self.watched), self.parameters, self.generator)
 
     @torch.no_grad()
     def _residual_signs(self) -> Tensor:
         x, y = self.watched
-        self.net.eval()
-        residual = self.targets(y) - self.net(x)
-        self.net.train()
-        return (residual if y.is_floating_point() else residual.gather(-1, y.unsqueeze(-1))).sign()
+        with evaluating(self.net):
+            residual = -self.residuals(x, y)
+        if y.is_floating_point():
+            return residual.sign()
+        return residual.gather(-1, self.codes(residual, y).unsqueeze(-1)).sign()
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """What the run is told by."""
         test: Any = self.data.test
-        output = self.net(test.x)
+        output = self.net(widened(test.x.clone()))
         found = {"train error": float(self.error(*self.watched))}
         if test.y.is_floating_point():
-            found["test rmse"] = float((output - test.y).square().mean().sqrt())
+            found["test rmse"] = float((output - real_targets(output, test.y)).square().mean().sqrt())
         else:
-            found["test accuracy"] = float((output.argmax(dim=-1) == test.y).float().mean())
+            found["test accuracy"] = float((output.argmax(dim=-1) == self.codes(output, test.y)).float().mean())
         found["sign changes"] = sum(self.changes) / len(self.changes) if self.changes else 0.0
         found["sharpness x rate / 2"] = self.sharpness * self.rate / 2
         return found

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.reliability import equal_mass, equal_width, ks_error, largest_gap, mean_gap
 from probatum.numerics.calibration.temperature import fit_temperature
-from probatum.numerics.tensors.targets import check_codes
+from probatum.numerics.tensors.targets import class_codes, coded
 from probatum.spec import Data, Spec
 
 CARD = Card(
@@ -75,10 +75,12 @@ def measures(p: np.ndarray, y: np.ndarray, bins: Sequence[int] = (15,)) -> dict[
 
     Raises:
         ValueError: rows that are no probabilities (logits), labels that do not fit, or fewer rows than bins.
+        TypeError: labels that are no whole numbers.
     """
     if p.ndim != 2 or y.shape != p.shape[:1] or not len(y):
         raise ValueError(f"p is {p.shape} and y {y.shape}; give (n, K) and (n,), n >= 1")
-    check_codes(torch.as_tensor(y), p.shape[1])
+    y = class_codes(torch.as_tensor(y), len(p), p.shape[1]).numpy()
+    p = np.asarray(p, dtype=np.float64)
     if not (p.min() >= 0 and abs(p.sum(axis=1) - 1).max() <= 1e-3):  # NaN is neither
         raise ValueError(
             f"rows of p span {p.min():.3g} to {p.max():.3g} and do not sum to 1; apply softmax to logits first"
@@ -200,7 +202,7 @@ def flattened(spec: Spec, *parts: Tensor) -> list[Tensor]:
             ]
             x = torch.cat([x[:, : spec.numeric], *kinds], dim=1)
         made.append(x.flatten(1).float())
-    centre, spread = made[0].mean(dim=0), made[0].std(dim=0)
+    centre, spread = made[0].mean(dim=0), made[0].std(dim=0, correction=int(len(made[0]) > 1))
     return [(x - centre) / torch.where(spread > 1e-6, spread, torch.ones_like(spread)) for x in made]
 
 
@@ -229,6 +231,7 @@ def survey(
         raise ValueError("seeds is empty; give one or more")
     if max(bins) > len(data.test):
         raise ValueError(f"bins is {list(bins)} for {len(data.test)} test rows; use at most {len(data.test)}")
+    data = coded(data)
     x, held, test = flattened(data.spec, data.train.x, data.valid.x, data.test.x)
     mixer = torch.Generator().manual_seed(int(seeds[0]))
     outside = torch.stack([column[torch.randperm(len(column), generator=mixer)] for column in test.T], dim=1)

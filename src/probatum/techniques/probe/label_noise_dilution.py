@@ -27,7 +27,12 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.labels.noise import check_alpha, check_law, draw_labels, survives
+from probatum.numerics.networks.modes import begin_training
+from probatum.numerics.networks.watch import outputs_of
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data
 
 CARD = Card(
@@ -112,51 +117,54 @@ def dilute(
     classes, first = (y, 0) if pool is None else pool
     count, rounds = round(alpha * len(y)), []
     while sum(map(len, rounds)) < count:
-        rounds.append(torch.randperm(len(classes), generator=generator))
-    drawn = torch.cat(rounds)[:count] if rounds else torch.empty(0, dtype=torch.int64)
-    labels = draw_labels(law[classes[drawn]], generator) if count else drawn
+        rounds.append(torch.randperm(len(classes), generator=generator, device=generator.device))
+    drawn = torch.cat(rounds)[:count].to(y.device) if rounds else y.new_empty(0, dtype=torch.int64)
+    labels = draw_labels(law.to(y.device)[classes[drawn]], generator) if count else drawn
     return Diluted(
-        torch.cat([torch.arange(len(y)), drawn + first]),
+        torch.cat([torch.arange(len(y), device=y.device), drawn + first]),
         torch.cat([y, labels]),
-        torch.cat([torch.zeros(len(y), dtype=torch.bool), torch.ones(count, dtype=torch.bool)]),
+        torch.cat([y.new_zeros(len(y), dtype=torch.bool), y.new_ones(count, dtype=torch.bool)]),
     )
 
 
 def outside_rows(x: Tensor, generator: Generator) -> Tensor:
     """Rows (n, ...) of which every number is that of a random other row at the same place."""
     flat = x.flatten(1)
-    order = torch.rand(flat.shape, generator=generator).argsort(dim=0)
-    return flat.gather(0, order).view(x.shape)
+    order = torch.rand(flat.shape, generator=generator, device=generator.device).argsort(dim=0)
+    return flat.gather(0, order.to(x.device)).view(x.shape)
 
 
 def fit(
     model: nn.Module, x: Tensor, diluted: Diluted, steps: int, batch_size: int, lr: float, generator: Generator
 ) -> nn.Module:
-    """Train plainly: `steps` updates of `batch_size` examples by AdamW, the rate falling along a half cosine."""
+    """Train plainly: `steps` updates of `batch_size` examples by AdamW, the rate falling along a half cosine.
+
+    Frozen weights stay, and so do batch norms that are in evaluation in a network in training.
+    """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     own = getattr(model, "objective", None)
     batches: list[Tensor] = []
-    model.train()
-    for _ in range(steps):
-        if not batches:
-            order = torch.randperm(len(diluted.y), generator=generator)
-            batches = [part for part in order.split(batch_size) if len(part) > 1]
-        rows = batches.pop()
-        inputs, labels = x[diluted.index[rows]], diluted.y[rows]
-        output = model(inputs)
-        loss = F.cross_entropy(output, labels) if own is None else own(inputs, output, labels, F.cross_entropy)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate.step()
+    begin_training(model)
+    with in_single(model):
+        for _ in range(steps):
+            if not batches:
+                order = torch.randperm(len(diluted.y), generator=generator, device=generator.device).to(x.device)
+                batches = [part for part in order.split(batch_size) if len(part) > 1]
+            rows = batches.pop()
+            inputs, labels = widened(x[diluted.index[rows]]), diluted.y[rows]
+            output = model(inputs)
+            loss = F.cross_entropy(output, labels) if own is None else own(inputs, output, labels, F.cross_entropy)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
     return model.eval()
 
 
-@torch.no_grad()
 def probabilities(model: nn.Module, x: Tensor) -> Tensor:
     """(n, classes) of a network in evaluation mode, float64."""
-    return torch.cat([model(part).double().softmax(dim=1) for part in x.split(1024)])
+    return outputs_of(model, x, 1024).double().softmax(dim=1)
 
 
 def label_noise_dilution(
@@ -206,15 +214,16 @@ def label_noise_dilution(
         ValueError: alpha below 0, a confusion whose rows do not sum to 1, unknown names, other settings out of range.
     """
     _check(data, alphas, patterns, sources, rows, sizes, target, steps, batch, lr, rate_multiples, batch_multiples)
+    data = coded(data)
     classes, train = data.spec.outputs, data.train
-    order = torch.randperm(len(train), generator=generator)
+    order = torch.randperm(len(train), generator=generator, device=generator.device).to(train.y.device)
     n = min(rows, len(train))
     chosen, rest = order[:n], order[n:]
     spare = rest if len(rest) else chosen
     x, y = train.x[chosen], train.y[chosen]
     first = model_factory()
     result = {"chance": 1 / classes, "rows": float(n)}
-    uniform = torch.full((classes, classes), 1 / classes, dtype=torch.float64)
+    uniform = torch.full((classes, classes), 1 / classes, dtype=torch.float64, device=y.device)
 
     trainings = _Trainings(data, first, generator, steps, batch, lr, batch_multiples, rate_multiples, result)
     with own_draws(generator):  # dropout draws from the global stream
@@ -222,7 +231,7 @@ def label_noise_dilution(
         if confusion is None:
             confusion = confused(probabilities(clean.model, data.valid.x), data.valid.y, classes)
         known = probabilities(clean.model, data.test.x)
-        noise = {"uniform": uniform, "structured": structured_law(confusion.double(), delta)}
+        noise = {"uniform": uniform, "structured": structured_law(confusion.to(y.device).double(), delta)}
         for alpha in alphas:
             result[f"alpha {alpha:g}: noise rate"] = alpha / (1 + alpha)
             for pattern, source in _runs(patterns, sources):
@@ -300,19 +309,18 @@ def confused(p: Tensor, y: Tensor, classes: int) -> Tensor:
 
     A class without rows, or without any doubt, has even chances of all others.
     """
-    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add_(0, y, p.double())
+    sums = p.new_zeros(classes, classes, dtype=torch.float64).index_add_(0, y, p.double())
     sums.fill_diagonal_(0.0)
     total = sums.sum(dim=1, keepdim=True)
-    even = (1 - torch.eye(classes, dtype=torch.float64)) / (classes - 1)
+    even = (1 - torch.eye(classes, dtype=torch.float64, device=p.device)) / (classes - 1)
     return torch.where(total > 0, sums / total.clamp_min(1e-300), even)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None) -> float:
     """Share of rows with the right largest output, of all rows or those at `index`; 0 for none."""
     if not len(y):
         return 0.0
-    guess = torch.cat([model(part).argmax(dim=1) for part in x.split(1024)])
+    guess = outputs_of(model, x, 1024).argmax(dim=1)
     return float((guess if index is None else guess[index]).eq(y).float().mean())
 
 
@@ -328,7 +336,7 @@ def _pool(
     if source == "repeated":
         return x, None
     if source == "outside":
-        return torch.cat([x, outside_rows(x, generator)]), (torch.zeros(len(x), dtype=torch.int64), len(x))
+        return torch.cat([x, outside_rows(x, generator)]), (classes.new_zeros(len(x)), len(x))
     return torch.cat([x, spare]), (classes, len(x))
 
 

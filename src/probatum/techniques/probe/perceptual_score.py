@@ -6,8 +6,9 @@ Computes  PS_M = (Acc - mean_r Acc_r) / Z, Acc_r the accuracy after permuting M'
           ("model"), 1 - the majority class's share ("room"), or Acc less that share ("task"); by subset, PS = sum_s n_s / N PS_s
 Shapes    x (n, ...), y (n,), groups of positions in an example -> a score a group
 Departs   1. `draw="derange"` leaves no row its own values, `draw="class"` permutes within classes; the paper draws rows at random
-          2. real targets: the increase of the mean squared error over the variance of y, with Z = 1
-          3. on the bench a network is trained first, and the groups are columns (tables), quarters (images, texts) or channels
+          2. real targets: the increase of the mean squared error over the variance of y, target by target, with Z = 1
+          3. on the bench a network is trained first, and the groups are columns (tables), quarters (images, texts) or channels;
+             a mask moves with the channel where there is one channel, and stays, as it is all of theirs, where there are more
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import class_targets, real_targets
 from probatum.spec import Data, Spec
 
@@ -67,7 +70,7 @@ class Draws:
             n: rows, at least 2.
             repeats: at least 5, since their mean estimates an expectation.
             draw: "permute", "derange" (no row keeps its own values) or "class" (rows of equal y change places).
-            y: (n,) classes, for "class".
+            y: (n,) or (n, 1) classes, for "class".
 
         Raises:
             ValueError: settings out of range, "class" without classes.
@@ -88,9 +91,9 @@ class Draws:
                 place[order] = order.roll(1)  # one cycle through all rows
                 order = place
             elif draw == "class" and y is not None:
-                place = torch.arange(n)
-                for c in y.unique():
-                    mine = (y == c).nonzero().squeeze(1)
+                place, codes = torch.arange(n), y.reshape(-1)
+                for c in codes.unique():
+                    mine = (codes == c).nonzero().squeeze(1)
                     place[mine] = mine[torch.randperm(len(mine), generator=generator)]
                 order = place
             found.append(order)
@@ -128,14 +131,23 @@ def swapped(x: Tensor, positions: Tensor, order: Tensor) -> Tensor:
 def right(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
     """What is averaged, (n,): 1 where the likeliest class is y; real targets: 1 - squared error over the variance of y.
 
+    Several real targets count alike, each in units of its own variance.
+
     Raises:
-        ValueError: outputs and targets of shapes that do not go together, or classes without an output.
+        ValueError: outputs and targets of shapes that do not go together, classes without an output, or a target that is the
+            same in all rows.
     """
-    output = predict(x)
+    output = widened(predict(x))
     if y.is_floating_point():
-        y = real_targets(output, y)
-        spread = (y - y.mean(dim=0)).square().mean().clamp(min=1e-12)
-        return 1 - (output - y).square().flatten(1).mean(dim=1) / spread
+        y = widened(real_targets(output, y))
+        spread = (y - y.mean(dim=0)).square().mean(dim=0)
+        same = (y == y[:1]).all(dim=0).reshape(-1)
+        if bool(same.any()):
+            column = int(same.nonzero()[0])
+            raise ValueError(
+                f"target {column} is the same in all {len(y)} rows, so that nothing of it is explained; leave it out"
+            )
+        return 1 - ((output - y).square() / spread).flatten(1).mean(dim=1)
     return (output.argmax(dim=1) == class_targets(output, y, least=1)).double()
 
 
@@ -145,7 +157,7 @@ def scale_of(y: Tensor, accuracy: float, scale: str) -> float:
         raise ValueError(f"scale is {scale!r}; use one of {', '.join(SCALES)}")
     if scale == "raw" or y.is_floating_point():
         return 1.0
-    majority = float(torch.bincount(y).max()) / len(y)
+    majority = float(torch.bincount(y.reshape(-1)).max()) / len(y)
     z = {"model": accuracy, "room": 1 - majority, "task": accuracy - majority}[scale]
     if z <= 0:
         raise ValueError(
@@ -167,14 +179,14 @@ def perceptual_scores(
 
     Args:
         predict: rows (n, ...) -> outputs (n, outputs), no gradient is needed.
-        x, y: test rows, classes (n,) or real targets (n, outputs).
+        x, y: test rows, classes (n,) or real targets (n, outputs), of one output (n,) as well.
         groups: name -> positions in a flattened example that move together.
         draws: shared permutations of the n rows.
         scale: "raw", "model", "room" or "task", see the header.
         bootstrap: resamplings of the rows for the second standard error.
 
     Raises:
-        ValueError: see `check_groups` and `scale_of`; draws of another number of rows.
+        ValueError: see `check_groups`, `right` and `scale_of`; draws of another number of rows.
 
     Example:
         >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
@@ -205,7 +217,7 @@ def losses(
     predict: Predict, x: Tensor, y: Tensor, groups: Mapping[str, Sequence[int]], draws: Draws
 ) -> dict[str, Tensor]:
     """What each row loses by each permutation of each group, (r, n): the same draws for two models pair their difference."""
-    places = check_groups(groups, x[0].numel())
+    places = check_groups(groups, x.shape[1:].numel())
     if draws.rows.shape[1] != len(x):
         raise ValueError(f"the draws are of {draws.rows.shape[1]} rows, and there are {len(x)}")
     before = right(predict, x, y).double()
@@ -237,7 +249,10 @@ def usual_groups(spec: Spec) -> dict[str, list[int]]:
     if spec.modality == "text":
         pieces = places.tensor_split(min(4, shape[0]))
         return {f"quarter {i + 1}": piece.tolist() for i, piece in enumerate(pieces)}
-    return {f"channel {i}": places[i].flatten().tolist() for i in range(min(MOST, shape[0] - spec.masked))}
+    channels = shape[0] - spec.masked
+    if spec.masked and channels == 1:  # values and the mask that says which of them there are make one modality
+        return {"channel 0": places.flatten().tolist()}
+    return {f"channel {i}": places[i].flatten().tolist() for i in range(min(MOST, channels))}
 
 
 def probe(
@@ -274,13 +289,12 @@ def probe(
         raise ValueError(f"scale is {scale!r}; use one of {', '.join(SCALES)}")
     y = data.test.y
     chosen = usual_groups(data.spec) if groups is None else groups
-    check_groups(chosen, data.test.x[0].numel())
+    check_groups(chosen, data.test.x.shape[1:].numel())
     draws = Draws.of(len(y), repeats, generator, draw, y)
     net = fit_network(model_factory(), data.train.x, data.train.y, steps, 64, lr, generator)
 
     def predict(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([net(rows) for rows in x.split(1024)])
+        return outputs_of(net, x, 1024)
 
     out = {"accuracy": float(right(predict, data.test.x, y).mean())}
     for name, score in perceptual_scores(predict, data.test.x, y, chosen, draws, scale).items():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.techniques.layer.generative_ai_parts.generative_ai_parts import (
@@ -228,3 +229,11 @@ def test_half_precision_is_that_of_long_sums_in_float32(dtype: torch.dtype, sett
     assert mixing.slopes.dtype == torch.float32
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=8e-3, atol=2e-3)
+
+
+def test_blocks_in_a_recomputed_pass_are_refused() -> None:
+    net = nn.Sequential(CausalSelfAttention(16, 4))
+    apply(net, keep=[1.0, 0.5], block=4)
+    found = checkpoint(net, torch.randn(2, 12, 16), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        found.sum().backward()

@@ -257,3 +257,56 @@ def test_text_is_read_through_embeddings_that_learn() -> None:
     assert float(moved[seen[seen > 0]].max()) > 0.05
     assert float(moved[0]) == 0.0  # padding
     torch.testing.assert_close(found.predict(data.test).sum(dim=1), torch.ones(len(data.test)))
+
+
+@pytest.mark.parametrize("targets", ["true", "bootstrapped"])
+def test_frozen_weights_stay(targets: str) -> None:
+    net, x, y = network()
+    net.encoder.requires_grad_(False)
+    net.read.requires_grad_(False)
+    net.write.bias_hh.requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    trainer = FastSlow(net, Feedback(4, 5).double(), rate=0.1, targets=targets)
+    for _ in range(3):
+        trainer.update(x, y)
+    still = {name for name, value in net.state_dict().items() if torch.equal(value, before[name])}
+    assert still == {name for name in before if name.startswith(("encoder", "read")) or name == "write.bias_hh"}
+    assert not any(p.requires_grad for p in net.read.parameters())
+
+
+def test_signals_reach_controllers_behind_frozen_ones() -> None:
+    net, x, y = network()
+
+    def signals() -> list[dict[str, torch.Tensor]]:
+        episode = run_episode(net, x, lambda name, u, t: torch.zeros_like(u), 0.1)
+        return true_gradients(
+            F.cross_entropy(episode.logits.flatten(0, 1), y.flatten(), reduction="sum"), episode.outputs
+        )
+
+    free = signals()
+    net.encoder.requires_grad_(False)
+    net.read.requires_grad_(False)
+    net.first.requires_grad_(False)
+    for a, b in zip(free, signals(), strict=True):
+        for name in CONTROLLERS:
+            torch.testing.assert_close(a[name], b[name])
+
+
+def test_one_label_a_sequence() -> None:
+    found = []
+    for labels in (lambda y: y[:, 0], lambda y: y[:, :1].expand(-1, 7)):
+        net, x, y = network()
+        trainer = FastSlow(net, Feedback(4, 5).double())
+        found.append([trainer.update(x, labels(y)) for _ in range(3)])
+    assert found[0] == found[1]
+    net, x, y = network()
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="all frozen"):
+        FastSlow(net, Feedback(4, 5).double())
+
+
+def test_rows_of_other_precisions_are_read_in_the_networks_own() -> None:
+    torch.manual_seed(0)
+    net, x = MemoryNet(3, 4, width=5, slots=6), torch.randn(2, 7, 3)
+    assert torch.equal(net(x.double()), net(x))
+    assert net(x.bfloat16()).dtype == torch.float32

@@ -201,3 +201,12 @@ def test_other_data_are_refused() -> None:
 def _endless(data: Data) -> tuple[Context, Tensor, Tensor]:
     x = data.train.x[None]
     return Context(x, x * float("inf"), torch.ones(1, 80).bool()), x, x
+
+
+def test_columns_in_small_units_are_kept() -> None:
+    x = torch.randn(50, 3, generator=stream())
+    x[:, 2] = 1e12
+    spec = Spec("table", "classes", (3,), 2, numeric=3)
+    found = [Columns(given, spec)(given) for given in (x, x * torch.tensor([1e-9, 1.0, 1.0]))]
+    assert found[0].shape == (50, 2)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)

@@ -130,3 +130,26 @@ def test_a_constant_column_and_an_offset_say_nothing() -> None:
     ]
     assert float((found[0] - found[1]).abs().max()) < 1e-3
     assert float((found[2] - found[1]).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-9), (torch.float64, 1e-9), (torch.float32, 1e9)])
+def test_units_of_any_size_say_the_same(dtype: torch.dtype, unit: float) -> None:
+    x, y = rows()
+    network = load(WEIGHTS)
+    found = [
+        InContext(network, given[:60], y[:60], 2, torch.Generator().manual_seed(0), 1).predict(part(given[60:]))
+        for given in (x, unit * x.to(dtype))
+    ]
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+
+
+def test_a_constant_column_of_any_size_says_nothing() -> None:
+    x, y = rows()
+    network = load(WEIGHTS)
+    found = []
+    for value in (0.0, 0.1, 1e12):
+        given = torch.cat([x, torch.full((80, 1), value)], dim=1)
+        own = InContext(network, given[:60], y[:60], 2, torch.Generator().manual_seed(0), 1)
+        found.append(own.predict(part(given[60:])))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -298,3 +298,15 @@ def test_dropout_goes_before_the_last_layer_only_where_there_is_none() -> None:
     x = data(CLASSES).test
     assert float(found.samples(x).var(0).max()) > 0
     assert float(F.nll_loss(found.predict(x).log(), x.y)) < 0.6
+
+
+def test_a_head_with_a_rule_of_its_own_has_no_laplace() -> None:
+    class Cosine(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(x) @ self.weight.T + self.bias
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Cosine(8, CLASSES.outputs))
+
+    with pytest.raises(ValueError, match=r"does not end in its last nn\.Linear"):
+        fit(data(CLASSES), Budget(5, 16, 2), generator(), net, Optimisation(), method="laplace")

@@ -180,3 +180,46 @@ def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match="rounds 0"):
         transport_cost(a, a, rounds=0)
     assert float(transport_cost(a[:1], a[:1])) == 0.0  # nothing to carry
+
+
+def test_where_most_rows_are_equal_the_mean_distance_is_the_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.full((40, 8), 0.3)
+    rows[32:] += torch.randn(8, 8, generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        a = rows.to(dtype, copy=True).requires_grad_()
+        value = rbf_mmd(a[::2], a[1::2])
+        value.backward()
+        found.append((value.detach(), a.grad))
+    squares = np.square(rows.numpy()[:, None] - rows.numpy()[None]).sum(axis=2)
+    scale = math.sqrt(squares[np.triu_indices(40, 1)].mean())
+    assert float(found[1][0]) == pytest.approx(float(rbf_mmd(rows[::2].double(), rows[1::2].double(), scale)), rel=1e-5)
+    torch.testing.assert_close(found[0][0], found[1][0].float(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        found[0][1], found[1][1].float(), rtol=1e-3, atol=1e-6
+    )  # rounding was raised to thousands
+    equal = torch.full((6, 3), 0.7, requires_grad=True)
+    rbf_mmd(equal[:3], equal[3:]).backward()
+    assert not equal.grad.any()
+
+
+def test_the_median_follows_samples_of_every_size() -> None:
+    a, b = samples(12, 15)
+    expected = float(rbf_mmd(a, b))
+    assert [float(rbf_mmd(scale * a, scale * b)) for scale in (1e-9, 1e9)] == pytest.approx([expected] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", [rbf_mmd, transport_cost])
+def test_no_differences_of_all_pairs_are_held(metric: object) -> None:
+    a = torch.randn(30, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    largest = 0
+
+    def note(kept: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, kept.numel())
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        metric(a, a.detach() + 1).backward()  # type: ignore[operator]
+    assert largest <= 60 * 200  # pairs times columns would be 60 * 60 * 200

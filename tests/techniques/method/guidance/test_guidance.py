@@ -288,3 +288,14 @@ def test_a_guide_doubles_its_channels_as_it_halves_its_maps(
         found.append(tuple(h.shape[1:]))
     assert found == sizes
     torch.testing.assert_close(guide(x), guide.head(h.flatten(2).mean(2) if h.ndim > 2 else h))
+
+
+def test_a_guide_is_left_as_it_was() -> None:
+    target, guide, x = networks()
+    guide.train()
+    before = copy.deepcopy(guide.state_dict())
+    with Guidance().attach(target, guide, x) as guidance:
+        (target(x).sum() + guidance.alignment_loss(x)).backward()
+    assert guide.training
+    assert all(p.requires_grad and p.grad is None for p in guide.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -198,3 +201,145 @@ def test_misuse_is_named() -> None:
         focus_protocol(network, data, stream(), tau=1.5)
     with pytest.raises(ValueError, match="need classes"):
         focus_protocol(network, replace(data, spec=replace(data.spec, task="reals")), stream())
+
+
+def test_what_is_missing_in_any_library() -> None:
+    given = [
+        np.float32("nan"),
+        np.float64("nan"),
+        pd.NA,
+        pd.NaT,
+        np.datetime64("NaT"),
+        Decimal("NaN"),
+        torch.tensor(math.nan),
+    ]
+    found = code_attribute("a", [*given, None, "", "  ", "x"])
+    assert found.values == ("x",)
+    assert found.codes.tolist() == [-1] * 10 + [0]
+    assert code_attribute("a", ["nan", "NaT"]).values == ("NaT", "nan")  # words that somebody wrote
+
+
+def test_whole_numbers_are_one_value_with_and_without_a_point() -> None:
+    found = code_attribute(
+        "a", [1, 1.0, np.int64(1), np.float32(1), "1", torch.tensor(1), Decimal("1.00"), 1.5, -0.0, True]
+    )
+    assert found.values == ("0", "1", "1.5", "True")
+    assert found.codes.tolist() == [1, 1, 1, 1, 1, 1, 1, 2, 0, 3]
+    assert code_attribute("a", [np.float32(0.1), float("inf")]).values == ("0.1", "inf")
+
+
+def test_values_of_validation_rows_alone_are_told() -> None:
+    data, told = planted(0.9, 4)
+    told["valid"]["place"][:9] = ["moon"] * 8 + [None]  # type: ignore[list-item]
+    found = focus_protocol(network, data, stream(), attributes=told, steps=20, finetune_steps=2, tau=0.2)
+    assert found["validation rows with place missing"] == 9
+    assert found["rows with place missing"] == 0
+    y, place = data.valid.y[9:], told["valid"]["place"][9:]
+    uncommon = sum((word == "sea") != bool(k) for word, k in zip(place, y.tolist(), strict=True))
+    assert found["rows to fine-tune on"] == uncommon
+    assert "validation rows with place missing" not in focus_protocol(network, data, stream(), attributes=told, steps=2)
+
+
+def test_padding_of_masked_series_is_no_measurement() -> None:
+    spec = Spec("series", "classes", (2, 4), 2, masked=True)
+    x = torch.tensor(
+        [[[1.0, 3, 0, 0], [1, 1, 0, 0]], [[2, 2, 2, 2], [1, 1, 1, 1]], [[9, 8, 7, 0], [1, 1, 1, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]]
+    )  # fmt: skip
+    (found,) = measured_attributes([x], spec, bins=3)
+    assert [a.name for a in found] == ["level", "spread", "roughness"]
+    assert found[0].codes.tolist() == [0, 0, 2, -1]  # means 2 2 8
+    assert found[1].codes.tolist() == [2, 0, 1, -1]  # deviations 1 0 0.8
+    assert found[2].codes.tolist() == [2, 0, 1, -1]  # steps 2 0 1
+
+
+def test_measures_of_rows_by_hand() -> None:
+    image = torch.zeros(3, 1, 2, 4)
+    image[1, ..., :2], image[2] = 1.0, 0.7
+    (found,) = measured_attributes([image], Spec("image", "classes", (1, 2, 4), 2))
+    assert [(a.name, a.codes.tolist()) for a in found] == [
+        ("brightness", [0, 1, 2]), ("contrast", [0, 2, 0]), ("balance", [0, 2, 0])
+    ]  # fmt: skip
+    text = torch.tensor([[5, 5, 5, 0, 0], [2, 3, 1, 4, 0], [1, 1, 2, 2, 3]])
+    (found,) = measured_attributes([text], Spec("text", "classes", (5,), 2, vocabulary=9))
+    # lengths 3 4 5; unknown 0, 1/4, 2/5; repeated 2/3, 0, 2/5
+    assert [(a.name, a.codes.tolist()) for a in found] == [
+        ("length", [0, 1, 2]), ("unknown words", [0, 1, 2]), ("repeated words", [2, 0, 1])
+    ]  # fmt: skip
+    series = torch.tensor([[[0.0, 4, 0, 4]], [[9, 9, 9, 9]], [[1, 2, 3, 4]]])
+    (found,) = measured_attributes([series], Spec("series", "classes", (1, 4), 2))
+    # levels 2 9 2.5; spreads 2.3 0 1.3; roughness 4 0 1
+    assert [a.codes.tolist() for a in found] == [[0, 2, 1], [2, 0, 1], [2, 0, 1]]
+    assert found[0].values == ("level 1 of 3", "level 2 of 3", "level 3 of 3")
+
+
+def test_labels_of_which_none_has_a_group() -> None:
+    with pytest.raises(ValueError, match="no label has a group"):
+        grouped(torch.full((2, 2), 0.5), [-1, -1])
+
+
+def test_wilson_by_hand() -> None:
+    # z = 2, 3 of 4: (0.75 + 0.5) / 2 and half of sqrt(0.1875 / 4 + 4 / 64) * 2
+    low, high = wilson(3, 4, 2.0)
+    half = math.sqrt(0.1875 / 4 + 4 / 64)
+    assert (low, high) == pytest.approx((0.625 - half, 0.625 + half))
+
+
+def test_units_by_hand() -> None:
+    features = torch.tensor([[0.0, 1], [4, 1], [2, 5], [2, 3]])
+    y, rare = torch.tensor([0, 0, 1, 1]), torch.tensor([False, True, False, True])
+    found = responding_units(features, y, rare, torch.ones(4, dtype=torch.bool))
+    # differences 4 and 0 in the first, 0 and -2 in the second; deviations sqrt 2 and sqrt 2.75
+    assert found.tolist() == pytest.approx([2 / 2**0.5, 1 / 2.75**0.5])
+    known = torch.tensor([True, True, True, False])
+    assert responding_units(features, y, rare, known).tolist() == pytest.approx([4 / 2**0.5, 0])
+    assert responding_units(features, y, ~(rare | ~rare), known).tolist() == [0.0, 0.0]
+
+
+def test_gaps_of_three_classes_by_hand() -> None:
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    uncommon = torch.tensor([False, False, True, False, True, True, False, True])
+    right = torch.tensor([True, False, False, True, True, False, False, True])
+    known = torch.ones(8, dtype=torch.bool)
+    # class 0: 1/2 - 0, class 1: 1 - 1/2, class 2: 0 - 1
+    assert gap(right, y, uncommon, known) == pytest.approx((0.5 + 0.5 - 1) / 3, abs=1e-12)
+    known[7] = False  # leaves class 2 without an uncommon row
+    assert gap(right, y, uncommon, known) == pytest.approx(0.5)
+    assert by_count(right, uncommon.long())[1].accuracy == 0.5
+    assert by_count(right, uncommon.long())[1].rows == 4
+
+
+def test_a_class_without_rows_has_no_common_value_where_nothing_is_smoothed() -> None:
+    found = commonness(torch.tensor([0, 0, 0]), Attribute("a", ("p", "q"), torch.tensor([0, 0, 1])), 2, smoothing=0.0)
+    assert found[0].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert found[1].tolist() == [0.0, 0.0]
+
+
+def test_values_of_category_columns_are_their_codes() -> None:
+    spec = Spec("table", "classes", (2,), 2, numeric=1, cardinalities=(4,))
+    x = torch.tensor([[0.1, 2.0], [0.2, 1.0], [0.3, 3.0]])
+    first, second = measured_attributes([x, x[:1]], spec)
+    assert [a.name for a in first] == ["column 1", "column 0"]
+    assert first[0].values == ("1", "2", "3")
+    assert first[0].codes.tolist() == [1, 0, 2]
+    assert second[0].codes.tolist() == [1]
+    assert [len(measured_attributes([x], spec, most=k)[0]) for k in (1, 2)] == [1, 2]
+    with pytest.raises(ValueError, match="most is 0"):
+        measured_attributes([x], spec, most=0)
+    with pytest.raises(ValueError, match="bins 1"):
+        measured_attributes([x], spec, bins=1)
+
+
+def test_without_validation_attributes_nothing_is_fine_tuned_on() -> None:
+    data, told = planted(0.9, 5)
+    told["train"]["place"] = [
+        v if k else "land" for v, k in zip(told["train"]["place"], data.train.y.tolist(), strict=True)
+    ]
+    found = focus_protocol(
+        network, data, stream(), attributes={k: told[k] for k in ("train", "test")}, steps=4, finetune_steps=2
+    )
+    assert found["validation rows with place missing"] == len(data.valid)
+    assert found["rows to fine-tune on"] == 0
+    assert found["classes without place"] == 0  # one value is a value
+    assert not any(name.startswith("fine-tuned") for name in found)
+    with pytest.raises(ValueError, match="is given for train and not for test"):
+        focus_protocol(network, data, stream(), attributes={"train": told["train"], "test": {"light": ["day"] * 1500}})

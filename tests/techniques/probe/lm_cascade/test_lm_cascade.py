@@ -19,6 +19,7 @@ from probatum.techniques.probe.lm_cascade.cascade import audc, chow_sum, deferra
 from probatum.techniques.probe.lm_cascade.lm_cascade import (
     DeferralRule,
     SmallNetwork,
+    fit,
     flops,
     lm_cascade,
     middle_of,
@@ -200,3 +201,121 @@ def test_other_tasks_are_refused() -> None:
 
 def test_sum_prefers_short_outputs() -> None:
     assert chow_sum(tokens([[-0.1] * 9, [-0.5]]))[0] < chow_sum(tokens([[-0.1] * 9, [-0.5]]))[1]
+
+
+@pytest.mark.parametrize("rule", ["logistic", "mlp"])
+def test_a_rule_fitted_again_is_a_fresh_one(rule: str) -> None:
+    x, small, large = planted(60, 6)
+    few, lone = x[:3], np.ones(3)  # one kind alone: nothing to calibrate on
+    used, fresh = DeferralRule(rule, hidden=4).fit(x, small, large), DeferralRule(rule, hidden=4)
+    assert used.platt != (1.0, 0.0)
+    np.testing.assert_array_equal(used.fit(few, lone, 0 * lone).gain(x), fresh.fit(few, lone, 0 * lone).gain(x))
+    np.testing.assert_array_equal(used.fit(x, small, large).gain(x), fresh.fit(x, small, large).gain(x))
+
+
+class Tied(nn.Module):
+    """Words in and out by one table, so that the head is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(50, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.inner(self.embed(x).mean(dim=1)), self.embed.weight)
+
+
+def test_a_tied_head_leaves_the_last_layer_before_it() -> None:
+    net, x = Tied(), torch.randint(50, (3, 6))
+    found = middle_of(net, x, 0.5)
+    assert found.module is net.inner
+    assert found.share == pytest.approx(16 / (16 + 200))
+    assert found.run == 0
+
+
+class Repeated(nn.Module):
+    """One layer, four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = self.inner(x).relu()
+        return self.head(x)
+
+
+def test_a_repeated_layer_gives_the_state_that_is_paid_for() -> None:
+    net, x = Repeated().eval(), torch.randn(5, 6, generator=stream())
+    found = middle_of(net, x, 0.4)
+    assert found.module is net.inner
+    assert found.share == pytest.approx(2 * 36 / (4 * 36 + 12))
+    assert found.run == 1
+    part = Part(x, torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    state = write(net, part, torch.ones(5, dtype=torch.int64), found.module, found.run).state
+    expected = net.inner(net.inner(x).relu())
+    np.testing.assert_allclose(state, expected.detach().numpy(), atol=1e-6)
+
+
+def test_looks_and_training_keep_frozen_parts() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    net[1].eval()
+    net[0].requires_grad_(False)
+    x = 3 + torch.randn(30, 6, generator=stream())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    middle_of(net, x)
+    flops(net, x)
+    assert [module.training for module in net] == [True, False, True]
+    fit(net, Part(x, torch.arange(30) % 2, torch.arange(30)), 3, 16, 1e-2, stream())
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"1.weight", "1.bias", "2.weight", "2.bias"}
+
+
+def test_training_is_torchs_own() -> None:
+    x, y = torch.randn(12, 3, generator=stream()), torch.arange(12) % 2
+    net, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(net.state_dict())
+    fit(net, Part(40 * x, y, torch.arange(12)), 3, 8, 0.05, stream(7))
+    rule, own = torch.optim.AdamW(twin.parameters(), lr=0.05), stream(7)
+    for step in range(3):
+        rule.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / 3)) / 2
+        rows = torch.randperm(12, generator=own)[:8]
+        rule.zero_grad()
+        nn.functional.cross_entropy(twin(40 * x[rows]), y[rows]).backward()
+        length = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters()))
+        assert length > 1  # cut to 1
+        for p in twin.parameters():
+            p.grad /= length
+        rule.step()
+    torch.testing.assert_close(net.weight, twin.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_platts_sigmoid_is_that_of_folds_not_fitted() -> None:
+    x, small, large = planted(120, 7)
+    found = DeferralRule(penalty=0.5).fit(x, small, large, seed=3)
+    y, fold, out = (large > small).astype(int), np.random.default_rng(3).permutation(120) % 5, np.zeros(120)
+    for k in range(5):
+        scaler = StandardScaler().fit(x[fold != k])
+        part = LogisticRegression(C=2.0, max_iter=1000).fit(scaler.transform(x[fold != k]), y[fold != k])
+        out[fold == k] = part.decision_function(scaler.transform(x[fold == k]))
+    sigmoid = LogisticRegression(C=1e6).fit(out[:, None], y)
+    raw = -found.score(x)
+    np.testing.assert_allclose(found.gain(x), sigmoid.predict_proba(raw[:, None])[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(found.raw_probability(x), 1 / (1 + np.exp(-raw)))
+
+
+def test_a_difference_is_what_ridge_regression_expects() -> None:
+    from sklearn.linear_model import Ridge
+
+    x, small, large = planted(80, 8)
+    found = DeferralRule(target="difference", penalty=3.0).fit(x, small, large)
+    scaler = StandardScaler().fit(x)
+    witness = Ridge(alpha=3.0).fit(scaler.transform(x), large - small).predict(scaler.transform(x))
+    np.testing.assert_allclose(found.gain(x), witness)
+    np.testing.assert_array_equal(found.score(x), -found.gain(x))
+
+
+def test_odds_of_a_lone_answer() -> None:
+    x = np.zeros((20, 3))
+    for large, sign in ((np.zeros(20), 1), (np.full(20, 2.0), -1)):
+        np.testing.assert_allclose(DeferralRule().fit(x, np.ones(20), large).score(x), sign * math.log(41))

@@ -61,3 +61,8 @@ def test_kernel_form() -> None:
     x[3] = x[4]
     with pytest.raises(ValueError, match="misses y"):
         kernel_interpolant(torch.exp(-torch.cdist(x, x).square()), y)
+
+
+def test_a_value_that_is_never_reached_from_below_is_missed_too() -> None:
+    with pytest.raises(ValueError, match="misses y"):
+        kernel_interpolant(torch.tensor([[0.0]]).double(), torch.tensor([3.0]).double())

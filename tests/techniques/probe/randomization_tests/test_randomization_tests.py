@@ -159,3 +159,153 @@ def test_misuse() -> None:
             randomization_tests(lambda: nn.Linear(2, 2), data, stream(), **wrong)
     with pytest.raises(ValueError, match="random labels need classes"):
         randomization_tests(lambda: nn.Linear(2, 1), reals, stream())
+
+
+def test_noise_leaves_masks_and_padding_alone() -> None:
+    values = 3 + 2 * torch.rand(400, 1, 6, generator=stream())
+    mask = (torch.arange(6) < torch.randint(2, 6, (400, 1), generator=stream(1))).float()[:, None]
+    x = torch.cat([values * mask, mask], dim=1)
+    before = x.clone()
+    spec = Spec("series", "classes", (2, 6), 2, masked=True)
+    one, other = change_inputs((x, x + mask), spec, "gaussian-inputs", stream(2))
+    assert torch.equal(one[:, 1:], mask)
+    assert torch.equal(one * (1 - mask), before * (1 - mask))
+    seen = values[mask > 0]
+    for noise in (one, other):  # of the first part's moments
+        drawn = noise[:, :1][mask > 0]
+        assert float(drawn.mean()) == pytest.approx(float(seen.mean()), abs=0.06)
+        assert float(drawn.std()) == pytest.approx(float(seen.std()), abs=0.06)
+    assert not torch.equal(one[:, :1], other[:, :1])
+    assert torch.equal(x, before)
+
+
+def test_noise_in_place_of_numbers_is_what_it_was() -> None:
+    table = torch.cat([torch.rand(40, 3, generator=stream()), torch.arange(40.0)[:, None]], dim=1)
+    (changed,) = change_inputs((table,), Spec("table", "classes", (4,), 2, 3, (40,)), "gaussian-inputs", stream(2))
+    numbers = table[:, :3]
+    own = stream(2)
+    torch.randperm(3, generator=own)
+    again = torch.randn(40, 3, generator=own) * numbers.std() + numbers.mean()
+    torch.testing.assert_close(changed[:, :3], again)
+
+
+def test_the_chance_error_is_that_of_the_random_labels() -> None:
+    y = torch.randint(4, (4000,), generator=stream())
+    part = Part(torch.rand(4000, 2, generator=stream(1)), y, torch.arange(4000))
+    data = Data(Spec("table", "classes", (2,), 4, numeric=2), part, part, part)
+    for other in (False, True):
+        found = randomization_tests(
+            lambda: nn.Linear(2, 4), data, stream(), corruption=[], inputs=[], regularisers=[], other=other, max_steps=1
+        )
+        drawn = corrupt_labels(y, 4, 1.0, stream(2), other)
+        assert found["chance error"] == pytest.approx(float((drawn != y).double().mean()), abs=0.02)
+    with pytest.raises(ValueError, match="there is 1 class"):
+        corrupt_labels(torch.zeros(3, dtype=torch.int64), 1, 1.0, stream(), other=True)
+
+
+def test_labels_of_other_classes_are_uniform() -> None:
+    y = torch.full((30_000,), 1)
+    found = corrupt_labels(y, 4, 0.75, stream(), other=True).bincount(minlength=4).double() / 30_000
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64), atol=0.01, rtol=0)
+    any_class = corrupt_labels(y, 4, 0.75, stream()).bincount(minlength=4).double() / 30_000
+    expected = torch.tensor([3 / 16, 7 / 16, 3 / 16, 3 / 16], dtype=torch.float64)
+    torch.testing.assert_close(any_class, expected, atol=0.01, rtol=0)
+
+
+class HeadFirst(nn.Module):
+    """Registers its head before its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(50, 3), nn.Linear(4, 50)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def test_dropout_comes_before_all_but_the_layer_that_runs_first() -> None:
+    net = HeadFirst()
+    regularise(net, "dropout", 0.5, torch.ones(2, 4))
+    assert len(net.head._forward_pre_hooks) == 1
+    assert not net.body._forward_pre_hooks
+    only = regularise(nn.Linear(4, 3), "dropout", 0.5, torch.ones(2, 4))
+    assert len(only._forward_pre_hooks) == 1
+
+
+def test_frozen_weights_and_statistics_stay() -> None:
+    x, y = 5 + torch.randn(40, 5, generator=stream()), torch.arange(40) % 2
+    norm = nn.BatchNorm1d(5)
+    net = nn.Sequential(norm, nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    norm.eval()
+    net[1].requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fit = train_until_fit(net, (x, y), (x, y), (x, y), Settings(20, 8, 1e-2, "adam", 1.0), stream())
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert fit.steps == 20
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_is_torchs_own(optimizer: str) -> None:
+    """Three updates of a linear network, batch by batch, beside torch's optimizer on the same order."""
+    x, y = torch.randn(12, 3, generator=stream()), torch.arange(12) % 2
+    net, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(net.state_dict())
+    train_until_fit(net, (x, y), (x, y), (x, y), Settings(3, 4, 0.05, optimizer, 1.0), stream(7), weight_decay=0.1)
+    rule = (
+        torch.optim.Adam(twin.parameters(), lr=0.05, weight_decay=0.1)
+        if optimizer == "adam"
+        else torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    )
+    for index in torch.randperm(12, generator=stream(7)).split(4):
+        rule.zero_grad()
+        nn.functional.cross_entropy(twin(x[index]), y[index]).backward()
+        rule.step()
+    assert torch.equal(net.weight, twin.weight)
+
+
+def test_time_steps_of_all_channels_move_alike() -> None:
+    x = torch.stack([torch.arange(7.0), torch.arange(7.0) + 100]).expand(4, 2, 7)
+    for kind in ("shuffled-inputs", "random-inputs"):
+        (changed,) = change_inputs((x,), Spec("series", "classes", (2, 7), 2), kind, stream(3))
+        assert torch.equal(changed[:, 1] - changed[:, 0], torch.full((4, 7), 100.0))
+        assert all(sorted(row) == list(range(7)) != row for row in changed[:, 0].tolist())
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    (changed,) = change_inputs((image,), IMAGE, "shuffled-inputs", stream(1))
+    assert (changed[0, 0] != image[0, 0]).any(dim=1).all()  # in every row of pixels
+
+
+def test_moves_are_a_tenth_at_most_in_either_direction() -> None:
+    x = torch.arange(40.0).view(1, 1, 40)
+    own = stream()
+    moves = {int((shift(x, own)[0, 0] == 0).nonzero()) for _ in range(200)}
+    assert moves == {0, 1, 2, 3, 4, 36, 37, 38, 39}
+    assert torch.equal(shift(torch.ones(2, 3), own), torch.ones(2, 3))
+    down = {tuple((shift(torch.eye(20)[None, None, :1], own)[0, 0] == 1).nonzero()[0].tolist()) for _ in range(60)}
+    assert {place[1] for place in down} == {0, 1, 2, 18, 19}
+
+
+def test_what_is_told_of_every_run() -> None:
+    x = torch.randn(24, 4, generator=stream())
+    part = Part(x, torch.arange(24) % 3, torch.arange(24))
+    data = Data(Spec("table", "classes", (4,), 3, numeric=4), part, part, part)
+    found = randomization_tests(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), data, stream(), corruption=[0.3],
+        regularisers=["dropout"], max_steps=2, batch_size=12,
+    )  # fmt: skip
+    runs = [
+        "true labels", "0.3 corrupted", "random labels", "shuffled inputs", "random inputs", "gaussian inputs",
+        "random labels, dropout",
+    ]  # fmt: skip
+    for run in runs:
+        assert found[f"{run}: steps to fit"] == 2
+        assert found[f"{run}: slowdown"] == 1
+        assert found[f"{run}: fitted"] == 0
+        assert found[f"{run}: train accuracy"] < 1
+        assert 0 <= found[f"{run}: test error"] <= 1
+    assert found["true labels: test error"] == pytest.approx(1 - found["true labels: train accuracy"])  # the same rows
+    assert found["true labels: test error if stopped early"] == pytest.approx(found["true labels: test error"])
+    assert found["chance error"] == pytest.approx(2 / 3)
+    assert found["parameters per row"] == (4 * 8 + 8 + 8 * 3 + 3) / 24
+    assert len(found) == 5 * len(runs) + 4

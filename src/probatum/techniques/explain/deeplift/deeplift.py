@@ -14,7 +14,6 @@ Departs   1. the network is traced, so that a module which runs twice is two pla
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.explanation.attribution import reference_like, require_eval
+from probatum.numerics.networks.copies import copied
 from probatum.numerics.tensors.targets import class_targets
 from probatum.spec import Explanation
 from probatum.techniques.explain.deeplift.two_stream import multipliers, trace
@@ -92,7 +92,7 @@ def deeplift(
     x = inputs.detach().double()
     given = reference if isinstance(reference, list | tuple) else [reference]
     references = [reference_like(x, one, "reference") for one in given]
-    graph = trace(copy.deepcopy(model).double().requires_grad_(False))
+    graph = trace(copied(model).double().requires_grad_(False))
     values, gap = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
     with torch.no_grad():
         for rows in torch.arange(len(x), device=x.device).split(chunk):

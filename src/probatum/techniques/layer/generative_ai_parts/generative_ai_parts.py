@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalMixing, CausalSelfAttention
 from probatum.numerics.networks.surgery import swap
+from probatum.numerics.tensors.draws import in_forward
 from probatum.numerics.tensors.precision import WideBuffers, computed_wide
 
 CARD = Card(
@@ -314,10 +315,11 @@ class PartsMixing(WideBuffers, nn.Module):
         t = q.shape[2]
         bias = distance_bias(self.slopes, t)
         if self.training and self.keep is not None:
-            kept = sample_blocks(-(-t // self.block), self.keep, 1 if self.shared else q.shape[1], self.generator)
-            return block_attention(q, k, v, kept.to(q.device), self.block, bias)
+            own, heads = in_forward(self.generator), 1 if self.shared else q.shape[1]
+            kept = sample_blocks(-(-t // self.block), self.keep, heads, own)
+            return block_attention(q, k, v, kept.to(q.device), self.block, bias).to(q.dtype)  # the bias is in float32
         if not self.training and self.stair is not None:
-            return stair_attention(q, k, v, self.stair, self.group, bias)
+            return stair_attention(q, k, v, self.stair, self.group, bias).to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
 
 

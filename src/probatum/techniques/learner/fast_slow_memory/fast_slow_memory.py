@@ -56,9 +56,12 @@ Predicted = Callable[[str, Tensor, int], Tensor]
 
 
 def controllers_of(net: MemoryNet) -> dict[str, dict[str, Tensor]]:
-    """The controllers' weights as tensors of their own, by controller."""
+    """The controllers' weights as tensors of their own, by controller; frozen ones take no gradients."""
     return {
-        name: {key: value.detach().clone().requires_grad_() for key, value in getattr(net, name).named_parameters()}
+        name: {
+            key: value.detach().clone().requires_grad_(value.requires_grad)
+            for key, value in getattr(net, name).named_parameters()
+        }
         for name in CONTROLLERS
     }
 
@@ -93,7 +96,7 @@ def run_episode(
     for t in range(x.shape[1]):
         if one_step and t:
             state = State(*(part.detach().requires_grad_() for part in state))
-        done = net.step(x[:, t], state, fast)
+        done = net.step(x[:, t], state, fast, _in_graph)
         logits.append(done.logits)
         outputs.append(done.outputs)
         starts.append((state, fast))
@@ -108,7 +111,7 @@ def fast_update(
     predicted: Callable[[str, Tensor], Tensor],
     fast_rate: float,
 ) -> dict[str, dict[str, Tensor]]:
-    """theta - rate (du / dtheta)^T predicted / n for each controller, its inputs held fixed.
+    """theta - rate (du / dtheta)^T predicted / n for each controller, its inputs held fixed; frozen weights stay.
 
     Args:
         outputs: u (n, size) of each controller in one step that `fast`, used in that step alone, has taken.
@@ -120,12 +123,18 @@ def fast_update(
     for name in CONTROLLERS:
         u, own = outputs[name], fast[name]
         signal = predicted(name, u.detach())
-        gradients = torch.autograd.grad(u, list(own.values()), signal / len(u), retain_graph=True)
-        found[name] = {
+        free = {key: value for key, value in own.items() if value.requires_grad}
+        gradients = torch.autograd.grad(u, list(free.values()), signal / len(u), retain_graph=True) if free else ()
+        found[name] = dict(own) | {
             key: (value.detach() - fast_rate * g).requires_grad_()
-            for (key, value), g in zip(own.items(), gradients, strict=True)
+            for (key, value), g in zip(free.items(), gradients, strict=True)
         }
     return found
+
+
+def _in_graph(_name: str, u: Tensor) -> Tensor:
+    """u, of which gradients can be asked for where everything before it is frozen, too."""
+    return u if u.requires_grad else u.detach().requires_grad_()
 
 
 def true_gradients(loss: Tensor, outputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -205,7 +214,7 @@ class FastSlow:
         targets: "true" or "bootstrapped".
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting outside its range; a network whose slow weights are all frozen.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -225,13 +234,19 @@ class FastSlow:
         if targets not in TARGETS:
             raise ValueError(f"targets is {targets!r}; use one of {', '.join(TARGETS)}")
         self.net, self.feedback, self.fast_rate, self.targets = net, feedback, fast_rate, targets
-        self.slow = [*net.encoder.parameters(), *net.head.parameters(), net.first]
+        slow = [*net.encoder.parameters(), *net.head.parameters(), net.first]
+        self.slow = [value for value in slow if value.requires_grad]
+        if not self.slow:
+            raise ValueError(
+                "encoder, head and first memory are all frozen; nothing is left that follows the true loss"
+            )
         self.optimizer = torch.optim.Adam(self.slow, lr=rate)
         self.feedback_optimizer = torch.optim.Adam(feedback.parameters(), lr=rate)
         self._warned = False
 
     def update(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> float:
-        """One episode: x (n, t, features), y (n, t) labels, counted (n, t) bool = steps whose loss counts; the loss."""
+        """One episode: x (n, t, features), y (n, t) or (n,) labels, counted (n, t) bool = steps whose loss counts; the loss."""
+        y = y[:, None].expand(-1, x.shape[1]) if y.ndim == 1 and x.ndim == 3 else y
         check_labels(self.net, y)
         if not self._warned:
             self._warned = True

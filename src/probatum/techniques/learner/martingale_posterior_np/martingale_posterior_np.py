@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.columns import varying
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Part, Spec
@@ -93,8 +94,8 @@ class Columns:
     def __init__(self, x: Tensor, spec: Spec) -> None:
         self.spec = spec
         flat = self._flat(x)
-        self.mean, self.scale = flat.mean(dim=0), flat.std(dim=0).clamp_min(1e-6)
-        self.kept = flat.std(dim=0) > 1e-6
+        self.kept = varying(flat)
+        self.mean, self.scale = flat.mean(dim=0), torch.where(self.kept, flat.std(dim=0), torch.ones_like(flat[0]))
         if not bool(self.kept.any()):
             raise ValueError("no column varies over the training rows; there is nothing to learn from")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.tensors.columns import varying
 from probatum.numerics.tensors.precision import widened
 from probatum.numerics.tensors.targets import class_codes
 from probatum.spec import Budget, Data, Part
@@ -81,7 +82,8 @@ class InContext:
         x, y = widened(x), class_codes(y, len(x), classes)
         self.network, self.classes = network, classes
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
-        self.mean, self.spread = mean, torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+        varies = varying(x)
+        self.mean, self.spread = torch.where(varies, mean, x[0]), torch.where(varies, spread, torch.ones_like(spread))
         self.parts = []
         for k in range(contexts):
             rows = torch.randperm(len(x), generator=generator)[: limits.rows]

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.numerics.networks.backbone import Backbone, backbone
-from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax
+from probatum.numerics.optimisation.softmax_regression import Linear, fit_softmax, standardiser
 from probatum.spec import Budget, Data, Optimisation, Part
 from probatum.techniques.learner.zero_shot_toolkit.zero_shot import class_accuracy, class_folds
 
@@ -329,8 +329,7 @@ def fit(
     given = Descriptions.of(raw, data.train.y.unique())
     features = backbone(data, budget, generator, model_factory, optimisation, pretrained, source)
     x = features(data.train.x).double()
-    mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
-    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    mean, spread = standardiser(x)
     z, y = (x - mean) / spread, data.train.y
     penalty = 1.0 if signatures is None else choose_penalty(method, z, y, given, generator)
     found = ZeroShot(features, (mean, spread), scorer(method, z, y, given, generator, penalty), given)

@@ -37,7 +37,8 @@ def rbf_mmd(a: Tensor, b: Tensor, scale: float | None = None) -> Tensor:
     Args:
         a: (n, d), n >= 2.
         b: (m, d), m >= 2.
-        scale: of the kernel; None = the median distance of the joint sample, without a gradient.
+        scale: of the kernel; None = the median distance of the joint sample, without a gradient; where most of its rows are
+            equal, so that the median is rounding noise, the root of the mean squared distance.
 
     Raises:
         ValueError: a sample of one row, or a scale that is not positive.
@@ -49,7 +50,7 @@ def rbf_mmd(a: Tensor, b: Tensor, scale: float | None = None) -> Tensor:
     squared = squared_distances(joint, joint).masked_fill(own, 0.0)
     if scale is None:
         upper = torch.triu_indices(len(joint), len(joint), offset=1)
-        width = squared.detach()[upper[0], upper[1]].median().clamp_min(1e-12)
+        width = _typical(squared.detach()[upper[0], upper[1]], joint.detach())
     elif scale > 0:
         width = squared.new_tensor(float(scale) ** 2)
     else:
@@ -59,6 +60,15 @@ def rbf_mmd(a: Tensor, b: Tensor, scale: float | None = None) -> Tensor:
     own_a = (kernel[:n, :n].sum() - n) / (n * (n - 1))
     own_b = (kernel[n:, n:].sum() - m) / (m * (m - 1))
     return own_a + own_b - 2 * kernel[:n, n:].mean()
+
+
+def _typical(squared: Tensor, rows: Tensor) -> Tensor:
+    """The median of squared distances, their mean where the median is no more than rounding, 1 where all are."""
+    noise = 32 * torch.finfo(rows.dtype).eps * (rows - rows.mean(dim=0)).square().sum(dim=1).amax()
+    for width in (squared.median(), squared.mean()):
+        if bool(width > noise):
+            return width
+    return squared.new_ones(())
 
 
 @computed_wide

@@ -169,7 +169,7 @@ class Guidance:
         self.left_out = 0
 
     def attach(self, model: nn.Module, guide: nn.Module, example: Tensor) -> Guidance:
-        """Map the layers by a few inputs and watch the model's training passes until `detach`; the guide is frozen."""
+        """Map the layers by a few inputs and watch the model's training passes until `detach`; the guide is only looked at."""
         self._map(model, guide, example)
         self._watched().attach()
         return self
@@ -261,7 +261,7 @@ class Guidance:
             steps = self.guide_steps or run.budget.steps
             _train_guide(guide, run, steps, self.guide_rate, self.generator)
             run.extra_passes += steps * run.budget.batch_size
-        self._map(run.model, guide, x[:FEWEST_ROWS])
+        self._map(run.model, guide.eval().requires_grad_(False), x[:FEWEST_ROWS])
 
     def before_pass(self, run: Any, batch: Any) -> None:
         """Watch the coming pass; the hooks are gone when it ends, also by an exception."""
@@ -286,7 +286,6 @@ class Guidance:
     def _map(self, model: nn.Module, guide: nn.Module, example: Tensor) -> None:
         if self.watch is not None and self.watch.attached:
             raise ValueError("already attached to a model; call detach() first")
-        guide.eval().requires_grad_(False)
         seen = hidden_layers(guide, example)
         guides = choose_layers(guide, seen, None)
         self.names = choose_layers(model, hidden_layers(model, example), self.layers)

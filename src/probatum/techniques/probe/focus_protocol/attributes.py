@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -26,7 +28,10 @@ class Attribute:
 
 
 def code_attribute(name: str, given: Sequence[Any], values: Sequence[str] | None = None) -> Attribute:
-    """Code given values; None, NaN and "" are missing, and so are values that are not among `values` where these are named."""
+    """Code given values; None, NaN, NA, NaT and "" are missing, and so are values that are not among `values` where these are named.
+
+    A value is what it is written as, whatever its type; whole numbers are one value with and without a point, 1 and 1.0.
+    """
     words = [_word(value) for value in given]
     known = tuple(sorted({word for word in words if word})) if values is None else tuple(values)
     place = {value: code for code, value in enumerate(known)}
@@ -34,9 +39,16 @@ def code_attribute(name: str, given: Sequence[Any], values: Sequence[str] | None
 
 
 def _word(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    word = str(value).strip()
+    if isinstance(value, str):
+        return word
+    if value is None or word in ("<NA>", "NaT") or word.lower() == "nan":  # of every library
         return ""
-    return str(value).strip()
+    if isinstance(value, numbers.Real | Decimal) and math.isfinite(value) and value == int(value):
+        return word if isinstance(value, bool) else str(int(value))
+    return word
 
 
 def measured_attributes(
@@ -45,7 +57,8 @@ def measured_attributes(
     """Attributes read off encoded rows, for each of several parts; numbers are cut at quantiles of the first part.
 
     Tables: columns, categories (code 0 is missing) before numbers. Images: brightness, contrast, balance of left and right.
-    Text: length, share of unknown words, share of repeated words. Series: level, spread, roughness of the first channel.
+    Text: length, share of unknown words, share of repeated words. Series: level, spread, roughness of the first channel, of
+    the observed steps where they are masked. A number that cannot be told (NaN) is missing.
 
     Args:
         parts: x of training rows, then of others.
@@ -72,8 +85,8 @@ def measured_attributes(
             else:
                 _cut(found, name, [x[:, column] for x in parts], bins)
         return found
-    for name, numbers in _numbers(parts, spec)[:most]:
-        _cut(found, name, numbers, bins)
+    for name, measured in _numbers(parts, spec)[:most]:
+        _cut(found, name, measured, bins)
     return found
 
 
@@ -104,6 +117,14 @@ def _numbers(parts: Sequence[Tensor], spec: Spec) -> list[tuple[str, list[Tensor
             ("repeated words", [1 - d / n for d, n in zip(distinct, lengths, strict=True)]),
         ]
     first = [x[:, 0] for x in parts]
+    if spec.masked:
+        first = [torch.where(x[:, -1] > 0, x[:, 0], torch.nan) for x in parts]
+        spreads = [((x - x.nanmean(dim=1, keepdim=True)) ** 2).nanmean(dim=1).sqrt() for x in first]
+        return [
+            ("level", [x.nanmean(dim=1) for x in first]),
+            ("spread", spreads),
+            ("roughness", [x.diff(dim=1).abs().nanmean(dim=1) for x in first]),
+        ]
     return [
         ("level", [x.mean(dim=1) for x in first]),
         ("spread", [x.std(dim=1) for x in first]),
@@ -118,12 +139,15 @@ def _distinct(x: Tensor) -> Tensor:
     return (new & (ordered != 0)).sum(dim=1).float()
 
 
-def _cut(found: list[list[Attribute]], name: str, numbers: Sequence[Tensor], bins: int) -> None:
+def _cut(found: list[list[Attribute]], name: str, measured: Sequence[Tensor], bins: int) -> None:
     levels = torch.arange(1, bins, dtype=torch.float64) / bins
-    edges = torch.quantile(numbers[0].double(), levels).unique()
+    told = measured[0].double()
+    told = told[~told.isnan()]
+    edges = (torch.quantile(told, levels) if len(told) else told).unique()
     values = tuple(f"{name} {place + 1} of {len(edges) + 1}" for place in range(len(edges) + 1))
-    for rows, number in zip(found, numbers, strict=True):
-        rows.append(Attribute(name, values, torch.bucketize(number.double(), edges)))
+    for rows, number in zip(found, measured, strict=True):
+        codes = torch.bucketize(number.double().contiguous(), edges)
+        rows.append(Attribute(name, values, codes.masked_fill(number.isnan(), MISSING)))
 
 
 def commonness(y: Tensor, attribute: Attribute, classes: int, smoothing: float = 1.0) -> Tensor:

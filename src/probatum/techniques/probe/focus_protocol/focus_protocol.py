@@ -15,7 +15,6 @@ Departs   1. without metadata the attributes are read off the rows: columns of t
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from probatum.card import Card
+from probatum.numerics.networks.copies import copied
 from probatum.numerics.networks.last_layer import head_of
-from probatum.numerics.networks.watch import last_features
+from probatum.numerics.networks.watch import last_features, outputs_of
 from probatum.numerics.optimisation.fit_network import fit_network
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data
 from probatum.techniques.probe.focus_protocol.attributes import (
     Attribute,
@@ -77,6 +78,8 @@ def grouped(probabilities: Tensor, groups: Sequence[int], how: str = "sum") -> T
     if how not in ("sum", "argmax"):
         raise ValueError(f"how is {how!r}; use sum or argmax")
     place = torch.tensor(list(groups))
+    if int(place.max()) < 0:
+        raise ValueError("no label has a group; give 0 or more for one at least")
     member = torch.nn.functional.one_hot(place.clamp_min(0), int(place.max()) + 1) * (place >= 0)[:, None]
     if how == "sum":
         return probabilities @ member.to(probabilities.dtype)
@@ -176,8 +179,9 @@ def focus_protocol(
         model_factory: gives a fresh network.
         data: classes.
         generator: all that is drawn.
-        attributes: "train", "test" (and "valid" for fine-tuning) -> name -> one value a row; None, NaN and "" are missing.
-            None = read off the rows.
+        attributes: "train", "test" (and "valid" for fine-tuning) -> name -> one value a row; None, NaN, NA, NaT and
+            "" are missing, and a value that neither training nor test rows have is so in validation rows. None = read off
+            the rows.
         uncommon: declared: name -> (classes, values) bool, values in sorted order; None = estimated on training rows.
         columns: tables: which columns are the attributes; None = the first ones.
         tau: a value is uncommon for a class below this share, in (0, 1).
@@ -190,7 +194,8 @@ def focus_protocol(
     Returns:
         "accuracy"; by k "accuracy with K uncommon", its "low" and "high", "rows with K uncommon" (K = "unknown" for rows with
         a missing attribute); "slope"; by attribute "gap NAME", "gap NAME without its features", "rows with NAME missing",
-        "classes without NAME", "uncommon pairs of NAME"; after fine-tuning the accuracies again.
+        "classes without NAME", "uncommon pairs of NAME"; after fine-tuning the accuracies again, "rows to fine-tune on" and
+        "validation rows with NAME missing".
 
     Raises:
         ValueError: attributes of another length or not for both parts, a table that does not fit, settings out of range.
@@ -209,6 +214,7 @@ def focus_protocol(
         (2.0, 54.0, 6.0)
     """
     _check(data, tau, units, steps, batch, lr, finetune_steps)
+    data = coded(data)
     classes = data.spec.outputs
     known = _attributes(data, attributes, columns, most, bins)
     tables = _tables(data, known["train"], uncommon, tau, smoothing)
@@ -232,8 +238,10 @@ def focus_protocol(
         flags_valid, there_valid = uncommon_flags(data.valid.y, known["valid"], tables)
         rare = (flags_valid & there_valid).any(dim=1)
         result["rows to fine-tune on"] = float(rare.sum())
+        for j, attribute in enumerate(known["valid"]):
+            result[f"validation rows with {attribute.name} missing"] = float((~there_valid[:, j]).sum())
         if int(rare.sum()) > 1:
-            tuned = copy.deepcopy(model)
+            tuned = copied(model)
             fit_network(tuned, data.valid.x[rare], data.valid.y[rare], finetune_steps, batch, lr / 10, generator)
             _tell(result, _predicted(tuned, test.x).eq(y), k, "fine-tuned ")
     return result
@@ -333,9 +341,8 @@ def _without_features(
             result[f"gap {attribute.name} without its features"] = found
 
 
-@torch.no_grad()
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(dim=1) for part in x.split(1024)])
+    return outputs_of(model, x, 1024).argmax(dim=1)
 
 
 def _check(data: Data, tau: float, units: float, steps: int, batch: int, lr: float, finetune_steps: int) -> None:

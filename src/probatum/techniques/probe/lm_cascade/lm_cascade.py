@@ -33,8 +33,13 @@ from probatum.card import Card
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
 from probatum.numerics.cost.operations import counted
-from probatum.numerics.networks.watch import hooked, pass_through
+from probatum.numerics.networks.modes import begin_training
+from probatum.numerics.networks.surgery import inside_attention
+from probatum.numerics.networks.watch import look, pass_through
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
@@ -106,6 +111,7 @@ class DeferralRule:
         if features.ndim != 2 or not np.isfinite(features).all():
             raise ValueError(f"features are {features.shape}; give finite (n, d)")
         _, first, second = checked(np.zeros(len(features)), small, large)
+        self.platt = (1.0, 0.0)  # not what an earlier fit left
         y = (second > first).astype(np.int64) if self.target == "better" else second - first
         self.model = self._fitted(features, y, seed)
         if self.target == "better" and min(np.bincount(y, minlength=2)) >= FOLDS:
@@ -123,22 +129,16 @@ class DeferralRule:
     def _fitted(self, features: np.ndarray, y: np.ndarray, seed: int) -> tuple[StandardScaler, Any]:
         scaler = StandardScaler().fit(features)
         x = scaler.transform(features)
-        if (
-            self.target == "better" and len(np.unique(y)) < 2
-        ):  # one answer for all, as odds with half a row of the other
+        # one answer for all: as odds with half a row of the other
+        if self.target == "better" and len(np.unique(y)) < 2:
             return scaler, (1 if y[0] else -1) * math.log(2 * len(y) + 1)
-        if self.target == "better":
-            model: Any = LogisticRegression(C=1 / self.penalty, max_iter=1000)
-            if self.rule == "mlp":
-                model = MLPClassifier(
-                    hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed
-                )
+        mlp: Any = MLPClassifier if self.target == "better" else MLPRegressor
+        if self.rule == "mlp":
+            model: Any = mlp(hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed)
+        elif self.target == "better":
+            model = LogisticRegression(C=1 / self.penalty, max_iter=1000)
         else:
             model = Ridge(alpha=self.penalty)
-            if self.rule == "mlp":
-                model = MLPRegressor(
-                    hidden_layer_sizes=(self.hidden,), alpha=self.penalty, max_iter=PASSES, random_state=seed
-                )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # PASSES is a budget
             return scaler, model.fit(x, y)
@@ -212,40 +212,46 @@ class SmallNetwork(nn.Module):
 
 
 class Middle(NamedTuple):
-    """A module inside a network, and the share of the network's cost until its output is there."""
+    """A module inside a network, the share of the network's cost until its output is there, and which of its runs gives it."""
 
     module: nn.Module
     share: float
+    run: int = 0
 
 
 def flops(model: nn.Module, x: Tensor) -> float:
     """Operations of one forward pass a row, or the network's parameters where none are counted."""
-    with counted() as operations, torch.no_grad():
-        model(x)
+    with counted() as operations:
+        look(model, x, {})
     return operations.total / len(x) or float(sum(p.numel() for p in model.parameters()))
 
 
 def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
     """The first module inside whose output comes after this share of the operations, with the share it really takes.
 
+    A module that runs several times is taken and charged at the run that comes after the share. Where none does, as before
+    a head that is no module (tied weights), it is the last to run.
+
     Raises:
         ValueError: a network without any layer of a known kind.
     """
     found: list[tuple[nn.Module, float]] = []
-    inner = {name: module for name, module in model.named_modules() if isinstance(module, STATES)}
+    closed = inside_attention(model)  # these never run by themselves
+    inner = {n: m for n, m in model.named_modules() if isinstance(m, STATES) and id(m) not in closed}
 
     def note(name: str, _inputs: object, _output: object) -> None:
         found.append((inner[name], float(operations.total)))
 
-    with counted() as operations, torch.no_grad(), hooked(model, inner, note):
-        model(x)
+    with counted() as operations:
+        look(model, x, inner, note)
     if not found:
         raise ValueError("the large network has no linear, convolutional, embedding or norm layer; leave embed-1+2 out")
     total = float(operations.total)
     if not total:  # in order of the layers instead
         found, total = [(m, k + 1.0) for k, (m, _) in enumerate(found)], float(len(found))
-    module, spent = next(pair for pair in found if pair[1] >= share * total)
-    return Middle(module, spent / total)
+    place = next((k for k, (_, spent) in enumerate(found) if spent >= share * total), len(found) - 1)
+    module, spent = found[place]
+    return Middle(module, spent / total, sum(earlier is module for earlier, _ in found[:place]))
 
 
 def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generator: Generator) -> nn.Module:
@@ -253,17 +259,18 @@ def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generat
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     own, size = getattr(model, "objective", None), min(batch, len(part))
-    model.train()
-    for _ in range(steps):
-        rows = torch.randperm(len(part), generator=generator)[:size]
-        x, y = part.x[rows], part.y[rows]
-        output = model(x)
-        loss = cross_entropy(output, y) if own is None else own(x, output, y, cross_entropy)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
+    begin_training(model)
+    with in_single(model):
+        for _ in range(steps):
+            rows = torch.randperm(len(part), generator=generator)[:size]
+            x, y = widened(part.x[rows]), part.y[rows]
+            output = model(x)
+            loss = cross_entropy(output, y) if own is None else own(x, output, y, cross_entropy)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
     return model.eval()
 
 
@@ -285,18 +292,18 @@ class Written(NamedTuple):
 
 
 @torch.no_grad()
-def write(model: nn.Module, part: Part, lengths: Tensor, inside: nn.Module | None = None) -> Written:
-    """Likeliest tokens of each row, and the state that `inside` gives, pooled over what belongs to the output."""
+def write(model: nn.Module, part: Part, lengths: Tensor, inside: nn.Module | None = None, run: int = -1) -> Written:
+    """Likeliest tokens of each row, and the state that `inside` gives at this run, pooled over what belongs to the output."""
     logs, right, states = [], [], []
     for rows in torch.arange(len(part)).split(64):
         if inside is None:
             output = model(part.x[rows])
         else:
             output, seen = pass_through(model, part.x[rows], inside)
-            states.append(_pooled(inside, seen[-1], lengths[rows], part.y.ndim > 1))
-        top = output.log_softmax(dim=-1).max(dim=-1)
+            states.append(_pooled(inside, seen[run], lengths[rows], part.y.ndim > 1))
+        top = widened(output).log_softmax(dim=-1).max(dim=-1)
         logs.append(top.values.reshape(len(rows), -1))
-        right.append((top.indices == part.y[rows]).reshape(len(rows), -1))
+        right.append((top.indices == part.y[rows].reshape(top.indices.shape)).reshape(len(rows), -1))
     state = torch.cat(states) if states else torch.zeros(len(part), 0)
     log_p, hits = (torch.cat(found).double().numpy() for found in (logs, right))
     return Written(log_p, hits, state.double().numpy())
@@ -356,6 +363,7 @@ def lm_cascade(
         ValueError: settings out of range, a task that is not named above, fewer than four validation rows.
     """
     _check(data, width, steps, batch, lr, levels, rates, budgets, shortest, depth, rows)
+    data = coded(data) if data.spec.task == "classes" else data
     proto = DeferralRule(rule, target)  # names the bad setting before anything is trained
     valid, test = (_some(part, rows, generator) for part in (data.valid, data.test))
     with own_draws(generator):  # weights, and dropout
@@ -460,7 +468,7 @@ def _judged(
     lengths = torch.randint(least, longest + 1, (len(part),), generator=generator)
     mask = (torch.arange(longest) < lengths[:, None]).numpy()
     a = write(small, part, lengths, small.last)
-    b = write(large, part, lengths, middle.module)
+    b = write(large, part, lengths, middle.module, middle.run)
     return Judged(Tokens(a.log_p * mask, mask), a.quality(mask), b.quality(mask), a.state, b.state)
 
 

@@ -8,7 +8,8 @@ Shapes    (model_factory, data, generator) -> dict of named numbers
 Departs   1. a corrupted label is drawn from all classes, as in the paper, so that 1/classes of them stay right;
              other=True draws from the other classes
           2. trained by Adam (or SGD with momentum) at a constant rate, with L2 weight decay where that is the regulariser
-          3. category columns of tables are left in place when inputs are shuffled or replaced
+          3. category columns of tables are left in place when inputs are shuffled or replaced; a mask is shuffled with its
+             series, and no noise is put in its place or where it says that nothing was observed
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.card import Card
+from probatum.numerics.networks.modes import begin_training
 from probatum.numerics.networks.surgery import swap
+from probatum.numerics.networks.watch import look, outputs_of
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.free import free_entries
+from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data, Spec
 
 CARD = Card(
@@ -64,23 +71,33 @@ class Settings:
 
 
 def corrupt_labels(y: Tensor, classes: int, share: float, generator: torch.Generator, other: bool = False) -> Tensor:
-    """Labels (n,), each replaced with probability `share` by a uniform one: of all classes, or of the other ones."""
+    """Labels (n,), each replaced with probability `share` by a uniform one: of all classes, or of the other ones.
+
+    Raises:
+        ValueError: a share outside [0, 1], or fewer than two classes.
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"the corrupted share is {share}; it must lie in [0, 1]")
-    drawn = torch.randint(classes, y.shape, generator=generator)
+    if classes < 2:
+        raise ValueError(f"there is {classes} class; wrong labels need 2 or more")
+    where = {"generator": generator, "device": generator.device}
+    drawn = torch.randint(classes, y.shape, **where).to(y.device)
     if other:
-        drawn = (y + 1 + torch.randint(classes - 1, y.shape, generator=generator)) % classes
-    return torch.where(torch.rand(y.shape, generator=generator) < share, drawn, y)
+        drawn = (y + 1 + torch.randint(classes - 1, y.shape, **where).to(y.device)) % classes
+    return torch.where(torch.rand(y.shape, **where).to(y.device) < share, drawn, y)
 
 
 def change_inputs(parts: Sequence[Tensor], spec: Spec, kind: str, generator: torch.Generator) -> list[Tensor]:
     """The inputs of several parts with structure taken away.
 
     "shuffled-inputs" permutes positions (pixels, columns, time steps, tokens) by one permutation for all examples,
-    "random-inputs" by a fresh one for each, "gaussian-inputs" draws from the first part's mean and variance.
+    "random-inputs" by a fresh one for each, "gaussian-inputs" draws from the first part's mean and variance. Codes of
+    categories stay. A mask moves with the time steps that it speaks of; noise leaves it and what it hides alone.
     """
     width = spec.numeric if spec.modality == "table" else parts[0].flatten(2 if parts[0].ndim > 2 else 1).shape[-1]
     shared = torch.randperm(width, generator=generator)
+    if kind == "gaussian-inputs":
+        return _noise(parts, spec, generator)
     changed = []
     for x in parts:
         flat = x.clone().flatten(2) if x.ndim > 2 else x.clone()
@@ -90,9 +107,6 @@ def change_inputs(parts: Sequence[Tensor], spec: Spec, kind: str, generator: tor
         elif kind == "random-inputs":
             own = torch.rand(len(x), width, generator=generator).argsort(dim=1)
             free = free.gather(-1, own if flat.ndim == 2 else own[:, None, :].expand_as(free))
-        elif kind == "gaussian-inputs":
-            source = parts[0].flatten(2 if parts[0].ndim > 2 else 1)[..., :width]
-            free = source.mean() + source.std() * torch.randn(free.shape, generator=generator)
         else:
             raise ValueError(f"inputs are changed by {kind!r}; use one of {', '.join(INPUTS)}")
         flat[..., :width] = free
@@ -100,10 +114,39 @@ def change_inputs(parts: Sequence[Tensor], spec: Spec, kind: str, generator: tor
     return changed
 
 
-def regularise(model: nn.Module, kind: str | None, dropout: float) -> nn.Module:
-    """The model with dropout in front of every linear layer but the first, or without its batch norm; in place."""
+def _noise(parts: Sequence[Tensor], spec: Spec, generator: torch.Generator) -> list[Tensor]:
+    """The parts with the mean and deviation of the first one's measurements, and nothing else of them."""
+    held = free_entries(spec, parts[0])
+    source = parts[0] if held is None else parts[0][held]
+    mean, deviation, changed = source.mean(), source.std(), []
+    for x in parts:
+        free = free_entries(spec, x)
+        place = torch.ones_like(x, dtype=torch.bool) if free is None else free
+        drawn = torch.randn(int(place.sum()), generator=generator, device=generator.device).to(x)
+        changed.append(x.masked_scatter(place, mean + deviation * drawn))
+    return changed
+
+
+def regularise(model: nn.Module, kind: str | None, dropout: float, x: Tensor | None = None) -> nn.Module:
+    """The model with dropout in front of every linear layer but the first, or without its batch norm; in place.
+
+    Args:
+        model: is changed.
+        kind: "dropout", "no-batch-norm", or anything else for nothing.
+        dropout: share that is dropped.
+        x: a few rows, to see which linear layer runs first; None = the one that was registered first.
+    """
     if kind == "dropout":
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        if x is not None:
+            seen: list[str] = []
+            look(
+                model,
+                x,
+                dict(zip(map(str, range(len(linear))), linear, strict=True)),
+                lambda name, *_: seen.append(name),
+            )
+            linear = [linear[int(name)] for name in dict.fromkeys(seen)]
         for module in linear[1:] or linear:
             module.register_forward_pre_hook(
                 lambda m, args: (F.dropout(args[0], dropout, training=m.training), *args[1:])
@@ -128,7 +171,16 @@ def train_until_fit(
     settings: Settings, generator: torch.Generator, weight_decay: float = 0.0, augment: bool = False,
 ) -> Fit:  # fmt: skip
     """Train until the training accuracy is reached or the steps are spent; labels stay as they are."""
-    x, y = train
+    with in_single(model):
+        pairs = [(widened(x), y) for x, y in (train, valid, test)]
+        return _until_fit(model, pairs, settings, generator, weight_decay, augment)
+
+
+def _until_fit(
+    model: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], settings: Settings, generator: torch.Generator,
+    weight_decay: float, augment: bool,
+) -> Fit:  # fmt: skip
+    (x, y), valid, test = pairs
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -138,8 +190,8 @@ def train_until_fit(
         optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=weight_decay)
     step, best, at_best, reached = 0, -1.0, 0.0, 0.0
     objective = getattr(model, "objective", None)
+    begin_training(model)
     while step < settings.max_steps:
-        model.train()
         for index in torch.randperm(len(y), generator=generator).split(settings.batch_size):
             if len(index) < 2 or step == settings.max_steps:
                 continue
@@ -158,15 +210,15 @@ def train_until_fit(
         if validity > best:
             best, at_best = validity, accuracy(model, *test)
         if reached >= settings.fit_accuracy:
-            return Fit(step, True, reached, accuracy(model, *test), at_best)
-    return Fit(step, False, reached, accuracy(model, *test), at_best)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of rows with the right largest output, in evaluation mode."""
+            break
+    fitted, final = reached >= settings.fit_accuracy, accuracy(model, *test)
     model.eval()
-    return float(torch.cat([model(part).argmax(dim=1) for part in x.split(1024)]).eq(y).float().mean())
+    return Fit(step, fitted, reached, final, at_best)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of rows with the right largest output, in evaluation mode; modes are as they were afterwards."""
+    return float(outputs_of(model, x, 1024).argmax(dim=1).eq(y).float().mean())
 
 
 def randomization_tests(
@@ -203,8 +255,8 @@ def randomization_tests(
 
     Returns:
         "RUN: fitted" (0 or 1), "RUN: steps to fit" (all steps where it is not), "RUN: slowdown" against true labels,
-        "RUN: train accuracy", "RUN: test error", "true labels: test error if stopped early", "chance error",
-        "parameters per row", "memorises" (1 where random labels reach 99 % of the training rows).
+        "RUN: train accuracy", "RUN: test error", "true labels: test error if stopped early", "chance error" (that of the
+        random labels themselves: 1 - 1/classes, and 1 where they are drawn from the other classes), "parameters per row", "memorises" (1 where random labels reach 99 % of the training rows).
 
     Raises:
         ValueError: unknown names, or a setting outside its range.
@@ -219,7 +271,7 @@ def randomization_tests(
         >>> found["memorises"]
         1.0
     """
-    _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
+    data = _check(data, inputs, regularisers, optimizer, rows, max_steps, batch_size)
     _check_ranges(lr, fit_accuracy, weight_decay, dropout)
     spec, train = data.spec, data.train
     chosen = torch.randperm(len(train), generator=generator)[:rows]
@@ -227,11 +279,11 @@ def randomization_tests(
     valid, test = (data.valid.x, data.valid.y), (data.test.x, data.test.y)
     settings = Settings(max_steps, batch_size, lr, optimizer, fit_accuracy)
     first = model_factory()
-    result = {"chance error": 1 - 1 / spec.outputs}
+    result = {"chance error": 1.0 if other else 1 - 1 / spec.outputs}
     result["parameters per row"] = sum(p.numel() for p in first.parameters()) / len(y)
 
     def run(name: str, pair: tuple[Tensor, Tensor], kind: str | None = None, held: Sequence[Tensor] = ()) -> Fit:
-        model = regularise(copy.deepcopy(first), kind, dropout)
+        model = regularise(copy.deepcopy(first), kind, dropout, x[:2])
         own_valid, own_test = (valid, test) if not held else ((held[0], valid[1]), (held[1], test[1]))
         decay = weight_decay if kind == "weight-decay" else 0.0
         fit = train_until_fit(
@@ -265,7 +317,8 @@ def randomization_tests(
 
 def _check(
     data: Data, inputs: Sequence[str], regularisers: Sequence[str], optimizer: str, rows: int, steps: int, size: int
-) -> None:
+) -> Data:
+    """The data, labels as codes."""
     if data.spec.task != "classes":
         raise ValueError(f"the task is {data.spec.task!r}; random labels need classes")
     for name, values, allowed in (
@@ -280,6 +333,7 @@ def _check(
         raise ValueError(f"rows is {rows} and max_steps {steps}; they must be at least 2 and 1")
     if size < 2 or len(data.train) < 2:  # single rows are skipped, so nothing would ever be trained
         raise ValueError(f"batch_size is {size} and there are {len(data.train)} training rows; both must be at least 2")
+    return coded(data)
 
 
 def _check_ranges(lr: float, fit_accuracy: float, weight_decay: float, dropout: float) -> None:
