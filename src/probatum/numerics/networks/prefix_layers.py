@@ -167,8 +167,8 @@ class LayerNorm(Layer):
         if self.state.expected is not None:
             x, kept = _checked_columns(self.state, x, -1, self.name)
             if kept is not None:  # as it is at the share
-                own, shift = (None if v is None else v[:kept] for v in (weight, bias))
-                normed = F.layer_norm(x[..., :kept], (kept,), own, shift, module.eps)
+                scale, shift = (None if v is None else v[:kept] for v in (weight, bias))
+                normed = F.layer_norm(x[..., :kept], (kept,), scale, shift, module.eps)
                 return torch.cat([normed, x.new_full((*x.shape[:-1], width - kept), math.nan)], dim=-1)
             marked = F.layer_norm(x.nan_to_num(), (width,), weight, bias, module.eps)
             return marked.masked_fill(x.isnan(), math.nan)
