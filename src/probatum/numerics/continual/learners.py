@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from probatum.numerics.continual.stages import (
     Exemplars,
@@ -21,7 +20,7 @@ from probatum.numerics.continual.stages import (
     seen_loss,
     train_stage,
 )
-from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.precision import computed_wide, unit
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 FORWARD = 1 / 3
@@ -31,7 +30,7 @@ FORWARD = 1 / 3
 @computed_wide
 def nearness(features: Tensor, means: Tensor) -> Tensor:
     """Minus the squared distance of features (n, d) to means (classes, d), brought to unit length: (n, classes)."""
-    return -torch.cdist(features, F.normalize(means, dim=1)).square()
+    return -torch.cdist(features, unit(means)).square()
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Replay(FineTune):
     def features(self, x: Tensor) -> Tensor:
         """Features of unit length (n, d)."""
         self.network.eval()
-        return F.normalize(evaluate(self.network.features, x), dim=1)  # type: ignore[arg-type]
+        return unit(evaluate(self.network.features, x))  # type: ignore[arg-type]
 
     def keep(self, x: Tensor, y: Tensor) -> None:
         """Fill the exemplars again."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import unit
 
 LARGEST_SCALE = math.log(100.0)
 """The learned inverse temperature may not pass 100 (Radford et al. 2021)."""
@@ -48,14 +49,14 @@ class TwoTowers(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The loss of a batch of pairs."""
         scale = self.log_scale.clamp(max=LARGEST_SCALE).exp()
-        return info_nce(F.normalize(self.left(x), dim=1), F.normalize(self.right(t), dim=1), scale)
+        return info_nce(unit(self.left(x)), unit(self.right(t)), scale)
 
     @torch.no_grad()
     def scores(self, x: Tensor, t: Tensor, block: int = 1024) -> Tensor:
         """Cosine of each pair, (n,), in evaluation mode."""
         with evaluating(self):
             found = [
-                (F.normalize(self.left(rows), dim=1) * F.normalize(self.right(texts), dim=1)).sum(dim=1)
+                (unit(self.left(rows)) * unit(self.right(texts))).sum(dim=1)
                 for rows, texts in zip(x.split(block), t.split(block), strict=True)
             ]
         return torch.cat([self.log_scale.new_zeros(0), *found])
@@ -64,8 +65,8 @@ class TwoTowers(nn.Module):
     def classify(self, x: Tensor, prompts: Tensor, block: int = 1024) -> Tensor:
         """Zero-shot: cosines (n, classes) to the prompts (classes, ...), in evaluation mode."""
         with evaluating(self):
-            to = F.normalize(self.right(prompts), dim=1)
-            return torch.cat([F.normalize(self.left(rows), dim=1) @ to.T for rows in x.split(block)])
+            to = unit(self.right(prompts))
+            return torch.cat([unit(self.left(rows)) @ to.T for rows in x.split(block)])
 
 
 def fit_pairs(
