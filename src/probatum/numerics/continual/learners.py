@@ -21,7 +21,7 @@ from probatum.numerics.continual.stages import (
     seen_loss,
     train_stage,
 )
-from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.precision import computed_wide, widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 FORWARD = 1 / 3
@@ -87,7 +87,7 @@ class FineTune:
 
     def observe(self, stage: Stage, budget: Budget) -> None:
         """Learn one stage; where that fails, it can be shown again."""
-        check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
+        stage = check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
         before = self.old, self.seen, self.stages
         self.old = self.seen.to(stage.y.device)
         self.seen = self.old | class_mask(stage.classes, self.s.num_classes, stage.y.device)
@@ -146,7 +146,7 @@ class FineTune:
     def teach(self, x: Tensor) -> Tensor:
         """What the network says of these rows before the stage (n, num_classes); charged as passes forward."""
         self.passes += FORWARD * len(x)
-        return evaluate(self.network, x)
+        return widened(evaluate(self.network, x))
 
 
 class Replay(FineTune):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.surgery import swap
 from probatum.numerics.networks.watch import hooked, is_output
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import HALF, widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 Loss = Callable[[Batch, Any], Tensor]
@@ -32,8 +34,22 @@ def class_mask(classes: Iterable[int], count: int, device: torch.device | str = 
     return mask
 
 
-def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> None:
-    """ValueError for rows of classes that the stage does not name and that are not known, and for names that are no class."""
+def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> Stage:
+    """The stage, its labels (n,) int64; of (n, 1) and of other whole-number types they are made so.
+
+    Raises:
+        ValueError: rows of classes that the stage does not name and that are not known, names that are no class, labels of
+            another shape. TypeError: labels that are no whole numbers.
+    """
+    y = stage.y
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"stage {stage.number} has labels of {y.dtype}; class numbers are needed, int64")
+    if y.shape not in ((len(stage.x),), (len(stage.x), 1)):
+        raise ValueError(
+            f"stage {stage.number} has {len(stage.x)} rows and labels {tuple(y.shape)}; give (n,), one a row"
+        )
+    if y.ndim == 2 or y.dtype != torch.int64:
+        stage = replace(stage, y=y.reshape(-1).long())
     outside = [c for c in stage.classes if not 0 <= c < num_classes]
     if outside:
         raise ValueError(f"stage {stage.number} names classes {outside}; there are classes 0 to {num_classes - 1}")
@@ -41,6 +57,12 @@ def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> No
     if strange:
         what = "leave rows without a label out" if strange[0] < 0 else "name them"
         raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; {what}")
+    return stage
+
+
+def present(stage: Stage) -> list[int]:
+    """Classes that a stage names or has rows of."""
+    return sorted({*stage.classes, *stage.y.unique().tolist()})
 
 
 def masked(output: Tensor, seen: Tensor) -> Tensor:
@@ -73,6 +95,7 @@ def train_stage(
     """Train the parameters that require gradients by a fresh AdamW and leave the model in evaluation mode.
 
     The global random state is put back: what the model itself draws (dropout) comes from a seed taken from `order`.
+    Networks and rows of half precision are trained in float32, and the network given back as it came.
 
     Args:
         model: (n, ...) -> output.
@@ -92,8 +115,9 @@ def train_stage(
     """
     if not len(y):
         raise ValueError("the stage has 0 rows; give at least one")
-    with as_it_was_on_failure(model):
-        return _updates(model, x, y, budget, optimisation, order, loss, gradients, stepped)
+    wide = any(t.dtype in HALF for t in model.parameters())
+    with as_it_was_on_failure(model), in_single(model):
+        return _updates(model, x, y, budget, optimisation, order, loss, gradients, stepped, wide)
 
 
 @contextmanager
@@ -122,6 +146,7 @@ def _updates(
     loss: Loss,
     gradients: Callable[[], None] | None,
     stepped: Callable[[], None] | None,
+    wide: bool,
 ) -> int:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
@@ -134,7 +159,7 @@ def _updates(
                 visit = torch.randperm(len(y), generator=order).to(x.device)
                 batches = [b for b in visit.split(budget.batch_size) if len(b) > 1] or [visit.repeat(2)]
             index = batches.pop(0)
-            batch = Batch(x[index], y[index], index)
+            batch = Batch(widened(x[index]) if wide else x[index], y[index], index)
             value = loss(batch, model(batch.x))
             optimizer.zero_grad(set_to_none=True)
             value.backward()

@@ -81,7 +81,7 @@ class Growing(nn.Module):
             like = split.head.weight
         else:
             last = self.bodies[-1]
-            like = next(last.parameters())
+            like = self.head.weight  # type: ignore[union-attr]
             special = last_block(last) if self.share else [last]
             inside = {id(module) for part in special for module in part.modules()}
             shared = [m for m in blocks(last) if id(m) not in inside] if self.share else []
@@ -142,12 +142,13 @@ class DER(Replay):
         """Learn one stage; where that fails, what was grown goes, and it can be shown again."""
         grown = self.growing
         bodies, head, classes = list(grown.bodies), grown.head, list(grown.classes)
+        learning = [(p, p.requires_grad) for p in grown.parameters()]
         try:
             super().observe(stage, budget)
         except BaseException:
             grown.bodies, grown.head, grown.auxiliary, grown.classes = nn.ModuleList(bodies), head, None, classes
-            for body in bodies[-1:]:
-                body.requires_grad_(True)
+            for p, learns in learning:
+                p.requires_grad_(learns)
             raise
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
