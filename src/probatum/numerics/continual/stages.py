@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.modes import begin_training, kept_in_evaluation
 from probatum.numerics.networks.surgery import swap
 from probatum.numerics.networks.watch import hooked, is_output
 from probatum.numerics.optimisation.fit_network import in_single
@@ -95,7 +96,8 @@ def train_stage(
     """Train the parameters that require gradients by a fresh AdamW and leave the model in evaluation mode.
 
     The global random state is put back: what the model itself draws (dropout) comes from a seed taken from `order`.
-    Networks and rows of half precision are trained in float32, and the network given back as it came.
+    Networks and rows of half precision are trained in float32, and the network given back as it came. Parts that are in
+    evaluation in a network in training stay so.
 
     Args:
         model: (n, ...) -> output.
@@ -151,7 +153,11 @@ def _updates(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
     passed = 0
-    model.train()
+    kept = kept_in_evaluation(model)
+    for k, module in enumerate(model.modules()):
+        if k in kept:
+            module.still = True  # in later stages too, which find the whole network in evaluation
+    begin_training(model)
     with own_draws(order):
         batches: list[Tensor] = []
         for step in range(budget.steps):
@@ -209,6 +215,7 @@ class Split(nn.Module):
         gap = nn.Identity()
         swap(network, {head: gap})
         self.body, self.head = network, head
+        self.training = network.training  # parts in evaluation of a network in training are kept so
         self._gap = [gap]  # in a list, so that it is a part of the body alone
         self._ends = False
 

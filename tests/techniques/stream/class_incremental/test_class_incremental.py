@@ -607,3 +607,25 @@ def test_der_leaves_frozen_weights_frozen_where_a_stage_fails() -> None:
         found.observe(Stage(1, bad.classes, bad.x * float("nan"), bad.y), BUDGET)
     inside = found.learner.growing.bodies[0]  # type: ignore[attr-defined]
     assert [p.requires_grad for p in inside.parameters()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("whole", [False, True])
+def test_parts_in_evaluation_stay_so_in_every_stage(method: str, whole: bool) -> None:
+    def network() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            net = nn.Sequential(
+                nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 6)
+            )
+        if whole:
+            return net.eval()  # says nothing of its parts
+        net[1].eval()
+        return net
+
+    found = ClassIncremental(6, network, generator(1), generator(2), 3000, 16, method=method)
+    for stage in stages()[:2]:
+        found.observe(stage, BUDGET)
+    norms = [module for module in found.network.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert norms
+    assert all(bool(norm.running_mean.any()) == whole for norm in norms)  # type: ignore[union-attr]

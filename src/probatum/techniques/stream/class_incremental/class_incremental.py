@@ -344,7 +344,7 @@ class BiC(Distilled):
             return
         (x, y), new = self.held, self.seen & ~self.old
         self.held = None
-        output = self.corrected(evaluate(self.network, x))
+        output = self.corrected(widened(evaluate(self.network, x)))
         self.passes += FORWARD * len(x)
         numbers = torch.tensor([1.0, 0.0], device=x.device, requires_grad=True)
         solver = torch.optim.LBFGS([numbers], max_iter=50, line_search_fn="strong_wolfe")

@@ -76,6 +76,7 @@ class Growing(nn.Module):
         if not self.bodies:
             split = Split(self._factory(), self.outputs)
             self.plain_bytes = module_bytes(split)
+            self.training = split.training
             self.bodies.append(split.body)
             self.width = split.head.in_features
             like = split.head.weight
@@ -97,7 +98,8 @@ class Growing(nn.Module):
         self.auxiliary = None
         if old:
             self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(like)
-        self.train(self.training)
+        if old:
+            self.train(self.training)
 
     def features(self, x: Tensor) -> Tensor:
         """x (n, ...) -> (n, extractors * d)."""
