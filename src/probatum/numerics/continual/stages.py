@@ -320,13 +320,16 @@ class Packed(NamedTuple):
 
 def pack(x: Tensor) -> Packed:
     """Rows (n, ...) in the fewest bytes without loss: one byte a value and a table where at most 256 values occur (8-bit
-    images), two bytes for whole numbers where they fit (token ids), else as they are."""
+    images), two or four bytes for whole numbers where they fit (token ids), else as they are."""
     levels = torch.unique(x)
     plain = x
     if not x.is_floating_point() and len(levels):
-        fits = int(levels[0]) >= -(2**15) and int(levels[-1]) < 2**15
-        plain = x.to(torch.int16 if fits else torch.int32)
-    if len(levels) <= LEVELS and x.numel() + tensor_bytes([levels]) < tensor_bytes([plain]):
+        ends = int(levels[0]), int(levels[-1])
+        spans = [(kind, torch.iinfo(kind)) for kind in (torch.int16, torch.int32)]
+        small = [kind for kind, span in spans if span.min <= ends[0] and ends[1] <= span.max]
+        plain = x.to(small[0]) if small else x
+    missing = bool((levels != levels).any())  # NaN is no level that could be found again
+    if not missing and len(levels) <= LEVELS and x.numel() + tensor_bytes([levels]) < tensor_bytes([plain]):
         return Packed(torch.searchsorted(levels, x.contiguous()).to(torch.uint8), levels, x.dtype)
     return Packed(plain.clone(), None, x.dtype)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -629,3 +631,16 @@ def test_parts_in_evaluation_stay_so_in_every_stage(method: str, whole: bool) ->
     norms = [module for module in found.network.modules() if isinstance(module, nn.BatchNorm1d)]
     assert norms
     assert all(bool(norm.running_mean.any()) == whole for norm in norms)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["replay", "der", "memo"])
+def test_networks_can_be_pickled(method: str) -> None:
+    found = ClassIncremental(6, lambda: factory(), generator(1), generator(2), 3000, 16, method=method)
+    for stage in stages()[:2]:
+        found.observe(stage, BUDGET)
+    x = stages()[0].x
+    assert torch.equal(pickle.loads(pickle.dumps(found.network))(x), found.network(x))
+    twin = copy.deepcopy(found)
+    for learner_ in (found, twin):
+        learner_.observe(stages()[2], BUDGET)
+    assert torch.equal(twin.predict(x), found.predict(x))

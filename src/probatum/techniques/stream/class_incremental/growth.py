@@ -66,6 +66,10 @@ class Growing(nn.Module):
         self._factory, self._generator = factory, generator
         self.plain_bytes = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a factory is often a local function, which cannot be pickled, and is needed for the first extractor alone
+        return {**self.__dict__, "_factory": None} if len(self.bodies) else dict(self.__dict__)
+
     @property
     def extra_bytes(self) -> int:
         """Bytes beyond one plain network."""
