@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    as_it_was_on_failure,
     check_stage,
     class_mask,
     evaluate,
@@ -88,16 +90,17 @@ class FineTune:
     def observe(self, stage: Stage, budget: Budget) -> None:
         """Learn one stage; where that fails, it can be shown again."""
         stage = check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
-        before = self.old, self.seen, self.stages
+        before = self.old, self.seen, self.stages, copy.copy(self.exemplars)
         self.old = self.seen.to(stage.y.device)
         self.seen = self.old | class_mask(stage.classes, self.s.num_classes, stage.y.device)
         self.stages = [*self.stages, *([stage.classes] if stage.classes else [])]
         try:
-            x, y = self.begin(stage)
-            self.train(x, y, budget)
-            self.end(stage)
+            with as_it_was_on_failure(self.network):  # what comes after the training may fail, too
+                x, y = self.begin(stage)
+                self.train(x, y, budget)
+                self.end(stage)
         except BaseException:
-            self.old, self.seen, self.stages = before
+            self.old, self.seen, self.stages, self.exemplars = before
             raise
 
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:

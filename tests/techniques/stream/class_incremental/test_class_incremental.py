@@ -644,3 +644,25 @@ def test_networks_can_be_pickled(method: str) -> None:
     for learner_ in (found, twin):
         learner_.observe(stages()[2], BUDGET)
     assert torch.equal(twin.predict(x), found.predict(x))
+
+
+@pytest.mark.parametrize("method", ["icarl", "bic", "memo"])
+def test_a_stage_that_fails_after_its_training_leaves_what_was_learned(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, x = learned(method, 8000, count=2), stages()[0].x
+    before, bytes_before = found.predict(x), found.stored_bytes()
+    plain = found.learner.end
+
+    def breaks(stage: Stage) -> None:
+        plain(stage)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(found.learner, "end", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            found.observe(stages()[2], BUDGET)
+    assert found.stored_bytes() == bytes_before
+    assert torch.equal(found.predict(x), before)
+    found.observe(stages()[2], BUDGET)
+    assert bool(found.predict(x).isfinite().all())
