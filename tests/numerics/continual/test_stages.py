@@ -257,3 +257,17 @@ def test_evaluation_is_in_slices_and_without_gradients() -> None:
     assert not found.requires_grad
     assert not net.training
     assert evaluate(lambda part: part * 2, normal(0, 5)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor([[2**40, 3]]),
+        torch.arange(600).view(300, 2) + 2**31 - 300,
+        torch.arange(600).view(300, 2) - 2**15,
+        torch.arange(600).view(300, 2) - 2**31,
+        torch.tensor([[1.0, math.nan], [2.0, 3.0]]).repeat(200, 1),
+    ],
+)
+def test_packing_loses_nothing_of_large_numbers_and_missing_values(x: Tensor) -> None:
+    torch.testing.assert_close(unpack(pack(x)), x, rtol=0, atol=0, equal_nan=True)

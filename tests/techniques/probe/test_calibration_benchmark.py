@@ -11,6 +11,7 @@ from torch import nn
 from torchmetrics.functional import calibration_error
 
 from probatum.data.open import open_dataset
+from probatum.spec import Spec
 from probatum.techniques.probe.calibration_benchmark import (
     Design,
     Stacked,
@@ -112,8 +113,6 @@ def test_the_summary_is_of_the_table() -> None:
 
 
 def test_categories_become_columns() -> None:
-    from probatum.spec import Spec
-
     spec = Spec("table", "classes", (2,), 2, numeric=1, cardinalities=(3,))
     x = torch.tensor([[0.5, 0.0], [1.5, 2.0], [2.5, 1.0], [3.5, 2.0]])
     (found,) = flattened(spec, x)
@@ -293,3 +292,12 @@ def test_bins_that_the_test_rows_do_not_fill_are_left_out() -> None:
     seeds = [int(torch.randint(2**31, (), generator=own)) for _ in range(2)]
     again = survey(data, seeds, **{k: v for k, v in small.items() if k != "main"}, bins=[5])
     assert found == summarise(again, 5)
+
+
+def test_a_constant_column_stays_small_beside_rounding() -> None:
+    spec = Spec("table", "classes", (1,), 2, numeric=1)
+    seen, other = flattened(spec, torch.full((999, 1), 16777.1), torch.full((5, 1), 16778.1))
+    assert float(seen.abs().max()) < 0.01
+    assert float(other.abs().max()) < 1.01
+    small = torch.randn(99, 1, generator=torch.Generator().manual_seed(0)) * 1e-8
+    torch.testing.assert_close(flattened(spec, small)[0].std(), torch.tensor(1.0))

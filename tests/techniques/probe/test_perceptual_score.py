@@ -269,3 +269,14 @@ def test_groups_of_the_bench_by_place() -> None:
     table = usual_groups(Spec("table", "classes", (50,), 2, numeric=50))
     assert list(table.values()) == [[i] for i in range(40)]
     assert usual_groups(Spec("table", "classes", (2,), 2, numeric=2, features=("p", "q"))) == {"p": [0], "q": [1]}
+
+
+def test_outputs_without_a_column_and_targets_that_are_missing() -> None:
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    draws = Draws.of(60, 5, torch.Generator().manual_seed(1))
+    column = perceptual_scores(lambda x: x[:, :1], x, x[:, 0], {"a": [0]}, draws)
+    assert perceptual_scores(lambda x: x[:, 0], x, x[:, 0], {"a": [0]}, draws) == column
+    y = x[:, 0].clone()
+    y[3] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 60 rows have no target \(NaN\)"):
+        perceptual_scores(lambda x: x[:, :1], x, y, {"a": [0]}, draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    as_it_was_on_failure,
     check_stage,
     class_mask,
     evaluate,
@@ -20,7 +22,7 @@ from probatum.numerics.continual.stages import (
     seen_loss,
     train_stage,
 )
-from probatum.numerics.tensors.precision import computed_wide, unit
+from probatum.numerics.tensors.precision import computed_wide, unit, widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 FORWARD = 1 / 3
@@ -86,17 +88,18 @@ class FineTune:
 
     def observe(self, stage: Stage, budget: Budget) -> None:
         """Learn one stage; where that fails, it can be shown again."""
-        check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
-        before = self.old, self.seen, self.stages
+        stage = check_stage(stage, self.s.num_classes, self.seen.nonzero().flatten().tolist())
+        before = self.old, self.seen, self.stages, copy.copy(self.exemplars)
         self.old = self.seen.to(stage.y.device)
         self.seen = self.old | class_mask(stage.classes, self.s.num_classes, stage.y.device)
         self.stages = [*self.stages, *([stage.classes] if stage.classes else [])]
         try:
-            x, y = self.begin(stage)
-            self.train(x, y, budget)
-            self.end(stage)
+            with as_it_was_on_failure(self.network):  # what comes after the training may fail, too
+                x, y = self.begin(stage)
+                self.train(x, y, budget)
+                self.end(stage)
         except BaseException:
-            self.old, self.seen, self.stages = before
+            self.old, self.seen, self.stages, self.exemplars = before
             raise
 
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
@@ -145,7 +148,7 @@ class FineTune:
     def teach(self, x: Tensor) -> Tensor:
         """What the network says of these rows before the stage (n, num_classes); charged as passes forward."""
         self.passes += FORWARD * len(x)
-        return evaluate(self.network, x)
+        return widened(evaluate(self.network, x))
 
 
 class Replay(FineTune):

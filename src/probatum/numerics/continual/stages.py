@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.networks.last_layer import find_last_layer
+from probatum.numerics.networks.modes import begin_training, kept_in_evaluation
 from probatum.numerics.networks.surgery import swap
 from probatum.numerics.networks.watch import hooked, is_output
+from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
+from probatum.numerics.tensors.precision import HALF, widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 
 Loss = Callable[[Batch, Any], Tensor]
@@ -32,8 +35,22 @@ def class_mask(classes: Iterable[int], count: int, device: torch.device | str = 
     return mask
 
 
-def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> None:
-    """ValueError for rows of classes that the stage does not name and that are not known, and for names that are no class."""
+def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> Stage:
+    """The stage, its labels (n,) int64; of (n, 1) and of other whole-number types they are made so.
+
+    Raises:
+        ValueError: rows of classes that the stage does not name and that are not known, names that are no class, labels of
+            another shape. TypeError: labels that are no whole numbers.
+    """
+    y = stage.y
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"stage {stage.number} has labels of {y.dtype}; class numbers are needed, int64")
+    if y.shape not in ((len(stage.x),), (len(stage.x), 1)):
+        raise ValueError(
+            f"stage {stage.number} has {len(stage.x)} rows and labels {tuple(y.shape)}; give (n,), one a row"
+        )
+    if y.ndim == 2 or y.dtype != torch.int64:
+        stage = replace(stage, y=y.reshape(-1).long())
     outside = [c for c in stage.classes if not 0 <= c < num_classes]
     if outside:
         raise ValueError(f"stage {stage.number} names classes {outside}; there are classes 0 to {num_classes - 1}")
@@ -41,6 +58,12 @@ def check_stage(stage: Stage, num_classes: int, known: Iterable[int] = ()) -> No
     if strange:
         what = "leave rows without a label out" if strange[0] < 0 else "name them"
         raise ValueError(f"stage {stage.number} has rows of classes {strange}, which it does not name; {what}")
+    return stage
+
+
+def present(stage: Stage) -> list[int]:
+    """Classes that a stage names or has rows of."""
+    return sorted({*stage.classes, *stage.y.unique().tolist()})
 
 
 def masked(output: Tensor, seen: Tensor) -> Tensor:
@@ -73,6 +96,8 @@ def train_stage(
     """Train the parameters that require gradients by a fresh AdamW and leave the model in evaluation mode.
 
     The global random state is put back: what the model itself draws (dropout) comes from a seed taken from `order`.
+    Networks and rows of half precision are trained in float32, and the network given back as it came. Parts that are in
+    evaluation in a network in training stay so.
 
     Args:
         model: (n, ...) -> output.
@@ -92,8 +117,9 @@ def train_stage(
     """
     if not len(y):
         raise ValueError("the stage has 0 rows; give at least one")
-    with as_it_was_on_failure(model):
-        return _updates(model, x, y, budget, optimisation, order, loss, gradients, stepped)
+    wide = any(t.dtype in HALF for t in model.parameters())
+    with as_it_was_on_failure(model), in_single(model):
+        return _updates(model, x, y, budget, optimisation, order, loss, gradients, stepped, wide)
 
 
 @contextmanager
@@ -122,11 +148,16 @@ def _updates(
     loss: Loss,
     gradients: Callable[[], None] | None,
     stepped: Callable[[], None] | None,
+    wide: bool,
 ) -> int:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
     passed = 0
-    model.train()
+    kept = kept_in_evaluation(model)
+    for k, module in enumerate(model.modules()):
+        if k in kept:
+            module.still = True  # in later stages too, which find the whole network in evaluation
+    begin_training(model)
     with own_draws(order):
         batches: list[Tensor] = []
         for step in range(budget.steps):
@@ -134,7 +165,7 @@ def _updates(
                 visit = torch.randperm(len(y), generator=order).to(x.device)
                 batches = [b for b in visit.split(budget.batch_size) if len(b) > 1] or [visit.repeat(2)]
             index = batches.pop(0)
-            batch = Batch(x[index], y[index], index)
+            batch = Batch(widened(x[index]) if wide else x[index], y[index], index)
             value = loss(batch, model(batch.x))
             optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -184,6 +215,7 @@ class Split(nn.Module):
         gap = nn.Identity()
         swap(network, {head: gap})
         self.body, self.head = network, head
+        self.training = network.training  # parts in evaluation of a network in training are kept so
         self._gap = [gap]  # in a list, so that it is a part of the body alone
         self._ends = False
 
@@ -288,13 +320,16 @@ class Packed(NamedTuple):
 
 def pack(x: Tensor) -> Packed:
     """Rows (n, ...) in the fewest bytes without loss: one byte a value and a table where at most 256 values occur (8-bit
-    images), two bytes for whole numbers where they fit (token ids), else as they are."""
+    images), two or four bytes for whole numbers where they fit (token ids), else as they are."""
     levels = torch.unique(x)
     plain = x
     if not x.is_floating_point() and len(levels):
-        fits = int(levels[0]) >= -(2**15) and int(levels[-1]) < 2**15
-        plain = x.to(torch.int16 if fits else torch.int32)
-    if len(levels) <= LEVELS and x.numel() + tensor_bytes([levels]) < tensor_bytes([plain]):
+        ends = int(levels[0]), int(levels[-1])
+        spans = [(kind, torch.iinfo(kind)) for kind in (torch.int16, torch.int32)]
+        small = [kind for kind, span in spans if span.min <= ends[0] and ends[1] <= span.max]
+        plain = x.to(small[0]) if small else x
+    missing = bool((levels != levels).any())  # NaN is no level that could be found again
+    if not missing and len(levels) <= LEVELS and x.numel() + tensor_bytes([levels]) < tensor_bytes([plain]):
         return Packed(torch.searchsorted(levels, x.contiguous()).to(torch.uint8), levels, x.dtype)
     return Packed(plain.clone(), None, x.dtype)
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.calibration.reliability import equal_mass, equal_width, ks_error, largest_gap, mean_gap
 from probatum.numerics.calibration.temperature import fit_temperature
+from probatum.numerics.tensors.columns import varying
 from probatum.numerics.tensors.targets import class_codes, coded
 from probatum.spec import Data, Spec
 
@@ -203,7 +204,7 @@ def flattened(spec: Spec, *parts: Tensor) -> list[Tensor]:
             x = torch.cat([x[:, : spec.numeric], *kinds], dim=1)
         made.append(x.flatten(1).float())
     centre, spread = made[0].mean(dim=0), made[0].std(dim=0, correction=int(len(made[0]) > 1))
-    return [(x - centre) / torch.where(spread > 1e-6, spread, torch.ones_like(spread)) for x in made]
+    return [(x - centre) / torch.where(varying(made[0]), spread, torch.ones_like(spread)) for x in made]
 
 
 def survey(
@@ -392,7 +393,7 @@ def _check(
     lr: float,
 ) -> None:
     for name, values, least in (("depths", depths, 1), ("widths", widths, 1), ("bins", bins, 1)):
-        if not values or not all(isinstance(value, int) and value >= least for value in values):
+        if not values or not all(isinstance(value, int | np.integer) and value >= least for value in values):
             raise ValueError(f"{name} is {list(values)}; give whole numbers of at least {least}")
     for name, chosen, known in (("activations", activations, tuple(ACTIVATIONS)), ("norms", norms, NORMS)):
         if not chosen or not set(chosen) <= set(known):

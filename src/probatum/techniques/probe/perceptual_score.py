@@ -139,7 +139,10 @@ def right(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
     """
     output = widened(predict(x))
     if y.is_floating_point():
+        output = output[:, None] if output.ndim == 1 else output
         y = widened(real_targets(output, y))
+        if bool(y.isnan().any()):
+            raise ValueError(f"{int(y.isnan().any(dim=1).sum())} of {len(y)} rows have no target (NaN); leave them out")
         spread = (y - y.mean(dim=0)).square().mean(dim=0)
         same = (y == y[:1]).all(dim=0).reshape(-1)
         if bool(same.any()):

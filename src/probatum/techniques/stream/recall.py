@@ -229,7 +229,7 @@ class Recall:
             raise ValueError(
                 f"stage {stage.number} brings classes {again} again; every class may come in one stage only"
             )
-        check_stage(stage, self.num_classes)
+        stage = check_stage(stage, self.num_classes)
         if not stage.classes:
             raise ValueError(f"stage {stage.number} names no class; a head needs at least one")
         if not self.stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -343,3 +344,36 @@ def test_without_validation_attributes_nothing_is_fine_tuned_on() -> None:
     assert not any(name.startswith("fine-tuned") for name in found)
     with pytest.raises(ValueError, match="is given for train and not for test"):
         focus_protocol(network, data, stream(), attributes={"train": told["train"], "test": {"light": ["day"] * 1500}})
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+def test_nothing_is_uncommon_for_a_class_of_which_no_training_row_is_known(smoothing: float) -> None:
+    y = torch.arange(300) % 3
+    part = Part(torch.randn(300, 2, generator=torch.Generator().manual_seed(0)), y, torch.arange(300))
+    data = Data(Spec("table", "classes", (2,), 3, numeric=2), part, part, part)
+    words = [str(i // 3 % 25) for i in range(300)]
+    known = [None if label == 2 else word for label, word in zip(y.tolist(), words, strict=True)]
+    found = focus_protocol(
+        lambda: nn.Linear(2, 3), data, torch.Generator().manual_seed(0), tau=0.03, smoothing=smoothing, steps=2,
+        attributes={"train": {"place": known}, "test": {"place": words}},
+    )  # fmt: skip
+    assert found["uncommon pairs of place"] == 0.0
+    assert found["rows with 0 uncommon"] == 300.0
+    assert found["classes without place"] == 1.0
+
+
+def test_declared_tables_of_other_libraries_and_shares() -> None:
+    y = torch.arange(60) % 2
+    part = Part(torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), y, torch.arange(60))
+    data = Data(Spec("table", "classes", (2,), 2, numeric=2), part, part, part)
+    words = {"place": [("land", "sea")[i] for i in y.tolist()]}
+
+    def told(table: Any) -> float:
+        return focus_protocol(
+            lambda: nn.Linear(2, 2), data, torch.Generator().manual_seed(0), uncommon={"place": table}, steps=2,
+            attributes={"train": words, "test": words},
+        )["uncommon pairs of place"]  # fmt: skip
+
+    assert told(np.array([[True, False], [False, True]])) == told([[1, 0], [0, 1]]) == 2.0
+    with pytest.raises(ValueError, match=r"uncommon has torch\.float32 \(2, 2\) for 'place'; give a bool table"):
+        told(torch.tensor([[0.9, 0.1], [0.0, 1.0]]))

@@ -309,3 +309,13 @@ def test_what_is_told_of_every_run() -> None:
     assert found["chance error"] == pytest.approx(2 / 3)
     assert found["parameters per row"] == (4 * 8 + 8 + 8 * 3 + 3) / 24
     assert len(found) == 5 * len(runs) + 4
+
+
+def test_noise_takes_its_moments_from_what_is_there() -> None:
+    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) * 2 + 5
+    x[::3, 1] = float("nan")
+    spec = Spec("table", "classes", (3,), 2, numeric=3)
+    found = change_inputs([x], spec, "gaussian-inputs", torch.Generator().manual_seed(1))[0]
+    assert not bool(found.isnan().any())
+    torch.testing.assert_close(found.mean(), torch.tensor(5.0), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.std(), torch.tensor(2.0), atol=0.1, rtol=0)

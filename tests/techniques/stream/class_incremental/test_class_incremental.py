@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -215,7 +217,7 @@ def test_at_unchanged_weights_distillation_is_nothing_and_the_plain_loss_has_its
         a, b = float(found.scale[1]), float(found.shift[4])  # type: ignore[attr-defined]
         assert abs(a - 1) > 0.02
         told[:, [1, 4]] = a * told[:, [1, 4]] + b  # the second stage's classes, corrected once
-    expected = (1 - strength * 4 / 6) * F.cross_entropy(told, batch.y)
+    expected = 2 / (2 + strength * 4) * F.cross_entropy(told, batch.y)  # an old class counts so often beside a new one
     torch.testing.assert_close(found.loss(batch, found.network(batch.x)).detach(), expected)
 
 
@@ -528,3 +530,139 @@ def test_bad_stages() -> None:
         learner("icarl", 20).observe(stage, BUDGET)
     with pytest.raises(ValueError, match="no linear layer inside"):
         ClassIncremental(6, lambda: nn.Linear(4, 6), generator(), generator(), method="replay")
+
+
+@pytest.mark.parametrize("method", ["wa", "bic"])
+def test_new_classes_are_learned_however_strong_the_distillation_is(method: str) -> None:
+    found, _, batch = begun(method, strength=10.0)
+    output = found.network(batch.x).detach()
+    value = found.loss(batch, output)
+    told = output if method == "wa" else found.corrected(output)  # type: ignore[attr-defined]
+    torch.testing.assert_close(value, F.cross_entropy(told, batch.y) * 2 / 42)  # 2 new classes beside 10 * 4 old ones
+
+
+@pytest.mark.parametrize("method", ["lwf", "wa", "bic"])
+@pytest.mark.parametrize("named", [True, False])
+def test_later_rows_of_old_classes_are_learned_too(method: str, named: bool) -> None:
+    found = learned(method, 2000, count=2)
+    first = stages()[0]
+    moved = Stage(2, first.classes if named else (), first.x * -2.0 + 3.0, first.y)
+    before = F.cross_entropy(found.predict(moved.x)[:, [0, 3]], (first.y == 3).long())
+    found.observe(moved, Budget(100, 16, 5))
+    after = F.cross_entropy(found.predict(moved.x)[:, [0, 3]], (first.y == 3).long())
+    assert float(after) < 0.5 * float(before)
+
+
+def test_icarl_sees_weights_that_were_changed_through_data() -> None:
+    found = learned("icarl", 2000)
+    x = torch.randn(5, 4, generator=generator())
+    found.predict(x)
+    for value in found.network.parameters():
+        value.data.mul_(-0.5).add_(0.3)
+    stale = found.predict(x)
+    found.learner.means = None  # type: ignore[attr-defined]
+    assert torch.equal(found.predict(x), stale)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_float16_is_trained_in_float32(method: str) -> None:
+    found = ClassIncremental(6, lambda: factory().half(), generator(1), generator(2), 600, 16, method=method)
+    for stage in stages()[:2]:
+        found.observe(Stage(stage.number, stage.classes, stage.x.half(), stage.y), BUDGET)
+    last = stages()[1]
+    told = found.predict(last.x.half()).argmax(dim=1)
+    assert {value.dtype for value in found.network.parameters()} == {torch.float16}
+    assert float((told == last.y).float().mean()) > 0.55
+
+
+@pytest.mark.parametrize("method", ["replay", "icarl", "bic", "der"])
+def test_labels_of_other_whole_numbers_and_in_a_column_are_the_same(method: str) -> None:
+    plain = learned(method, count=2).predict(stages()[0].x)
+    other = learner(method)
+    for stage in stages()[:2]:
+        other.observe(Stage(stage.number, stage.classes, stage.x, stage.y[:, None].int()), BUDGET)
+    assert torch.equal(other.predict(stages()[0].x), plain)
+    with pytest.raises(TypeError, match=r"stage 0 has labels of torch\.float32; class numbers"):
+        learner(method).observe(Stage(0, (0, 3), stages()[0].x, stages()[0].y.float()), BUDGET)
+    with pytest.raises(ValueError, match=r"stage 0 has 80 rows and labels \(79,\)"):
+        learner(method).observe(Stage(0, (0, 3), stages()[0].x, stages()[0].y[1:]), BUDGET)
+
+
+def test_der_grows_on_features_without_weights() -> None:
+    network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 6))  # noqa: E731
+    found = ClassIncremental(6, network, generator(1), generator(2), 4000, 16, method="der")
+    for stage in stages():
+        found.observe(stage, BUDGET)
+    assert found.predict(stages()[0].x).shape == (80, 6)
+
+
+def test_der_leaves_frozen_weights_frozen_where_a_stage_fails() -> None:
+    def network() -> nn.Module:
+        net = factory()
+        net[0].requires_grad_(False)  # type: ignore[index]
+        return net
+
+    found = ClassIncremental(6, network, generator(1), generator(2), 20_000, 16, method="der")
+    found.observe(stages()[0], BUDGET)
+    bad = stages()[1]
+    with pytest.raises(FloatingPointError):
+        found.observe(Stage(1, bad.classes, bad.x * float("nan"), bad.y), BUDGET)
+    inside = found.learner.growing.bodies[0]  # type: ignore[attr-defined]
+    assert [p.requires_grad for p in inside.parameters()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("whole", [False, True])
+def test_parts_in_evaluation_stay_so_in_every_stage(method: str, whole: bool) -> None:
+    def network() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            net = nn.Sequential(
+                nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 6)
+            )
+        if whole:
+            return net.eval()  # says nothing of its parts
+        net[1].eval()
+        return net
+
+    found = ClassIncremental(6, network, generator(1), generator(2), 3000, 16, method=method)
+    for stage in stages()[:2]:
+        found.observe(stage, BUDGET)
+    norms = [module for module in found.network.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert norms
+    assert all(bool(norm.running_mean.any()) == whole for norm in norms)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["replay", "der", "memo"])
+def test_networks_can_be_pickled(method: str) -> None:
+    found = ClassIncremental(6, lambda: factory(), generator(1), generator(2), 3000, 16, method=method)
+    for stage in stages()[:2]:
+        found.observe(stage, BUDGET)
+    x = stages()[0].x
+    assert torch.equal(pickle.loads(pickle.dumps(found.network))(x), found.network(x))
+    twin = copy.deepcopy(found)
+    for learner_ in (found, twin):
+        learner_.observe(stages()[2], BUDGET)
+    assert torch.equal(twin.predict(x), found.predict(x))
+
+
+@pytest.mark.parametrize("method", ["icarl", "bic", "memo"])
+def test_a_stage_that_fails_after_its_training_leaves_what_was_learned(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, x = learned(method, 8000, count=2), stages()[0].x
+    before, bytes_before = found.predict(x), found.stored_bytes()
+    plain = found.learner.end
+
+    def breaks(stage: Stage) -> None:
+        plain(stage)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(found.learner, "end", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            found.observe(stages()[2], BUDGET)
+    assert found.stored_bytes() == bytes_before
+    assert torch.equal(found.predict(x), before)
+    found.observe(stages()[2], BUDGET)
+    assert bool(found.predict(x).isfinite().all())

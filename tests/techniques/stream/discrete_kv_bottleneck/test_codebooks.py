@@ -76,3 +76,11 @@ def test_touched_and_overlap() -> None:
     assert overlap(first, second) == 1 / 4
     assert overlap(first, first) == 1.0
     assert overlap(first & ~first, first & ~first) == 0.0
+
+
+@pytest.mark.parametrize("offset", [1e3, 3e4])
+def test_keys_move_as_beside_no_offset(offset: float) -> None:
+    z = torch.randn(800, 2, 4, generator=generator(), dtype=torch.float64).mul(256).round() / 256  # exact beside 3e4
+    near = fit_keys(z, z[:32].transpose(0, 1), generator(1))
+    far = fit_keys((z + offset).float(), (z[:32].transpose(0, 1) + offset).float(), generator(1))
+    torch.testing.assert_close(far.double() - offset, near, atol=0.02, rtol=0)

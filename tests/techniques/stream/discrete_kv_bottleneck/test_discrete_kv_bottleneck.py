@@ -323,3 +323,33 @@ def test_bad_stages() -> None:
         learner().predict(stage.x)
     with pytest.raises(ValueError, match="need 24 features, and there are 10"):
         learner(projection="slice").prepare(stage.x)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_stage_that_fails_leaves_what_was_learned_and_can_be_shown_again(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(40, 6, generator=generator())
+    y = torch.arange(40) % 2
+    found = KeyValueLearner(
+        4, nn.Identity, generator(), generator(1), encoder=nn.Identity(), codebooks=4, pairs=8, frozen_keys=frozen
+    )
+    found.observe(Stage(0, (0, 1), x, y), Budget(10, 8, 5))
+    before = found.predict(x)
+    plain = found.bottleneck.fetch  # type: ignore[union-attr]
+    calls: list[int] = []
+
+    def breaks(indices: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(found.bottleneck, "fetch", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            found.observe(Stage(1, (2, 3), x + 1, y + 2), Budget(10, 8, 5))
+    assert found.stages == [(0, 1)]
+    assert torch.equal(found.predict(x), before)
+    found.observe(Stage(1, (2, 3), x + 1, y + 2), Budget(10, 8, 5))
+    assert found.stages == [(0, 1), (2, 3)]

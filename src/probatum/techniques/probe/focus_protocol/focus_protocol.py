@@ -184,7 +184,8 @@ def focus_protocol(
             the rows.
         uncommon: declared: name -> (classes, values) bool, values in sorted order; None = estimated on training rows.
         columns: tables: which columns are the attributes; None = the first ones.
-        tau: a value is uncommon for a class below this share, in (0, 1).
+        tau: a value is uncommon for a class below this share, in (0, 1); none is where no training row of the class has a
+            known one.
         smoothing: Laplace's count, at least 0.
         most, bins: attributes that are read off the rows, and values of each.
         units: share of features that are ablated, in (0, 1).
@@ -284,11 +285,14 @@ def _tables(
     tables, classes = {}, data.spec.outputs
     for attribute in train:
         if declared is None:
-            tables[attribute.name] = commonness(data.train.y, attribute, classes, smoothing) < tau
+            told = torch.zeros(classes, 1, dtype=torch.bool)
+            told[data.train.y[attribute.codes >= 0]] = True  # of other classes smoothing alone would speak
+            tables[attribute.name] = told & (commonness(data.train.y, attribute, classes, smoothing) < tau)
             continue
-        table = declared.get(attribute.name)
-        if table is None or tuple(table.shape) != (classes, len(attribute.values)):
-            shape = None if table is None else tuple(table.shape)
+        table = None if declared.get(attribute.name) is None else torch.as_tensor(declared[attribute.name])
+        good = table is not None and tuple(table.shape) == (classes, len(attribute.values))
+        if table is None or not good or not bool(((table == 0) | (table == 1)).all()):  # shares would all count as True
+            shape = None if table is None else f"{table.dtype} {tuple(table.shape)}"
             raise ValueError(
                 f"uncommon has {shape} for {attribute.name!r}; give a bool table {(classes, len(attribute.values))} of "
                 f"classes and the values {', '.join(attribute.values)}"

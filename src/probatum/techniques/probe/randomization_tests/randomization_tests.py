@@ -118,6 +118,7 @@ def _noise(parts: Sequence[Tensor], spec: Spec, generator: torch.Generator) -> l
     """The parts with the mean and deviation of the first one's measurements, and nothing else of them."""
     held = free_entries(spec, parts[0])
     source = parts[0] if held is None else parts[0][held]
+    source = source[~source.isnan()]  # missing values are no measurements
     mean, deviation, changed = source.mean(), source.std(), []
     for x in parts:
         free = free_entries(spec, x)

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from probatum.card import Card
 from probatum.numerics.continual.learners import FORWARD, FineTune, Prototypes, Replay, Settings, nearness
-from probatum.numerics.continual.stages import evaluate, masked, tensor_bytes
+from probatum.numerics.continual.stages import class_mask, evaluate, masked, present, tensor_bytes
+from probatum.numerics.tensors.precision import widened
 from probatum.spec import Batch, Budget, Optimisation, Stage
 from probatum.techniques.stream.class_incremental.growth import DER, MEMO
 from probatum.techniques.stream.class_incremental.penalties import (
@@ -89,7 +90,7 @@ class GEM(Replay):
         for x, y in self.past:
             pick = torch.randperm(len(y), generator=self.s.generator)[: self.s.batch_size].to(y.device)
             pick = pick.repeat(2) if len(pick) == 1 else pick
-            value = F.cross_entropy(masked(self.network(x[pick]), self.seen), y[pick])
+            value = F.cross_entropy(masked(self.network(widened(x[pick])), self.seen), y[pick])
             memory.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
             self.passes += len(pick)
         found = project(own, torch.stack(memory), self.strength)
@@ -175,13 +176,14 @@ class LwF(FineTune):
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Note what the old classes' logits are on the new rows."""
         self.said = self.teach(stage.x) if bool(self.old.any()) else stage.x[:0]
+        self.own = class_mask(present(stage), self.s.num_classes, stage.y.device)
         return stage.x, stage.y
 
     def loss(self, batch: Batch, output: Any) -> Tensor:
-        """Cross-entropy over the new classes, distillation over the old ones."""
+        """Cross-entropy over the stage's classes, distillation over those of earlier stages."""
         if not len(self.said):
             return self.plain_loss(batch, output)
-        new = F.cross_entropy(masked(output, self.seen & ~self.old), batch.y)
+        new = F.cross_entropy(masked(output, self.own), batch.y)
         old = distillation(output[:, self.old], self.said[batch.index][:, self.old], self.s.temperature)
         return new + self.strength * old
 
@@ -194,13 +196,15 @@ class ICaRL(Replay):
     """Sigmoid loss with the old network's answers as targets, nearest mean of exemplars (Rebuffi et al. 2017)."""
 
     needs_stages = True
-    means: tuple[list[tuple[int, int]], Tensor] | None = None
+    means: tuple[list[Tensor], Tensor] | None = None
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """New rows and exemplars, with targets."""
         self.means = None
         x, y = super().begin(stage)
-        self.target = F.one_hot(y, self.s.num_classes).to(x.dtype if x.is_floating_point() else torch.float32)
+        self.target = F.one_hot(y, self.s.num_classes).to(
+            widened(x[:0]).dtype if x.is_floating_point() else torch.float32
+        )
         if bool(self.old.any()):
             self.target[:, self.old] = self.teach(x)[:, self.old].sigmoid().to(self.target)
         return x, y
@@ -222,13 +226,17 @@ class ICaRL(Replay):
 
     def logits(self, x: Tensor) -> Tensor:
         """Minus the squared distance to the mean of each class's exemplars, which are passed once after a stage."""
-        stamp = [(t.data_ptr(), t._version) for t in (*self.network.parameters(), *self.network.buffers())]
-        if self.means is None or self.means[0] != stamp:
+        state = [*self.network.parameters(), *self.network.buffers()]
+        if self.means is None or not all(map(_same, self.means[0], state)):  # by value: `.data` counts no change
             found = [self.features(self.exemplars.of(c)).mean(dim=0) for c in self.exemplars.classes]
-            self.means = stamp, torch.stack(found)
+            self.means = [t.detach().clone() for t in state], torch.stack(found)
         near = nearness(self.features(x), self.means[1])
         full = near.new_full((len(x), self.s.num_classes), -math.inf)
         return full.index_copy(1, torch.tensor(self.exemplars.classes, device=x.device), near)
+
+
+def _same(before: Tensor, now: Tensor) -> bool:
+    return before.dtype == now.dtype and before.device == now.device and torch.equal(before, now)
 
 
 class Distilled(Replay):
@@ -238,6 +246,7 @@ class Distilled(Replay):
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """New rows and exemplars, and what is said of them."""
+        self.classes = len(present(stage))
         x, y = self.trained_on(stage)
         self.said = self.corrected(self.teach(x)) if bool(self.old.any()) else x[:0]
         return x, y
@@ -251,12 +260,16 @@ class Distilled(Replay):
         return output
 
     def loss(self, batch: Batch, output: Any) -> Tensor:
-        """(1 - share) of the plain loss and share of the distillation, share = old classes of those seen."""
+        """(1 - share) of the plain loss and share of the distillation, share = old classes beside those of the stage.
+
+        Each old class counts `strength` times, so that the new ones keep a part of the loss however strong it is.
+        """
         output = self.corrected(output)
         value = self.plain_loss(batch, output)
         if not len(self.said):
             return value
-        share = min(1.0, self.strength * float(self.old.sum() / self.seen.sum()))
+        many = self.strength * self.old.sum()
+        share = float(many / (many + self.classes))
         old = distillation(output[:, self.old], self.said[batch.index][:, self.old], self.s.temperature)
         return (1 - share) * value + share * old / self.s.temperature**2  # the papers' distillation is not scaled by it
 
@@ -331,7 +344,7 @@ class BiC(Distilled):
             return
         (x, y), new = self.held, self.seen & ~self.old
         self.held = None
-        output = self.corrected(evaluate(self.network, x))
+        output = self.corrected(widened(evaluate(self.network, x)))
         self.passes += FORWARD * len(x)
         numbers = torch.tensor([1.0, 0.0], device=x.device, requires_grad=True)
         solver = torch.optim.LBFGS([numbers], max_iter=50, line_search_fn="strong_wolfe")
@@ -395,8 +408,9 @@ class ClassIncremental:
         batch_size: rows that gem takes of every earlier stage.
         optimisation: rate, decay and schedule of every stage.
         method: finetune, replay, gem, ewc, si, lwf, icarl, wa, bic, der, memo or prototypes.
-        strength: weight of what holds old knowledge (ewc, si: the penalty; lwf, wa, bic: the distillation; gem: the margin;
-            der, memo: the auxiliary loss), at least 0; None = the method's own.
+        strength: weight of what holds old knowledge (ewc, si: the penalty; lwf: the distillation; wa, bic: how often an old
+            class counts beside a new one in the distillation's share; gem: the margin; der, memo: the auxiliary loss), at
+            least 0; None = the method's own.
         temperature: of the distillation of lwf, wa and bic, above 0.
         held_out: share of every class that bic holds out, in (0, 0.5].
         selection: of exemplars, where there are any: herding or random.

@@ -66,6 +66,10 @@ class Growing(nn.Module):
         self._factory, self._generator = factory, generator
         self.plain_bytes = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a factory is often a local function, which cannot be pickled, and is needed for the first extractor alone
+        return {**self.__dict__, "_factory": None} if len(self.bodies) else dict(self.__dict__)
+
     @property
     def extra_bytes(self) -> int:
         """Bytes beyond one plain network."""
@@ -76,12 +80,13 @@ class Growing(nn.Module):
         if not self.bodies:
             split = Split(self._factory(), self.outputs)
             self.plain_bytes = module_bytes(split)
+            self.training = split.training
             self.bodies.append(split.body)
             self.width = split.head.in_features
             like = split.head.weight
         else:
             last = self.bodies[-1]
-            like = next(last.parameters())
+            like = self.head.weight  # type: ignore[union-attr]
             special = last_block(last) if self.share else [last]
             inside = {id(module) for part in special for module in part.modules()}
             shared = [m for m in blocks(last) if id(m) not in inside] if self.share else []
@@ -97,7 +102,8 @@ class Growing(nn.Module):
         self.auxiliary = None
         if old:
             self.auxiliary = grow_linear(None, self.width, len(classes) + 1, self._generator).to(like)
-        self.train(self.training)
+        if old:
+            self.train(self.training)
 
     def features(self, x: Tensor) -> Tensor:
         """x (n, ...) -> (n, extractors * d)."""
@@ -142,12 +148,13 @@ class DER(Replay):
         """Learn one stage; where that fails, what was grown goes, and it can be shown again."""
         grown = self.growing
         bodies, head, classes = list(grown.bodies), grown.head, list(grown.classes)
+        learning = [(p, p.requires_grad) for p in grown.parameters()]
         try:
             super().observe(stage, budget)
         except BaseException:
             grown.bodies, grown.head, grown.auxiliary, grown.classes = nn.ModuleList(bodies), head, None, classes
-            for body in bodies[-1:]:
-                body.requires_grad_(True)
+            for p, learns in learning:
+                p.requires_grad_(learns)
             raise
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:

@@ -262,7 +262,7 @@ class DependencyHypernet:
 
     def observe(self, stage: Stage, budget: Budget) -> None:
         """Learn one task: its weights from the hypernetwork, which is held to what it made for the old ones."""
-        check_stage(stage, self.num_classes)
+        stage = check_stage(stage, self.num_classes)
         if not stage.classes:
             raise ValueError(f"stage {stage.number} names no class; a task needs at least one")
         emitter, old = self.emitter, len(self.stages)

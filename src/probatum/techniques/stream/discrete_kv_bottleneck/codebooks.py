@@ -9,6 +9,8 @@ from probatum.numerics.tensors.precision import computed_wide
 
 DISTANCES = 4_000_000
 """Distances that are held at one time."""
+FAR = 10.0
+"""Deviations from 0 beyond which the middle of rows is taken off before keys move."""
 
 
 @computed_wide
@@ -61,7 +63,10 @@ def fit_keys(
         (codebooks, pairs, size).
     """
     books, pairs, size = keys.shape
-    keys, sums = keys.clone(), keys.clone()
+    middle = z.mean(dim=0)  # the smoothing of counts draws keys towards 0, which is to be no place far from all rows
+    middle = torch.where(middle.abs() > FAR * z.std(dim=0, correction=0), middle, torch.zeros_like(middle))
+    z, keys = z - middle, keys - middle[:, None]
+    sums = keys.clone()
     counts = torch.ones(books, pairs, dtype=z.dtype, device=z.device)
     offset = torch.arange(books, device=z.device) * pairs
     for _ in range(rounds):
@@ -83,7 +88,7 @@ def fit_keys(
                 keys = torch.where(lost[..., None], fresh, keys)
                 counts = torch.where(lost, whole / pairs, counts)
                 sums = torch.where(lost[..., None], fresh * counts[..., None], sums)
-    return keys
+    return keys + middle[:, None]
 
 
 def touched(indices: Tensor, pairs: int) -> Tensor:

@@ -14,6 +14,7 @@ Departs   1. in a stream the keys see the first stage alone, and the encoder too
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -314,18 +315,25 @@ class KeyValueLearner:
         self._prepare(self._features(self.encoder.learnt(x)))
 
     def observe(self, stage: Stage, budget: Budget) -> None:
-        """Learn one stage: prepare keys in the first, then train the values of what its rows fetch."""
+        """Learn one stage: keys in the first, then the values of what its rows fetch; where that fails, it can be shown again."""
         if not len(stage):
             raise ValueError(f"stage {stage.number} has 0 rows; give at least one")
-        check_stage(stage, self.num_classes, self.seen.nonzero().flatten().tolist())
+        stage = check_stage(stage, self.num_classes, self.seen.nonzero().flatten().tolist())
         if self.bottleneck is None:
             budget = self.encoder.begin(stage, budget)
-        self.seen = self.seen.to(stage.y.device) | class_mask(stage.classes, self.num_classes, stage.y.device)
-        self.stages += [stage.classes] if stage.classes else []
         z = self._features(self.encoder.learnt(stage.x))
-        if self.bottleneck is None or not self.frozen_keys:
-            self._prepare(z)
-        self.train_values(z, stage.y, budget)
+        before = self.seen, self.stages, self.bottleneck, copy.deepcopy(self.bottleneck)
+        self.seen = self.seen.to(stage.y.device) | class_mask(stage.classes, self.num_classes, stage.y.device)
+        self.stages = [*self.stages, *([stage.classes] if stage.classes else [])]
+        try:
+            if self.bottleneck is None or not self.frozen_keys:
+                self._prepare(z)
+            self.train_values(z, stage.y, budget)
+        except BaseException:
+            self.seen, self.stages, self.bottleneck, kept = before
+            if self.bottleneck is not None and kept is not None:
+                self.bottleneck.load_state_dict(kept.state_dict())
+            raise
 
     def train_values(self, z: Tensor, y: Tensor, budget: Budget) -> None:
         """`budget.steps` steps of plain SGD on the values: features z (n, d) or (n, tokens, d), classes y (n,).

@@ -214,3 +214,27 @@ def test_exports() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(text_cnn).failed == 0
+
+
+def test_evaluation_uses_projected_weights_whatever_is_stored() -> None:
+    net, ids = model().eval(), torch.randint(1, 12, (4, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.head.weight.data.mul_(40.0)  # as a moving average kept in evaluation has it
+        found = net(ids)
+        stored = net.head.weight.norm(dim=1)
+        net.project()
+    assert bool((stored > 3.0).all())
+    torch.testing.assert_close(found, net(ids).detach())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_parametrised_head_stays_in_the_ball(mode: bool) -> None:
+    head = torch.nn.utils.parametrizations.weight_norm(MaxNormLinear(6, 3, max_norm=0.5)).train(mode)
+    with torch.no_grad():
+        head.parametrizations.weight.original0.copy_(torch.tensor([[4.0], [0.25], [0.75]]))
+        direction = F.normalize(head.weight, dim=1)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    expected = x @ (direction * torch.tensor([[0.5], [0.25], [0.5]])).T + head.bias
+    torch.testing.assert_close(head(x), expected)
+    head(x).square().sum().backward()
+    assert bool((head.parametrizations.weight.original1.grad.abs().sum(dim=1) > 0).all())

@@ -5,8 +5,9 @@ Computes  c_i = relu(w . x_{i:i+h-1} + b) for widths h in 3, 4, 5 and 100 filter
           class's weight vector longer than 3 is brought back to length 3 after each step
 Shapes    ids (n, length) int64, 0 = padding on the right -> logits (n, classes) or values (n, outputs)
 Departs   1. the norm constraint is applied to the stored weights where they are next used: at the start of a training
-             forward pass, when the model goes into evaluation mode and when weights are loaded; every use is then of
-             projected weights, as if each step had ended with it, whatever the optimizer; `project()` does it at once
+             forward pass, when the model goes into evaluation mode and when weights are loaded; evaluation uses projected
+             weights whatever is stored (moving averages, parametrised heads), as if each step had ended with it, whatever
+             the optimizer; `project()` does it at once
           2. windows that hold no word do not take part in the maximum, so that padding never changes an output
           3. word vectors of width 128 by default, not 300, and the bench's AdamW instead of Adadelta
           4. without downloads, given vectors come from `techniques.model.text.text_cnn.word_vectors` (PPMI, SVD) instead of word2vec; ten-fold
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from probatum.card import Card
 from probatum.spec import Spec
@@ -83,7 +86,7 @@ class MaxNormLinear(nn.Linear):
     def project(self) -> None:
         """Rescale rows that are too long to just inside the ball, in place; rows within it keep their bits."""
         found = self.within(self.weight)
-        if found is not self.weight:
+        if found is not self.weight and not parametrize.is_parametrized(self, "weight"):
             self.weight.copy_(found)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -99,7 +102,14 @@ class MaxNormLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.project()
-        return super().forward(x)
+        weight = self.weight
+        if self.max_norm is not None and (not self.training or parametrize.is_parametrized(self, "weight")):
+            with torch.no_grad():  # nothing is asked of the values, so that networks can be stacked
+                norm = weight.norm(dim=1, keepdim=True)
+                inside = self.max_norm * (1 - 4 * torch.finfo(norm.dtype).eps)
+                factor = torch.where(norm > self.max_norm, inside / norm, 1.0).to(weight)
+            weight = weight * factor
+        return F.linear(x, weight, self.bias)
 
 
 class TextCNN(nn.Module):
