@@ -32,7 +32,10 @@ GRIDS = {"sgd": (0.03, 0.1, 0.2, 0.4, 0.8), "adam": (1e-3, 3e-3, 1e-2, 3e-2)}
 LAST = 5
 """Looks whose losses are averaged at the end."""
 SHORT = 360
-NOTE = ""
+NOTE = (
+    "At equal steps the loss is about 0.5 (SGD) and 0.6 (Adam) of the ordinary hypernetwork's, and each half alone brings it most of "
+    "the way. That 0.6 of the steps are enough is true with SGD on average, not on all of the interval, and not with Adam."
+)
 
 
 def rotated(x: Tensor, g: float) -> Tensor:
