@@ -1,7 +1,9 @@
 """Claims of guidance (arXiv:2410.20035): a deep plain network gains by representing images as a residual guide does.
 
-Rate and weight were chosen on validation rows of seeds 1 and 2: the rate for the unguided network out of 0.0003, 0.001 and
-0.003, the weight at that rate out of 0.1 and 1 (at a rate of 0.001 also 0.03 and 0.3: no better).
+The plain network is one that trains badly: fifty layers on 1,280 rows. Its rate was chosen on seeds 1 to 3 out of 0.0003,
+0.0006 and 0.001 (validation accuracy 0.63, 0.62 and 0.64), and all arms have it. The trained guide's weight was chosen there
+as well, out of 0.1 and 1 (0.72 and 0.79); the random one has 0.1, which was not compared with others here. Beside both: a random guide that is
+shown noise in the images' place, so that there is nothing to learn from it.
 """
 
 from __future__ import annotations
@@ -14,19 +16,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import accuracy, fit, mean
-from probatum.data.library import library, subset
+from probatum.claims.official_test import official_test
+from probatum.claims.tools import accuracy, fit, interval, mean
 from probatum.recipe import Training
 from probatum.spec import Data, Part, Spec
 
-DEPTH, WIDTH = 20, 128
-RATE, WEIGHT = 3e-3, 1.0
-EPOCHS = 15
-ARMS = ("plain", "trained", "random")
+DEPTH, WIDTH = 50, 128
+ROWS, VALID = 1280, 500
+TRAINING = Training(epochs=15, batch_size=64, lr=1e-3)
+ARMS = {
+    "plain": None,
+    "trained": "guidance(weight=1.0, guide='trained', width=8)",
+    "random": "guidance(weight=0.1, guide='random', width=8)",
+    "noise": "guidance(weight=0.1, guide='noise', width=8)",
+}
+GAINS = {"trained": 0.03, "random": 0.0}
+"""What the interval of each guide's gain must lie above."""
 
 
 def deep(spec: Spec) -> nn.Module:
-    """Twenty linear layers with ReLU, He initialisation, no skips and no norms."""
+    """Fifty linear layers with ReLU, He initialisation, no skips and no norms."""
     sizes = [spec.shape[0] * spec.shape[1] * spec.shape[2], *[WIDTH] * (DEPTH - 1)]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(sizes):
@@ -49,50 +58,45 @@ def small(data: Data) -> Data:
     return replace(data, spec=spec, train=half(data.train), valid=half(data.valid), test=half(data.test))
 
 
-def arm_of(name: str, weight: float) -> str | None:
-    """The arm's recipe: no guide, or one of some kind."""
-    return None if name == "plain" else f"guidance(weight={weight}, guide='{name}', width=8)"
-
-
 def _run(seeds: Sequence[int]) -> Evidence:
-    mnist, rows = library("mnist"), []
-    training = Training(epochs=EPOCHS, batch_size=64, lr=RATE)
+    rows = []
     for seed in seeds:
-        data = small(subset(mnist, 5000, seed).prepare(seed))
+        data = small(official_test("mnist", ROWS, VALID, seed))
         row: dict[str, float] = {"seed": float(seed)}
-        for name in ARMS:
-            run = fit(arm_of(name, WEIGHT), data, seed, training=training, factory=deep)
+        for name, arm in ARMS.items():
+            run = fit(arm, data, seed, training=TRAINING, factory=deep)
             row[name] = accuracy(run.model, data.test)
             row[f"{name}_overfit"] = accuracy(run.model, data.train) - row[name]
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    for name in ARMS[1:]:
-        gains = [row[name] - row["plain"] for row in rows]
-        measured[f"{name}_gain"] = mean(gains)
-        measured[f"{name}_share_of_seeds_better"] = mean([float(gain > 0) for gain in gains])
-    holds = measured["trained_gain"] >= 0.03 and measured["trained_share_of_seeds_better"] >= 0.8
-    holds &= measured["random_gain"] > 0 and measured["random_share_of_seeds_better"] >= 0.8
-    return Evidence(holds, measured, tuple(rows), NOTE)
+    gains = {name: interval([row[name] - row["plain"] for row in rows]) for name in ARMS if name != "plain"}
+    for name, gain in gains.items():
+        measured |= gain.told(f"{name}_gain")
+    over = interval([row["trained"] - row["random"] for row in rows])
+    measured |= over.told("trained_over_random")
+    controls = {
+        "a guide that is shown noise does not help": gains["noise"].high < 0,
+        "a trained guide is better than a random one": over.low > 0,
+    }
+    holds = all(gains[name].low > least for name, least in GAINS.items())
+    return Evidence(holds, measured, tuple(rows), NOTE, controls)
 
 
 NOTE = (
-    "With He initialisation and a tuned rate the 20-layer network is not untrainable (0.93 on development seeds), and alignment "
-    "with either guide neither helps nor hurts there. With torch's default initialisation it does fail (0.11 to 0.7 by seed, at "
-    "three rates); there the guided network failed too, at weights 0.3 and 1: activations that hardly differ between rows give "
-    "the alignment nothing to hold on to. The paper's image networks are larger and trained far longer."
+    "With twenty layers on 3,000 rows there is nothing to gain (0.93 without a guide). The plain network here is far from "
+    "trained after its 300 steps, and what guides do in longer training was not tried."
 )
 
 CLAIMS = (
     Claim(
         id="guides-deep-mlp",
         says="Aligned with a residual guide, trained or even random, a deep plain network generalises better.",
-        threshold=(
-            "20-layer plain network: test accuracy 3 points higher with a trained guide and higher with an untrained one, "
-            "each on 4 of 5 seeds"
-        ),
-        data="mnist at half resolution, 5,000 rows (60 % of them for training)",
+        threshold="50-layer plain network: the 90 % interval of the gain in test accuracy is above 3 points with a trained guide "
+        "and above 0 with an untrained one; a guide that is shown noise stands beside them",
+        data="mnist at half resolution, 1,280 rows to train on, its own 10,000 to test",
         run=_run,
-        minutes=5.0,
+        minutes=3.5,
         needs_library=True,
+        seeds=tuple(range(201, 206)),
     ),
 )
