@@ -1,12 +1,13 @@
-"""Few training rows beside all the test rows that a set comes with, for claims that compare accuracies closely."""
+"""Few training rows beside all the test rows that a set comes with, for claims that compare accuracies closely, and a network."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from probatum.data.library import library
 from probatum.data.split import TEST
-from probatum.spec import Data
+from probatum.spec import Data, Spec
 
 
 def official_test(name: str, rows: int, valid: int, seed: int) -> Data:
@@ -40,3 +41,21 @@ def official_test(name: str, rows: int, valid: int, seed: int) -> Data:
     total = rows + valid + len(test)
     data = whole.take(np.sort(np.concatenate([chosen, test])))
     return data.prepare(seed, fractions=(rows / total, valid / total, 1 - (rows + valid) / total))
+
+
+def small_cnn(spec: Spec, dropout: float = 0.0) -> nn.Module:
+    """Two convolutions of 5 x 5 and a hidden layer of 128 on images (n, channels, side, side) at half resolution."""
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Conv2d(spec.shape[0], 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (spec.shape[1] // 8) * (spec.shape[2] // 8), 128),
+        nn.ReLU(),
+        *([nn.Dropout(dropout)] if dropout else []),
+        nn.Linear(128, spec.outputs),
+    )

@@ -24,22 +24,9 @@ from probatum.numerics.continual.stages import (
     unpack,
 )
 from probatum.spec import Batch, Budget, Optimisation, Stage
+from small_networks import generator, normal, small
 
 pytestmark = pytest.mark.fast
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def small(outputs: int = 4, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, outputs))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed))
 
 
 def test_herding_is_the_greedy_choice() -> None:

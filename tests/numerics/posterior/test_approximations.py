@@ -8,26 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from closed_posterior import NOISE, PRECISION, regression
 from probatum.numerics.posterior.swag import Swag
 from probatum.numerics.posterior.variational import MeanField, gaussian_kl, negative_elbo
 
 pytestmark = pytest.mark.fast
 
-NOISE, PRECISION = 0.5, 2.0
-
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def regression() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows, targets, and mean and covariance of the closed posterior."""
-    x = torch.randn(40, 3, generator=generator(), dtype=torch.float64)
-    y = x @ torch.tensor([1.0, -1.0, 0.3], dtype=torch.float64) + NOISE * torch.randn(
-        40, generator=generator(1), dtype=torch.float64
-    )
-    covariance = torch.linalg.inv(x.T @ x / NOISE**2 + PRECISION * torch.eye(3, dtype=torch.float64))
-    return x, y, covariance @ x.T @ y / NOISE**2, covariance
 
 
 def test_mean_field_finds_the_best_independent_gaussian() -> None:

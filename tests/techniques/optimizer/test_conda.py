@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from closures import closure_is_called_with_gradients_and_its_loss_given_back
 from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
@@ -216,19 +217,4 @@ def test_gradients_that_are_not_finite_make_weights_that_are_not() -> None:
 
 
 def test_a_closure_is_called_with_gradients_and_its_loss_given_back() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = Conda([weight])
-    calls = []
-
-    def closure() -> Tensor:
-        calls.append(torch.is_grad_enabled())
-        optimizer.zero_grad()
-        loss = weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.no_grad():
-        assert float(optimizer.step(closure)) == 4.0
-    assert calls == [True]
-    assert bool((weight < 1).all())
-    assert optimizer.step() is None
+    closure_is_called_with_gradients_and_its_loss_given_back(lambda weight: Conda([weight]))

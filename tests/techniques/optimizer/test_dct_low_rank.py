@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from closures import closure_is_called_with_gradients_and_its_loss_given_back
 from probatum.claims.tools import accuracy, fit
 from probatum.data.open import open_dataset
 from probatum.recipe import Training
@@ -326,19 +327,4 @@ def test_a_state_of_float32_goes_on_in_float64(feedback: str) -> None:
 
 
 def test_a_closure_is_called_with_gradients_and_its_loss_given_back() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = DctLowRank([weight], rank=1)
-    calls = []
-
-    def closure() -> Tensor:
-        calls.append(torch.is_grad_enabled())
-        optimizer.zero_grad()
-        loss = weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.no_grad():
-        assert float(optimizer.step(closure)) == 4.0
-    assert calls == [True]
-    assert bool((weight < 1).all())
-    assert optimizer.step() is None
+    closure_is_called_with_gradients_and_its_loss_given_back(lambda weight: DctLowRank([weight], rank=1))

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import nn
+from functools import partial
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.official_test import official_test
+from probatum.claims.official_test import official_test, small_cnn
 from probatum.claims.tools import accuracy, fit, interval, mean
 from probatum.recipe import Training
-from probatum.spec import Spec
 
 SETS = ("mnist", "fashion_mnist")
 ROWS, VALID = 10_000, 2000
 TRAINING = Training(epochs=6, batch_size=32, lr=4e-3, weight_decay=0.0)
 ARMS = {"softmax": None, "svm": "cnn-svm(C=100.0)", "svm_c_1": "cnn-svm(C=1.0)"}
+CNN = partial(small_cnn, dropout=0.5)
 CLOSE, BEHIND = 0.007, 0.002
 NOTE = (
     "The paper's network at half resolution and reduced width (5x5 convolutions of 16 and 32 maps, 128 hidden units, dropout "
     "0.5). On development seed 1 and validation rows the rate was the better of two for both losses and C the best of 1, 10 "
     "and 100; the paper's C = 1, where half the squared norm outweighs the mean hinge, is reported on Fashion-MNIST."
 )
-
-
-def _cnn(spec: Spec) -> nn.Module:
-    return nn.Sequential(
-        nn.AvgPool2d(2),
-        nn.Conv2d(spec.shape[0], 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * (spec.shape[1] // 8) * (spec.shape[2] // 8), 128),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(128, spec.outputs),
-    )
 
 
 def _run(seeds: Sequence[int]) -> Evidence:
@@ -48,7 +30,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             data = official_test(name, ROWS, VALID, seed)
             row: dict[str, float | str] = {"data": name, "seed": float(seed)}
             for label in ARMS if name == "fashion_mnist" else ("softmax", "svm"):
-                row[label] = accuracy(fit(ARMS[label], data, seed, training=TRAINING, factory=_cnn).model, data.test)
+                row[label] = accuracy(fit(ARMS[label], data, seed, training=TRAINING, factory=CNN).model, data.test)
             rows.append(row)
     measured: dict[str, float] = {}
     leads: dict[str, list[float]] = {}

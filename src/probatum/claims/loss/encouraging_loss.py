@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.official_test import official_test
+from probatum.claims.official_test import official_test, small_cnn
 from probatum.claims.tools import accuracy, fit, interval, margins, mean
 from probatum.data.open import open_dataset
 from probatum.measure.calibration import calibration
@@ -30,22 +30,6 @@ NOTE = (
 def _mlp(spec: Spec) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, spec.outputs)
-    )
-
-
-def _cnn(spec: Spec) -> nn.Module:
-    return nn.Sequential(
-        nn.AvgPool2d(2),
-        nn.Conv2d(spec.shape[0], 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * (spec.shape[1] // 8) * (spec.shape[2] // 8), 128),
-        nn.ReLU(),
-        nn.Linear(128, spec.outputs),
     )
 
 
@@ -73,7 +57,7 @@ def _run(seeds: Sequence[int]) -> Evidence:
             rows.append(_row("digits", digits.prepare(own), own, Training(epochs=20), _mlp, tuple(ARMS)))
         training = Training(epochs=10, lr=4e-3)
         data = official_test("fashion_mnist", ROWS, VALID, seed)
-        rows.append(_row("fashion", data, seed, training, _cnn, ("cross_entropy", "encouraging")))
+        rows.append(_row("fashion", data, seed, training, small_cnn, ("cross_entropy", "encouraging")))
     measured: dict[str, float] = {}
     good = []
     for name in ("digits", "fashion"):

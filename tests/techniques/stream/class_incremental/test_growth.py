@@ -6,27 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probatum.numerics.continual.stages import Split, class_mask, module_bytes, seen_loss, train_stage
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.growth import Growing, blocks, last_block
+from small_networks import generator, normal, small
 
 pytestmark = pytest.mark.fast
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def small(outputs: int = 4, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, outputs))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed))
 
 
 @pytest.mark.parametrize("share", [False, True])

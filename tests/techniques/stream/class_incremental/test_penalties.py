@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from scipy.optimize import minimize
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from probatum.numerics.continual.stages import class_mask
@@ -22,22 +22,9 @@ from probatum.techniques.stream.class_incremental.penalties import (
     quadratic,
     weights_of,
 )
+from small_networks import generator, normal, small
 
 pytestmark = pytest.mark.fast
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def small(outputs: int = 4, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, outputs))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed))
 
 
 def test_fisher_information_is_the_mean_squared_gradient() -> None:
