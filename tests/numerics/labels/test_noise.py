@@ -82,3 +82,42 @@ def test_bad_numbers_are_named() -> None:
         label_noise.wrong_labels(y, torch.full((2, 2), 0.5), 0.5, generator())
     with pytest.raises(ValueError, match="1 class"):
         label_noise.pair_law(1)
+
+
+def test_labels_that_are_no_classes_are_told() -> None:
+    """A negative one would be counted from the end."""
+    for wrong in (-1, -100, 3):
+        y = torch.tensor([0, wrong, 1])
+        with pytest.raises(ValueError, match=f"the label {wrong}"):
+            label_noise.wrong_labels(y, label_noise.pair_law(3), 1.0, generator())
+        with pytest.raises(ValueError, match=f"the label {wrong}"):
+            label_noise.instance_law(torch.zeros(3, 2), y, 3, 0.3, generator())
+    with pytest.raises(ValueError, match=r"the noise matrix is \(2, 3\)"):
+        label_noise.wrong_labels(torch.tensor([0, 1]), torch.full((2, 3), 1 / 3), 1.0, generator())
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_flip_rates_out_of_range_are_told(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"rate is {rate}"):
+        label_noise.instance_law(torch.zeros(50, 2), torch.arange(50) % 3, 3, rate, generator())
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_the_outermost_flip_rates_suffice_for_all_rows(rate: float) -> None:
+    y = torch.arange(3000) % 3
+    law = label_noise.instance_law(torch.zeros(3000, 2), y, 3, rate, generator())
+    own = law.gather(1, y[:, None])
+    assert abs(float(own.mean()) - (1 - rate)) == pytest.approx(
+        0.1 * (2 / torch.pi) ** 0.5, abs=0.01
+    )  # of half a normal
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_laws_in_half_precision(dtype: torch.dtype) -> None:
+    clean, noise = torch.tensor([[1.0, 0.0]], dtype=dtype), torch.tensor([[0.25, 0.75]], dtype=dtype)
+    mixed = label_noise.diluted_law(clean, noise, 1e6)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed, noise)
+    clean = torch.tensor([[0.50390625, 0.49609375]], dtype=dtype)  # the margin 1 / 128, at which noise of 1 / 64 wins
+    for alpha in (0.01562, 0.01563):
+        assert bool(label_noise.survives(clean, noise, alpha)) == (alpha * 0.5 < 0.0078125)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.tensors.precision import WideBuffers, computed_wide, unit, widened
+from probatum.numerics.tensors.precision import WideBuffers, as_weights, computed_wide, unit, widened
 
 pytestmark = pytest.mark.fast
 
@@ -137,3 +137,15 @@ def test_wide_buffers_are_so_from_the_start_where_half_precision_is_the_default(
         torch.set_default_dtype(torch.float32)
     assert made.average.dtype == torch.float32
     assert made.other.dtype == made.weight.dtype == dtype
+
+
+def test_rows_take_the_precision_of_the_weights_where_one_of_them_is_half() -> None:
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    for weights, rows, expected in (
+        (half, single, half), (single, half, single), (half, double, half), (single, double, double), (half, half, half),
+    ):  # fmt: skip
+        assert as_weights(nn.Linear(2, 1).to(weights), torch.zeros(1, 2, dtype=rows)).dtype == expected
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1).half())  # it has to see to that itself
+    assert as_weights(mixed, torch.zeros(1, 2)).dtype == single
+    assert as_weights(nn.Embedding(3, 2).half(), torch.tensor([1])).dtype == torch.int64
+    assert as_weights(nn.ReLU(), torch.zeros(1, 2, dtype=half)).dtype == half

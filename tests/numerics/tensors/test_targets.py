@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probatum.numerics.tensors.targets import IGNORED, check_codes, class_codes, class_targets, coded, real_targets
+from probatum.numerics.tensors.targets import (
+    IGNORED,
+    check_codes,
+    class_codes,
+    class_targets,
+    coded,
+    real_targets,
+    token_codes,
+)
 from probatum.spec import Data, Part, Spec
 
 pytestmark = pytest.mark.fast
@@ -93,3 +101,24 @@ def test_data_of_classes_are_coded_in_every_part() -> None:
             coded(wrong)
     with pytest.raises(TypeError, match="float32"):
         coded(replace(data, test=replace(plain, y=torch.zeros(3))))
+
+
+def test_tokens_are_codes_at_every_place() -> None:
+    y = torch.tensor([[1, 2], [0, 2]], dtype=torch.int32)
+    assert token_codes(y, (2, 2), 3).dtype == torch.int64
+    for wrong, kind, told in (
+        (y.float(), TypeError, "float32"),
+        (y > 1, TypeError, "bool"),
+        (y[:, :, None], ValueError, "one token a place"),
+        (y - 1, ValueError, "the label -1"),
+        (y + 1, ValueError, "the label 3"),
+    ):
+        with pytest.raises(kind, match=told):
+            token_codes(wrong, (2, 2), 3)
+    part = Part(torch.zeros(2, 2, dtype=torch.int64), y, torch.arange(2))
+    plain = replace(part, y=y.long())
+    data = Data(Spec("text", "next-token", (2,), 3, vocabulary=3), part, plain, plain)
+    assert torch.equal(coded(data).train.y, plain.y)
+    assert coded(data).train.y.dtype == torch.int64
+    with pytest.raises(ValueError, match="valid: target holds the label -100"):
+        coded(replace(data, valid=replace(plain, y=torch.tensor([[1, -100], [0, 0]]))))

@@ -309,3 +309,57 @@ def test_sign_changes_by_hand() -> None:
     assert changes(1.0, -1.0, -2.0, 3.0, 4.0) == 0.5
     assert changes(1.0) == changes() == 0.0
     assert World(rows=4).draw(np.random.default_rng(0))[1].tolist() == [1.0, -1.0, 1.0, -1.0]
+
+
+def test_targets_far_from_nought_are_no_divergence() -> None:
+    data = reals(True)
+    far = replace(data.train, y=data.train.y + 1e4)
+    found = benign_oscillation(
+        lambda: nn.Linear(3, 1),
+        Data(data.spec, far, far, far),
+        torch.Generator().manual_seed(0),
+        [0.1, 10.0],
+        steps=300,
+    )
+    assert found["rate 0.1: test rmse"] < 1
+    assert found["largest stable rate"] == 0.1
+    assert found["rate 10: diverged at step"] > 0
+
+
+def test_the_last_step_of_all_can_diverge() -> None:
+    outcome = run_world(World(), 1e200, 1, np.random.default_rng(0))
+    assert (outcome.diverged, outcome.margins) == (1, ())
+    assert len(outcome.residuals) == 1
+    with pytest.raises(OverflowError, match="diverged at step 1;"):
+        two_weights(1e9, 1.0, 1)
+
+
+def test_two_weights_at_nought() -> None:
+    found = two_weights(2.0, 1.0, 1, strong=1.0, weak=1.0)  # the weak weight is thrown to 0, the strong one to -1
+    assert found["measured growth"] == -np.inf
+    assert found["predicted growth"] == 0.5
+    for weights in ({"strong": 0.0}, {"weak": 0.0}):
+        with pytest.raises(ValueError, match="a weight of 0 never grows"):
+            two_weights(2.0, 1.0, 1, **weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sharpness_in_half_precision(dtype: torch.dtype) -> None:
+    weight = torch.ones(200_000, dtype=dtype, requires_grad=True)  # of which the squared length is beyond float16
+    found = sharpness(lambda: 1.5 * weight.float().square().sum(), [weight], torch.Generator().manual_seed(0))
+    assert found == pytest.approx(3.0, rel=1e-2)
+
+
+def test_sharpness_of_what_is_not_finite_is_not_nought() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    assert np.isnan(sharpness(lambda: weight.square().sum() * float("nan"), [weight], torch.Generator()))
+
+
+def test_tokens_that_are_missing_or_too_many_are_told() -> None:
+    ids = torch.randint(1, 5, (4, 4), generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 5))
+    for y, told in ((ids.where(ids > 1, -100), "the label -100"), (ids[:, :, None], r"\(4, 4, 1\); expected \(4, 4\)")):
+        part = Part(ids, y, torch.arange(4))
+        data = Data(Spec("text", "next-token", (4,), 5, vocabulary=5), part, part, part)
+        with pytest.raises(ValueError, match=told):
+            benign_oscillation(lambda: net, data, torch.Generator(), [0.1], steps=2)

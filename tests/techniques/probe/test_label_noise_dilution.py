@@ -274,3 +274,43 @@ def test_batches_of_two_are_trained_on() -> None:
     fit(net, x, dilute(torch.arange(4), 0.0, UNIFORM, stream()), 1, 2, 0.1, stream())
     assert not torch.equal(net.weight, before)
     torch.testing.assert_close(probabilities(net, x), net(x).detach().double().softmax(dim=1), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"confusion": torch.ones(1, 1)}, r"confusion is \(1, 1\) for 10 classes"),
+        ({"confusion": torch.eye(12).roll(1, dims=1)}, r"confusion is \(12, 12\) for 10 classes"),
+        ({"confusion": torch.full((10, 10), 0.2)}, "sums to 2"),
+        ({"delta": -0.1}, "delta is -0"),
+        ({"batch_multiples": [1.5]}, "whole number"),
+    ],
+)
+def test_noise_that_cannot_be_is_told_before_anything_is_trained(settings: dict[str, Any], told: str) -> None:
+    def never() -> nn.Module:
+        raise AssertionError("a network was made")
+
+    with pytest.raises(ValueError, match=told):
+        label_noise_dilution(never, open_dataset("digits").prepare(1), stream(), **settings)
+
+
+def test_labels_and_laws_that_do_not_go_together_are_told() -> None:
+    y = torch.tensor([0, 1, 1])
+    for wrong in (-1, -100, 4):
+        with pytest.raises(ValueError, match=f"the label {wrong}"):
+            dilute(torch.tensor([0, wrong, 1]), 1.0, UNIFORM, stream())
+        with pytest.raises(ValueError, match=f"the label {wrong}"):
+            dilute(y, 1.0, UNIFORM, stream(), (torch.tensor([wrong]), 3))
+    with pytest.raises(ValueError, match=r"the noise matrix is \(2, 4\)"):
+        dilute(y, 1.0, UNIFORM[:2], stream())
+    with pytest.raises(ValueError, match="batch_size is 1, of 6 examples"):
+        fit(nn.Linear(2, 4), torch.zeros(3, 2), dilute(y, 1.0, UNIFORM, stream()), 1, 1, 0.1, stream())
+
+
+def test_a_batch_is_no_larger_than_all_examples() -> None:
+    found = label_noise_dilution(
+        small, open_dataset("digits").prepare(1), stream(), alphas=[1.0, 4.0], patterns=["uniform"], sources=["repeated"],
+        rows=20, steps=1, sizes=[], batch=80, rate_multiples=[1.0], batch_multiples=[1],
+    )  # fmt: skip
+    assert found["uniform, repeated, alpha 1: effective batch"] == 40 / 4
+    assert found["uniform, repeated, alpha 4: effective batch"] == 80 / 25

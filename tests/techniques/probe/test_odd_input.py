@@ -89,3 +89,29 @@ def test_half_precision_is_trained_in_single(run: Run, dtype: torch.dtype) -> No
     found = run(half, rows(dtype))
     assert all(math.isfinite(value) for value in found.values())
     assert all(p.dtype == dtype for net in made for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("run", PROBES.values(), ids=PROBES)
+def test_rows_and_networks_may_differ_in_precision(run: Run, dtype: torch.dtype) -> None:
+    for network_dtype, rows_dtype in ((torch.float32, dtype), (dtype, torch.float32)):
+        found = run(lambda to=network_dtype: network().to(to), rows(rows_dtype))  # type: ignore[misc]
+        assert all(math.isfinite(value) for value in found.values())
+
+
+class AlwaysDrawing(nn.Module):
+    """Dropout that is never off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.dropout(x, 0.5, True)
+
+
+@pytest.mark.parametrize("name", ["oscillation", "dilution", "cascade", "randomization"])
+def test_networks_that_always_draw_leave_the_global_stream_alone(name: str) -> None:
+    told = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        told.append(PROBES[name](lambda: network(AlwaysDrawing()), rows()))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert told[0] == told[1]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from probatum.numerics.tensors.precision import computed_wide
+from probatum.numerics.tensors.targets import check_codes
+
 INSTANCE_SPREAD = 0.1
 """Standard deviation of the flip rates of rows in `instance_law` (Xia et al. 2020)."""
 
@@ -61,6 +64,7 @@ def wrong_labels(y: Tensor, law: Tensor, rate: float, generator: Generator) -> T
         generator: source of randomness.
     """
     check_law(law)
+    check_codes(y, len(law))  # a negative one would be counted from the end
     if law.diagonal().abs().max() > 0:
         raise ValueError("the law of wrong labels gives the right label a chance; set its diagonal to 0")
     if not 0 <= rate <= 1:
@@ -79,11 +83,11 @@ def instance_law(features: Tensor, y: Tensor, classes: int, rate: float, generat
     random projection of its features that belongs to its class.
     """
     _check_classes(classes)
-    flips = rate + INSTANCE_SPREAD * torch.randn(8 * len(y) + 64, generator=generator, dtype=torch.float64)
-    flips = flips[(flips >= 0) & (flips <= 1)]
-    if len(flips) < len(y):
+    check_codes(y, classes)
+    if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}; it must lie between 0 and 1")
-    flips = flips[: len(y), None]
+    flips = rate + INSTANCE_SPREAD * torch.randn(8 * len(y) + 64, generator=generator, dtype=torch.float64)
+    flips = flips[(flips >= 0) & (flips <= 1)][: len(y), None]  # at worst half of them are left, at the rates 0 and 1
     width = features.shape[1]
     projections = torch.randn(classes, width, classes, generator=generator, dtype=torch.float64)
     scores = torch.einsum("nd,ndc->nc", features.double(), projections[y])
@@ -96,12 +100,14 @@ def draw_labels(law: Tensor, generator: Generator) -> Tensor:
     return torch.multinomial(law.to(generator.device), 1, generator=generator).squeeze(1).to(law.device)
 
 
+@computed_wide
 def diluted_law(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """Law of labels where every clean example comes with `alpha` noisy ones: (p + alpha r) / (1 + alpha); any shape."""
     check_alpha(alpha)
     return (clean + alpha * noise) / (1 + alpha)
 
 
+@computed_wide
 def survives(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """(n,) whether the likeliest class of p stays the likeliest: p_best - p_j > alpha (r_j - r_best) for all other j.
 
@@ -117,7 +123,9 @@ def survives(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
 
 
 def check_law(law: Tensor) -> None:
-    """ValueError unless the rows are probabilities."""
+    """ValueError unless there is a row and a column for each class, and the rows are probabilities."""
+    if law.ndim != 2 or law.shape[0] != law.shape[1] or not len(law):
+        raise ValueError(f"the noise matrix is {tuple(law.shape)}; give a row and a column for each class")
     sums = law.double().sum(dim=-1)
     if not torch.isfinite(law).all() or law.min() < 0 or (sums - 1).abs().max() > 1e-6:
         row = int((sums - 1).abs().nan_to_num(float("inf")).argmax())

@@ -19,6 +19,7 @@ from probatum.numerics.networks.last_layer import head_of
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.surgery import OffFastPath, inside_attention
 from probatum.numerics.tensors.draws import random_state_kept
+from probatum.numerics.tensors.precision import as_weights
 
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -82,15 +83,21 @@ def look(
     after: After | None = None,
     before: Before | None = None,
 ) -> Any:
-    """The network's output for x in evaluation mode and without gradients, `hooked` meanwhile; nothing of it or of x changes."""
+    """The network's output for x in evaluation mode and without gradients, `hooked` meanwhile; nothing of it or of x changes.
+
+    Rows go in as `as_weights` gives them: a network of half precision can be asked about rows that are not, or the other way round.
+    """
     with hooked(net, modules, after, before), evaluating(net), random_state_kept(), torch.no_grad():
-        return net(x.clone())
+        return net(as_weights(net, x.clone()))
 
 
 def outputs_of(net: nn.Module, x: Tensor, block: int = 512) -> Tensor:
-    """The network's outputs for all rows, `block` at once, in evaluation mode and without gradients; nothing of it changes."""
+    """The network's outputs for all rows, `block` at once, in evaluation mode and without gradients; nothing of it changes.
+
+    Rows go in as `as_weights` gives them, as for `look`.
+    """
     with evaluating(net), random_state_kept(), torch.no_grad():
-        return torch.cat([net(rows.clone()) for rows in x.split(block)])
+        return torch.cat([net(as_weights(net, rows.clone())) for rows in x.split(block)])
 
 
 class Keeper:

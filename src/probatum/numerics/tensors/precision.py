@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 HALF = (torch.float16, torch.bfloat16)
@@ -18,6 +18,14 @@ R = TypeVar("R")
 def widened(x: Tensor) -> Tensor:
     """x in float32 if it is of half precision, else as it is."""
     return x.float() if x.dtype in HALF else x
+
+
+def as_weights(net: nn.Module, x: Tensor) -> Tensor:
+    """Rows in the precision of the network's weights where the one or the other is half; as they are where weights differ."""
+    dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()} if isinstance(net, nn.Module) else set()
+    if len(dtypes) != 1 or not x.is_floating_point() or not ({x.dtype} | dtypes) & set(HALF):
+        return x
+    return x.to(dtypes.pop())
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:

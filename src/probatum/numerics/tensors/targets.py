@@ -74,17 +74,33 @@ def check_codes(codes: Tensor, classes: int, ignored: int | None = None) -> None
         raise ValueError(f"target holds the label {first}; with {classes} classes labels are 0 .. {classes - 1}")
 
 
+def token_codes(target: Tensor, shape: tuple[int, ...], tokens: int) -> Tensor:
+    """Codes int64 of this shape, (n, length), from any whole-number type; all count, so that none may be missing (-100)."""
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"target has dtype {target.dtype}; token numbers are needed, int64")
+    if target.shape != shape:
+        raise ValueError(f"target has shape {tuple(target.shape)}; expected {tuple(shape)}, one token a place")
+    codes = target.long()
+    check_codes(codes, tokens)
+    return codes
+
+
 def coded(data: Data) -> Data:
-    """Data of classes whose labels are codes (n,) int64 in every part; of (n, 1) and other whole-number types they are made so.
+    """Data whose labels are codes int64 in every part; of other whole-number types they are made so.
+
+    Of classes they are (n,), and (n, 1) is taken for it; of next-token (n, length), as many as there are places.
 
     Raises:
-        ValueError: a label that is no class, a missing one (-100) among them; it names the part.
+        ValueError: a label that is no class or token, a missing one (-100) among them; it names the part.
         TypeError: labels that are no whole numbers.
     """
     for name in ("train", "valid", "test"):
         part = getattr(data, name)
         try:
-            y = class_codes(part.y, len(part), data.spec.outputs)
+            if data.spec.task == "next-token":
+                y = token_codes(part.y, tuple(part.x.shape), data.spec.outputs)
+            else:
+                y = class_codes(part.y, len(part), data.spec.outputs)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; leave rows without a label out") from error
         if y.shape != part.y.shape or y.dtype != part.y.dtype:

@@ -30,7 +30,7 @@ from probatum.numerics.networks.modes import begin_training, evaluating
 from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import widened
-from probatum.numerics.tensors.targets import class_targets, real_targets
+from probatum.numerics.tensors.targets import class_targets, real_targets, token_codes
 from probatum.spec import Data
 
 CARD = Card(
@@ -44,7 +44,7 @@ CARD = Card(
 )
 
 TOO_FAR = 1e6
-"""Outputs beyond this count as divergence."""
+"""Errors beyond this count as divergence; of a network that begins with more than 1, beyond so many times its beginning."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,11 @@ def run_world(
             break
         now = rate if t < edge else rate / 10
         weights += now * gap * signs[:, None, None] * (2 / width) * (active @ x[row])
+    if diverged is None:  # the last step is judged too
+        with np.errstate(over="ignore", invalid="ignore"):
+            outputs = np.maximum(np.einsum("jwd,npd->njwp", weights, x), 0.0) ** 2
+            gaps = y - (signs[:, None] * outputs.sum(axis=(2, 3)).T).sum(axis=0) / width
+        diverged = None if (np.abs(gaps) < TOO_FAR).all() else steps
     if diverged is not None:
         return Outcome((), diverged, residuals, float("nan"))
     margins = []
@@ -168,31 +173,36 @@ def two_weights(
         strong_rate: C > c.
         weak_rate: c > 0.
         steps: updates.
-        strong: first w_u.
-        weak: first w_v.
+        strong: first w_u, not 0.
+        weak: first w_v, not 0.
 
     Returns:
         "sum of residuals", "sum of squared residuals", "measured growth" and "predicted growth" of log w_v, where the
         prediction is (c / 2)(C - c) sum r^2 + (c / C) log(w_u end / w_u start).
 
     Raises:
-        ValueError: rates not as above.
+        ValueError: rates or weights not as above.
         OverflowError: it diverges, with the step.
     """
     if not strong_rate > weak_rate > 0:
         raise ValueError(f"strong_rate is {strong_rate} and weak_rate {weak_rate}; need strong_rate > weak_rate > 0")
+    if not strong or not weak:
+        raise ValueError(f"strong is {strong} and weak {weak}; a weight of 0 never grows, give others")
     u, v, total, squares = strong, weak, 0.0, 0.0
-    for t in range(steps):
+    for t in range(steps + 1):
         r = 1 - u * u - v * v
         if not abs(r) < TOO_FAR:
             raise OverflowError(f"diverged at step {t}; give a strong_rate below {strong_rate}")
+        if t == steps:  # the last step is judged too
+            break
         u, v = u * (1 + strong_rate * r), v * (1 + weak_rate * r)
         total, squares = total + r, squares + r * r
-    drift = math.log(abs(u / strong)) / strong_rate
+    grown = {name: math.log(end) if (end := abs(w)) else -math.inf for name, w in (("u", u / strong), ("v", v / weak))}
+    drift = grown["u"] / strong_rate
     return {
         "sum of residuals": total,
         "sum of squared residuals": squares,
-        "measured growth": math.log(abs(v / weak)),
+        "measured growth": grown["v"],
         "predicted growth": weak_rate * (0.5 * (strong_rate - weak_rate) * squares + drift),
     }
 
@@ -201,6 +211,8 @@ def sharpness(
     loss: Callable[[], Tensor], parameters: Sequence[Tensor], generator: torch.Generator, steps: int = 20
 ) -> float:
     """Largest eigenvalue, by absolute value, of the loss's Hessian in these parameters: power iteration.
+
+    Lengths and products of vectors are float32 for weights of half precision; NaN where the Hessian is not finite.
 
     Raises:
         ValueError: fewer than one step.
@@ -214,16 +226,16 @@ def sharpness(
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad]
     if not pairs:  # a loss without curvature
         return 0.0
-    vectors = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p, _ in pairs]
+    vectors = [widened(torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)) for p, _ in pairs]
     value = 0.0
     for _ in range(steps):
         norm = torch.stack([v.square().sum() for v in vectors]).sum().sqrt()
-        if not norm > 0:
-            return 0.0
+        if not norm > 0 or not norm.isfinite():
+            return 0.0 if norm == 0 else math.nan
         vectors = [v / norm for v in vectors]
-        dot = torch.stack([(g * v).sum() for (_, g), v in zip(pairs, vectors, strict=True)]).sum()
+        dot = torch.stack([(widened(g) * v).sum() for (_, g), v in zip(pairs, vectors, strict=True)]).sum()
         products = torch.autograd.grad(dot, [p for p, _ in pairs], retain_graph=True, allow_unused=True)
-        found = [torch.zeros_like(v) if h is None else h for h, v in zip(products, vectors, strict=True)]
+        found = [torch.zeros_like(v) if h is None else widened(h) for h, v in zip(products, vectors, strict=True)]
         value = float(torch.stack([(h * v).sum() for h, v in zip(found, vectors, strict=True)]).sum())
         vectors = found
     return value
@@ -252,7 +264,7 @@ def benign_oscillation(
         watched: training rows whose residuals are looked at after every step.
 
     Returns:
-        For each rate "rate R: train error" (mean squared), "test accuracy" (or "test rmse"), "sign changes" (share of
+        For each rate "rate R: train error" (half the squared distance, mean over the watched rows), "test accuracy" (or "test rmse"), "sign changes" (share of
         residuals of the true output that change sign in a step, before the decay), "sharpness x rate / 2" (1 = the edge of
         stability, before the decay); or "rate R: diverged at step". And "largest stable rate", 0 where none is.
 
@@ -314,7 +326,9 @@ class _Run:
 
     def codes(self, output: Tensor, y: Tensor) -> Tensor:
         """Classes, one a row, or tokens."""
-        return y if output.ndim > 2 else class_targets(output, y, least=1)
+        if output.ndim > 2:
+            return token_codes(y, output.shape[:-1], output.shape[-1])
+        return class_targets(output, y, least=1)
 
     def error(self, x: Tensor, y: Tensor) -> Tensor:
         """Half the squared distance to the target, mean over rows."""
@@ -324,6 +338,9 @@ class _Run:
         """SGD; the step at which it diverged, None if it did not. Looks end, and the rate falls, at step `edge`."""
         optimizer = torch.optim.SGD(self.parameters, lr=self.rate)
         last: Tensor | None = None
+        with torch.no_grad(), evaluating(self.net):  # targets far from 0 and long texts begin with large errors
+            start = float(self.error(*self.watched))
+        far = TOO_FAR * max(1.0, start) if start < math.inf else TOO_FAR
         begin_training(self.net)
         for step in range(steps):
             if step == edge:
@@ -334,7 +351,7 @@ class _Run:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if not loss.item() < TOO_FAR:
+            if not loss.item() < far:
                 return step
             if step < edge:
                 signs = self._residual_signs()
@@ -345,7 +362,7 @@ class _Run:
             self._measure()
         self.net.eval()
         with torch.no_grad():
-            return None if float(self.error(*self.watched)) < TOO_FAR else steps
+            return None if float(self.error(*self.watched)) < far else steps
 
     def _measure(self) -> None:
         with evaluating(self.net):

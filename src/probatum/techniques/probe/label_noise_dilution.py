@@ -10,7 +10,7 @@ Departs   1. rate and batch size are chosen for every alpha on validation rows, 
           2. the confusion that structured noise leans to is that of the network trained on the clean examples, measured
              on validation rows
           3. fresh inputs are the training rows beyond n; where they do not suffice they are used again and it is told
-          4. outside inputs have every number from a random other row, at its place, instead of another dataset's images
+          4. outside inputs have every number from a random row, at its place, instead of another dataset's images
           5. survival of rows takes the clean network's probabilities for p(y|x)
 """
 
@@ -32,7 +32,7 @@ from probatum.numerics.networks.watch import outputs_of
 from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import widened
-from probatum.numerics.tensors.targets import coded
+from probatum.numerics.tensors.targets import check_codes, coded
 from probatum.spec import Data
 
 CARD = Card(
@@ -104,7 +104,7 @@ def dilute(
         pool: right classes (m,) and first position of other inputs that get the noisy labels; None = the same n again.
 
     Raises:
-        ValueError: for alpha below 0 or a law that is none.
+        ValueError: for alpha below 0, a law that is none, or labels that it does not know.
 
     Example:
         >>> law = torch.full((2, 2), 0.5)
@@ -115,6 +115,8 @@ def dilute(
     check_alpha(alpha)
     check_law(law)
     classes, first = (y, 0) if pool is None else pool
+    for labels in (y, classes):
+        check_codes(labels, len(law))  # a negative one would be counted from the end
     count, rounds = round(alpha * len(y)), []
     while sum(map(len, rounds)) < count:
         rounds.append(torch.randperm(len(classes), generator=generator, device=generator.device))
@@ -128,7 +130,7 @@ def dilute(
 
 
 def outside_rows(x: Tensor, generator: Generator) -> Tensor:
-    """Rows (n, ...) of which every number is that of a random other row at the same place."""
+    """Rows (n, ...) of which every number is that of a random row at the same place; each is used once."""
     flat = x.flatten(1)
     order = torch.rand(flat.shape, generator=generator, device=generator.device).argsort(dim=0)
     return flat.gather(0, order.to(x.device)).view(x.shape)
@@ -139,8 +141,13 @@ def fit(
 ) -> nn.Module:
     """Train plainly: `steps` updates of `batch_size` examples by AdamW, the rate falling along a half cosine.
 
-    Frozen weights stay, and so do batch norms that are in evaluation in a network in training.
+    Frozen weights stay, and so do batch norms that are in evaluation in a network in training. A last batch of one is left out.
+
+    Raises:
+        ValueError: a batch below two examples.
     """
+    if batch_size < 2 or len(diluted.y) < 2:
+        raise ValueError(f"batch_size is {batch_size}, of {len(diluted.y)} examples; both must be at least 2")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     own = getattr(model, "objective", None)
@@ -207,22 +214,21 @@ def label_noise_dilution(
 
     Returns:
         By run ("uniform, repeated, alpha 4"): accuracy, memorised (share of noisy labels given back), chosen rate and batch,
-        share of classes that survive by the mixture law, effective batch (chosen / (1 + alpha)^2), accuracy at each batch,
-        smallest n that reaches the target where one does; besides "clean: accuracy", "chance", noise rates, "fresh rows used again".
+        share of rows whose class survives by the mixture law, effective batch (of the chosen one, or of all examples where
+        these are fewer, divided by (1 + alpha)^2), accuracy at each batch, smallest n that reaches the target where one does; besides "clean: accuracy", "chance", noise rates, "fresh rows used again".
 
     Raises:
-        ValueError: alpha below 0, a confusion whose rows do not sum to 1, unknown names, other settings out of range.
+        ValueError: alpha below 0, a confusion of another size or whose rows do not sum to 1, unknown names, other settings out of range.
     """
     _check(data, alphas, patterns, sources, rows, sizes, target, steps, batch, lr, rate_multiples, batch_multiples)
-    data = coded(data)
-    classes, train = data.spec.outputs, data.train
+    data, classes = coded(data), _classes(data.spec.outputs, confusion, delta)
+    train = data.train
     order = torch.randperm(len(train), generator=generator, device=generator.device).to(train.y.device)
     n = min(rows, len(train))
     chosen, rest = order[:n], order[n:]
     spare = rest if len(rest) else chosen
     x, y = train.x[chosen], train.y[chosen]
-    first = model_factory()
-    result = {"chance": 1 / classes, "rows": float(n)}
+    first, result = model_factory(), {"chance": 1 / classes, "rows": float(n)}
     uniform = torch.full((classes, classes), 1 / classes, dtype=torch.float64, device=y.device)
 
     trainings = _Trainings(data, first, generator, steps, batch, lr, batch_multiples, rate_multiples, result)
@@ -241,7 +247,8 @@ def label_noise_dilution(
                 if alpha > 0:
                     result[f"{name}: memorised"] = run.memorised
                 result[f"{name}: survives"] = float(survives(known, law[known.argmax(dim=1)], alpha).double().mean())
-                result[f"{name}: effective batch"] = result[f"{name}: batch"] / (1 + alpha) ** 2
+                used = min(result[f"{name}: batch"], n + round(alpha * n))
+                result[f"{name}: effective batch"] = used / (1 + alpha) ** 2
                 if source == "fresh":
                     result[f"{name}: fresh rows used again"] = float(max(0, round(alpha * n) - len(rest)))
                 if source == "repeated" and sizes:
@@ -285,7 +292,7 @@ class _Trainings:
         for multiple in self.batch_multiples:
             mine: tuple[float, float] | None = None
             for factor in self.rate_multiples:
-                run = self.one(pool, diluted, multiple * self.batch, factor * self.lr)
+                run = self.one(pool, diluted, int(multiple) * self.batch, factor * self.lr)
                 if mine is None or run.valid > mine[0]:
                     mine = (run.valid, run.test)
                 if kept is None or run.valid > kept[2].valid:
@@ -361,5 +368,21 @@ def _check(
         raise ValueError(
             f"rate_multiples {list(rates)} and batch_multiples {list(batches)}; give one or more, all above 0"
         )
+    if any(multiple != int(multiple) for multiple in batches):
+        raise ValueError(
+            f"batch_multiples are {list(batches)}; a batch has a whole number of examples, give whole ones"
+        )
     if any(not 0 < share < 1 for share in sizes):
         raise ValueError(f"sizes are {list(sizes)}; they are shares of rows between 0 and 1")
+
+
+def _classes(classes: int, confusion: Tensor | None, delta: float) -> int:
+    """How many there are, once it is sure that the noise can be made of them, before anything is trained."""
+    if classes < 2:
+        raise ValueError(f"there is {classes} class; wrong labels need 2 or more")
+    if confusion is not None and confusion.shape != (classes, classes):
+        raise ValueError(
+            f"confusion is {tuple(confusion.shape)} for {classes} classes; give a row and a column for each"
+        )
+    structured_law(torch.eye(classes) if confusion is None else confusion, delta)
+    return classes

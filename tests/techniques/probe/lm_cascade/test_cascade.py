@@ -185,3 +185,37 @@ def test_bad_qualities_and_settings() -> None:
         chain(np.zeros((1, 1)), np.array([[0, np.nan]]), (1, 1), (0.5,))
     with pytest.raises(ValueError, match="mask"):
         tokens(np.zeros((2, 3)), np.ones((2, 2), dtype=bool))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_precision_and_with_a_history(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[-1.0, -2.5], [-0.5, 0.0]], dtype=dtype, requires_grad=True)
+    mask = torch.tensor([[1, 1], [1, 0]])
+    for found in (tokens(rows, mask), tokens([rows[0], rows[1, :1]])):
+        assert chow_sum(found).tolist() == [-3.5, -0.5]
+        assert chow_average(found).tolist() == [-1.75, -0.5]
+    score, small, large = (torch.tensor(v, dtype=dtype) for v in ([1.0, 2.0], [0.5, 0.0], [1.0, 0.5]))
+    assert deferral_curve(score, small, large).quality.tolist() == [0.25, 0.5, 0.75]
+    assert threshold_for(score, 0.5) == 2.0
+    qualities = torch.stack([small, large], dim=1)
+    assert chain(score[:, None], qualities, (1, 2), [1.5]).quality.tolist() == [1.0, 0.0]
+    assert chain_thresholds(score[:, None], [0.5]) == [2.0]
+
+
+def test_shares_are_whole_numbers_of_rows_where_they_can_be() -> None:
+    for n in (7, 100, 250):
+        score = np.arange(float(n))
+        for k in range(n + 1):
+            assert (score < threshold_for(score, k / n)).sum() == k
+    assert [(np.arange(100) < threshold_for(np.arange(100.0), rate)).mean() for rate in (0.29, 0.57)] == [0.29, 0.57]
+
+
+def test_scores_that_are_missing_are_told() -> None:
+    with pytest.raises(ValueError, match="score is not a number"):
+        chain(np.array([[np.nan], [2.0]]), np.ones((2, 2)), (1, 2), [1.0])
+    with pytest.raises(ValueError, match=r"scores \(2,\)"):
+        chain(np.ones(2), np.ones((2, 2)), (1, 2), [1.0])
+    with pytest.raises(ValueError, match="is nan"):
+        threshold_for([0.0, float("nan"), 1.0], 0.9)
+    with pytest.raises(ValueError, match="n >= 1"):
+        threshold_for([], 0.5)

@@ -27,15 +27,11 @@ from probatum.techniques.probe.lm_cascade.lm_cascade import (
     DeferralRule,
     Judged,
     SmallNetwork,
-    Written,
     _of_curve,
-    _pooled,
     fit,
-    flops,
     lm_cascade,
-    middle_of,
-    write,
 )
+from probatum.techniques.probe.lm_cascade.written import Written, _pooled, flops, middle_of, write
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -348,3 +344,77 @@ def test_pieces_of_the_report_by_hand() -> None:
 def test_padding_of_texts_does_not_count() -> None:
     net = SmallNetwork(Spec("text", "classes", (4,), 3, vocabulary=9), 4).eval()
     torch.testing.assert_close(net(torch.tensor([[5, 1, 0, 0]])), net(torch.tensor([[5, 1]])))
+
+
+class TimeFirst(nn.Module):
+    """Embeddings of places, and torch's encoder as it is by default, with time before rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.place = nn.Embedding(9, 8), nn.Embedding(4, 8)
+        self.inner, self.last = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), nn.Linear(8, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.embed(x) + self.place(torch.arange(x.shape[1]))).transpose(0, 1)
+        return self.last(self.inner(h)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("rows", [4, 5])  # four rows of four places are told apart too
+def test_layers_that_take_time_first_give_states_by_row(rows: int) -> None:
+    net = TimeFirst().eval()
+    x = torch.randint(1, 9, (rows, 4), generator=stream())
+    found = middle_of(net, x, 0.6)
+    assert found.module is net.inner.linear1
+    assert (found.run, found.rows) == (0, 1)
+    lengths = torch.arange(rows) % 4 + 1
+    state = write(net, Part(x, x, torch.arange(rows)), lengths, found.module, found.run, found.rows).state
+    with torch.no_grad():
+        h = (net.embed(x) + net.place(torch.arange(4))).transpose(0, 1)
+        h = net.inner.norm1(h + net.inner.self_attn(h, h, h)[0])
+        inside = net.inner.linear1(h).transpose(0, 1)
+    for i, length in enumerate(lengths.tolist()):
+        np.testing.assert_allclose(state[i], inside[i, :length].mean(dim=0).numpy(), atol=1e-5)
+
+
+class Folded(nn.Module):
+    """A layer on all places of all rows at once, and one on numbers of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.place, self.head = nn.Linear(1, 8), nn.Embedding(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.all(x.reshape(-1, 1)).view(-1, 4, 8) + self.place(torch.arange(4))
+        return self.head(h.mean(dim=1))
+
+
+def test_runs_without_a_state_for_every_row_are_passed_over() -> None:
+    net = Folded()
+    for rows in (2, 4, 8):
+        assert middle_of(net, torch.randn(rows, 4), 0.1).module is net.head
+    with pytest.raises(ValueError, match="a state for every row; leave embed"):
+        middle_of(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1)), torch.randn(3, 4))
+
+
+def test_states_are_pooled_over_the_output_alone() -> None:
+    lengths = torch.tensor([2, 5])
+    state = torch.arange(30.0).view(2, 3, 5)
+    expected = torch.stack([state[0, :, :2].mean(dim=1), state[1].mean(dim=1)])
+    torch.testing.assert_close(_pooled(nn.Conv1d(3, 3, 1), state, lengths, True), expected)
+    torch.testing.assert_close(_pooled(nn.Linear(3, 3), state.transpose(1, 2), lengths, True), expected)
+    torch.testing.assert_close(_pooled(nn.Conv1d(3, 3, 1), state, lengths, False), state.mean(dim=2))
+    many = torch.full((1, 2000, 2), 100.0, dtype=torch.float16)  # whose sum is beyond float16
+    assert _pooled(nn.Linear(2, 2), many, torch.tensor([2000]), True).tolist() == [[100, 100]]
+
+
+def test_missing_tokens_are_told_and_not_counted_as_wrong() -> None:
+    ids = torch.randint(1, 9, (20, 6), generator=stream())
+    y = ids.roll(-1, dims=1)
+    part = Part(ids, y, torch.arange(20))
+    data = Data(Spec("text", "next-token", (6,), 9, vocabulary=9), part, part, part)
+    y = y.clone()
+    y[3, 2] = -100
+    bad = Data(data.spec, part, part, Part(ids, y, torch.arange(20)))
+    with pytest.raises(ValueError, match="test: target holds the label -100"):
+        lm_cascade(lambda: SmallNetwork(data.spec, 8), bad, stream(), steps=2)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 LEVELS = tuple(round(0.1 * k, 1) for k in range(11))
@@ -41,6 +42,13 @@ class Chained(NamedTuple):
     cost: np.ndarray
 
 
+def numbers(values: Numbers) -> np.ndarray:
+    """Float64; tensors of any precision (NumPy has no bfloat16), device and history."""
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
 def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
     """Log-probabilities as a padded array.
 
@@ -52,13 +60,13 @@ def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
         ValueError: a positive or infinite log-probability, an output without tokens, a mask of another shape.
     """
     if mask is None:
-        rows = [np.asarray(row, dtype=np.float64).reshape(-1) for row in log_p]
+        rows = [numbers(row).reshape(-1) for row in log_p]
         longest = max((len(row) for row in rows), default=0)
         values, kept = np.zeros((len(rows), longest)), np.zeros((len(rows), longest), dtype=bool)
         for i, row in enumerate(rows):
             values[i, : len(row)], kept[i, : len(row)] = row, True
     else:
-        values, kept = np.asarray(log_p, dtype=np.float64), np.asarray(mask, dtype=bool)
+        values, kept = numbers(log_p), numbers(mask) != 0  # type: ignore[arg-type]
         if values.ndim != 2 or values.shape != kept.shape:
             raise ValueError(f"log_p is {values.shape} and mask {kept.shape}; give (n, longest) twice")
         values = np.where(kept, values, 0.0)
@@ -143,14 +151,13 @@ def threshold_for(score: Numbers, rate: float) -> float:
     """The score below which a row is deferred, so that on these rows about this share is.
 
     Raises:
-        ValueError: for a rate outside [0, 1].
+        ValueError: for a rate outside [0, 1], no score, or one that is not finite.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}; use a share of rows in [0, 1]")
-    values = np.asarray(score, dtype=np.float64)
-    if rate == 1:
-        return float("inf")
-    return float(np.sort(values)[int(np.floor(rate * len(values)))])
+    (values,) = checked(score)
+    place = int(np.floor(rate * len(values) + 1e-9))  # 0.57 * 100 is a little less than 57
+    return float(np.sort(values)[place]) if place < len(values) else float("inf")
 
 
 def at_threshold(threshold: float, score: Numbers, small: Numbers, large: Numbers) -> tuple[float, float]:
@@ -197,6 +204,7 @@ def chain_thresholds(scores: np.ndarray, rates: Sequence[float]) -> list[float]:
         scores: (n, models - 1), score m of the output of model m.
         rates: one a step.
     """
+    scores = numbers(scores)
     if scores.ndim != 2 or scores.shape[1] != len(rates):
         raise ValueError(f"scores are {scores.shape} for {len(rates)} rates; give (n, models - 1) and one rate a step")
     here, found = np.ones(len(scores), dtype=bool), []
@@ -216,17 +224,24 @@ def chain(scores: np.ndarray, qualities: np.ndarray, costs: Sequence[float], thr
         thresholds: one a score.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: sizes that do not fit, numbers that are missing.
     """
-    scores, qualities = np.asarray(scores, dtype=np.float64), np.asarray(qualities, dtype=np.float64)
+    scores, qualities = numbers(scores), numbers(qualities)
     models = len(costs)
-    if qualities.shape != (len(scores), models) or scores.shape[1] != models - 1 or len(thresholds) != models - 1:
+    if (
+        scores.ndim != 2
+        or qualities.shape != (len(scores), models)
+        or scores.shape[1] != models - 1
+        or len(thresholds) != models - 1
+    ):
         raise ValueError(
             f"scores {scores.shape}, qualities {qualities.shape}, {models} costs, {len(thresholds)} thresholds; "
             "give (n, models - 1), (n, models), models, models - 1"
         )
     if not np.isfinite(qualities).all():
         raise ValueError("a quality is missing or not finite; give one for every model and row")
+    if np.isnan(scores).any():
+        raise ValueError("a score is not a number; give one for every model but the last and every row")
     stays = np.column_stack([scores >= np.asarray(thresholds), np.ones(len(scores), dtype=bool)])
     last = stays.argmax(axis=1)
     return Chained(last, qualities[np.arange(len(last)), last], np.cumsum(np.asarray(costs, dtype=np.float64))[last])
@@ -238,7 +253,7 @@ def checked(*columns: Numbers) -> list[np.ndarray]:
     Raises:
         ValueError: otherwise.
     """
-    found = [np.asarray(column, dtype=np.float64) for column in columns]
+    found = [numbers(column) for column in columns]
     if any(column.ndim != 1 or len(column) != len(found[0]) for column in found) or not len(found[0]):
         shapes = ", ".join(str(column.shape) for column in found)
         raise ValueError(f"scores and qualities of shapes {shapes}; give (n,) of the same n >= 1, none missing")

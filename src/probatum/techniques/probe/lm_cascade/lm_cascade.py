@@ -32,10 +32,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.attention.causal import CausalSelfAttention
 from probatum.numerics.calibration.reliability import equal_mass, mean_gap
-from probatum.numerics.cost.operations import counted
 from probatum.numerics.networks.modes import begin_training
-from probatum.numerics.networks.surgery import inside_attention
-from probatum.numerics.networks.watch import look, pass_through
 from probatum.numerics.optimisation.fit_network import in_single
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.precision import widened
@@ -59,6 +56,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     quantile_features,
     threshold_for,
 )
+from probatum.techniques.probe.lm_cascade.written import Middle, flops, middle_of, write
 
 CARD = Card(
     paper="arXiv:2404.10136",
@@ -72,9 +70,6 @@ CARD = Card(
 )
 
 RULES, TARGETS = ("logistic", "mlp"), ("better", "difference")
-CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
-STATES = (nn.Linear, nn.LayerNorm, nn.Embedding, *CHANNELS_FIRST)
-"""Modules whose outputs serve as states of a network."""
 FOLDS, PASSES = 5, 300
 """Of the calibration; most passes of the mlp over its rows."""
 
@@ -211,49 +206,6 @@ class SmallNetwork(nn.Module):
         return self.head(self.last(self.state(x)))
 
 
-class Middle(NamedTuple):
-    """A module inside a network, the share of the network's cost until its output is there, and which of its runs gives it."""
-
-    module: nn.Module
-    share: float
-    run: int = 0
-
-
-def flops(model: nn.Module, x: Tensor) -> float:
-    """Operations of one forward pass a row, or the network's parameters where none are counted."""
-    with counted() as operations:
-        look(model, x, {})
-    return operations.total / len(x) or float(sum(p.numel() for p in model.parameters()))
-
-
-def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
-    """The first module inside whose output comes after this share of the operations, with the share it really takes.
-
-    A module that runs several times is taken and charged at the run that comes after the share. Where none does, as before
-    a head that is no module (tied weights), it is the last to run.
-
-    Raises:
-        ValueError: a network without any layer of a known kind.
-    """
-    found: list[tuple[nn.Module, float]] = []
-    closed = inside_attention(model)  # these never run by themselves
-    inner = {n: m for n, m in model.named_modules() if isinstance(m, STATES) and id(m) not in closed}
-
-    def note(name: str, _inputs: object, _output: object) -> None:
-        found.append((inner[name], float(operations.total)))
-
-    with counted() as operations:
-        look(model, x, inner, note)
-    if not found:
-        raise ValueError("the large network has no linear, convolutional, embedding or norm layer; leave embed-1+2 out")
-    total = float(operations.total)
-    if not total:  # in order of the layers instead
-        found, total = [(m, k + 1.0) for k, (m, _) in enumerate(found)], float(len(found))
-    place = next((k for k, (_, spent) in enumerate(found) if spent >= share * total), len(found) - 1)
-    module, spent = found[place]
-    return Middle(module, spent / total, sum(earlier is module for earlier, _ in found[:place]))
-
-
 def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generator: Generator) -> nn.Module:
     """Cross-entropy by AdamW, the rate along a half cosine; in place, left in evaluation mode."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
@@ -277,45 +229,6 @@ def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generat
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Mean over rows and positions."""
     return F.cross_entropy(output.flatten(0, -2), y.flatten())
-
-
-class Written(NamedTuple):
-    """A model's outputs for some rows: log-probabilities and correctness (n, length), and a pooled state (n, width)."""
-
-    log_p: np.ndarray
-    right: np.ndarray
-    state: np.ndarray
-
-    def quality(self, mask: np.ndarray) -> np.ndarray:
-        """Share of an output's tokens that are right, (n,)."""
-        return (self.right * mask).sum(axis=1) / mask.sum(axis=1)
-
-
-@torch.no_grad()
-def write(model: nn.Module, part: Part, lengths: Tensor, inside: nn.Module | None = None, run: int = -1) -> Written:
-    """Likeliest tokens of each row, and the state that `inside` gives at this run, pooled over what belongs to the output."""
-    logs, right, states = [], [], []
-    for rows in torch.arange(len(part)).split(64):
-        if inside is None:
-            output = model(part.x[rows])
-        else:
-            output, seen = pass_through(model, part.x[rows], inside)
-            states.append(_pooled(inside, seen[run], lengths[rows], part.y.ndim > 1))
-        top = widened(output).log_softmax(dim=-1).max(dim=-1)
-        logs.append(top.values.reshape(len(rows), -1))
-        right.append((top.indices == part.y[rows].reshape(top.indices.shape)).reshape(len(rows), -1))
-    state = torch.cat(states) if states else torch.zeros(len(part), 0)
-    log_p, hits = (torch.cat(found).double().numpy() for found in (logs, right))
-    return Written(log_p, hits, state.double().numpy())
-
-
-def _pooled(module: nn.Module, state: Tensor, lengths: Tensor, by_token: bool) -> Tensor:
-    if isinstance(module, CHANNELS_FIRST):
-        return state.flatten(2).mean(dim=2) if state.ndim > 2 else state
-    if by_token and state.ndim == 3:
-        mask = (torch.arange(state.shape[1]) < lengths[:, None])[:, :, None]
-        return (state * mask).sum(dim=1) / mask.sum(dim=1)
-    return state.flatten(1, -2).mean(dim=1) if state.ndim > 2 else state
 
 
 def lm_cascade(
@@ -363,24 +276,24 @@ def lm_cascade(
         ValueError: settings out of range, a task that is not named above, fewer than four validation rows.
     """
     _check(data, width, steps, batch, lr, levels, rates, budgets, shortest, depth, rows)
-    data = coded(data) if data.spec.task == "classes" else data
+    data = coded(data)
     proto = DeferralRule(rule, target)  # names the bad setting before anything is trained
     valid, test = (_some(part, rows, generator) for part in (data.valid, data.test))
-    with own_draws(generator):  # weights, and dropout
+    with own_draws(generator):  # weights, and dropout, of networks that always draw after the training too
         small, large = SmallNetwork(data.spec, width), model_factory()
-        for model in (small, large):
-            fit(model, data.train, steps, batch, lr, generator)
-    few = data.train.x[torch.arange(min(4, len(data.train)))]
-    middle, price = middle_of(large, few, depth), flops(large, few)
-    cheap, partial = flops(small, few) / price, middle.share
-    first = _judged(small, large, middle, valid, shortest, generator)
-    second = _judged(small, large, middle, test, shortest, generator)
+        with in_single(large):
+            for model in (small, large):
+                fit(model, data.train, steps, batch, lr, generator)
+            few = widened(data.train.x[torch.arange(min(4, len(data.train)))])
+            middle, price = middle_of(large, few, depth), flops(large, few)
+            cheap, partial = flops(small, few) / price, middle.share
+            first = _judged(small, large, middle, valid, shortest, generator)
+            second = _judged(small, large, middle, test, shortest, generator)
     order = torch.randperm(len(valid), generator=generator).numpy()
     teach, hold = order[: len(order) // 2], order[len(order) // 2 :]
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-    base = deferral_curve(np.zeros(len(test)), second.small, second.large)
-    best = deferral_curve(oracle_score(second.small, second.large), second.small, second.large)
-    start, top = audc(base), audc(best)
+    start = audc(deferral_curve(np.zeros(len(test)), second.small, second.large))
+    top = audc(deferral_curve(oracle_score(second.small, second.large), second.small, second.large))
     result = {"small": float(second.small.mean()), "large": float(second.large.mean()), "random": start, "oracle": top}
     result |= {"cost of small": cheap, "cost of middle": partial}
 
@@ -468,7 +381,7 @@ def _judged(
     lengths = torch.randint(least, longest + 1, (len(part),), generator=generator)
     mask = (torch.arange(longest) < lengths[:, None]).numpy()
     a = write(small, part, lengths, small.last)
-    b = write(large, part, lengths, middle.module, middle.run)
+    b = write(large, part, lengths, middle.module, middle.run, middle.rows)
     return Judged(Tokens(a.log_p * mask, mask), a.quality(mask), b.quality(mask), a.state, b.state)
 
 
