@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vmap
 
-from probatum.numerics.networks.substitute import call_with
+from probatum.numerics.networks.substitute import Substitute, call_with
 
 pytestmark = pytest.mark.fast
 
@@ -57,3 +60,27 @@ def test_after_an_exception_the_network_is_as_it_was() -> None:
     assert isinstance(net.one.weight, nn.Parameter)
     with pytest.raises(KeyError, match=r"no parameter and no buffer 'three\.weight'"):
         call_with(net, {"three.weight": torch.zeros(4, 4)}, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_what_older_norms_compute_from_lent_weights_is_not_left_behind(norm: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = nn.Sequential(norm(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2)).eval()
+    x, before = torch.randn(5, 4), net[0].weight
+    values = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(lent: dict[str, Tensor], row: Tensor) -> Tensor:
+        return call_with(net, lent, row[None]).square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(values, x)
+    assert net[0].weight is before
+    Substitute(net).each([values, values], lambda k: x)
+    assert net[0].weight is before
+    pickle.loads(pickle.dumps(net.requires_grad_(False)))
+    net.requires_grad_(True)
+    for k, row in enumerate(x):
+        net.zero_grad()
+        net(row[None]).square().sum().backward()
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(found[name][k], p.grad)

@@ -350,3 +350,13 @@ def test_a_label_that_is_no_class_is_named(label: int) -> None:
         net(x)
         with pytest.raises(ValueError, match=f"the label {label}; with 3 classes labels are 0 .. 2"):
             dsn.companion_loss(torch.tensor([0, 1, 2, label]))
+
+
+def test_heads_are_judged_on_labels_that_are_classes() -> None:
+    net, (x, y) = network(), images()
+    with DeeplySupervisedNets(0.4).attach(net, x, classes=3) as dsn:
+        assert dsn.head_accuracy(x, y[:, None].int()) == dsn.head_accuracy(x, y)
+        with pytest.raises(ValueError, match="the label 3"):
+            dsn.head_accuracy(x, y + 1)
+    with pytest.raises(ValueError, match="nothing is attached"):
+        DeeplySupervisedNets().head_accuracy(x, y)

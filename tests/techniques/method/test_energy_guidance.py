@@ -361,3 +361,47 @@ def test_a_path_through_a_layer_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
     with pytest.raises(ValueError, match="points is 2 for layer '0'"):
         attribution(net, torch.ones(1, 1, 8, 8), torch.tensor([0]), "0", points=2)
+
+
+@pytest.mark.parametrize("points", [0, 3])
+def test_labels_may_stand_in_a_column(points: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(), nn.Flatten(), nn.Linear(72, 3))
+    x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 2, 1, 0])
+    assert torch.equal(attribution(net, x, y[:, None], points=points), attribution(net, x, y, points=points))
+
+
+@pytest.mark.parametrize("points", [0, 2])
+def test_rows_without_a_label_are_not_guided(points: int) -> None:
+    method, run, batch, output = bench(weight=0.7, region=[0.0, 0.0, 0.5, 0.5], points=points, scale_up=False)
+    y = batch.y.clone()
+    y[[0, 3, 7]] = -100
+    kept = (y >= 0).nonzero().squeeze(1)
+    before = run.extra_passes
+    found = method.loss(run, batch._replace(y=y), output, torch.tensor(2.0))
+    assert run.extra_passes - before == 21 * max(1, points)
+    own = method.loss(run, Batch(*(value[kept] for value in batch)), output[kept], torch.tensor(0.0))
+    assert float(found.detach()) == pytest.approx(2 + float(own.detach()) * 21 / 24, rel=1e-5)
+    nothing = method.loss(run, batch._replace(y=torch.full_like(y, -100)), output, torch.tensor(2.0))
+    assert float(nothing) == 2.0
+
+
+def test_the_loss_on_a_path_differentiates_through_it() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(2), nn.Flatten(), nn.Linear(8, 2)).double()
+    x, y, mask = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1]), torch.zeros(2, 4, 4).double()
+    mask[:, :2] = 1.0
+
+    def value() -> Tensor:
+        return localisation_losses(attribution(net, x, y, create_graph=True, points=3), mask)[0].sum()
+
+    (slope,) = torch.autograd.grad(value(), net[0].weight)
+    for place in ((0, 0, 0, 0), (1, 0, 2, 1)):
+        ends = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                net[0].weight[place] += step
+            ends.append(float(value().detach()))
+            with torch.no_grad():
+                net[0].weight[place] -= step
+        assert float(slope[place]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-8)

@@ -506,3 +506,54 @@ def test_what_is_left_is_solved_in_rows_or_columns_whichever_are_fewer(
     x = torch.randn(120, columns, generator=generator())
     learnable(x, torch.arange(120) % 3, 3)
     assert seen == [(unknowns, unknowns)]
+
+
+@pytest.mark.parametrize("kind", ["swap", "zero", "random", "sample", "sign"])
+def test_networks_that_begin_in_place_leave_the_rows_and_see_them_as_they_are(kind: str) -> None:
+    part, own, found, told = planted(3), relies_on_two(), [], []
+    for inplace in (False, True):
+        x, net = part.x.clone(), nn.Sequential(nn.LeakyReLU(0.5, inplace=inplace), own)
+        blocks = Roadblocks(share=0.17, kind=kind, generator=generator(5))
+        blocks.build(net, x, part.y, TABLE)
+        found.append(blocks.block(x, part.y, part.x))
+        told.append(blocks.told)
+        assert torch.equal(x, part.x)
+    assert torch.equal(*found)
+    assert told[0] == told[1]
+    codes = replace(TABLE, shape=(12,), numeric=11, cardinalities=(3,))
+    x, net = part.x.clone(), nn.Sequential(nn.LeakyReLU(0.5, inplace=True), relies_on_two())
+    importance(net, x, part.y, Units(codes), codes, generator())
+    assert torch.equal(x, part.x)
+
+
+def test_a_batch_of_which_nothing_is_blocked_goes_through_no_network() -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = relies_on_two()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert len(x)
+            return self.net(x)
+
+    part = planted(3)
+    for kind in ("sample", "sign"):
+        blocks = Roadblocks(share=0.17, kind=kind, generator=generator(5))
+        blocks.build(Strict(), part.x, part.y, TABLE)
+        assert blocks.block(part.x[:0], part.y[:0], part.x).shape == (0, 12)
+
+
+def test_roadblocks_are_built_from_labelled_rows_however_few_there_are_of_them() -> None:
+    part = planted(3)
+    y = part.y.clone()
+    y[40:] = -100
+    blocks = Roadblocks(share=0.17, start=0.1, rounds=1, rows=40, generator=generator(5))
+    net, some = Fixed(), Part(part.x, y, part.rows)
+    run = Run(
+        net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), TABLE, some, some, Budget(4, 50, 12)
+    )
+    run.step = 3
+    blocks.prepare(run)
+    blocks.batch(run, Batch(part.x[:50], y[:50], part.rows[:50]))
+    assert blocks.built == 1
+    assert run.extra_passes == 2 * 40  # 40 of 600 rows have labels, and all of them are looked at

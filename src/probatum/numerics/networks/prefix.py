@@ -206,17 +206,20 @@ class Prefix(PrefixState):
         self._slow = None
 
     @torch.no_grad()
-    def recalibrate(self, share: float, batches: Sequence[Tensor]) -> None:
+    def recalibrate(self, share: float, batches: Sequence[Tensor]) -> int:
         """Batch norm's statistics at a share: averages over training batches, kept for evaluation; patched only.
 
         Those that are kept in evaluation go on with the statistics they were trained with.
+
+        Returns:
+            How many rows were passed, 0 where there is nothing to measure.
 
         Raises:
             ValueError: no batches, in a network with batch norm.
         """
         norms = [name for name, module in trained_modules(self.net) if type(module) in BATCH_NORMS]
         if not norms:
-            return
+            return 0
         if not batches:
             raise ValueError("batch norm needs training rows to measure a sub-network's statistics; give some batches")
         self.recording = {name: [] for name in norms}
@@ -230,6 +233,7 @@ class Prefix(PrefixState):
                 self.statistics[share, name] = (mean, (square - mean.square()).clamp_min(0))
         finally:
             self.recording = None
+        return sum(map(len, batches))
 
     def extract(self, share: float) -> nn.Module:
         """The sub-network as a network of its own, with parameters and buffers of its own and no trace of this class."""

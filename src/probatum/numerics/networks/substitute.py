@@ -1,7 +1,8 @@
 """A network run with other tensors in place of its parameters and buffers, and put back as it was.
 
 As `torch.func.functional_call`, which writes a weight over for good where one module stands in two places: it puts the new
-tensor in twice, and the second time takes the first for what is to be put back.
+tensor in twice, and the second time takes the first for what is to be put back; and which leaves on the module what torch's
+older norms of weights have made of the lent ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class Substitute:
@@ -40,6 +43,12 @@ class Substitute:
                         name = f"{path}.{key}" if path else key
                         own = first.setdefault(id(value), name)
                         self._uses.setdefault(own, []).append((module, key, held is module._parameters))
+        self._computed = [  # weights that torch's older norms compute before each pass and leave on the module
+            (vars(module), hook.name)
+            for module in net.modules()
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, WeightNorm | SpectralNorm) and hook.name in vars(module)
+        ]
         named = chain(net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
         self._aliases = {name: first[id(value)] for name, value in named}
 
@@ -50,7 +59,7 @@ class Substitute:
             KeyError: a name that is neither a parameter nor a buffer.
         """
         uses, aliases = self._uses, self._aliases
-        before: list[tuple[dict[str, Any], str, Any]] = []
+        before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._computed]
         try:
             for name, value in values.items():
                 if name not in aliases:
@@ -73,14 +82,15 @@ class Substitute:
             for name in values[0]
             for module, key, parameter in self._uses[self._aliases[name]]
         ]
-        before, found, net = [held[key] for held, key, _ in places], [], self.net
+        touched = [*((held, key) for held, key, _ in places), *self._computed]
+        before, found, net = [held[key] for held, key in touched], [], self.net
         try:
             for k, one in enumerate(values):
                 for held, key, name in places:
                     held[key] = one[name]
                 found.append(net(rows(k)))
         finally:
-            for (held, key, _), old in zip(places, before, strict=True):
+            for (held, key), old in zip(touched, before, strict=True):
                 held[key] = old
         return found
 

@@ -241,11 +241,11 @@ class SortedNet:
         x, size = run.train.x, run.budget.batch_size
         batches = [x[start : start + size] for start in range(0, min(len(x), CALIBRATION * size), size)]
         for width in self.widths:
-            prefix.recalibrate(width, [batch for batch in batches if len(batch) > 1])
+            measured = prefix.recalibrate(width, [batch for batch in batches if len(batch) > 1])
             with prefix.at(width), evaluating(run.model), torch.no_grad():
                 rows = type(run.train)(run.valid.x[:1024], run.valid.y[:1024], run.valid.rows[:1024])
                 run.notes[f"validation loss at width {width:g}"] = float(_plain_loss(run.model(rows.x), rows.y))
-            run.extra_passes += (sum(len(batch) for batch in batches) + len(rows.y)) / 3
+            run.extra_passes += (measured + len(rows.y)) / 3
         run.model.eval()
         prefix.release()
         made = prefix.extract(self.keep)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from probatum.card import Card
 from probatum.numerics.networks.watch import Watch, changed_in_place, choose_layers, hidden_layers, pooled
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.targets import IGNORED, check_codes, class_targets
+from probatum.numerics.tensors.targets import IGNORED, check_codes, class_codes, class_targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -141,7 +141,7 @@ class DeeplySupervisedNets:
         self.penalty = (1.0 / num_examples if num_examples else 0.0) if penalty is None else penalty
         self.generator = generator
         self.factor = 1.0
-        self.tokens = False
+        self.tokens, self.classes = False, 0
         self.model: nn.Module | None = None
         self.names: list[str] = []
         self.heads = nn.ModuleList()
@@ -195,11 +195,12 @@ class DeeplySupervisedNets:
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
         """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart."""
-        target = target.reshape(-1)
+        net = self._watched().net
+        target = class_codes(target, len(x), self.classes, IGNORED)
         x, target = x[target != IGNORED], target[target != IGNORED]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for rows in x.split(BLOCK):
-            seen = hidden_layers(self._watched().net, rows)
+            seen = hidden_layers(net, rows)
             with torch.no_grad():
                 for name, head in zip(self.names, self.heads, strict=True):
                     found[name].append(self._scores(seen[name], head).argmax(dim=1))
@@ -254,7 +255,7 @@ class DeeplySupervisedNets:
         if len(self.alpha) not in (1, len(names)):
             raise ValueError(f"alpha has {len(self.alpha)} weights for {len(names)} layers: {', '.join(names)}")
         own = self.generator or torch.Generator().manual_seed(0)
-        self.model, self.names, self.tokens = model, names, tokens
+        self.model, self.names, self.tokens, self.classes = model, names, tokens, classes
         self.watch = Watch(model, names, changed_in_place(model, example, names))
         self.heads = nn.ModuleList()
         for name in names:

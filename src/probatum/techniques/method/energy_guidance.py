@@ -31,7 +31,7 @@ from probatum.numerics.networks.last_layer import named_module
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.networks.watch import pass_through
 from probatum.numerics.tensors.precision import computed_wide
-from probatum.numerics.tensors.targets import class_targets
+from probatum.numerics.tensors.targets import IGNORED, class_targets
 
 CARD = Card(
     paper="arXiv:2303.11932",
@@ -187,7 +187,7 @@ def attribution(
         if layer is None:
             at = _on_path(x.detach(), points).requires_grad_()
             with _attention_with_second_derivatives(create_graph):
-                own = _own_logits(model(at.clone()), target.repeat(max(1, points)))
+                own = _own_logits(model(at.clone()), target.reshape(-1).repeat(max(1, points)))
             (slope,) = torch.autograd.grad(own, at, create_graph=create_graph)
             if points:
                 slope = slope.unflatten(0, (points, len(x))).mean(dim=0)
@@ -310,7 +310,10 @@ class EnergyGuidance:
         if self.mask is None or self.used is None:
             return loss
         index = batch.index.cpu()
-        mine = self.used[index].nonzero().squeeze(1)
+        there = self.used[index]
+        if not batch.y.is_floating_point():
+            there &= batch.y.cpu().reshape(-1) != IGNORED  # no class whose evidence could be drawn into the box
+        mine = there.nonzero().squeeze(1)
         if not len(mine):
             return loss
         run.extra_passes += len(mine) * max(1, self.points)

@@ -116,12 +116,12 @@ def importance(model: nn.Module, x: Tensor, y: Tensor, units: Units, spec: Spec,
     """
     inputs = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        own = model(inputs).gather(1, y[:, None]).sum()
+        own = model(inputs.clone()).gather(1, y[:, None]).sum()  # which may begin by changing them in place
     gradient = torch.autograd.grad(own, inputs, allow_unused=True)[0]
     gradient = torch.zeros_like(x) if gradient is None else gradient
     found = units.total(((x - x.mean(dim=0)) * gradient).abs())
     with torch.no_grad():
-        plain = model(x).gather(1, y[:, None])
+        plain = model(x.clone()).gather(1, y[:, None])
         for column in range(spec.numeric, spec.numeric + len(spec.cardinalities)):
             other = x.clone()
             other[:, column] = x[torch.randperm(len(x), generator=generator).to(x.device), column]
@@ -169,7 +169,7 @@ def signed_steps(
     for _ in range(steps):
         moved.requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(model(moved), y)
+            loss = F.cross_entropy(model(moved.clone()), y)
         gradient = torch.autograd.grad(loss, moved, allow_unused=True)[0]
         step = torch.zeros_like(x) if gradient is None else gradient.sign()
         moved = (moved.detach() + 1.5 * eps / steps * step).clamp(least, most)
@@ -320,8 +320,8 @@ class Roadblocks:
         shuffled = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
         blocked = self._changed(x, y, shuffled, block)
         with torch.no_grad():
-            before = float(frozen(x).argmax(dim=1).eq(y).double().mean())
-            after = float(frozen(blocked).argmax(dim=1).eq(y).double().mean())
+            before = float(frozen(x.clone()).argmax(dim=1).eq(y).double().mean())
+            after = float(frozen(blocked.clone()).argmax(dim=1).eq(y).double().mean())
         self.built += 1
         rest = learnable(blocked, y, spec.outputs)
         accepted = before - after >= self.accept and rest
@@ -361,8 +361,8 @@ class Roadblocks:
         length = (1 - self.start - self.end) * run.budget.steps / self.rounds
         due = min(self.rounds, int((run.step - self.start * run.budget.steps) / length) + 1)
         if self.built < due:
-            rows = torch.randperm(len(run.train), generator=self.generator)[: self.rows].to(run.train.y.device)
-            rows = rows[run.train.y[rows] != IGNORED]
+            rows = torch.randperm(len(run.train), generator=self.generator).to(run.train.y.device)
+            rows = rows[run.train.y[rows] != IGNORED][: self.rows]
             self.build(run.model, run.train.x[rows], run.train.y[rows], run.spec)
             run.extra_passes += self._passes(run.spec) * len(rows)
         if not self.accepted:
@@ -439,6 +439,8 @@ class Roadblocks:
 
     def _changed(self, x: Tensor, y: Tensor, donors: Tensor, block: Block) -> Tensor:
         """x behind a roadblock; one donor a row."""
+        if not len(x):
+            return x  # networks need not take no rows
         spec = self.spec
         if self.units is None or spec is None:
             raise ValueError("no roadblock was built; call build(model, x, y, spec) first")

@@ -173,3 +173,14 @@ def test_misuse() -> None:
         ask(pool(net()), 10)
     with pytest.raises(ValueError, match="chunk is 0"):
         ask(pool(net()), 2, chunk=0)
+
+
+def test_a_network_that_begins_in_place_leaves_the_rows() -> None:
+    (x, y), found = rows(6), []
+    for inplace in (False, True):
+        model, own = nn.Sequential(nn.LeakyReLU(0.3, inplace=inplace), net()), x.clone()
+        direction = summed_gradient(model, own, y, names_of(model, "all"))
+        found.append(row_products(model, own, y, direction))
+        assert torch.equal(own, x)
+    torch.testing.assert_close(found[0].square, found[1].square)
+    torch.testing.assert_close(found[0].cross, found[1].cross)

@@ -251,3 +251,30 @@ def test_state_of_the_stream() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(ghn2).failed == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_other_precision_start_from_what_is_predicted_in_float32(dtype: torch.dtype) -> None:
+    x, y = torch.rand(12, 1, 8, 8, generator=own(5)).to(dtype), torch.arange(12) % 10
+    started = []
+    for kind in (torch.float32, dtype):
+        torch.manual_seed(0)
+        target = SmallResNet(SPEC).to(kind)
+        part = type("Part", (), {"x": x.to(kind), "y": y})
+        budget = type("Budget", (), {"batch_size": 32, "steps": 20})
+        run = type("Run", (), {"model": target, "spec": SPEC, "train": part, "budget": budget})()
+        run.extra_passes, run.notes = 0.0, {}
+        Ghn2(2, 2, 3, channels=(4, 6), most=8, generator=own(7)).prepare(run)
+        assert run.extra_passes == 2 * 2 * 12  # there are 12 rows, fewer than a batch
+        started.append(target)
+    for wanted, found in zip(started[0].parameters(), started[1].parameters(), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, wanted.to(dtype))
+
+
+def test_parametrised_weights_are_told_of() -> None:
+    net = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    with pytest.raises(ValueError, match=r"'0' has parametrised weights.*remove_parametrizations"):
+        hyper().predict([net])

@@ -160,3 +160,14 @@ def test_alignment_makes_mean_norms_equal() -> None:
     assert float(norms[old].mean()) == pytest.approx(float(norms[~old].mean()), rel=1e-5)
     assert torch.equal(head.weight[old], before[old])
     torch.testing.assert_close(head.weight[~old], before[~old] * factor)
+
+
+def test_fisher_of_a_network_that_begins_in_place_leaves_the_rows() -> None:
+    x, seen = normal(7, 5), torch.tensor([True, True, False, True])
+    found = []
+    for inplace in (False, True):
+        net, rows = nn.Sequential(nn.LeakyReLU(0.3, inplace=inplace), small()), x.clone()
+        found.append(fisher_diagonal(net, rows, seen, generator()))
+        assert torch.equal(rows, x)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)

@@ -44,7 +44,9 @@ def summed_gradient(
     if not all(p.requires_grad for p in weights.values()):
         raise ValueError("a parameter that the gradient is asked for is frozen (requires_grad is False)")
     for rows, labels in zip(x.split(block), y.split(block), strict=True):
-        loss = F.cross_entropy(model(rows), labels, reduction="sum")
+        loss = F.cross_entropy(
+            model(rows.clone()), labels, reduction="sum"
+        )  # which may begin by changing them in place
         for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
             if g is not None:  # the output need not use all parameters
                 total[name] += g
@@ -66,7 +68,7 @@ def row_products(model: nn.Module, x: Tensor, y: Tensor, direction: Mapping[str,
     fixed = {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers()) if name not in looked}
 
     def loss(weights: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(call_with(model, {**weights, **fixed}, row[None]), label[None])
+        return F.cross_entropy(call_with(model, {**weights, **fixed}, row[None].clone()), label[None])
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
     squares, crosses = [], []

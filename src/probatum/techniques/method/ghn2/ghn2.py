@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import Layout, Trunk, draw_linear
@@ -229,7 +230,7 @@ class GraphHypernet(nn.Module):
 
         Raises:
             TypeError: a network that cannot be traced.
-            ValueError: an operation that the graph does not know; the message names its node.
+            ValueError: an operation that the graph does not know, or a module with parametrised weights; it is named.
         """
         graphs = [trace(net) for net in nets] if graphs is None else list(graphs)
         return [self._decoded(net, g, h) for net, g, h in zip(nets, graphs, self.states(graphs), strict=True)]
@@ -241,6 +242,7 @@ class GraphHypernet(nn.Module):
             {entry.name: entry for entry in Layout.of(net).entries},
         )
         for v, path in enumerate(graph.modules):
+            _check_plain(net, path)
             for own, parameter in net.get_submodule(path).named_parameters(recurse=False) if path else ():
                 name = f"{path}.{own}"
                 if name not in known:
@@ -267,6 +269,14 @@ class GraphHypernet(nn.Module):
         else:
             parts = parts[:, cuts[0], cuts[1]][:, : shape[2], : shape[3]]
         return repeated(torch.einsum("oic,c...->oi...", self.kernels[:outputs, :inputs], parts), shape)
+
+
+def _check_plain(net: nn.Module, path: str) -> None:
+    if path and parametrize.is_parametrized(net.get_submodule(path)):
+        raise ValueError(
+            f"the module {path!r} has parametrised weights, which no prediction could be put into; take the parametrisation off "
+            "first, with torch.nn.utils.parametrize.remove_parametrizations"
+        )
 
 
 def repeated(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -306,7 +316,8 @@ def train_hypernet(
         chosen = torch.randperm(len(nets), generator=generator)[:meta_batch].tolist()
         made = hyper.predict([nets[i] for i in chosen], [graphs[i] for i in chosen])
         losses = [
-            F.cross_entropy(run_with(nets[i], values, x[rows]), y[rows]) for i, values in zip(chosen, made, strict=True)
+            F.cross_entropy(run_with(nets[i], values, x[rows].to(hyper.embed.dtype)), y[rows])
+            for i, values in zip(chosen, made, strict=True)
         ]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
@@ -399,7 +410,8 @@ class Ghn2:
         )  # fmt: skip
         with torch.no_grad():
             put(run.model, hyper.predict([run.model], [graph])[0], self.share)
-        run.extra_passes += self.steps * min(self.meta_batch, self.pool) * run.budget.batch_size
+        rows = min(run.budget.batch_size, len(run.train.y))
+        run.extra_passes += self.steps * min(self.meta_batch, self.pool) * rows
         run.notes["hypernetwork's last loss"] = losses[-1]
 
     def state_dict(self) -> dict[str, Any]:

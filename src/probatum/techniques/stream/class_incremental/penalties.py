@@ -39,14 +39,14 @@ def fisher_diagonal(model: nn.Module, x: Tensor, seen: Tensor, generator: torch.
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def log_loss(values: Weights, row: Tensor, label: Tensor) -> Tensor:
-        output = call_with(model, values, row[None])
+        output = call_with(model, values, row[None].clone())  # a network may begin by changing x in place
         return F.cross_entropy(masked(output, seen), label[None])
 
     each = vmap(grad(log_loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in weights.items()}
     for rows in x.split(chunk):
         with torch.no_grad():
-            p = masked(model(rows), seen).softmax(dim=1).cpu()
+            p = masked(model(rows.clone()), seen).softmax(dim=1).cpu()
         labels = torch.multinomial(p, 1, generator=generator).squeeze(1).to(rows.device)
         for name, found in each(weights, rows, labels).items():
             total[name] += found.square().sum(dim=0)
