@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -131,3 +132,14 @@ def test_prototypes_learn_once_and_then_take_means() -> None:
     )
     with pytest.raises(ValueError, match=r"rows of classes \[4\]"):
         Prototypes(settings()).observe(Stage(0, (1,), second.x, second.y), BUDGET)
+
+
+@pytest.mark.parametrize("kind", [FineTune, Replay, Prototypes])
+def test_what_has_learned_can_be_pickled(kind: type[FineTune]) -> None:
+    learner = kind(settings(2000))
+    learner.observe(stage(0, (0, 1)), BUDGET)
+    again = pickle.loads(pickle.dumps(learner))
+    for one in (learner, again):
+        one.observe(stage(1, (2, 3)), BUDGET)
+    x = stage(2, (0, 1, 2, 3)).x
+    assert torch.equal(again.predict(x), learner.predict(x))

@@ -258,3 +258,47 @@ def test_evaluation_is_in_slices_and_without_gradients() -> None:
 )
 def test_packing_loses_nothing_of_large_numbers_and_missing_values(x: Tensor) -> None:
     torch.testing.assert_close(unpack(pack(x)), x, rtol=0, atol=0, equal_nan=True)
+
+
+class Averaging(nn.Module):
+    """A buffer that is replaced at every training pass, not changed in place."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x)
+        if self.training:
+            self.average = 0.5 * self.average + found.detach().mean(dim=0)
+        return found - self.average
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_buffers_that_a_pass_replaces_are_put_back_and_keep_their_precision(dtype: torch.dtype) -> None:
+    net = Averaging().to(dtype)
+    x, y = normal(20, 5).to(dtype), torch.zeros(20).long()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def failing(batch: Batch, output: Tensor) -> Tensor:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train_stage(net, x, y, Budget(9, 4, 5), Optimisation(0.1), generator(), failing)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    train_stage(
+        net, x, y, Budget(9, 4, 5), Optimisation(0.1), generator(), lambda batch, output: output.square().mean()
+    )
+    assert not torch.equal(net.average, before["average"])
+    assert {value.dtype for value in net.state_dict().values()} == {dtype}
+    assert net(x).dtype == dtype
+
+
+def test_lazy_networks_get_their_weights_in_the_training() -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
+    loss = seen_loss(net, torch.tensor([True, True]))
+    train_stage(net, normal(20, 5), torch.arange(20) % 2, Budget(9, 4, 5), Optimisation(0.1), generator(), loss)
+    assert net[0].weight.shape == (4, 5)

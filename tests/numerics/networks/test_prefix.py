@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -179,6 +181,47 @@ class Mixed(nn.Module):
 def test_units_that_are_mixed_in_order_are_cut(noisy: bool) -> None:
     torch.manual_seed(0)
     assert list(Prefix(Mixed(noisy), torch.randn(3, 4), 0.25).cut) == ["a", "b", "c"]
+
+
+ACTIVATIONS = {
+    "relu by where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "steps": lambda x: (x > 0).to(x.dtype),
+    "signs": torch.sign,
+    "whole numbers": lambda x: (127 * x).round().clamp(-128, 127).to(torch.int8).to(x.dtype) / 127,
+}
+
+
+class Activated(nn.Module):
+    """Two layers behind activations by comparison; `side` concatenates or splits in between."""
+
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor], side: str = "") -> None:
+        super().__init__()
+        self.activation, self.side = activation, side
+        self.a, self.b, self.norm = nn.Linear(4, 16), nn.Linear(16, 8), nn.LayerNorm(8)
+        self.c = nn.Linear({"concatenated": 24, "halved": 4}.get(side, 8), 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.activation(self.a(x))
+        second = self.activation(self.norm(self.b(first)))
+        if self.side == "halved":
+            one, other = second.chunk(2, dim=-1)
+            return self.c(one * other)
+        return self.c(torch.cat([first, second], dim=-1) if self.side else second)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_that_make_numbers_of_nan_are_no_obstacle(name: str, rows: int) -> None:
+    torch.manual_seed(0)
+    net, x = Activated(ACTIVATIONS[name]), torch.randn(rows, 4)
+    prefix = Prefix(net, x, 0.5)
+    assert list(prefix.cut) == ["a", "b"]
+    with prefix.running(), prefix.at(0.5):
+        inside = net(x)
+    torch.testing.assert_close(prefix.extract(0.5)(x), inside)
+    for side in ("concatenated", "halved"):
+        with pytest.raises(ValueError, match="do not fit together when cut"):
+            Prefix(Activated(ACTIVATIONS[name], side), x, 0.5)
 
 
 def test_batch_norm_kept_in_evaluation_keeps_its_statistics() -> None:

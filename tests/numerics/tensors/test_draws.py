@@ -98,3 +98,11 @@ def test_a_pass_that_is_computed_anew_for_its_gradient_may_not_draw() -> None:
         with pytest.raises(RuntimeError, match="computed anew for its gradient"):
             found.sum().backward()
     noisy(x).sum().backward()
+
+
+def test_a_hook_may_look_at_the_network_while_gradients_are_taken() -> None:
+    own, seen = torch.Generator().manual_seed(0), []
+    weight = torch.ones(3, requires_grad=True)
+    weight.register_hook(lambda gradient: seen.append(torch.rand(3, generator=in_forward(own))))
+    weight.square().sum().backward()
+    assert len(seen) == 1

@@ -319,9 +319,11 @@ def test_blocks_that_add_nothing_are_no_steps() -> None:
         stiffness(plain, x)
     mixed = nn.Sequential(nn.Conv2d(1, 8, 3), Branch(), Unit(), nn.Flatten(), nn.Linear(128, 3))
     with pytest.raises(TypeError, match=r"'1' adds nothing .* blocks=\[1\]"):
-        apply(mixed)
+        apply(mixed, blocks=[0, 1])
+    assert not any(isinstance(module, Stepped) for module in mixed.modules())
     assert list(stiffness(mixed, x)) == ["2"]
-    assert apply(mixed, blocks=[1]) == 1
+    assert apply(mixed) == 1  # a stem of two pairs is no step
+    assert [path for path, module in mixed.named_modules() if isinstance(module, Stepped)] == ["2"]
 
 
 def test_a_branch_of_its_own_belongs_to_the_module_that_adds_it() -> None:
@@ -343,3 +345,48 @@ def test_a_branch_of_its_own_belongs_to_the_module_that_adds_it() -> None:
     for size in sizes(net):
         size.fixed = 0.0
     torch.testing.assert_close(net[1](first), first.relu())
+
+
+class Merge(nn.Module):
+    def forward(self, state: torch.Tensor, grown: torch.Tensor) -> torch.Tensor:
+        return state + grown
+
+
+STEPS = {
+    "+": lambda own, x, f: x + f,
+    "-": lambda own, x, f: x - f,
+    "add": lambda own, x, f: torch.add(x, f, alpha=0.5),
+    "lerp": lambda own, x, f: torch.lerp(x, f, 0.5),
+    "a scale": lambda own, x, f: torch.addcmul(x, f, own.scale),
+    "a stack": lambda own, x, f: torch.stack([x, f]).sum(dim=0),
+    "a child that adds": lambda own, x, f: own.merge(x, f),
+}
+NONE = {
+    "a product": lambda own, x, f: x * f,
+    "a bias": lambda own, x, f: f + own.scale,
+    "its own mean": lambda own, x, f: f - f.mean(dim=(2, 3), keepdim=True),
+    "a shifted input": lambda own, x, f: own.f(x + 1),
+}
+
+
+@pytest.mark.parametrize("form", [*STEPS, *NONE])
+def test_a_step_adds_two_things_that_come_from_the_state_in_whatever_form(form: str) -> None:
+    class Form(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+            self.second, self.end = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+            self.merge, self.scale = Merge(), nn.Parameter(torch.ones(1))
+
+        def f(self, x: torch.Tensor) -> torch.Tensor:
+            return self.end(self.second(self.norm(self.first(x)).relu()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return {**STEPS, **NONE}[form](self, x, self.f(x)).relu()
+
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), Form(), nn.Flatten(), nn.Linear(128, 3))
+    if form in STEPS:
+        assert apply(net) == 1
+    else:
+        with pytest.raises(TypeError, match="no residual step found"):
+            apply(net)

@@ -105,10 +105,13 @@ class FineTune:
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
         """The updates of one stage."""
         self.plain_loss = seen_loss(self.network, self.seen)
-        passed = train_stage(
-            self.network, x, y, budget, self.s.optimisation, self.s.order, self.loss, gradients=self.gradients,
-            stepped=self.stepped,
-        )  # fmt: skip
+        try:
+            passed = train_stage(
+                self.network, x, y, budget, self.s.optimisation, self.s.order, self.loss, gradients=self.gradients,
+                stepped=self.stepped,
+            )  # fmt: skip
+        finally:
+            del self.plain_loss  # a function that no pickle takes
         self.passes += passed  # hooks add theirs meanwhile
 
     def begin(self, stage: Stage) -> tuple[Tensor, Tensor]:
@@ -194,6 +197,7 @@ class Prototypes(Replay):
         """The network, cut before its last layer; no means yet."""
         self.means = torch.zeros(self.s.num_classes, 0)
         self.shown = torch.zeros(self.s.num_classes, dtype=torch.bool)
+        self.missing = False  # of classes that were named, so that a prediction need not ask
         return super().build()
 
     def train(self, x: Tensor, y: Tensor, budget: Budget) -> None:
@@ -213,10 +217,12 @@ class Prototypes(Replay):
             own = found[stage.y == c]
             if len(own):
                 self.means[c], self.shown[c] = own.mean(dim=0), True
+        self.missing = not bool(self.shown[self.seen.to(found.device)].all())
 
     def logits(self, x: Tensor) -> Tensor:
         """Minus the squared distance to each class's mean."""
-        return masked(nearness(self.features(x), self.means), self.shown)
+        near = nearness(self.features(x), self.means)
+        return masked(near, self.shown) if self.missing else near
 
     def stored_bytes(self) -> int:
         """One mean a class seen."""

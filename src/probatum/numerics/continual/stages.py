@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.numerics.networks.modes import begin_training, kept_in_evaluation
@@ -124,15 +125,22 @@ def train_stage(
 
 @contextmanager
 def as_it_was_on_failure(*models: nn.Module) -> Iterator[None]:
-    """Put back parameters, buffers and modes where an exception comes out, so that what was learned before is not lost."""
+    """Put back parameters, buffers and modes where an exception comes out, so that what was learned before is not lost.
+
+    Parameters of lazy modules that have no values yet are left as the exception leaves them.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
-    before = [(t, t.detach().clone()) for model in models for t in (*model.parameters(), *model.buffers())]
+    held = [(module, dict(module._buffers)) for model in models for module in model.modules()]  # which may be replaced
+    tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
+    before = [(t, t.detach().clone()) for t in tensors if not is_lazy(t)]
     try:
         yield
     except BaseException:
         with torch.no_grad():
             for now, then in before:
                 now.copy_(then)
+        for module, buffers in held:
+            module._buffers.update(buffers)
         for module, mode in modes:
             module.training = mode
         raise

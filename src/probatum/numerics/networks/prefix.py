@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from probatum.numerics.networks.prefix_layers import (
 )
 from probatum.numerics.networks.surgery import OffFastPath, check_plain, paths_of
 
+FILLS = (1e3, -1e3)
+"""Numbers that dropped units hold in turn where comparisons or roundings of the network's own swallow NaN."""
 MARKS = 64
 """Most dropped units that are followed one by one."""
 
@@ -117,7 +120,7 @@ class Prefix(PrefixState):
                 for name, taken in widths.items():
                     if len(set(taken)) > 1:
                         return f"{name!r} runs in several places, on {' and on '.join(map(str, taken))} inputs"
-                whole = self._checked(share, widths, values, None)
+                whole = self._whole(share, widths, values)
                 if [value.shape for value in _tensors(found)] != [value.shape for value in _tensors(whole)]:
                     return "the network's outputs change their shape"
                 marks = self._most_dropped(share) if self.unclear else 0
@@ -150,6 +153,23 @@ class Prefix(PrefixState):
         )
         self.widths, self.values = widths, values if same else None
         return found
+
+    def _whole(self, share: float, widths: dict[str, list[int]], values: dict[str, list[Tensor]] | None) -> Any:
+        """The outputs of a checked pass whose dropped units are NaN, or, where that does not suit, each number of `FILLS`."""
+        try:
+            return self._checked(share, widths, values, None)
+        except NotNestedError:
+            if values is None:
+                raise
+            try:
+                for self.fill in FILLS:
+                    found = self._checked(share, widths, values, None)
+                return found
+            except Exception:
+                pass  # the first problem is told
+            finally:
+                self.fill = math.nan
+            raise
 
     def _checked(
         self, share: float, widths: dict[str, list[int]], values: dict[str, list[Tensor]] | None, mark: float | None

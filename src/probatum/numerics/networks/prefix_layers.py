@@ -40,8 +40,9 @@ class PrefixState:
         widths: inputs of every run by name, while they are noted for `expected`.
         probes: (name, what was added to its output) of every run of a layer, while the network's last layers are looked for.
         values: inputs of every run by name, while they are noted at a share, and while a full pass's are compared with them.
-        expected: a share, and the widths noted at it, while a full pass is checked against them: units that the share
-            drops are then NaN.
+        expected: a share, and the widths noted at it, while a full pass is checked against them.
+        fill: what units that the share drops hold in such a pass: NaN, which tells where it reaches; or a number, where
+            comparisons or roundings of the network's own make numbers of NaN, and values tell.
         mark: if not None, only one of these units is: that so far along them, in [0, 1).
         unclear: whether an operation of the network's own has mixed all units in such a pass.
     """
@@ -57,6 +58,7 @@ class PrefixState:
         self.probes: list[tuple[str, Tensor]] | None = None
         self.values: dict[str, list[Tensor]] | None = None
         self.expected: tuple[float, dict[str, list[int]]] | None = None
+        self.fill = math.nan
         self.mark: float | None = None
         self.unclear = False
 
@@ -118,7 +120,7 @@ class Affine(Layer):
         return CONVOLUTIONS[type(module)](x, weight, bias, module.stride, module.padding, module.dilation)
 
     def _checked(self, x: Tensor, dim: int, unit: int | None) -> Tensor:
-        """The full layer on what is left of x, its dropped units NaN; NotNestedError where others than the last are."""
+        """The full layer on what is left of x, its dropped units filled; NotNestedError where they reach kept ones."""
         x, _ = _checked_columns(self.state, x, dim, self.name)
         module: Any = self.module
         output = self._run(x.nan_to_num(), module.weight, module.bias)
@@ -129,7 +131,7 @@ class Affine(Layer):
             if self.state.mark is not None:
                 first = min(kept + int(self.state.mark * (units - kept)), units)
                 last = first + 1
-            output.movedim(dim, 0)[first * unit : last * unit] = math.nan
+            output.movedim(dim, 0)[first * unit : last * unit] = self.state.fill
         return output
 
 
@@ -169,7 +171,7 @@ class LayerNorm(Layer):
             if kept is not None:  # as it is at the share
                 scale, shift = (None if v is None else v[:kept] for v in (weight, bias))
                 normed = F.layer_norm(x[..., :kept], (kept,), scale, shift, module.eps)
-                return torch.cat([normed, x.new_full((*x.shape[:-1], width - kept), math.nan)], dim=-1)
+                return torch.cat([normed, x.new_full((*x.shape[:-1], width - kept), self.state.fill)], dim=-1)
             marked = F.layer_norm(x.nan_to_num(), (width,), weight, bias, module.eps)
             return marked.masked_fill(x.isnan(), math.nan)
         return F.layer_norm(x, (width,), weight, bias, module.eps)
@@ -210,6 +212,11 @@ def _checked_columns(state: PrefixState, x: Tensor, dim: int, name: str) -> tupl
     width = (state.expected or (1.0, {}))[1][name].pop(0)
     own = state.values[name].pop(0).movedim(dim, 0) if state.values is not None else None
     columns = x.movedim(dim, 0)
+    if own is not None and not math.isnan(state.fill):
+        kept = columns[:width]
+        if own.shape != kept.shape or bool(kept.isnan().any()) or not _alike(kept, own):
+            raise NotNestedError(f"what {name!r} takes in at this share depends on units that are dropped")
+        return torch.cat([kept, torch.zeros_like(columns[width:])]).movedim(0, dim), width
     dropped = columns.isnan().flatten(1).any(dim=1)
     wanted = torch.arange(len(dropped), device=x.device) >= width
     if bool(dropped.all()):

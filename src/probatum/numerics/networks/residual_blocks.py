@@ -33,17 +33,50 @@ class Block(NamedTuple):
     width: int
 
 
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+ADDITIONS = {
+    operator.add,
+    operator.iadd,
+    operator.sub,
+    operator.isub,
+    torch.add,
+    torch.sub,
+    torch.addcmul,
+    torch.lerp,
+} | {f"{name}{end}" for name in ("add", "sub", "addcmul", "lerp") for end in ("", "_")}
+SUMS = {torch.sum, torch.mean, "sum", "mean"}
+"""Additions where what they take is stacked."""
 
 
 def adds(module: nn.Module) -> bool | None:
-    """Whether a module's own code adds, as a residual step does; None where it cannot be followed."""
+    """Whether a module's own code adds what went through different children of it, or was given apart, as a residual step does.
+
+    By itself or by a child that adds what it is given. None where the code cannot be followed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return any(node.target in ADDITIONS for node in _Tracer().trace(module).nodes)
+            nodes = list(_Tracer().trace(module).nodes)
     except Exception:  # whatever a user's code does with a value that is none
         return None
+    passed: dict[
+        fx.Node, frozenset[str]
+    ] = {}  # what was given, and children that it has gone through; not of constants
+    for node in nodes:
+        terms = [passed[value] for value in node.all_input_nodes if value in passed]
+        if node.op == "placeholder":
+            passed[node] = frozenset([node.name])
+        elif terms:
+            passed[node] = frozenset().union(*terms, [str(node.target)] if node.op == "call_module" else [])
+        if node.op == "call_module":
+            sums = len(terms) > 1 and adds(module.get_submodule(str(node.target))) is not False
+        elif node.target in SUMS and node.args and isinstance(stack := node.args[0], fx.Node):
+            terms = [passed[value] for value in stack.all_input_nodes if value in passed]
+            sums = stack.target is torch.stack
+        else:
+            sums = node.op != "placeholder" and node.target in ADDITIONS
+        if sums and len(set(terms)) > 1:
+            return True
+    return False
 
 
 def step_of(net: nn.Module, block: Block, blocks: Sequence[Block]) -> Block | None:

@@ -38,6 +38,7 @@ def in_single(model: nn.Module) -> Iterator[None]:
     are below 2e-4, and division by it is not finite."""
     held = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF]
     dtypes = [t.dtype for t in held]
+    named = [(own, name, t.dtype) for own in model.modules() for name, t in own._buffers.items() if t is not None]
     for t in held:
         t.data = t.data.float()
     try:
@@ -45,6 +46,9 @@ def in_single(model: nn.Module) -> Iterator[None]:
     finally:
         for t, dtype in zip(held, dtypes, strict=True):
             t.data, t.grad = t.data.to(dtype), None
+        for own, name, dtype in named:  # those that were replaced by others meanwhile
+            if dtype in HALF and (now := own._buffers.get(name)) is not None and now.is_floating_point():
+                now.data = now.data.to(dtype)
 
 
 def fit_network(

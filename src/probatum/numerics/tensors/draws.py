@@ -59,11 +59,13 @@ def fresh(make: Callable[[], Made], generator: torch.Generator) -> Made:
 def in_forward(generator: torch.Generator) -> torch.Generator:
     """The generator, for draws in a forward pass that gradients are taken through.
 
+    Passes without gradients, as of a hook that looks at the network meanwhile, may draw what they like.
+
     Raises:
         RuntimeError: in a pass that is computed anew while gradients are taken (activation checkpointing, reversible
             networks): it would draw something else than the pass whose gradient is wanted, and nobody would see.
     """
-    if torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
         raise RuntimeError(
             "a forward pass is computed anew for its gradient (activation checkpointing), and what it draws from a stream of "
             "its own would differ; leave the layers that draw out of the checkpointed part"

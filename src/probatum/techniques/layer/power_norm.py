@@ -153,7 +153,7 @@ class PowerNorm(WideBuffers, nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; a training batch needs one position at least for its statistics"
             )
-        self.seen += 1
+        self.seen.add_(1)  # `+=` would register the buffer anew at every pass, which torch takes its time for
         warming = int(self.seen) <= self.warmup
         if self.mode == "power":
             return _Power.apply(rows, self.weight, self.bias, valid, self, warming).view(x.shape)

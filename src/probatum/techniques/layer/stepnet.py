@@ -152,14 +152,14 @@ def apply(
         kind: "step", or "se" for squeeze and excitation.
         reduction: C / reduction hidden units, at least 4.
         trial: "step" only: evaluate each branch once more at a trial step; two passes a block.
-        blocks: numbers of the blocks to change, from 0; None = all.
+        blocks: numbers of the blocks to change, from 0; None = all that add to what they are given.
 
     Returns:
         How many blocks were changed, 0 for a network without convolutions.
 
     Raises:
         ValueError: a setting outside its range.
-        TypeError: a convolutional network without residual blocks, or a chosen block that adds nothing.
+        TypeError: a convolutional network without residual blocks, or a block named that adds nothing.
 
     Example:
         >>> class Unit(nn.Module):
@@ -185,14 +185,14 @@ def apply(
         raise TypeError(
             f"{type(net).__name__}: no residual step found; attention on steps needs blocks of the form x + f(x)"
         )
-    chosen = range(len(found)) if blocks is None else blocks
+    others = [k for k, step in enumerate(steps) if step is not None]
+    chosen = others if blocks is None else blocks
     if any(not 0 <= number < len(found) for number in chosen):
         raise ValueError(f"blocks are {list(chosen)}; the network has {len(found)}: use 0 .. {len(found) - 1}")
     new: dict[nn.Module, nn.Module] = {}
     for number in dict.fromkeys(chosen):
         step = steps[number]
         if step is None:
-            others = [k for k, other in enumerate(steps) if other is not None]
             raise TypeError(
                 f"{found[number].path!r} adds nothing to what it is given; name those that do: blocks={others}"
             )

@@ -119,6 +119,17 @@ def test_labels_in_a_column_and_rows_of_other_precisions() -> None:
         assert float((found - expected).abs().max()) < apart
 
 
+def test_tables_of_whole_numbers() -> None:
+    x, y = rows()
+    x = (10 * x).round()
+    network = load(WEIGHTS)
+    expected, found = (
+        InContext(network, own[:60], y[:60], 2, torch.Generator().manual_seed(0), 2).predict(part(own[60:]))
+        for own in (x, x.long())
+    )
+    assert torch.equal(found, expected)
+
+
 def test_a_constant_column_and_an_offset_say_nothing() -> None:
     x, y = rows()
     network, own = load(WEIGHTS), torch.Generator

@@ -79,7 +79,7 @@ class InContext:
             )
         if not len(x):
             raise ValueError("there are no training rows to answer from")
-        x, y = widened(x), class_codes(y, len(x), classes)
+        x, y = widened(x) if x.is_floating_point() else x.float(), class_codes(y, len(x), classes)
         self.network, self.classes = network, classes
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
         varies = varying(x)
