@@ -60,6 +60,8 @@ class Judging:
         references: show classical predictors beside the baseline.
         confirm: try the winner again on as many fresh seeds.
         confidence: of every interval.
+        question: data: new rows like these, models trained on samples of these rows; or datasets: other data sets of this
+            kind, which makes intervals wider.
         race: stop arms once they are decided or hopeless; the number of seeds is the most that an arm can run.
     """
 
@@ -67,6 +69,7 @@ class Judging:
     references: bool = True
     confirm: bool = True
     confidence: float = 0.95
+    question: str = field(default="data", metadata={"flag": "--for"})
     race: bool = False
 
 

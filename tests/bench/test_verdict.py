@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from probatum.bench.statistics import power
-from probatum.bench.verdict import FLOOR, NO_EFFECT, Verdict, verdicts
+from probatum.bench.verdict import CANNOT, NO_EFFECT, Verdict, verdicts
 from probatum.measure.base import Measure
 
 pytestmark = pytest.mark.fast
@@ -72,15 +72,26 @@ def test_undecided_says_how_many_seeds_would_decide() -> None:
     assert one(wide * (1 + verdict.seeds_needed // 8)).word == "helps"
 
 
-def test_undecided_for_ever_under_resplits_names_the_floor() -> None:
-    verdict = one([0.02 + 15 * w for w in WIGGLE], ratio=0.5)
-    assert (verdict.word, verdict.seeds_needed, verdict.note) == ("undecided", None, FLOOR)
+def test_undecided_for_ever_under_resplits_says_what_is_too_wide() -> None:
+    verdict = one([0.001 + 30 * w for w in WIGGLE], ratio=0.5)
+    assert (verdict.word, verdict.seeds_needed, verdict.note) == ("undecided", None, CANNOT)
 
 
 def test_undecided_beyond_the_cap() -> None:
     verdict = one([50 * w for w in [*WIGGLE[:6], -0.003]])
     assert (verdict.word, verdict.seeds_needed) == ("undecided", None)
-    assert "more than 200" in verdict.note
+    assert "200 seeds would most likely not decide" in verdict.note
+
+
+def test_equal_differences_are_no_certainty_but_for_costs() -> None:
+    deltas = [0.05] * 8
+    verdict = one([round(0.1 * seed, 1) for seed in [1] * 8])
+    assert verdict.word == "undecided"
+    assert "same amount" in verdict.note
+    base = [record("baseline", seed, "size", 100.0) for seed in range(len(deltas))]
+    half = [record("arm", seed, "size", 50.0) for seed in range(len(deltas))]
+    size = Measure("size", "cost", False, 0.01, kind="ratio")
+    assert verdicts([*base, *half], "baseline", [size], ratio=0.25)[0].word == "helps"
 
 
 def test_five_seeds_are_too_few_however_clear() -> None:
@@ -114,8 +125,8 @@ def test_not_applicable_and_failed_keep_their_reasons() -> None:
     assert by_arm["fine"].word == "helps"
 
 
-@pytest.mark.parametrize(("failures", "word"), [(2, "helps"), (3, "failed")])
-def test_some_failures_are_said_and_too_many_fail_the_arm(failures: int, word: str) -> None:
+@pytest.mark.parametrize(("failures", "word"), [(2, "undecided"), (3, "failed")])
+def test_failures_are_losses_and_too_many_fail_the_arm(failures: int, word: str) -> None:
     found = records({"arm": [0.05 + w for w in WIGGLE]})
     for row in found:
         if row["arm"] == "arm" and row["seed"] < failures:
@@ -124,6 +135,32 @@ def test_some_failures_are_said_and_too_many_fail_the_arm(failures: int, word: s
     assert verdict.word == word
     assert "accuracy is nan" in verdict.note
     assert verdict.n == 8 - failures
+
+
+def test_what_failures_are_worth() -> None:
+    deltas = [0.05 + w for w in WIGGLE * 5]
+    found = records({"arm": deltas, "worse": [-d for d in deltas], "same": [w / 10 for w in WIGGLE * 5]})
+    for row in found:
+        if row["arm"] != "baseline" and row["seed"] < 4:
+            row.update(status="failed", reason="loss is nan")
+    words = {v.arm: (v.word, v.note) for v in verdicts(found, "baseline", [ACCURACY], ratio=None)}
+    assert words["arm"][0] == "helps"  # 36 gains outweigh 4 losses of the same size
+    assert words["worse"][0] == "hurts"
+    assert words["same"][0] == "undecided"  # it failed four times
+    assert words["same"][1].startswith("no material difference where it finishes, but it does not always")
+
+
+def test_an_equal_arm_that_fails_on_its_worse_half_does_not_help() -> None:
+    generator, wrong, studies = np.random.default_rng(7), 0, 300
+    for _ in range(studies):
+        base, mine = 0.8 + 0.02 * generator.normal(size=(2, 24))
+        rows = [record("baseline", s, value=v) for s, v in enumerate(base)]
+        rows += [
+            record("arm", s, value=v) if v > 0.8 else record("arm", s, status="failed", reason="nan")
+            for s, v in enumerate(mine)
+        ]
+        wrong += verdicts(rows, "baseline", [ACCURACY], ratio=None)[0].word == "helps"
+    assert wrong <= stats.binom.ppf(0.999, studies, 0.05)
 
 
 def test_failures_of_the_baseline_are_named_as_its_own() -> None:
@@ -168,11 +205,11 @@ def test_pairs_are_made_by_seed_not_by_position() -> None:
 
 def test_ratio_measures_are_compared_on_logs() -> None:
     found = [record("baseline", s, "rmse", 2.0 * 1.5**s) for s in range(6)]
-    found += [record("arm", s, "rmse", 1.0 * 1.5**s) for s in range(6)]
+    found += [record("arm", s, "rmse", 1.01 ** (s % 2) * 1.5**s) for s in range(6)]
     (verdict,) = verdicts(found, "baseline", {"rmse": RMSE}, ratio=0.25)
     assert verdict.word == "helps"
-    assert verdict.mean == pytest.approx(math.log(2))
-    assert verdict.baseline_mean / verdict.arm_mean == pytest.approx(2)
+    assert verdict.mean == pytest.approx(math.log(2) - math.log(1.01) / 2)
+    assert verdict.baseline_mean / verdict.arm_mean == pytest.approx(2 / 1.01**0.5)
     found[-1]["measures"]["rmse"] = 0.0
     with pytest.raises(ValueError, match=r"rmse.*0\.0.*positive"):
         verdicts(found, "baseline", [RMSE], ratio=0.25)
@@ -187,6 +224,22 @@ def test_p_values_are_adjusted_over_arms_within_a_measure() -> None:
     doubtful = [v for v in found if v.low > 0 and v.mean >= v.margin and v.p_adjusted > 0.05]
     assert doubtful  # significant alone, not among twelve
     assert all(v.word == "undecided" and v.seeds_needed > 8 for v in doubtful)
+
+
+def test_p_values_of_measures_beside_the_primary_one_are_adjusted_together() -> None:
+    generator = np.random.default_rng(4)
+    sizes = {"accuracy": 0.01, "f1": 0.01, "ece": 0.01, "size": 0.01}
+    measures = [Measure(name, "cost" if name == "size" else "quality", True, size) for name, size in sizes.items()]
+    rows = []
+    for arm in ("baseline", "one", "two"):
+        values = 0.8 + 0.02 * generator.normal(size=(8, 4)) + (0.02 if arm == "two" else 0.0)
+        rows += [record(arm, s) | {"measures": dict(zip(sizes, v, strict=True))} for s, v in enumerate(values)]
+    found = {(v.measure, v.arm): v for v in verdicts(rows, "baseline", measures, ratio=None, primary="accuracy")}
+    for family in (["accuracy"], ["size"], ["f1", "ece"]):
+        mine = [found[name, arm] for name in family for arm in ("one", "two")]
+        assert [v.p_adjusted for v in mine] == pytest.approx(
+            stats.false_discovery_control([v.p for v in mine]).tolist()
+        )
 
 
 def test_measures_nobody_reports_are_skipped_and_mistakes_named() -> None:

@@ -10,13 +10,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from probatum.arenas.predict.stacks import Choice
+from probatum.bench.packed_rows import gather, pack
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
@@ -104,7 +105,16 @@ def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Tr
     record: dict[str, Any] = {}
     if job.kind != "timing":
         record = {"measures": outcome.measures, "digest": outcome.digest, "details": outcome.details}
-    return _trial(context, job, "ok", record, {"measures": outcome.timing, "seconds": seconds})
+    timing = {"measures": outcome.timing, "seconds": seconds}
+    return replace(_trial(context, job, "ok", record, timing), rows=_rows(context, job, outcome))
+
+
+def _rows(context: Context, job: Job, outcome: Outcome) -> bytes:
+    """What is kept of the test rows; b"" where the arena gives none, or the data do not say which they are."""
+    units = context.splits.units(job.seed) if outcome.rows else None
+    if units is None or any(len(values) != len(units[0]) for values in outcome.rows.values()):
+        return b""
+    return pack(gather(outcome.rows, *units))
 
 
 def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:

@@ -42,6 +42,8 @@ from probatum.train.devices import check_fabric, check_shared
 from probatum.train.own_model import own_model
 from probatum.train.speed import SPEEDS
 
+QUESTIONS = ("data", "datasets")
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -88,6 +90,8 @@ class Wishes:
             raise InputError(f"budget is {self.judging.budget!r}; use 'steps' or 'compute'")
         if not 0.5 < self.judging.confidence < 1:
             raise InputError(f"confidence is {self.judging.confidence}; it must lie between 0.5 and 1, e.g. 0.95")
+        if self.judging.question not in QUESTIONS:
+            raise InputError(f"for is {self.judging.question!r}; use one of {', '.join(QUESTIONS)}")
         if self.judging.race:
             _check_race(self.seeds, self.arena)
 
@@ -292,6 +296,8 @@ def not_applicable(name: str, dataset: Any, *, pretrained: bool) -> str | None:
 def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine: Engine) -> StudyPlan:
     """The plan, before any arm was rehearsed."""
     where, first = wishes.arena, splits.data(0)
+    if wishes.judging.question == "datasets" and dataset.fixed_split:
+        raise InputError("given test rows tell nothing of other data sets; leave out --for datasets, or the split")
     contest = contest_of(where, wishes.rules, first, tune=wishes.tune, budget=wishes.judging.budget)
     primary = _primary(wishes.primary, _measures(where, first.spec, first.truth, base))
     margins = {} if wishes.margin is None else {primary: _checked_margin(wishes.margin, primary)}
@@ -313,6 +319,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         tune=wishes.tune,
         margins=margins,
         confidence=judging.confidence,
+        question=judging.question,
         model=base.identity,
         threads=wishes.running.threads,
         race=looks_to(seeds) if judging.race else (),

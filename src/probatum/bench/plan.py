@@ -46,6 +46,11 @@ class DataPlan:
         """n_test / n_train where every seed re-draws the split, None where the test rows are given."""
         return None if self.fixed_split else self.fractions[2] / self.fractions[0]
 
+    @property
+    def kappa(self) -> float:
+        """n_train / (n - n_train): what training sets of other data add to those of samples (Nadeau & Bengio 2003)."""
+        return self.fractions[0] / (1 - self.fractions[0])
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan(Terms):
@@ -61,6 +66,7 @@ class StudyPlan(Terms):
         confirm: seeds on which a winner is tried again, fresh ones; () = no confirmation.
         margins: regions of practical equivalence that replace the measures' own.
         confidence: of every interval.
+        question: what intervals are about, see `probatum.settings.Judging`.
         model: identity of the user's own network, "" for the built-in one.
         threads: torch threads in every trial (another number may change the last digits).
         race: numbers of seeds at which arms may stop, the last being all of them; () = every arm runs every seed.
@@ -78,6 +84,7 @@ class StudyPlan(Terms):
     confirm: tuple[int, ...] = ()
     margins: Mapping[str, float] = field(default_factory=dict)
     confidence: float = 0.95
+    question: str = "data"
     model: str = ""
     threads: int = 1
     race: tuple[int, ...] = ()
@@ -130,6 +137,7 @@ class StudyPlan(Terms):
             "primary": self.primary,
             "margins": dict(self.margins),
             "confidence": self.confidence,
+            "question": self.question,
             "model": self.model,
             "threads": self.threads,
             "race": list(self.race),

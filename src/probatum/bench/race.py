@@ -95,7 +95,9 @@ class Race:
         nominal = np.asarray(nominal, dtype=np.float64)
         return np.minimum(np.minimum.accumulate(nominal / self.weights[: nominal.shape[-1]], axis=-1), 1.0)
 
-    def chance(self, look: int, mean: np.ndarray, sd: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    def chance(
+        self, look: int, mean: np.ndarray, sd: np.ndarray, margin: np.ndarray, shared: np.ndarray | float = 0.0
+    ) -> np.ndarray:
         """Return the predictive probability that an arm is decided at this or a later look, given its numbers now.
 
         The prior of mean and spread is the usual noninformative one. Decided is taken in its weakest sense, as if no
@@ -107,13 +109,18 @@ class Race:
             mean: (arms,) means of the differences so far.
             sd: (arms,) their standard deviations, at least 0.
             margin: (arms,) regions of practical equivalence.
+            shared: (arms,) variances of the mean that no further seed removes, where they are known; `sd` is then without.
         """
+        shared = np.broadcast_to(np.asarray(shared, dtype=np.float64), np.shape(mean))
         shift, spread = futures(self.looks, look)
-        half = half_widths(np.asarray(self.looks), self.ratio, self.levels())[look:]
+        looks, levels = np.asarray(self.looks), self.levels()
+        half, single = (half_widths(looks, ratio, levels)[look:] for ratio in (self.ratio, None))
+        fixed = single * np.sqrt(looks[look:])  # of what is shared, in its own standard deviations
         mean, sd, margin = (np.asarray(value, dtype=np.float64)[:, None] for value in (mean, sd, margin))
         decided = np.zeros((len(mean), shift.shape[0]), dtype=bool)
         for j in range(len(half)):
-            centre, width = np.abs(mean + sd * shift[:, j]), half[j] * sd * spread[:, j]
+            centre = np.abs(mean + sd * shift[:, j])
+            width = np.sqrt((half[j] * sd * spread[:, j]) ** 2 + fixed[j] ** 2 * shared[:, None])
             decided |= (centre + width < margin) | ((centre > width) & (centre >= margin))
         return decided.mean(axis=1)
 

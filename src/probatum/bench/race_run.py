@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,20 +36,25 @@ def race_through(plan: StudyPlan, ask: Ask) -> tuple[Trial, ...]:
         if look == plan.race[-1]:
             break
         found = {verdict.arm: verdict for verdict in Results(plan, tuple(trials), (), (), {}).standing()}
-        race = Race(plan.race, plan.data.ratio, plan.confidence)
-        kept = [arm for arm in living if arm.name in found and _goes_on(race, index, found[arm.name], pairs[arm.name])]
+        kept = [arm for arm in living if arm.name in found and _goes_on(plan, index, found[arm.name], pairs[arm.name])]
         living, pairs = tuple(kept), {name: verdict.n for name, verdict in found.items()}
         if not living:
             break
     return tuple(trials)
 
 
-def _goes_on(race: Race, index: int, verdict: Verdict, pairs_before: int) -> bool:
+def _goes_on(plan: StudyPlan, index: int, verdict: Verdict, pairs_before: int) -> bool:
     """Whether more seeds may decide an arm that had `pairs_before` pairs at the look before."""
+    known = math.isfinite(verdict.error)
+    race = Race(plan.race, None if known else plan.data.ratio, plan.confidence)
     could_be = verdict.n + race.cap - race.looks[index]
     if verdict.word not in ("undecided", "failed") or verdict.n == pairs_before or could_be < FEWEST_SEEDS:
         return False  # decided, or its trials bring nothing to compare
     if verdict.n < FEWEST_SEEDS:
         return True
-    chance = race.chance(index, np.array([verdict.mean]), np.array([verdict.sd]), np.array([verdict.margin]))
+    mean, margin, sd, shared = (np.array([value]) for value in (verdict.mean, verdict.margin, verdict.sd, 0.0))
+    if known:
+        shared = np.array([verdict.common * verdict.error**2])
+        sd = np.sqrt(verdict.n * (verdict.error**2 - shared))
+    chance = race.chance(index, mean, sd, margin, shared)
     return bool(chance[0] >= FUTILE)

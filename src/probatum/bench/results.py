@@ -6,14 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
+from probatum.bench.packed_rows import unpack
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
 from probatum.measure.base import Measure, all_measures
 from probatum.rooms.arena import arena, competes
+from probatum.slots import PREDICT
+
+SAME_ROWS = 0.2
+"""Share of the variance that all seeds have in common beyond which fresh seeds confirm little."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Every arm on every measure, then (measure by measure) what did not apply."""
+        return list(self._verdicts)
+
+    @cached_property
+    def _verdicts(self) -> list[Verdict]:
         records = self._records(self.trials, self.timings)
         references = set(self.plan.references)
         found = [  # the references are context, not part of the screen, so they take no share of its error rate
@@ -93,6 +103,7 @@ class Results:
                 confidence=self.plan.confidence,
                 looks=stages,
                 primary=self.plan.primary,
+                kappa=self._kappa,
             )
         return [v for v in found if v.note != NOT_MEASURED]
 
@@ -107,8 +118,33 @@ class Results:
             margins={name: value for name, value in self.plan.margins.items() if name == self.plan.primary},
             ratio=self.plan.data.ratio,
             confidence=self.plan.confidence,
+            kappa=self._kappa,
         )
         return found[0] if found else None
+
+    @property
+    def _kappa(self) -> float:
+        return self.plan.data.kappa if self.plan.question == "datasets" else 0.0
+
+    def asked_of(self) -> str:
+        """What the intervals are about, in words."""
+        data = self.plan.data
+        if self.plan.question == "datasets":
+            return f"other data sets like these, models trained on {data.fractions[0]:.0%} of one"
+        if data.fixed_split:
+            return "new rows like the test rows, models trained on the training rows given"
+        return f"new rows like these, models trained on {data.fractions[0]:.0%} samples of them"
+
+    def rows_note(self) -> str:
+        """A sentence where trials are without the test rows that others of this kind keep; "" where none is."""
+        fitted = [trial for trial in self.trials if trial.status == "ok"]
+        without = sum(not trial.rows for trial in fitted)
+        if self.plan.arena != PREDICT or not without:
+            return ""
+        return (
+            f"The test rows of {without} of {len(fitted)} trials are not known (an earlier version did not keep them): "
+            "the intervals that rest on these are the older, wider ones."
+        )
 
     def standing(self) -> list[Verdict]:
         """What a race knows so far: verdicts on the primary measure of all arms that ran."""
@@ -121,6 +157,7 @@ class Results:
             ratio=self.plan.data.ratio,
             confidence=self.plan.confidence,
             looks=self.plan.race,
+            kappa=self._kappa,
         )
 
     def seeds_run(self) -> dict[str, int]:
@@ -174,7 +211,7 @@ class Results:
                 )
             again = change_text(confirmed, self.measure(primary))
             if confirmed.word == "helps":
-                return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds."
+                return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds{_same_rows(confirmed)}."
             return (
                 f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
                 f"{confirmed.word!r} ({again}): do not count on it."
@@ -248,6 +285,8 @@ class Results:
                 "reference_note": self.reference_note(),
                 "plan": self.plan.describe(),
                 "data": self.summary,
+                "question": self.asked_of(),
+                "rows_note": self.rows_note(),
                 "race": self._race_json(),
                 "verdicts": [asdict(v) for v in self.verdicts()],
                 "confirmation": asdict(confirmed) if confirmed else None,
@@ -286,6 +325,7 @@ class Results:
                     "measures": own,
                     "reason": trial.record.get("reason", ""),
                     "digest": trial.record.get("digest", ""),
+                    "rows": unpack(trial.rows) if trial.rows else None,
                 }
             )
         return records
@@ -310,6 +350,14 @@ def change_text(verdict: Verdict, measure: Measure) -> str:
     return f"{sign * verdict.mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def _same_rows(verdict: Verdict) -> str:
+    """What fresh seeds have in common with those of the screen: the rows of one table."""
+    if not verdict.common > 0:
+        return ""
+    told = f" on the same rows, which bring {verdict.common:.0%} of what is unsure"
+    return f"{told}: seeds were confirmed, not rows" if verdict.common > SAME_ROWS else told
+
+
 def _no_winner(words: Sequence[Verdict], primary: str) -> str:
     """What is answered where no arm helps, by the verdicts on the primary measure."""
     if not words:
@@ -323,7 +371,7 @@ def _no_winner(words: Sequence[Verdict], primary: str) -> str:
         return f"Nothing could be judged: {undecided[0].note}."
     if undecided:
         needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
-        more = f"; {min(needs)} seeds would decide the nearest" if needs else ""
+        more = f"; {min(needs)} seeds would decide the nearest with a chance of 80 %" if needs else ""
         said = f"is shown to improve {primary}; {len(undecided)} of {len(words)} are undecided{more}."
     else:
         said = f"improves {primary} by a material amount."

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from probatum.spec import Data, Part, Truth
 
+STRETCHES = 40
+"""Stretches of time into which the test rows of a split by time are cut, each a unit."""
 KEPT_BYTES = 2**29
 """Bytes of encoded splits that are kept."""
 
@@ -37,6 +40,20 @@ class Splits:
                 del self._kept[next(iter(self._kept))]
         self._kept[seed] = found
         return found
+
+    def units(self, seed: int) -> tuple[np.ndarray, int] | None:
+        """The unit of each test row of this seed (copies of a row, a group, a stretch of time), and how many there are.
+
+        None where the data do not say which rows are tested.
+        """
+        plan = getattr(self.dataset, "plan", None)
+        rows = self.data(seed).test.rows.numpy()
+        if plan is None or not len(rows) or rows.min() < 0 or rows.max() >= len(plan.units):
+            return None
+        if plan.moment is not None:  # rows that follow each other are alike
+            order = np.argsort(np.argsort(plan.moment[rows], kind="stable"), kind="stable")
+            return order * STRETCHES // len(rows), STRETCHES
+        return plan.units[rows], int(plan.units.max()) + 1
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to other processes: splits are encoded there."""

@@ -15,12 +15,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probatum.bench.two_way import Components, Trial, two_way
+
 FEWEST_SEEDS = 6
 """Paired seeds below which no verdict is given."""
 
 
 class Interval(NamedTuple):
-    """A mean and its t interval; `sd` is the sample standard deviation, `p` the two-sided p-value for a mean of 0."""
+    """A mean and its t interval.
+
+    Attributes:
+        mean: of the differences.
+        low: lower end.
+        high: upper end.
+        sd: sample standard deviation over seeds.
+        n: number of differences.
+        p: two-sided p-value for a mean of 0.
+        inner: ends of the interval that shows equivalence, by two one-sided tests of the same error; None = low and high.
+        components: of the variance, where it was estimated from the test rows (`probatum.bench.two_way`).
+    """
 
     mean: float
     low: float
@@ -28,6 +41,8 @@ class Interval(NamedTuple):
     sd: float
     n: int
     p: float
+    inner: tuple[float, float] | None = None
+    components: Components | None = None
 
 
 def paired(differences: Sequence[float], *, test_fraction_ratio: float | None, confidence: float = 0.95) -> Interval:
@@ -59,6 +74,25 @@ def paired(differences: Sequence[float], *, test_fraction_ratio: float | None, c
     return Interval(mean, mean - half, mean + half, sd, n, float(2 * stats.t.sf(abs(mean) / error, n - 1)))
 
 
+def over_rows(trials: Sequence[Trial], *, confidence: float = 0.95, kappa: float = 0.0) -> Interval:
+    """Return the two-way interval on the mean of paired differences of which the test rows are known.
+
+    Args:
+        trials: at least one.
+        confidence: of the interval; that of `inner` is 1 - 2 (1 - confidence).
+        kappa: see `probatum.bench.two_way.two_way`.
+
+    Raises:
+        ValueError: without trials, for one that is not finite, or for a confidence out of range.
+    """
+    alpha = _alpha(confidence)
+    found = two_way(trials, kappa)
+    mean, half, inner = found.mean, found.half(confidence), found.half(max(1 - 2 * alpha, 0.0))
+    sd = found.sd if found.trials > 1 else math.nan
+    ends = (mean - inner, mean + inner)
+    return Interval(mean, mean - half, mean + half, sd, found.trials, found.p(), ends, found)
+
+
 def adjust(p_values: Sequence[float]) -> list[float]:
     """Return Benjamini-Hochberg (1995) adjusted p-values, in the order given.
 
@@ -73,34 +107,6 @@ def adjust(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum.accumulate(np.minimum(p[order] * len(p) / ranks, 1.0))
     return adjusted.tolist()
-
-
-def seeds_to_decide(
-    mean: float,
-    sd: float,
-    n: int,
-    margin: float,
-    ratio: float | None,
-    confidence: float = 0.95,
-    cap: int = 200,
-    multiplicity: float = 1.0,
-) -> int | None:
-    """Return the fewest seeds (at least `n` and 6, at most `cap`) that would decide if mean and sd stayed; else None.
-
-    Decided means what `probatum.bench.verdict.decide` means by it: the interval lies inside (-margin, margin), or it
-    excludes 0 while abs(mean) >= margin. `multiplicity` is the factor by which p was adjusted for other tests.
-    """
-    seeds = np.arange(max(n, FEWEST_SEEDS), cap + 1)
-    decided = _decided(mean, sd * _scale(seeds, ratio), seeds - 1, margin, _alpha(confidence), multiplicity)
-    return int(seeds[decided][0]) if decided.any() else None
-
-
-def decidable(
-    mean: float, sd: float, margin: float, ratio: float | None, confidence: float = 0.95, multiplicity: float = 1.0
-) -> bool:
-    """Say whether infinitely many seeds would decide; with re-drawn splits the interval keeps a width however many."""
-    error = np.array([sd * math.sqrt(_check_ratio(ratio))])
-    return bool(_decided(mean, error, np.array([np.inf]), margin, _alpha(confidence), multiplicity)[0])
 
 
 def power(effect: float, sd: float, n: int, ratio: float | None, confidence: float = 0.95) -> float:
@@ -154,19 +160,6 @@ def binomial_upper(k: int, n: int, confidence: float = 0.95) -> float:
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} of {n} is not a count; give 0 <= k <= n and n >= 1")
     return 1.0 if k == n else float(stats.beta.ppf(1 - _alpha(confidence), k + 1, n - k))
-
-
-def _decided(
-    mean: float, error: np.ndarray, freedom: np.ndarray, margin: float, alpha: float, multiplicity: float
-) -> np.ndarray:
-    from scipy import stats
-
-    half = stats.t.ppf(1 - alpha / 2, freedom) * error
-    equivalent = (abs(mean) + half < margin) | ((mean == 0) & (half == 0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * stats.t.sf(abs(mean) / error, freedom), 0.0 if mean else 1.0)
-    different = (abs(mean) > half) & (abs(mean) >= margin) & (np.minimum(p * multiplicity, 1.0) <= alpha)
-    return equivalent | different
 
 
 @lru_cache(maxsize=1)

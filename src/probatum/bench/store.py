@@ -68,6 +68,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+ROWS = "rows"
+"""Name of the blob that holds a trial's test rows."""
 REMARK = "remark"
 """Key, in what is stored of a trial's timing, of a sentence about how it was run."""
 
@@ -87,6 +89,7 @@ class Trial:
         record: what came out, the same whenever the plan is run again; JSON values.
         timing: what may differ from run to run; JSON values.
         created: UTC time, ISO 8601.
+        rows: what is kept of its test rows (`probatum.bench.packed_rows`); b"" = nothing.
     """
 
     key: str
@@ -99,6 +102,7 @@ class Trial:
     record: Mapping[str, Any]
     timing: Mapping[str, Any] = field(default_factory=dict)
     created: str = field(default_factory=_now)
+    rows: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -182,12 +186,17 @@ class Store:
             return 0
         rows = [_row(trial) for trial in trials]
         rows.sort(key=lambda row: row["key"])  # two writers that lock rows in one order cannot wait for each other
+        blobs = [{"key": trial.key, "name": ROWS, "bytes": trial.rows} for trial in trials if trial.rows]
+        blobs.sort(key=lambda blob: blob["key"])
         with self._plainly(), self._writer.begin() as connection:
-            return _ignore_insert(connection, _TRIALS, rows)
+            written = _ignore_insert(connection, _TRIALS, rows)
+            if blobs:
+                _ignore_insert(connection, _BLOBS, blobs)
+            return written
 
     def get(self, key: str) -> Trial | None:
         """Return the trial with this key, or None."""
-        rows = self._rows(sa.select(_TRIALS).where(_TRIALS.c.key == key))
+        rows = self._rows(_with_rows().where(_TRIALS.c.key == key))
         return _trial(rows[0]) if rows else None
 
     def has(self, key: str) -> bool:
@@ -197,7 +206,7 @@ class Store:
     def trials(self, study: str) -> list[Trial]:
         """Return the trials that were put under this study, ordered by arm, seed and key."""
         order = (_TRIALS.c.arm, _TRIALS.c.seed, _TRIALS.c.key)
-        return [_trial(row) for row in self._rows(sa.select(_TRIALS).where(_TRIALS.c.study == study).order_by(*order))]
+        return [_trial(row) for row in self._rows(_with_rows().where(_TRIALS.c.study == study).order_by(*order))]
 
     def put_study(self, key: str, plan: Mapping[str, Any]) -> bool:
         """Write the study's plan unless its key is there already; say whether it was written."""
@@ -353,13 +362,20 @@ def _dump(value: Mapping[str, Any]) -> str:
 def _row(trial: Trial) -> dict[str, Any]:
     """A trial as a row of the table."""
     texts = {"plan": _dump(trial.plan), "record": _dump(trial.record), "timing": _dump(trial.timing)}
-    return {**vars(trial), **texts}
+    return {**{name: value for name, value in vars(trial).items() if name != "rows"}, **texts}
+
+
+def _with_rows() -> sa.Select[Any]:
+    """Trials, each beside its rows where they are kept."""
+    own = sa.and_(_BLOBS.c.key == _TRIALS.c.key, _BLOBS.c.name == ROWS)
+    return sa.select(_TRIALS, _BLOBS.c.bytes.label("rows")).outerjoin(_BLOBS, own)
 
 
 def _trial(row: sa.RowMapping) -> Trial:
     return Trial(
         **{
             **row,
+            "rows": bytes(row["rows"] or b""),
             "plan": json.loads(row["plan"]),
             "record": json.loads(row["record"]),
             "timing": json.loads(row["timing"]),

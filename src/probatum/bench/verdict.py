@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from probatum.bench.race import Race, nominal_p
-from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, decidable, paired, seeds_to_decide
+from probatum.bench.foresight import CAP, Outlook, decidable, seeds_to_decide
+from probatum.bench.pairing import Pairs, by_arm, differences, pair
+from probatum.bench.race import Race
+from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, over_rows, paired
+from probatum.bench.two_way import Trial, nominal
 from probatum.measure.base import Measure
+
+__all__ = ["WORDS", "Decision", "Verdict", "decide", "differences", "verdicts"]
 
 WORDS = ("helps", "hurts", "no material difference", "undecided", "not applicable", "failed")
 NOT_MEASURED = "no seed has this measure for both arms"
 NO_EFFECT = "no effect: the arm is bit-identical to the baseline"
-FLOOR = "more seeds cannot decide; hold out less or bring more rows"
-CAP = 200
+CANNOT = "more seeds cannot decide: what all of them share is too wide; bring more rows"
+MARGINAL = "more seeds cannot decide; the mean lies on the margin"
+COSTS = "cost"
+"""Axis of times and sizes, whose tests are no part of the others' family."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,10 @@ class Verdict:
 
     `mean`, `low`, `high` are the oriented paired difference to the baseline (positive = better; log-ratios for ratio
     measures) and its interval. `baseline_mean` and `arm_mean` are in the measure's own unit over the paired seeds
-    (geometric means for ratio measures). `sd` is the standard deviation of the differences over seeds. In a race p and
-    interval hold whenever the arm was stopped. Where nothing was tested the numbers are NaN.
+    (geometric means for ratio measures). `sd` is the standard deviation of the differences over seeds. `seeds_needed` is
+    the fewest seeds that would decide with a chance of 80 %, on the primary measure alone. `error` is the standard error, and `common` the share of its
+    square that stays however many seeds there are (rows that seeds share); NaN where the rows are not known. In a race p
+    and interval hold whenever the arm was stopped. Where nothing was tested the numbers are NaN.
     """
 
     arm: str
@@ -46,6 +56,8 @@ class Verdict:
     arm_mean: float
     note: str
     sd: float = math.nan
+    error: float = math.nan
+    common: float = math.nan
 
 
 class Decision(NamedTuple):
@@ -56,16 +68,37 @@ class Decision(NamedTuple):
     note: str
 
 
-class _Pairs(NamedTuple):
-    """One arm against the baseline on one measure: values by paired seed, and what went wrong on the others."""
+@dataclass(frozen=True)
+class _Question:
+    """One measure, and everything that its verdicts rest on."""
 
-    arm: str
-    seeds: list[int]
-    baseline: list[float]
-    values: list[float]
-    identical: bool
-    lost: list[str]
-    own: list[str]
+    arms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    baseline: str
+    measure: Measure
+    margin: float
+    ratio: float | None
+    confidence: float
+    looks: tuple[int, ...]
+    kappa: float
+    decides: bool
+
+    def ran(self, arm: str) -> int:
+        """How many seeds an arm ran."""
+        return len(self.arms[arm])
+
+    def race(self, rows: bool) -> Race | None:
+        """The race's rule; rows that are known need no guess at what splits share."""
+        return Race(self.looks, None if rows else self.ratio, self.confidence) if self.looks else None
+
+
+class _Tested(NamedTuple):
+    """What the differences of one arm say: the interval, its confidence, and the same with failures as losses."""
+
+    question: _Question
+    pairs: Pairs
+    interval: Interval
+    level: float
+    charged: Interval
 
 
 def decide(
@@ -77,6 +110,7 @@ def decide(
     confidence: float = 0.95,
     identical: bool = False,
     level: float | None = None,
+    ahead: bool = True,
 ) -> Decision:
     """Turn the interval on an oriented difference (positive = better) into a word.
 
@@ -84,27 +118,31 @@ def decide(
         interval: of the paired differences, made with the same ratio and with `level`.
         margin: region of practical equivalence, at least 0.
         p_adjusted: p-value after correction for the other arms.
-        ratio: n_test/n_train where splits are re-drawn, else None.
+        ratio: n_test/n_train where splits are re-drawn, else None; not used where rows are known.
         confidence: in (0, 1); an adjusted p-value up to 1 - confidence counts as a difference.
         identical: whether the arm's results equal the baseline's bit for bit on every seed.
         level: the interval's own confidence where it is a race's and so higher; None = `confidence`.
+        ahead: whether it is worked out how many seeds would decide.
     """
     level = confidence if level is None else level
     if not (math.isfinite(margin) and margin >= 0):
         raise ValueError(f"margin is {margin}; use a finite number of at least 0")
-    nothing = interval.mean == 0 and interval.sd == 0
+    nothing = interval.mean == 0 and interval.sd == 0 and (interval.high == 0 or identical)
     note = NO_EFFECT if nothing and identical else ""
     if interval.n < FEWEST_SEEDS:
         few = f"{interval.n} paired seeds; a verdict needs {FEWEST_SEEDS}"
-        needed, more = _more_seeds(interval, margin, ratio, level, 1.0)
+        needed, more = _more_seeds(interval, margin, ratio, level, 1.0) if ahead else (None, "")
         return Decision("undecided", needed, _join(note, few, more))
-    if nothing or (-margin < interval.low and interval.high < margin):
+    low, high = interval.inner or (interval.low, interval.high)
+    if nothing or (-margin < low and high < margin):
         return Decision("no material difference", None, note)
     significant = p_adjusted <= 1 - confidence
     if interval.low > 0 and interval.mean >= margin and significant:
         return Decision("helps", None, "")
     if interval.high < 0 and interval.mean <= -margin and significant:
         return Decision("hurts", None, "")
+    if not ahead:
+        return Decision("undecided", None, "")
     multiplicity = max(p_adjusted / interval.p, 1.0) if interval.p > 0 else 1.0
     needed, more = _more_seeds(interval, margin, ratio, level, multiplicity)
     return Decision("undecided", needed, more)
@@ -120,16 +158,21 @@ def verdicts(
     confidence: float = 0.95,
     looks: Sequence[int] = (),
     primary: str = "",
+    kappa: float = 0.0,
 ) -> list[Verdict]:
     """Judge every arm but the baseline on every measure, pairing by seed.
 
-    P-values are Benjamini-Hochberg adjusted over the arms within each measure. A seed counts only if both arms are "ok"
-    and have a finite value; seeds lost to failures are said in the note, and an arm with failures that is left with
-    fewer than 6 pairs has "failed". A measure that no trial reports gives no verdict, unless it is the primary one.
+    Where the test rows of all paired trials are known the interval is the two-way one (`probatum.bench.two_way`), else
+    that of Nadeau and Bengio. P-values are Benjamini-Hochberg adjusted over the arms of the primary measure, over the arms
+    within each measure of cost, and over the arms and all other measures at once. A seed counts only if both arms are "ok"
+    and have a finite value; an arm that fails where the baseline does not helps, or is the same, only if it does with its
+    failures counted as losses. An arm with failures that is left with fewer than 6 pairs has "failed". A measure that no
+    trial reports gives no verdict, unless it is the primary one.
 
     Args:
         records: mappings with arm, seed, status ("ok", "failed", "not applicable"), measures (name -> number), and
-            optionally reason and digest (equal digests = bit-identical results).
+            optionally reason, digest (equal digests = bit-identical results) and rows
+            (`probatum.bench.packed_rows.UnitRows`).
         baseline: name of the arm to compare with.
         measures: those to judge.
         margins: regions of practical equivalence that replace the measures' own.
@@ -137,7 +180,8 @@ def verdicts(
         confidence: of intervals; 1 - confidence is the false-discovery rate.
         looks: of a race, in numbers of seeds (see `probatum.bench.race`): arms may have stopped at any of them, and what
             is said holds all the same; () = all arms ran all seeds, as planned.
-        primary: the measure on which failures are told even where every trial has failed.
+        primary: the measure that decides; on it failures are told even where every trial has failed.
+        kappa: of `probatum.bench.two_way.two_way`: above 0 where the question is about other data sets.
 
     Raises:
         ValueError: for two records of one arm and seed, an unknown status, no record of the baseline, a margin for an
@@ -148,109 +192,103 @@ def verdicts(
     unknown = sorted(set(margins) - {measure.name for measure in chosen})
     if unknown:
         raise ValueError(f"margin given for {unknown[0]!r}; the measures are {', '.join(m.name for m in chosen)}")
-    arms = _by_arm(records)
+    arms = by_arm(records)
     if baseline not in arms:
         raise ValueError(f"no record of the baseline {baseline!r}; the arms are {', '.join(arms) or 'none'}")
-    race = Race(tuple(looks), ratio, confidence) if looks else None
-    found: list[Verdict] = []
+    found: list[Verdict | _Tested] = []
     for measure in chosen:
         margin = margins.get(measure.name, measure.margin)
         reported = any(measure.name in record["measures"] for seeds in arms.values() for record in seeds.values())
         if reported or measure.name == primary:
-            found += _judge(_Question(arms, baseline, measure, margin, ratio, confidence, race))
+            question = _Question(
+                arms, baseline, measure, margin, ratio, confidence, tuple(looks), kappa, primary in ("", measure.name)
+            )
+            found += [_tested_or_not(question, arm) for arm in arms if arm != baseline]
+    adjusted = _adjusted([one for one in found if isinstance(one, _Tested)], primary)
+    return [one if isinstance(one, Verdict) else _worded(one, adjusted[id(one)]) for one in found]
+
+
+def _adjusted(tested: Sequence[_Tested], primary: str) -> dict[int, float]:
+    """Adjusted p-values by identity; NaN for an arm with too few seeds, which gets no verdict and so costs nobody."""
+    families: dict[str, list[_Tested]] = {}
+    for one in tested:
+        measure = one.question.measure
+        own = not primary or measure.name == primary or measure.axis == COSTS
+        families.setdefault(measure.name if own else "", []).append(one)
+    found = {id(one): math.nan for one in tested}
+    for family in families.values():
+        judged = [one for one in family if one.interval.n >= FEWEST_SEEDS]
+        p = adjust([max(one.interval.p, one.charged.p) for one in judged])
+        found |= {id(one): value for one, value in zip(judged, p, strict=True)}
     return found
 
 
-def differences(baseline: Sequence[float], values: Sequence[float], measure: Measure) -> list[float]:
-    """Return the paired differences, positive = better; differences of logs for ratio measures.
-
-    Raises:
-        ValueError: if a ratio measure has a value that is not positive.
-    """
-    sign = 1.0 if measure.higher_is_better else -1.0
-    if measure.kind == "ratio":
-        bad = [value for value in (*baseline, *values) if value <= 0]
-        if bad:
-            raise ValueError(
-                f"measure {measure.name} is compared by ratio and has the value {bad[0]}; it must be positive"
-            )
-        return [sign * math.log(b / a) for a, b in zip(baseline, values, strict=True)]
-    return [sign * (b - a) for a, b in zip(baseline, values, strict=True)]
+def _tested_or_not(question: _Question, arm: str) -> Verdict | _Tested:
+    pairs = pair(arm, question.arms[question.baseline], question.arms[arm], question.measure)
+    without = _without_test(question, pairs)
+    if without is not None:
+        return without
+    interval, level = _interval(question, pairs)
+    return _Tested(question, pairs, interval, level, _charged(question, pairs, interval, level))
 
 
-@dataclass(frozen=True)
-class _Question:
-    """One measure, and everything that its verdicts rest on."""
-
-    arms: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    baseline: str
-    measure: Measure
-    margin: float
-    ratio: float | None
-    confidence: float
-    race: Race | None
-
-    def ran(self, arm: str) -> int:
-        """How many seeds an arm ran."""
-        return len(self.arms[arm])
-
-
-def _judge(question: _Question) -> list[Verdict]:
-    arms = [arm for arm in question.arms if arm != question.baseline]
-    judged: dict[str, Verdict] = {}
-    tested: dict[str, tuple[_Pairs, Interval, float]] = {}
-    for arm in arms:
-        pairs = _pair(arm, question.arms[question.baseline], question.arms[arm], question.measure.name)
-        without = _without_test(question, pairs)
-        if without is not None:
-            judged[arm] = without
-        else:
-            tested[arm] = pairs, *_interval(question, pairs)
-    # an arm with too few seeds gets no verdict, so it does not take part in the correction either
-    family = [arm for arm, (_, interval, _) in tested.items() if interval.n >= FEWEST_SEEDS]
-    adjusted = dict(zip(family, adjust([tested[arm][1].p for arm in family]), strict=True))
-    judged |= {arm: _tested(question, *found, adjusted.get(arm, math.nan)) for arm, found in tested.items()}
-    return [judged[arm] for arm in arms]
-
-
-def _without_test(question: _Question, pairs: _Pairs) -> Verdict | None:
+def _without_test(question: _Question, pairs: Pairs) -> Verdict | None:
     """The verdict on an arm of which there is nothing to test; None where there is."""
     arm, measure, margin = pairs.arm, question.measure, question.margin
     absent = [str(r.get("reason", "")) for r in question.arms[arm].values() if r["status"] == "not applicable"]
-    if absent and len(absent) == question.ran(arm):
+    ran = question.ran(arm)
+    if absent and len(absent) == ran:
         return _untested(arm, measure, margin, "not applicable", absent[0])
     if pairs.lost and len(pairs.values) < FEWEST_SEEDS:
-        note = _join(_stopped(question.race, question.ran(arm)), *_why_lost(pairs, question.ran(arm)))
+        note = _join(_stopped(question, ran), *_why_lost(pairs, ran))
         # an arm has failed where its own failures alone leave too few pairs, not where the baseline's do
-        word = "failed" if pairs.own and question.ran(arm) - len(pairs.own) < FEWEST_SEEDS else "undecided"
+        word = "failed" if pairs.own and ran - len(pairs.own) < FEWEST_SEEDS else "undecided"
         return _untested(arm, measure, margin, word, note, len(pairs.values))
     return None if pairs.values else _untested(arm, measure, margin, "undecided", NOT_MEASURED)
 
 
-def _interval(question: _Question, pairs: _Pairs) -> tuple[Interval, float]:
+def _interval(question: _Question, pairs: Pairs) -> tuple[Interval, float]:
     """The interval on the paired differences, and its own confidence."""
-    delta, race, ran = (
-        differences(pairs.baseline, pairs.values, question.measure),
-        question.race,
-        question.ran(pairs.arm),
-    )
+    race, ran = question.race(pairs.trials is not None), question.ran(pairs.arm)
     if race is not None and ran >= race.looks[0]:
-        order = sorted(question.arms[question.baseline])
-        return _raced(race, dict(zip(pairs.seeds, delta, strict=True)), order[:ran])
-    return paired(delta, test_fraction_ratio=question.ratio, confidence=question.confidence), question.confidence
+        return _raced(question, race, pairs, sorted(question.arms[question.baseline])[:ran])
+    return _plain(question, pairs, question.confidence), question.confidence
 
 
-def _tested(question: _Question, pairs: _Pairs, interval: Interval, level: float, p_adjusted: float) -> Verdict:
+def _plain(question: _Question, pairs: Pairs, level: float) -> Interval:
+    """The interval of these pairs without a race's correction."""
+    if pairs.trials is not None:
+        return over_rows(pairs.trials, confidence=level, kappa=question.kappa)
+    found = paired(pairs.delta, test_fraction_ratio=question.ratio, confidence=level)
+    if found.sd == 0 and found.mean != 0 and question.measure.axis != COSTS:  # equal differences are no certainty
+        return found._replace(low=-math.inf, high=math.inf, p=1.0)
+    return found
+
+
+def _charged(question: _Question, pairs: Pairs, interval: Interval, level: float) -> Interval:
+    """The interval with seeds on which one of both failed counted as a loss of that one, as large as any difference seen."""
+    if not pairs.own_lost and not pairs.baseline_lost:
+        return interval
+    worst = max(question.margin, *map(abs, pairs.delta))
+    gap = [-worst] * pairs.own_lost + [worst] * pairs.baseline_lost
+    lost = [Trial(value, np.empty(0, dtype=np.int64), np.empty(0), 1) for value in gap]
+    trials = None if pairs.trials is None else (*pairs.trials, *lost)
+    return _plain(question, replace(pairs, delta=(*pairs.delta, *gap), trials=trials), level)
+
+
+def _worded(tested: _Tested, p_adjusted: float) -> Verdict:
+    question, pairs, interval, level, charged = tested
     measure = question.measure
-    decision = decide(
-        interval,
-        margin=question.margin,
-        p_adjusted=p_adjusted,
-        ratio=question.ratio,
-        confidence=question.confidence,
-        identical=pairs.identical,
-        level=level,
-    )
+    terms: dict[str, Any] = {
+        "margin": question.margin, "p_adjusted": p_adjusted, "ratio": question.ratio,
+        "confidence": question.confidence, "level": level, "ahead": question.decides,
+    }  # fmt: skip
+    decision = decide(interval, identical=pairs.identical and not pairs.own_lost, **terms)
+    if charged is not interval and decision.word not in ("undecided", decide(charged, **terms).word):
+        decision = Decision("undecided", None, f"with failures as losses it is not shown: {decision.word}")
+    elif decision.word == "no material difference" and pairs.own_lost:
+        decision = Decision("undecided", None, "no material difference where it finishes, but it does not always")
+    parts = interval.components
     return Verdict(
         arm=pairs.arm,
         measure=measure.name,
@@ -266,74 +304,44 @@ def _tested(question: _Question, pairs: _Pairs, interval: Interval, level: float
         seeds_needed=decision.seeds_needed,
         baseline_mean=_mean(pairs.baseline, measure),
         arm_mean=_mean(pairs.values, measure),
-        note=_join(_stopped(question.race, question.ran(pairs.arm)), decision.note, _lost(pairs)),
+        note=_join(
+            _stopped(question, question.ran(pairs.arm)),
+            decision.note,
+            "" if parts is None else parts.remark(),
+            _lost(pairs),
+        ),
         sd=interval.sd,
+        error=math.nan if parts is None else math.sqrt(parts.variance),
+        common=math.nan if parts is None else parts.common,
     )
 
 
-def _raced(race: Race, delta: Mapping[int, float], seeds: Sequence[int]) -> tuple[Interval, float]:
+def _raced(question: _Question, race: Race, pairs: Pairs, seeds: Sequence[int]) -> tuple[Interval, float]:
     """The interval at the last look taken, with the p-value of all looks, and its nominal confidence."""
     looks = [look for look in race.looks if look <= len(seeds)]
-    seen = [[delta[seed] for seed in seeds[:look] if seed in delta] for look in looks]
-    nominal = np.array([_nominal(values, race.ratio) for values in seen])
-    full = sum(len(values) == look for values, look in zip(seen, looks, strict=True))
+    seen = [pairs.first(seeds[:look]) for look in looks]
+    nominal = np.array([_nominal(question, some) for some in seen])
+    full = sum(len(some.delta) == look for some, look in zip(seen, looks, strict=True))
     p = float(race.p_union(nominal)[-1])
     if full:  # looks before the first lost seed
         p = min(p, float(race.p_values(nominal[:full])[-1]))
     level = float(race.levels(complete=full == len(looks))[len(looks) - 1])
-    return paired(seen[-1], test_fraction_ratio=race.ratio, confidence=level)._replace(p=p), level
+    return _plain(question, seen[-1], level)._replace(p=p), level
 
 
-def _nominal(values: Sequence[float], ratio: float | None) -> float:
+def _nominal(question: _Question, pairs: Pairs) -> float:
     """The plain p-value of one look; 1 where there are too few pairs for a verdict."""
-    if len(values) < FEWEST_SEEDS:
+    if len(pairs.delta) < FEWEST_SEEDS:
         return 1.0
-    x = np.asarray(values)
-    sd = 0.0 if (x == x[0]).all() else x.std(ddof=1)
-    return float(nominal_p(np.asarray(x.mean()), np.asarray(sd), np.asarray(len(x)), ratio))
+    return _plain(question, pairs, question.confidence).p
 
 
-def _stopped(race: Race | None, ran: int) -> str:
-    return f"stopped after {ran} of {race.cap} seeds" if race is not None and ran < race.cap else ""
+def _stopped(question: _Question, ran: int) -> str:
+    cap = question.looks[-1] if question.looks else 0
+    return f"stopped after {ran} of {cap} seeds" if ran < cap else ""
 
 
-def _by_arm(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    arms: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        arm, seed, status = record["arm"], record["seed"], record["status"]
-        if status not in ("ok", "failed", "not applicable"):
-            raise ValueError(f"arm {arm!r}, seed {seed}: status is {status!r}; use ok, failed or not applicable")
-        if seed in arms.setdefault(arm, {}):
-            raise ValueError(f"arm {arm!r} has two records for seed {seed}; give one per arm and seed")
-        arms[arm][seed] = record
-    return arms
-
-
-def _pair(arm: str, base: Mapping[int, Mapping[str, Any]], mine: Mapping[int, Mapping[str, Any]], name: str) -> _Pairs:
-    seeds, left, right, same, lost, own = [], [], [], [], [], []
-    for seed in sorted(set(base) & set(mine)):
-        theirs, its = _problem(base[seed], name, "the baseline: "), _problem(mine[seed], name, "")
-        if its:
-            own.append(f"seed {seed}: {its}")
-        if theirs or its:
-            lost.append(f"seed {seed}: {theirs or its}")
-        elif name in base[seed]["measures"] and name in mine[seed]["measures"]:
-            seeds.append(seed)
-            left.append(float(base[seed]["measures"][name]))
-            right.append(float(mine[seed]["measures"][name]))
-            digests = base[seed].get("digest"), mine[seed].get("digest")
-            same.append(bool(digests[0]) and digests[0] == digests[1])
-    return _Pairs(arm, seeds, left, right, bool(same) and all(same), lost, own)
-
-
-def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:
-    if record["status"] != "ok":
-        return f"{whose}{record.get('reason') or record['status']}"
-    value = record["measures"].get(name, 0.0)
-    return "" if math.isfinite(value) else f"{whose}{name} is {value}"
-
-
-def _why_lost(pairs: _Pairs, ran: int) -> tuple[str, ...]:
+def _why_lost(pairs: Pairs, ran: int) -> tuple[str, ...]:
     """What is said of an arm that is left with too few pairs: its own failures first, then the baseline's."""
     others = len(pairs.lost) - len(pairs.own)
     if not others:
@@ -342,7 +350,7 @@ def _why_lost(pairs: _Pairs, ran: int) -> tuple[str, ...]:
     return (*pairs.own[:1], left, *([] if pairs.own else pairs.lost[:1]))
 
 
-def _lost(pairs: _Pairs) -> str:
+def _lost(pairs: Pairs) -> str:
     total = len(pairs.lost) + len(pairs.values)
     return f"{len(pairs.lost)} of {total} seeds left out ({pairs.lost[0]})" if pairs.lost else ""
 
@@ -358,18 +366,40 @@ def _mean(values: Sequence[float], measure: Measure) -> float:
     return math.fsum(values) / len(values)
 
 
+def outlook(interval: Interval, margin: float, ratio: float | None, level: float, multiplicity: float = 1.0) -> Outlook:
+    """What is known of an arm that is undecided, for `probatum.bench.foresight`."""
+    parts, n = interval.components, interval.n
+    if parts is None:
+        shared = (ratio or 0.0) * interval.sd**2
+        return Outlook(interval.mean, interval.sd, n, shared, margin, level, level, multiplicity, _student)
+    own = math.sqrt(max(parts.variance - parts.shared, 0.0) * n)
+    inner = max(1 - 2 * (1 - level), 0.0)
+
+    def quantile(seeds: int, level: float) -> float:
+        alpha = (1 - level) * nominal(seeds)
+        return float(stats.t.ppf(1 - alpha / 2, parts.at(seeds).degrees()))
+
+    return Outlook(interval.mean, own, n, parts.shared, margin, level, inner, multiplicity, quantile)
+
+
+def _student(seeds: int, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, seeds - 1))
+
+
 def _more_seeds(
-    interval: Interval, margin: float, ratio: float | None, confidence: float, multiplicity: float
+    interval: Interval, margin: float, ratio: float | None, level: float, multiplicity: float
 ) -> tuple[int | None, str]:
-    mean, sd, n = interval.mean, interval.sd, interval.n
-    if n < 2:
+    if interval.n < 2:
         return FEWEST_SEEDS, ""
-    needed = seeds_to_decide(mean, sd, n, margin, ratio, confidence, CAP, multiplicity)
+    if not math.isfinite(interval.high):
+        return None, "the seeds differ by the same amount each time, which tells nothing of how sure it is"
+    known = outlook(interval, margin, ratio, level, multiplicity)
+    needed = seeds_to_decide(known, FEWEST_SEEDS)
     if needed is not None:
         return needed, ""
-    if decidable(mean, sd, margin, ratio, confidence, multiplicity):
-        return None, f"more than {CAP} seeds would be needed"
-    return None, FLOOR if ratio else "more seeds cannot decide; the mean lies on the margin"
+    if decidable(known):
+        return None, f"{CAP} seeds would most likely not decide"
+    return None, CANNOT if known.shared else MARGINAL
 
 
 def _join(*notes: str) -> str:

@@ -91,6 +91,8 @@ def print_results(console: Console, results: Results) -> None:
             console.print(Text(told, style="red"))
     if results.race_note():
         console.print(Text(results.race_note(), style="dim"))
+    if results.rows_note():
+        console.print(Text(results.rows_note(), style="yellow"))
     console.print()
     console.print(Text(results.answer(), style="bold"))
     if results.reference_note():

@@ -61,7 +61,7 @@ def remarks(results: Results) -> list[Text]:
         line = others.get(verdict.arm, Text())
         note = verdict.note
         if verdict.word == "undecided" and verdict.seeds_needed:
-            note = f"about {verdict.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
+            note = f"about {verdict.seeds_needed} seeds would decide (80 %)" + (f"; {note}" if note else "")
         if note:
             line = Text.assemble(line, "; " if line.plain else "", (note, "dim"))
         if verdict.arm in notes:

@@ -110,7 +110,7 @@ def _question(results: Results) -> str:
     where = f" in the world {data.world}" if data.world else ""
     return (
         f"Does {arms} improve {plan.primary} over the {results.baseline} on {data.name}{where} ({size}, {data.modality}, "
-        f"target {data.target}), {budget}, over {'at most ' if plan.race else ''}{len(plan.seeds)} paired seeds?"
+        f"target {data.target}), {budget}, over {'at most ' if plan.race else ''}{len(plan.seeds)} paired seeds? Asked of {results.asked_of()}."
     )
 
 
@@ -119,7 +119,7 @@ def _verdict_rows(results: Results, primary: Measure) -> list[dict[str, Any]]:
     for v in results.primary_verdicts():
         note = "; ".join(filter(None, (v.note, notes.get(v.arm, ""))))
         if v.word == "undecided" and v.seeds_needed:
-            note = f"about {v.seeds_needed} seeds would decide" + (f"; {note}" if note else "")
+            note = f"about {v.seeds_needed} seeds would decide (chance 80 %)" + (f"; {note}" if note else "")
         rows.append(
             {
                 "arm": v.arm,

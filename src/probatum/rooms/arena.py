@@ -30,6 +30,7 @@ from probatum.rooms import find
 from probatum.spec import Data, Spec, Truth
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 ModelFactory = Callable[[Spec], "nn.Module"]
@@ -142,12 +143,14 @@ class Outcome:
         timing: measured seconds and bytes.
         digest: hash of weights and outputs, by which bit-identical arms are known.
         details: curves, tables and notes for the report, JSON values.
+        rows: measure -> (n_test,) influence values of the test rows, whose mean is the measure; NaN where one does not count.
     """
 
     measures: dict[str, float]
     timing: dict[str, float] = field(default_factory=dict)
     digest: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Arena(Protocol):

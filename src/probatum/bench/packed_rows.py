@@ -1,0 +1,118 @@
+"""What is kept of a trial's test rows: for each measure, how far every unit of rows lies from the trial's mean.
+
+A unit is a row, or rows that belong together (copies of one row, a group of the user's, a stretch of time). Of large data
+units are thrown into a fixed number of groups, by a hash of their numbers, which costs a little width and no validity.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+ALONE = 2048
+"""Units of a data set up to which each is kept by itself."""
+GROUPS = 512
+"""Groups into which the units of larger data sets are thrown."""
+_MAGIC = b"rows1"
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """Deviations of one trial.
+
+    Attributes:
+        units: (g,) int64 numbers of the groups of units that were tested, ascending.
+        deviations: measure -> (g,) sum over the group's rows of (value - the measure).
+        counts: measure -> (g,) rows of the group that count for it.
+        binary: measures whose rows are all 0 or 1.
+    """
+
+    units: np.ndarray
+    deviations: Mapping[str, np.ndarray]
+    counts: Mapping[str, np.ndarray]
+    binary: frozenset[str]
+
+
+def grouped(units: np.ndarray, known: int) -> np.ndarray:
+    """The fixed group of each unit of a data set that has `known` of them; (n,) as given."""
+    if known <= ALONE:
+        return units.astype(np.int64)
+    # Fibonacci hashing: neighbours are scattered, and groups are of equal size for numbers in a row
+    mixed = (units.astype(np.uint64) * np.uint64(2654435769)) & np.uint64(0xFFFFFFFF)
+    return (mixed * np.uint64(GROUPS) >> np.uint64(32)).astype(np.int64)
+
+
+def gather(values: Mapping[str, np.ndarray], units: np.ndarray, known: int) -> UnitRows:
+    """Sum the rows of every group of units.
+
+    Args:
+        values: measure -> (n,) influence values of the test rows, whose mean is the measure; NaN where a row does not count.
+        units: (n,) unit of each test row.
+        known: how many units the data set has.
+    """
+    names, where = np.unique(grouped(units, known), return_inverse=True)
+    deviations, counts, binary = {}, {}, []
+    for measure, rows in values.items():
+        counted = ~np.isnan(rows)
+        kept = np.where(counted, rows - rows[counted].mean() if counted.any() else 0.0, 0.0)
+        deviations[measure] = np.bincount(where, kept, len(names)).astype(np.float32)
+        counts[measure] = np.bincount(where[counted], minlength=len(names))
+        if np.isin(rows[counted], (0.0, 1.0)).all():
+            binary.append(measure)
+    return UnitRows(names, deviations, counts, frozenset(binary))
+
+
+def pack(rows: UnitRows) -> bytes:
+    """Bytes from which `unpack` makes the same again."""
+    columns: list[tuple[int, ...]] = []
+    which = []
+    for measure in rows.deviations:
+        column = tuple(rows.counts[measure].tolist())
+        if column not in columns:  # most measures count the same rows
+            columns.append(column)
+        which.append(columns.index(column))
+    head = {
+        "measures": list(rows.deviations),
+        "counts": which,
+        "binary": sorted(rows.binary),
+        "groups": len(rows.units),
+    }
+    parts = [
+        rows.units.astype("<i4"),
+        np.array(columns, dtype="<i4").reshape(-1),
+        np.array([rows.deviations[measure] for measure in rows.deviations], dtype="<f4").reshape(-1),
+    ]
+    text = json.dumps(head, separators=(",", ":")).encode()
+    body = b"".join(part.tobytes() for part in parts)
+    return _MAGIC + zlib.compress(struct.pack("<II", len(text), len(columns)) + text + body, 6)
+
+
+def unpack(packed: bytes) -> UnitRows:
+    """What `pack` was given.
+
+    Raises:
+        ValueError: for bytes that are none of its.
+    """
+    if not packed.startswith(_MAGIC):
+        raise ValueError("these are no rows of a trial")
+    try:
+        raw = zlib.decompress(packed[len(_MAGIC) :])
+        length, columns = struct.unpack_from("<II", raw)
+        head = json.loads(raw[8 : 8 + length])
+        groups, measures = head["groups"], head["measures"]
+        numbers = np.frombuffer(raw, "<i4", groups * (1 + columns), 8 + length)
+        values = np.frombuffer(raw, "<f4", groups * len(measures), 8 + length + numbers.nbytes)
+    except (zlib.error, struct.error, KeyError, ValueError) as problem:
+        raise ValueError(f"the rows of a trial cannot be read: {problem}") from problem
+    counted = numbers[groups:].reshape(columns, groups)
+    return UnitRows(
+        numbers[:groups].astype(np.int64),
+        dict(zip(measures, values.reshape(len(measures), groups).astype(np.float64), strict=True)),
+        {measure: counted[k] for measure, k in zip(measures, head["counts"], strict=True)},
+        frozenset(head["binary"]),
+    )
