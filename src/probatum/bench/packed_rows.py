@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -105,14 +106,20 @@ def unpack(packed: bytes) -> UnitRows:
         length, columns = struct.unpack_from("<II", raw)
         head = json.loads(raw[8 : 8 + length])
         groups, measures = head["groups"], head["measures"]
-        numbers = np.frombuffer(raw, "<i4", groups * (1 + columns), 8 + length)
-        values = np.frombuffer(raw, "<f4", groups * len(measures), 8 + length + numbers.nbytes)
+        start = 8 + length
+        numbers = [_interned(raw[start + 4 * groups * k : start + 4 * groups * (k + 1)]) for k in range(1 + columns)]
+        values = np.frombuffer(raw, "<f4", groups * len(measures), start + 4 * groups * len(numbers))
     except (zlib.error, struct.error, KeyError, ValueError) as problem:
         raise ValueError(f"the rows of a trial cannot be read: {problem}") from problem
-    counted = numbers[groups:].reshape(columns, groups)
     return UnitRows(
-        numbers[:groups].astype(np.int64),
-        dict(zip(measures, values.reshape(len(measures), groups).astype(np.float64), strict=True)),
-        {measure: counted[k] for measure, k in zip(measures, head["counts"], strict=True)},
+        numbers[0],
+        dict(zip(measures, values.reshape(len(measures), groups), strict=True)),
+        {measure: numbers[1 + k] for measure, k in zip(measures, head["counts"], strict=True)},
         frozenset(head["binary"]),
     )
+
+
+@lru_cache(maxsize=4096)
+def _interned(numbers: bytes) -> np.ndarray:
+    """One array for equal numbers, as all arms of a seed have them, so that they need not be compared one by one."""
+    return np.frombuffer(numbers, "<i4").astype(np.int64)

@@ -141,17 +141,25 @@ def _trial(
     if base is None or mine is None or name not in base.deviations or name not in mine.deviations:
         return None
     counts = base.counts[name]
-    if not np.array_equal(base.units, mine.units) or not np.array_equal(counts, mine.counts[name]):
+    if not _equal(base.units, mine.units) or not _equal(counts, mine.counts[name]):
         return None
     sign = 1.0 if measure.higher_is_better else -1.0
     scale = (
         (baseline, value) if measure.kind == "ratio" else (1.0, 1.0)
     )  # rows of a logarithm are those of the measure by it
-    moved = sign * (mine.deviations[name] / scale[1] - base.deviations[name] / scale[0])
-    tested = counts > 0
+    left, right = base.deviations[name].astype(np.float64), mine.deviations[name].astype(np.float64)
+    moved = sign * (right / scale[1] - left / scale[0])
+    units = base.units
+    if counts.min(initial=1) < 1:
+        tested = counts > 0
+        units, moved = units[tested], moved[tested]
     binary = measure.kind != "ratio" and name in base.binary and name in mine.binary
     (difference,) = differences([baseline], [value], measure)
-    return Trial(difference, base.units[tested], moved[tested], int(counts.sum()), 1.0 if binary else 0.0)
+    return Trial(difference, units, moved, int(counts.sum()), 1.0 if binary else 0.0)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or np.array_equal(one, other)
 
 
 def _problem(record: Mapping[str, Any], name: str, whose: str) -> str:

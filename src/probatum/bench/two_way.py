@@ -37,7 +37,7 @@ class Trial:
 
     Attributes:
         mean: d_s, positive = better.
-        units: (g,) numbers of the units that were tested, ascending and all different.
+        units: (g,) numbers from 0 of the units that were tested, all different.
         deviations: (g,) sum over the unit's rows of x_is - d_s.
         rows: n_s, test rows.
         discordant: size of one discordant row, 1 for differences of 0/1 losses and 0 for others.
@@ -109,23 +109,24 @@ class Components:
 
     def half(self, level: float) -> float:
         """Half the width of the interval of this confidence."""
-        from scipy import stats
+        return self.quantile(level) * math.sqrt(self.variance) if self.trials > 1 else math.inf
 
-        if self.trials < 2:
-            return math.inf
-        alpha = (1 - level) * nominal(self.trials)
-        return float(stats.t.ppf(1 - alpha / 2, self.degrees())) * math.sqrt(self.variance)
+    def quantile(self, level: float) -> float:
+        """How many standard errors the interval of this confidence reaches."""
+        from scipy import special
+
+        return -float(special.stdtrit(self.degrees(), (1 - level) * nominal(self.trials) / 2))
 
     def p(self) -> float:
         """Two-sided p-value of a mean of 0."""
-        from scipy import stats
+        from scipy import special
 
         if self.trials < 2:
             return 1.0
         if self.variance == 0:
             return float(self.mean == 0)
         t = abs(self.mean) / math.sqrt(self.variance)
-        return min(1.0, float(2 * stats.t.sf(t, self.degrees())) / nominal(self.trials))
+        return min(1.0, float(2 * special.stdtr(self.degrees(), -t)) / nominal(self.trials))
 
     def remark(self) -> str:
         """A warning where a few rows carry the answer, else ""."""
@@ -160,12 +161,13 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     if not np.isfinite(means).all():
         raise ValueError(f"differences contain {means[~np.isfinite(means)][0]}; leave out trials that are not finite")
     count = len(trials)
-    names = np.unique(np.concatenate([trial.units for trial in trials]))
-    total, within = np.zeros(len(names)), 0.0
+    size = 1 + max(int(trial.units.max(initial=0)) for trial in trials)
+    total, seen, within = np.zeros(size), np.zeros(size, dtype=bool), 0.0
     for trial in trials:
         groups = len(trial.units)
         own = trial.deviations / trial.rows * math.sqrt(groups / (groups - 1) if groups > 1 else math.inf)
-        total[np.searchsorted(names, trial.units)] += own
+        total[trial.units] += own
+        seen[trial.units] = True
         within += float(own @ own) + trial.discordant**2 / (count * trial.rows**2)
     squares = total**2
     within, rows = within / count**2, float(squares.sum()) / count**2
@@ -173,7 +175,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     sd = 0.0 if (means == means[0]).all() else float(means.std(ddof=1))  # np.std of equal numbers need not be 0
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
-    freedom = 2 * rows**2 / max(fourth - rows**2 / len(names), 1e-300)
+    freedom = 2 * rows**2 / max(fourth - rows**2 / seen.sum(), 1e-300)
     lead = float(squares.max() / squares.sum()) if rows > 0 else 0.0
     mean = float(means[0]) if sd == 0 else float(means.mean())
     return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from probatum.bench.foresight import CAP, Outlook, decidable, seeds_to_decide
 from probatum.bench.pairing import Pairs, by_arm, differences, pair
 from probatum.bench.race import Race
 from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, over_rows, paired
-from probatum.bench.two_way import Trial, nominal
+from probatum.bench.two_way import Trial
 from probatum.measure.base import Measure
 
 __all__ = ["WORDS", "Decision", "Verdict", "decide", "differences", "verdicts"]
@@ -376,14 +376,13 @@ def outlook(interval: Interval, margin: float, ratio: float | None, level: float
     inner = max(1 - 2 * (1 - level), 0.0)
 
     def quantile(seeds: int, level: float) -> float:
-        alpha = (1 - level) * nominal(seeds)
-        return float(stats.t.ppf(1 - alpha / 2, parts.at(seeds).degrees()))
+        return parts.at(seeds).quantile(level)
 
     return Outlook(interval.mean, own, n, parts.shared, margin, level, inner, multiplicity, quantile)
 
 
 def _student(seeds: int, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, seeds - 1))
+    return -float(special.stdtrit(seeds - 1, (1 - level) / 2))
 
 
 def _more_seeds(
