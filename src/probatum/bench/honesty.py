@@ -1,12 +1,24 @@
-"""How often the bench is wrong: A/A studies (nothing to find) and planted effects (something to find), on real training.
+"""How often the bench is wrong, by checks that can fail.
 
-``python -m probatum.bench.honesty`` prints both for an embedded table and for simulated records.
+``python -m probatum.bench.honesty`` (``make honesty``) runs all of them and ends with exit code 1 if one fails:
+
+1. equal arms, on real training of an embedded table: the baseline beside itself with other initial weights and batch order;
+2. different arms whose difference is known: scikit-learn's logistic regression beside a weak one, linear discriminants and
+   naive Bayes on many tables drawn from one law, where the mean over the tables is the truth;
+3. the same with the rows that trials share left out of the variance: a mutant, which must fail;
+4. given test rows and learners of equal risk on new rows;
+5. tables of which most rows have copies, learners of equal risk;
+6. races over the arms of 2, stopped whenever they are decided;
+7. every row is tested equally often, copies or not.
+
+A rate fails where its 95 % lower limit (Clopper and Pearson 1934) lies above what is stated.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,24 +26,45 @@ import numpy as np
 import torch
 
 from probatum.arenas.predict.fit import fit
+from probatum.bench.packed_rows import UnitRows, gather
+from probatum.bench.race import looks_to
 from probatum.bench.splits import Splits
-from probatum.bench.statistics import binomial_upper, power
+from probatum.bench.statistics import binomial_lower, binomial_upper, over_rows
+from probatum.bench.two_way import Trial
 from probatum.bench.verdict import verdicts
 from probatum.data.dataset import FRACTIONS
+from probatum.data.folds import draw_folds
+from probatum.data.split import SplitPlan
 from probatum.measure.base import Measure
 from probatum.recipe import Arm, Recipe, Training
 from probatum.rooms.arena import Terms, Work
 
-ACCURACY = Measure("accuracy", "quality", True, 0.0)
-RATIO = FRACTIONS[2] / FRACTIONS[0]
+ACCURACY = Measure("accuracy", "quality", True, 0.01)
+LOG_LOSS = Measure("log-loss", "quality", False, 0.01)
+STATED = 0.05
+"""Error that the bench states, of intervals and of false differences."""
+DISCORDANT = (0.03, 0.08)
+"""Shares of given test rows on which two learners of equal risk differ."""
+ROWS, SEEDS = 500, 24
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`hits` verdicts in `studies`, the share, and its 95 % upper limit (Clopper-Pearson)."""
+    """`hits` of `studies`.
 
+    Attributes:
+        name: what was counted.
+        hits: how often it was so.
+        studies: how often it could have been.
+        most: the stated rate.
+        mutant: whether the check is one of something broken, which must fail.
+    """
+
+    name: str
     hits: int
     studies: int
+    most: float = STATED
+    mutant: bool = False
 
     @property
     def share(self) -> float:
@@ -39,98 +72,231 @@ class Rate:
         return self.hits / self.studies
 
     @property
+    def lower(self) -> float:
+        """95 % lower limit of the true rate."""
+        return binomial_lower(self.hits, self.studies)
+
+    @property
     def upper(self) -> float:
-        """Upper limit of the true rate."""
+        """95 % upper limit of the true rate."""
         return binomial_upper(self.hits, self.studies)
 
+    @property
+    def holds(self) -> bool:
+        """Whether the check went as it should."""
+        return (self.lower > self.most) == self.mutant
 
-def paired_noise(splits: Splits, seeds: Sequence[int], training: Training) -> tuple[list[float], list[float]]:
-    """Test accuracies of the baseline and of itself with other initial weights and batch order, seed by seed."""
-    base = Recipe(training=training)
-    first: list[float] = []
-    second: list[float] = []
-    for seed in seeds:
-        data = splits.data(seed)
-        for arm, into in ((Arm("baseline", base), first), (Arm("again", base, salt="again"), second)):
-            predictor = fit(Work(arm, "baseline", Terms(base=base), data, seed))
-            into.append(float((predictor.predict(data.test).argmax(dim=1) == data.test.y).float().mean()))
-    return first, second
-
-
-def simulated_noise(studies: int, seeds: int, generator: np.random.Generator) -> tuple[list[float], list[float]]:
-    """Accuracies of two equal arms on re-drawn splits: a common effect of the split and an own one of each arm."""
-    split = 0.9 + 0.02 * generator.standard_normal(studies * seeds)
-    first, second = (split + 0.01 * generator.standard_normal(studies * seeds) for _ in range(2))
-    return first.tolist(), second.tolist()
+    def line(self) -> str:
+        """What is printed."""
+        error = math.sqrt(max(self.share * (1 - self.share), 1 / self.studies) / self.studies)
+        wanted = f"must exceed {self.most:.0%}" if self.mutant else f"stated: at most {self.most:.0%}"
+        word = "as it should" if self.holds else "FAILS"
+        return f"{self.name}: {self.hits}/{self.studies} = {self.share:.1%} +- {error:.1%} ({wanted}): {word}"
 
 
-def word(baseline: Sequence[float], arm: Sequence[float], effect: float = 0.0) -> str:
-    """The verdict on one study, with `effect` added to the arm."""
-    records = [
-        {
-            "arm": name,
-            "seed": seed,
-            "status": "ok",
-            "measures": {"accuracy": value + (effect if name == "arm" else 0.0)},
-        }
-        for name, values in (("baseline", baseline), ("arm", arm))
-        for seed, value in enumerate(values)
-    ]
-    return verdicts(records, "baseline", [ACCURACY], ratio=RATIO)[0].word
+Drawn = dict[str, dict[str, list[Trial]]]
+"""Arm -> measure -> its paired differences to the baseline on one table, a trial a seed."""
 
 
-def count(
-    first: Sequence[float], second: Sequence[float], seeds: int, wanted: Callable[[str], bool], effect: float = 0.0
-) -> Rate:
-    """How many studies of `seeds` seeds end with a wanted word."""
-    studies = len(first) // seeds
-    words = [
-        word(first[i * seeds : (i + 1) * seeds], second[i * seeds : (i + 1) * seeds], effect) for i in range(studies)
-    ]
-    return Rate(sum(map(wanted, words)), studies)
+def equal_arms(splits: Splits, studies: int, seeds: int, training: Training) -> Rate:
+    """The baseline beside itself, drawn anew: how often one is said to help or hurt at any size."""
+    base, measure = Recipe(training=training), replace(ACCURACY, margin=0.0)
+    hits = 0
+    for study in range(studies):
+        records = []
+        for seed in range(study * seeds, (study + 1) * seeds):
+            data = splits.data(seed)
+            known = splits.units(seed)
+            for arm in (Arm("baseline", base), Arm("again", base, salt="again")):
+                predictor = fit(Work(arm, "baseline", Terms(base=base), data, seed))
+                right = (predictor.predict(data.test).argmax(dim=1) == data.test.y).double().numpy()
+                rows = None if known is None else gather({"accuracy": right}, *known)
+                records.append(_record(arm.name, seed, float(right.mean()), rows))
+        hits += verdicts(records, "baseline", [measure], ratio=None)[0].word in ("helps", "hurts")
+    return Rate(f"equal arms, {seeds} seeds: false differences", hits, studies)
 
 
-def honesty(first: Sequence[float], second: Sequence[float], seeds: int, name: str) -> list[str]:
-    """Lines that tell the false-verdict rate without an effect, and the power with planted ones beside the planned."""
-    false = count(first, second, seeds, lambda w: w in ("helps", "hurts"))
-    lines = [f"{name}: A/A false verdicts {false.hits}/{false.studies} = {false.share:.1%} (stated: at most 5 %)"]
-    differences = np.subtract(second, first)
-    sd = float(differences.std(ddof=1))
-    for planned in (0.5, 0.8, 0.95):
-        effect = planted_effect(planned, sd, seeds)
-        found = count(first, second, seeds, lambda w: w == "helps", effect - float(differences.mean()))
-        lines.append(
-            f"{name}: planted +{effect:.4f}, planned power {planned:.0%}: found {found.hits}/{found.studies} = {found.share:.1%}"
-        )
-    return lines
+def _record(arm: str, seed: int, value: float, rows: UnitRows | None) -> dict[str, object]:
+    return {"arm": arm, "seed": seed, "status": "ok", "measures": {"accuracy": value}, "rows": rows}
 
 
-def planted_effect(planned: float, sd: float, seeds: int) -> float:
-    """The effect whose planned power is `planned`, by bisection."""
-    low, high = 0.0, 20 * sd
-    while high - low > 1e-9 * max(sd, 1e-9) and not math.isclose(low, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(middle, sd, seeds, RATIO) < planned else (low, middle)
-    return high
+def drawn_table(generator: np.random.Generator, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    """Features (rows, 12) and classes 0 or 1 of one law, which is neither linear nor that of independent features."""
+    common = generator.normal(size=(rows, 1))
+    x = 0.5 * common + generator.normal(size=(rows, 12))
+    logit = 1.2 * x[:, 0] - 0.8 * x[:, 1] + 0.9 * x[:, 2] * x[:, 3] + 0.5 * (x[:, 4] ** 2 - 1.25) + 0.4 * x[:, 5]
+    return x, (generator.random(rows) < 1 / (1 + np.exp(-1.5 * logit))).astype(np.int64)
 
 
-def main() -> None:
-    """Print the bench's error rates."""
+def different_arms(generator: np.random.Generator, seeds: int = SEEDS) -> Drawn:
+    """A weak logistic regression, linear discriminants and naive Bayes against logistic regression on one drawn table."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+
+    x, y = drawn_table(generator)
+    plan = SplitPlan(y, np.arange(len(y)))
+    makers = {
+        "logistic": lambda: LogisticRegression(),
+        "weak logistic": lambda: LogisticRegression(C=0.003),
+        "discriminants": lambda: LinearDiscriminantAnalysis(),
+        "naive Bayes": lambda: GaussianNB(),
+    }
+    found: Drawn = {name: {"accuracy": [], "log-loss": []} for name in makers}
+    for seed in range(seeds):
+        train, _, test = draw_folds(plan, seed, FRACTIONS, ("0", "1"))
+        rows = {}
+        for name, make in makers.items():
+            p = np.clip(make().fit(x[train], y[train]).predict_proba(x[test]), 1e-7, 1 - 1e-7)
+            own = p[np.arange(len(test)), y[test]]
+            rows[name] = {"accuracy": (p.argmax(axis=1) == y[test]).astype(float), "log-loss": np.log(own)}
+        for name in makers:
+            for measure, values in rows[name].items():
+                found[name][measure].append(_trial(test, values - rows["logistic"][measure], measure == "accuracy"))
+    del found["logistic"]
+    return found
+
+
+def _trial(units: np.ndarray, x: np.ndarray, binary: bool) -> Trial:
+    names, where = np.unique(units, return_inverse=True)
+    return Trial(float(x.mean()), names, np.bincount(where, x - x.mean()), len(x), float(binary))
+
+
+def coverage(tables: Sequence[Drawn], *, shared: bool = True) -> list[Rate]:
+    """How often 95 % intervals miss the mean over the tables, by measure; `shared` = False: rows in common are not seen."""
+    rates = []
+    for measure in ("accuracy", "log-loss"):
+        hits = studies = 0
+        for arm in tables[0]:
+            means = [np.mean([trial.mean for trial in table[arm][measure]]) for table in tables]
+            truth = float(np.mean(means))
+            for table in tables:
+                trials = table[arm][measure]
+                if not shared:  # every trial's rows as if they were others
+                    trials = [replace(t, units=t.units + ROWS * k) for k, t in enumerate(trials)]
+                interval = over_rows(trials)
+                hits += not interval.low <= truth <= interval.high
+                studies += 1
+        name = f"{len(tables[0])} arms of known difference, {measure}: intervals that miss it"
+        rates.append(Rate(name if shared else f"{name}, rows in common not seen", hits, studies, mutant=not shared))
+    return rates
+
+
+def raced(tables: Sequence[Drawn], margin: float = 0.01) -> Rate:
+    """Words of races that stop whenever they are decided and are wrong about the mean over the tables."""
+    looks, wrong, words = looks_to(SEEDS), 0, 0
+    for arm in tables[0]:
+        truth = float(np.mean([trial.mean for table in tables for trial in table[arm]["accuracy"]]))
+        for table in tables:
+            word = _race(table[arm]["accuracy"], looks, margin)
+            words += 1
+            wrong += (
+                (word == "helps" and truth <= 0)
+                or (word == "hurts" and truth >= 0)
+                or (word == "no material difference" and abs(truth) >= margin)
+            )
+    return Rate(f"races of up to {SEEDS} seeds: wrong words", wrong, words)
+
+
+def _race(trials: Sequence[Trial], looks: Sequence[int], margin: float) -> str:
+    """The word on which a race of one arm ends."""
+    word = "undecided"
+    for look in looks:
+        records = []
+        for seed, trial in enumerate(trials[:look]):
+            counts = {"accuracy": np.full(len(trial.units), 1)}
+            for arm, times in (("baseline", 0.0), ("arm", 1.0)):
+                rows = UnitRows(trial.units, {"accuracy": times * trial.deviations}, counts, frozenset({"accuracy"}))
+                records.append(_record(arm, seed, 0.5 + times * trial.mean, rows))
+        measure = replace(ACCURACY, margin=margin)
+        word = verdicts(records, "baseline", [measure], ratio=None, looks=looks)[0].word
+        if word != "undecided":
+            break
+    return word
+
+
+def given_rows(generator: np.random.Generator, studies: int, seeds: int, discordant: float) -> Rate:
+    """300 given test rows and two learners of equal risk on rows like them."""
+    hits = 0
+    for _ in range(studies):
+        own = generator.choice([-1.0, 0, 1], 300, p=[discordant / 2, 1 - discordant, discordant / 2])
+        x = own + generator.choice([-1.0, 0, 1], (seeds, 300), p=[0.01, 0.98, 0.01])
+        hits += over_rows([_trial(np.arange(300), row, True) for row in x]).p <= STATED
+    return Rate(f"given test rows, {discordant:.0%} discordant, {seeds} seeds: false differences", hits, studies)
+
+
+def copied_rows(generator: np.random.Generator, studies: int, seeds: int = SEEDS) -> Rate:
+    """Tables of which three in five rows have copies: learners of equal risk that differ on some rows, copies alike."""
+    hits = 0
+    for _ in range(studies):
+        sizes = generator.choice([1, 2, 4], 220, p=[0.5, 0.3, 0.2])
+        units = np.repeat(np.arange(220), sizes)
+        own = generator.choice([-1.0, 0, 1], 220, p=[0.08, 0.84, 0.08])
+        plan = SplitPlan(None, units)
+        trials = []
+        for seed in range(seeds):
+            test = draw_folds(plan, seed, FRACTIONS)[2]
+            noise = generator.choice([-1.0, 0, 1], 220, p=[0.02, 0.96, 0.02])
+            trials.append(_trial(units[test], (own + noise)[units[test]], True))
+        hits += over_rows(trials).p <= STATED
+    return Rate(f"rows with copies, {seeds} seeds: false differences", hits, studies)
+
+
+def equally_tested(seeds: int = 2 * SEEDS) -> Rate:
+    """Units of a table with copies whose number of tests differs by more than 1 from another's."""
+    generator = np.random.default_rng(0)
+    units = np.repeat(np.arange(300), generator.choice([1, 2, 5], 300))
+    plan = SplitPlan((units % 3).astype(np.int64), units)
+    counts = np.zeros(300, dtype=np.int64)
+    for seed in range(seeds):
+        counts[np.unique(units[draw_folds(plan, seed, FRACTIONS, ("a", "b", "c"))[2]])] += 1
+    least = int(np.median(counts))
+    return Rate("units tested more or less often than others", int((abs(counts - least) > 1).sum()), 300, most=0.0)
+
+
+def simulated(studies: int, tables: int, seed: int = 0, tell: Callable[[str], None] = print) -> list[Rate]:
+    """All checks but the real training; `tell` gets each line as soon as it is there."""
+    generator = np.random.default_rng(seed)
+    found: list[Rate] = []
+
+    def add(*rates: Rate) -> None:
+        found.extend(rates)
+        for rate in rates:
+            tell(rate.line())
+
+    add(equally_tested())
+    for discordant in DISCORDANT:
+        for seeds in (6, SEEDS):
+            add(given_rows(generator, studies, seeds, discordant))
+    add(copied_rows(generator, studies))
+    known = [different_arms(generator) for _ in range(tables)]
+    add(*coverage(known), *coverage(known, shared=False), raced(known))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the bench's error rates; 1 if one is not as it should."""
     from probatum.data.open import open_dataset
 
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", default="breast-cancer")
-    parser.add_argument("--studies", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=6)
-    arguments = parser.parse_args()
+    parser.add_argument("--data", default="breast-cancer", help="an embedded table to train on")
+    parser.add_argument("--studies", type=int, default=400, help="simulated studies of each kind")
+    parser.add_argument("--tables", type=int, default=100, help="tables that are drawn")
+    parser.add_argument("--trained", type=int, default=100, help="studies of real training")
+    parser.add_argument("--seeds", type=int, default=6, help="seeds of each of these")
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    simulated = simulated_noise(2000, arguments.seeds, np.random.default_rng(0))
-    print("\n".join(honesty(*simulated, arguments.seeds, "simulated")), flush=True)
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    found = simulated(asked.studies, asked.tables, tell=tell)
     training = replace(Training(), steps=60, batch_size=32)
-    wanted = range(arguments.studies * arguments.seeds)
-    real = paired_noise(Splits(open_dataset(arguments.data), FRACTIONS), wanted, training)
-    print("\n".join(honesty(*real, arguments.seeds, arguments.data)))
+    splits = Splits(open_dataset(asked.data), FRACTIONS)
+    found.append(equal_arms(splits, asked.trained, asked.seeds, training))
+    tell(f"{asked.data}: {found[-1].line()}")
+    return 0 if all(rate.holds for rate in found) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -162,6 +162,15 @@ def binomial_upper(k: int, n: int, confidence: float = 0.95) -> float:
     return 1.0 if k == n else float(stats.beta.ppf(1 - _alpha(confidence), k + 1, n - k))
 
 
+def binomial_lower(k: int, n: int, confidence: float = 0.95) -> float:
+    """Return the one-sided Clopper-Pearson (1934) lower limit of a rate of which `k` in `n` were seen.
+
+    Raises:
+        ValueError: unless 0 <= k <= n and n >= 1.
+    """
+    return 1 - binomial_upper(n - k, n, confidence)
+
+
 @lru_cache(maxsize=1)
 def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(200)
