@@ -61,6 +61,8 @@ class Judging:
         confirm: try the winner again on as many fresh seeds.
         confidence: of every interval.
         race: stop arms once they are decided or hopeless; the number of seeds is the most that an arm can run.
+        holdout: share of the rows that each seed tests, at most 0.5. Seeds are repeated folds, so that every row is tested
+            equally often. Validation takes a fifth of all rows, at most a quarter of those not tested.
     """
 
     budget: str = "steps"
@@ -68,6 +70,7 @@ class Judging:
     confirm: bool = True
     confidence: float = 0.95
     race: bool = False
+    holdout: float = 0.2
 
 
 @dataclass(frozen=True)

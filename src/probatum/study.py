@@ -21,7 +21,6 @@ from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
 from probatum.bench.workers import Workers
-from probatum.data.dataset import FRACTIONS
 from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Study:
         dataset, self._source = making.read(data, with_target(checked(reading, Reading), target))
         base = making.baseline(dataset, wishes)
         self.dataset, base = making.pretrained(dataset, base, wishes, self.store, engine, progress)
-        splits = Splits(self.dataset, FRACTIONS)
+        splits = Splits(self.dataset, making.fractions(self.dataset, wishes.judging))
         plan = making.frozen(self.dataset, splits, base, wishes, engine)
         self._wishes = making.said(wishes, engine)
         context = Context(plan, splits, base.factory, self.running.stack if engine.stacks else "never")

@@ -107,9 +107,9 @@ def draw_split(
         rest = np.flatnonzero(plan.given == TRAIN)
         labels = None if plan.labels is None else plan.labels[rest]
         shares = np.array(fractions[:2]) / sum(fractions[:2])
-        parts[rest] = _draw(plan.units[rest], labels, plan.grouped, shares, rng, classes)
+        parts[rest] = draw_parts(plan.units[rest], labels, plan.grouped, shares, rng, classes)
     else:
-        parts = _draw(plan.units, plan.labels, plan.grouped, np.array(fractions), rng, classes)
+        parts = draw_parts(plan.units, plan.labels, plan.grouped, np.array(fractions), rng, classes)
     for part, name in enumerate(PART_NAMES):
         if not (parts == part).any():
             raise InputError(f"no rows are left for {name} out of {n}; bring more rows, or more groups or moments")
@@ -130,7 +130,7 @@ def _by_time(moment: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     return np.where(moment >= test_from, TEST, np.where(moment >= valid_from, VALID, TRAIN))
 
 
-def _draw(
+def draw_parts(
     units: np.ndarray,
     labels: np.ndarray | None,
     grouped: bool,
@@ -138,8 +138,9 @@ def _draw(
     rng: np.random.Generator,
     classes: Sequence[str],
 ) -> np.ndarray:
+    """Part of each row, drawn by these shares: groups, or units within each class."""
     if grouped:
-        return _draw_groups(units, labels, shares, rng, classes)
+        return draw_groups(units, labels, shares, rng, classes)
     if labels is None:
         return _draw_stratum(units, shares, rng)
     parts = np.zeros(len(units), dtype=np.int8)
@@ -162,15 +163,26 @@ def _draw_stratum(units: np.ndarray, shares: np.ndarray, rng: np.random.Generato
     if len(names) == len(units):
         part_of[order] = np.repeat(np.arange(len(shares), dtype=np.int8), want)
     else:
-        # Large units first, so that the single rows even out the shares.
-        order = order[np.argsort(-sizes[order], kind="stable")]
-        have = np.zeros(len(shares), dtype=np.int64)
-        for done, unit in enumerate(order):
-            empty = np.flatnonzero(have == 0)
-            part = int(empty[0]) if len(names) - done <= len(empty) else int(np.argmax(want - have))
-            part_of[unit] = part
-            have[part] += sizes[unit]
+        part_of[order] = _cut_circle(sizes[order], want, rng.random())
     return part_of[inverse]
+
+
+def _cut_circle(sizes: np.ndarray, want: np.ndarray, turn: float) -> np.ndarray:
+    """Part of each unit: they lie on a circle, each as long as it has rows, which is cut into arcs of the wanted lengths.
+
+    The circle is turned by chance (0 <= turn < 1), so that a unit's part does not depend on its size; parts have the
+    wanted rows to within the largest unit. Every part gets a unit where there are enough, training first.
+    """
+    ends = np.cumsum(sizes)
+    middle = (ends - sizes / 2 + turn * ends[-1]) % ends[-1]
+    part = np.minimum(np.searchsorted(np.cumsum(want), middle, side="right"), len(want) - 1)
+    for lacking in range(len(want)):
+        held = np.bincount(part, minlength=len(want))
+        giver = int(held.argmax())
+        if held[lacking] == 0 and (held[giver] > 1 or lacking == TRAIN):
+            own = np.flatnonzero(part == giver)
+            part[own[sizes[own].argmin()]] = lacking
+    return part
 
 
 def _counts(n: int, shares: np.ndarray) -> np.ndarray:
@@ -186,14 +198,18 @@ def _counts(n: int, shares: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _draw_groups(
+def draw_groups(
     units: np.ndarray,
     labels: np.ndarray | None,
     shares: np.ndarray,
     rng: np.random.Generator,
     classes: Sequence[str],
+    needed: int = 3,
 ) -> np.ndarray:
-    """Part of each row, whole groups at a time, with class counts as near to the shares as the groups allow."""
+    """Part of each row, whole groups at a time, with class counts as near to the shares as the groups allow.
+
+    Every class must be in the first `needed` parts, and is in all of them where some order of the groups allows it.
+    """
     names, inverse = np.unique(units, return_inverse=True)
     if len(names) < len(shares):
         raise InputError(f"there are {len(names)} groups for {len(shares)} parts; bring more groups or drop --group")
@@ -201,7 +217,7 @@ def _draw_groups(
     tally = np.zeros((len(names), int(codes.max()) + 1))
     np.add.at(tally, (inverse, codes), 1)
     want = shares[:, None] * tally.sum(axis=0)
-    lacking = np.empty(0, dtype=np.int64)
+    lacking, found = np.empty(0, dtype=np.int64), None
     for _ in range(GROUP_TRIES):
         have = np.zeros_like(want)
         part_of = np.zeros(len(names), dtype=np.int64)
@@ -210,8 +226,12 @@ def _draw_groups(
             filled = ((have + tally[unit]) / np.maximum(want, 1e-12)) @ tally[unit]
             part_of[unit] = part = int(np.argmin(filled))
             have[part] += tally[unit]
-        lacking = np.flatnonzero((have == 0).any(axis=0) & (want.sum(axis=0) > 0))
-        if len(lacking) == 0:
+        missing = (have == 0) & (want.sum(axis=0) > 0)
+        if not missing.any():
             return part_of[inverse]
+        lacking = np.flatnonzero(missing[:needed].any(axis=0))
+        found = part_of[inverse] if len(lacking) == 0 and found is None else found
+    if found is not None:
+        return found
     what = "the target" if labels is None else f"class {classes[lacking[0]]!r}"
     raise InputError(f"the groups cannot be split so that {what} is in every part; bring more groups or drop --group")
