@@ -28,6 +28,8 @@ class Reading:
         group: column whose values stay on one side of the split.
         time: column to split by: the latest rows are the test.
         split: column, or one word a row, that says train, valid (dev, val) or test.
+        test: test rows of your own, in the same form as the data and with the same columns: a file, a folder, a data frame
+            or arrays (X, y). Every seed is then tested on them.
         drop: columns to leave out; may be given several times.
         name: what to call the data.
         memory: what the decoded data may take, bytes or words such as 2GB; larger Parquet files and image folders are
@@ -44,6 +46,7 @@ class Reading:
     group: str | None = None
     time: str | None = None
     split: str | Sequence[object] | None = None
+    test: Any = None
     drop: tuple[str, ...] = ()
     name: str | None = field(default=None, metadata={"flag": ""})
     memory: float | str | None = None
@@ -192,10 +195,23 @@ def with_target(reading: Reading, target: str | None) -> Reading:
     return replace(reading, target=target)
 
 
+def with_test(reading: Reading, test: Any) -> Reading:
+    """A reading in which the test rows, given in short beside it, are said; InputError where they are said twice."""
+    if test is None or test is reading.test:
+        return reading
+    if reading.test is not None:
+        raise InputError("test is said here and in the reading; say it once")
+    return replace(reading, test=test)
+
+
 def told(value: Any) -> dict[str, Any]:
     """The fields of a value that say other than its class does by default."""
-    usual = type(value)()
-    return {name: got for name in value.__dataclass_fields__ if (got := getattr(value, name)) != getattr(usual, name)}
+    usual, found = type(value)(), {}
+    for name in value.__dataclass_fields__:
+        got, before = getattr(value, name), getattr(usual, name)
+        if got is not before and (before is None or got != before):  # data frames do not compare to one answer
+            found[name] = got
+    return found
 
 
 def documented(kind: type) -> dict[str, str]:

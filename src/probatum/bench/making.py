@@ -43,7 +43,6 @@ from probatum.train.devices import check_fabric, check_shared
 from probatum.train.own_model import own_model
 from probatum.train.speed import SPEEDS
 
-
 FEWEST_TESTED = 10
 """Test rows of a seed that a smaller share than usual must leave."""
 
@@ -154,13 +153,16 @@ def read(data: Any, reading: Reading) -> tuple[Any, dict[str, Any] | None]:
     dataset = open_dataset(data, reading)
     if not isinstance(data, str | Path) or not isinstance(reading.split, str | None):
         return dataset, None
+    if not isinstance(reading.test, str | Path | None):
+        return dataset, None
     memory = dataset.memory if dataset.streamed else reading.memory
     named = isinstance(data, str) and data in embedded_names()  # such a name means the set, whatever lies here
     place = str(data) if named or not Path(data).exists() else str(Path(data).resolve())
     said = {name: getattr(reading, name) for name in reading.__dataclass_fields__}
     drop = [reading.drop] if isinstance(reading.drop, str) else list(reading.drop)
     world = None if reading.world is None else str(getattr(reading.world, "name", reading.world))
-    source = {"data": place, **said, "drop": drop, "memory": memory, "world": world}
+    test = None if reading.test is None else str(Path(reading.test).resolve())
+    source = {"data": place, **said, "test": test, "drop": drop, "memory": memory, "world": world}
     outside = {room.name: str(room.folder) for room in find.added() if room.sort == "kind"}
     kind = dataset.kind.NAME
     return dataset, source | ({"kind": kind, "folder": outside[kind]} if kind in outside else {})
@@ -305,7 +307,9 @@ def fractions(dataset: Any, judging: Judging) -> tuple[float, float, float]:
     if holdout != Judging.holdout:
         by_time = getattr(getattr(dataset, "plan", None), "moment", None) is not None
         if dataset.fixed_split and not by_time:
-            raise InputError(f"holdout is {holdout:g}, but the test rows of {dataset.name} are given; leave holdout out")
+            raise InputError(
+                f"holdout is {holdout:g}, but the test rows of {dataset.name} are given; leave holdout out"
+            )
         if holdout * dataset.n < FEWEST_TESTED and holdout < Judging.holdout:
             raise InputError(
                 f"holdout is {holdout:g}: {holdout * dataset.n:.1f} of {dataset.n} {dataset.kind.UNIT} would be tested; "

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probatum.data.pipeline import Pipeline, fit_pipeline, pipeline_from
 from probatum.data.folds import draw_folds
+from probatum.data.pipeline import Pipeline, fit_pipeline, pipeline_from
 from probatum.data.split import PART_NAMES, TEST, SplitPlan, draw_split, merge_units, unit_numbers
 from probatum.data.target import Target
 from probatum.errors import InputError

@@ -44,7 +44,9 @@ def fractions_of(holdout: float) -> tuple[float, float, float]:
     0.2 -> (0.6, 0.2, 0.2), 0.4 -> (0.45, 0.15, 0.4). Raises InputError unless 0 < holdout <= 0.5.
     """
     if not 0 < holdout <= MOST_TESTED:
-        raise InputError(f"holdout is {holdout:g}; give a share of the rows above 0 and at most {MOST_TESTED}, e.g. 0.2")
+        raise InputError(
+            f"holdout is {holdout:g}; give a share of the rows above 0 and at most {MOST_TESTED}, e.g. 0.2"
+        )
     valid = round(min(VALID_SHARE, VALID_OF_REST * (1 - holdout)), 12)
     return round(1 - holdout - valid, 12), valid, holdout
 

@@ -293,15 +293,23 @@ def open_corpus(source: Any, reading: Reading) -> Corpus:
     if reading.task not in ("auto", TASK):
         raise InputError(f"{str(source)!r} is one long text, for task next-token; the task given is {reading.task}")
     said = {**told(reading), **reading.options}
-    unfit = [name for name in said if name not in (*LANGUAGE, "task", "name", "options") and said[name] != "text"]
+    unfit = [
+        name for name in said if name not in (*LANGUAGE, "task", "name", "test", "options") and said[name] != "text"
+    ]
     if unfit:
         raise InputError(f"language modelling takes no {', '.join(unfit)}; leave them out")
     given: list[int] | None = None
     if _is_name(source):
+        if reading.test is not None:
+            raise InputError(f"{source!r} is known by its name and takes no test; give its text as a file")
         texts, given = _named(source)
         name = reading.name or source
     elif isinstance(source, str | Path) and str(source).lower().endswith(SUFFIXES):
         texts = [read_text(Path(source))]
+        if reading.test is not None:
+            if not isinstance(reading.test, str | Path):
+                raise InputError(f"test is a {type(reading.test).__name__}; give a text file as the data are")
+            texts, given = [*texts, read_text(Path(reading.test))], [TRAIN, TEST]
         name = reading.name or Path(source).name.split(".")[0]
     else:
         what = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
