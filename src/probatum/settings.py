@@ -28,6 +28,8 @@ class Reading:
         group: column whose values stay on one side of the split.
         time: column to split by: the latest rows are the test.
         split: column, or one word a row, that says train, valid (dev, val) or test.
+        test: test rows of your own, in the same form as the data and with the same columns: a file, a folder, a data frame
+            or arrays (X, y). Every seed is then tested on them.
         drop: columns to leave out; may be given several times.
         name: what to call the data.
         memory: what the decoded data may take, bytes or words such as 2GB; larger Parquet files and image folders are
@@ -44,6 +46,7 @@ class Reading:
     group: str | None = None
     time: str | None = None
     split: str | Sequence[object] | None = None
+    test: Any = None
     drop: tuple[str, ...] = ()
     name: str | None = field(default=None, metadata={"flag": ""})
     memory: float | str | None = None
@@ -63,6 +66,8 @@ class Judging:
         question: data: new rows like these, models trained on samples of these rows; or datasets: other data sets of this
             kind, which makes intervals wider.
         race: stop arms once they are decided or hopeless; the number of seeds is the most that an arm can run.
+        holdout: share of the rows that each seed tests, at most 0.5. Seeds are repeated folds, so that every row is tested
+            equally often. Validation takes a fifth of all rows, at most a quarter of those not tested.
     """
 
     budget: str = "steps"
@@ -71,6 +76,7 @@ class Judging:
     confidence: float = 0.95
     question: str = field(default="data", metadata={"flag": "--for"})
     race: bool = False
+    holdout: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -192,10 +198,23 @@ def with_target(reading: Reading, target: str | None) -> Reading:
     return replace(reading, target=target)
 
 
+def with_test(reading: Reading, test: Any) -> Reading:
+    """A reading in which the test rows, given in short beside it, are said; InputError where they are said twice."""
+    if test is None or test is reading.test:
+        return reading
+    if reading.test is not None:
+        raise InputError("test is said here and in the reading; say it once")
+    return replace(reading, test=test)
+
+
 def told(value: Any) -> dict[str, Any]:
     """The fields of a value that say other than its class does by default."""
-    usual = type(value)()
-    return {name: got for name in value.__dataclass_fields__ if (got := getattr(value, name)) != getattr(usual, name)}
+    usual, found = type(value)(), {}
+    for name in value.__dataclass_fields__:
+        got, before = getattr(value, name), getattr(usual, name)
+        if got is not before and (before is None or got != before):  # data frames do not compare to one answer
+            found[name] = got
+    return found
 
 
 def documented(kind: type) -> dict[str, str]:

@@ -21,8 +21,7 @@ from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
 from probatum.bench.workers import Workers
-from probatum.data.dataset import FRACTIONS
-from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target
+from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target, with_test
 
 if TYPE_CHECKING:
     import polars
@@ -37,6 +36,7 @@ class Study:
         techniques: ids, with settings and joined by ``+`` if wanted: ``["tabm", "selu-snn+gradient-noise(eta=0.3)"]``;
             None = every technique of the predict arena that applies to the data.
         target: column to predict.
+        test: test rows of your own, as the data are given; None = every seed tests another fifth of the data.
         model: the baseline network: an `nn.Module`, a function that builds one, or the id of a model in the catalogue.
         seeds: paired seeds, 6 or more for a verdict.
         epochs, steps, batch_size: the budget of every arm; None = what is usual for such data.
@@ -67,6 +67,7 @@ class Study:
         techniques: Sequence[str] | None = None,
         *,
         target: str | None = None,
+        test: Any = None,
         model: nn.Module | Callable[..., nn.Module] | str | None = None,
         seeds: int = 8,
         epochs: int | None = None,
@@ -90,10 +91,10 @@ class Study:
             *(checked(judging, Judging), self.running, fine_tuning and checked(fine_tuning, FineTuning), rules),
         ).checked()
         self.store = Store(fitting(":memory:" if store is None else store, str | Path, "store"))
-        dataset, self._source = making.read(data, with_target(checked(reading, Reading), target))
+        dataset, self._source = making.read(data, with_test(with_target(checked(reading, Reading), target), test))
         base = making.baseline(dataset, wishes)
         self.dataset, base = making.pretrained(dataset, base, wishes, self.store, engine, progress)
-        splits = Splits(self.dataset, FRACTIONS)
+        splits = Splits(self.dataset, making.fractions(self.dataset, wishes.judging))
         plan = making.frozen(self.dataset, splits, base, wishes, engine)
         self._wishes = making.said(wishes, engine)
         context = Context(plan, splits, base.factory, self.running.stack if engine.stacks else "never")

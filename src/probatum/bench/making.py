@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from probatum.bench.splits import Splits
 from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
 from probatum.bench.workers import checked_workers
-from probatum.data.dataset import FRACTIONS
+from probatum.data.folds import fractions_of
 from probatum.data.library import embedded_names
 from probatum.data.open import open_dataset
 from probatum.engine import Engine, checked_engine
@@ -43,6 +44,8 @@ from probatum.train.own_model import own_model
 from probatum.train.speed import SPEEDS
 
 QUESTIONS = ("data", "datasets")
+FEWEST_TESTED = 10
+"""Test rows of a seed that a smaller share than usual must leave."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Wishes:
             raise InputError(f"confidence is {self.judging.confidence}; it must lie between 0.5 and 1, e.g. 0.95")
         if self.judging.question not in QUESTIONS:
             raise InputError(f"for is {self.judging.question!r}; use one of {', '.join(QUESTIONS)}")
+        fractions_of(self.judging.holdout)
         if self.judging.race:
             _check_race(self.seeds, self.arena)
 
@@ -152,13 +156,16 @@ def read(data: Any, reading: Reading) -> tuple[Any, dict[str, Any] | None]:
     dataset = open_dataset(data, reading)
     if not isinstance(data, str | Path) or not isinstance(reading.split, str | None):
         return dataset, None
+    if not isinstance(reading.test, str | Path | None):
+        return dataset, None
     memory = dataset.memory if dataset.streamed else reading.memory
     named = isinstance(data, str) and data in embedded_names()  # such a name means the set, whatever lies here
     place = str(data) if named or not Path(data).exists() else str(Path(data).resolve())
     said = {name: getattr(reading, name) for name in reading.__dataclass_fields__}
     drop = [reading.drop] if isinstance(reading.drop, str) else list(reading.drop)
     world = None if reading.world is None else str(getattr(reading.world, "name", reading.world))
-    source = {"data": place, **said, "drop": drop, "memory": memory, "world": world}
+    test = None if reading.test is None else str(Path(reading.test).resolve())
+    source = {"data": place, **said, "test": test, "drop": drop, "memory": memory, "world": world}
     outside = {room.name: str(room.folder) for room in find.added() if room.sort == "kind"}
     kind = dataset.kind.NAME
     return dataset, source | ({"kind": kind, "folder": outside[kind]} if kind in outside else {})
@@ -293,6 +300,27 @@ def not_applicable(name: str, dataset: Any, *, pretrained: bool) -> str | None:
     return None
 
 
+def fractions(dataset: Any, judging: Judging) -> tuple[float, float, float]:
+    """Shares of train, valid and test.
+
+    Raises:
+        InputError: a share of test rows is asked for where they are given, or one that leaves too few of them.
+    """
+    holdout = judging.holdout
+    if holdout != Judging.holdout:
+        by_time = getattr(getattr(dataset, "plan", None), "moment", None) is not None
+        if dataset.fixed_split and not by_time:
+            raise InputError(
+                f"holdout is {holdout:g}, but the test rows of {dataset.name} are given; leave holdout out"
+            )
+        if holdout * dataset.n < FEWEST_TESTED and holdout < Judging.holdout:
+            raise InputError(
+                f"holdout is {holdout:g}: {holdout * dataset.n:.1f} of {dataset.n} {dataset.kind.UNIT} would be tested; "
+                f"give at least {min(ceil(1000 * FEWEST_TESTED / dataset.n) / 1000, Judging.holdout):g}"
+            )
+    return fractions_of(holdout)
+
+
 def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine: Engine) -> StudyPlan:
     """The plan, before any arm was rehearsed."""
     where, first = wishes.arena, splits.data(0)
@@ -307,7 +335,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
     seeds, judging = wishes.seeds, wishes.judging
     return StudyPlan(
         arena=where,
-        data=_data_plan(dataset, first.truth),
+        data=_data_plan(dataset, first.truth, splits),
         base=base.recipe,
         arms=found,
         references=_references(where, first.spec, base) if judging.references else (),
@@ -384,7 +412,7 @@ def _references(where: str, spec: Spec, base: Baseline) -> tuple[str, ...]:
     return (*tuned, *arena(where).references(spec))
 
 
-def _data_plan(dataset: Any, truth: Truth | None) -> DataPlan:
+def _data_plan(dataset: Any, truth: Truth | None, splits: Splits) -> DataPlan:
     return DataPlan(
         dataset.name,
         dataset.fingerprint,
@@ -392,9 +420,10 @@ def _data_plan(dataset: Any, truth: Truth | None) -> DataPlan:
         dataset.task,
         dataset.target,
         dataset.n,
-        FRACTIONS,
+        splits.fractions,
         dataset.fixed_split,
         "" if truth is None else truth.world,
+        "given" if dataset.fixed_split else "folds" if splits.folds else "random",
     )
 
 

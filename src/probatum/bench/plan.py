@@ -29,7 +29,11 @@ LIBRARIES = ("torch", "numpy", "scikit-learn")
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Which data: identity, task, how they are split, and which world they are put into ("" = as they are)."""
+    """Which data: identity, task, how they are split, and which world they are put into ("" = as they are).
+
+    `splits` says how the seeds' parts come about: "folds" (`probatum.data.folds.draw_folds`), "given" (every seed has the
+    same test rows, by the user's word or by time), or "random", as earlier versions drew them.
+    """
 
     name: str
     fingerprint: str
@@ -40,6 +44,7 @@ class DataPlan:
     fractions: tuple[float, float, float]
     fixed_split: bool
     world: str = ""
+    splits: str = "random"
 
     @property
     def ratio(self) -> float | None:
@@ -100,6 +105,7 @@ class StudyPlan(Terms):
             "data": {
                 "fingerprint": self.data.fingerprint,
                 "fractions": list(self.data.fractions),
+                "splits": self.data.splits,
                 "task": self.data.task,
             },
             "recipe": arm.recipe.plan(),

@@ -20,22 +20,29 @@ KEPT_BYTES = 2**29
 class Preparing(Protocol):
     """What the bench needs of a dataset."""
 
-    def prepare(self, seed: int, *, fractions: tuple[float, float, float]) -> Data: ...
+    def prepare(self, seed: int, *, fractions: tuple[float, float, float], folds: bool) -> Data: ...
 
 
 @dataclass
 class Splits:
-    """The encoded splits of a dataset, by seed."""
+    """The encoded splits of a dataset, by seed.
+
+    Attributes:
+        dataset: the data.
+        fractions: shares of train, valid and test.
+        folds: whether seeds are repeated folds, in which every row is tested equally often; else each splits at random.
+    """
 
     dataset: Preparing
     fractions: tuple[float, float, float]
+    folds: bool = True
     _kept: dict[int, Data] = field(default_factory=dict, init=False, repr=False)
 
     def data(self, seed: int) -> Data:
         """The split of one seed; the last ones are kept, as many as fit."""
         found = self._kept.pop(seed, None)
         if found is None:
-            found = self.dataset.prepare(seed, fractions=self.fractions)
+            found = self.dataset.prepare(seed, fractions=self.fractions, folds=self.folds)
             while self._kept and sum(map(size, self._kept.values())) + size(found) > KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
         self._kept[seed] = found

@@ -91,6 +91,7 @@ def wishes_from(plan: StudyPlan, *, timing: bool = True, source: Mapping[str, An
             "confirm": bool(plan.confirm) or not competes(plan.arena),
             "confidence": plan.confidence,
             "race": bool(plan.race),
+            "holdout": plan.data.fractions[2],
         },
         "running": {
             "timing": timing,

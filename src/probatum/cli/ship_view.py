@@ -48,7 +48,7 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
                 start = start_again(plan.model, plan.pretrained, dataset, plan.base, store)
                 dataset, factory = start.dataset, start.factory
             plan = results.plan
-            context = Context(plan, Splits(dataset, plan.data.fractions), factory)
+            context = Context(plan, Splits(dataset, plan.data.fractions, plan.data.splits == "folds"), factory)
             folder = ship(context, results, arm, to)
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     console.print(Text(f"{folder}: {arm}, {sameness(description)}"), soft_wrap=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probatum.data.folds import draw_folds
 from probatum.data.pipeline import Pipeline, fit_pipeline, pipeline_from
 from probatum.data.split import PART_NAMES, TEST, SplitPlan, draw_split, merge_units, unit_numbers
 from probatum.data.target import Target
@@ -78,17 +79,23 @@ class Dataset:
         """Data on disk: a limit in bytes with which they are opened as they are now; None for data in memory."""
         return cast(Streamed, self.raw).opened_with if self.streamed else None
 
-    def split(self, seed: int, fractions: Sequence[float] = FRACTIONS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row numbers of train, valid and test; raises InputError where a part or a class would be empty."""
-        return draw_split(self.plan, seed, fractions, self.classes)
+    def split(
+        self, seed: int, fractions: Sequence[float] = FRACTIONS, *, folds: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row numbers of train, valid and test; raises InputError where a part or a class would be empty.
 
-    def prepare(self, seed: int, *, fractions: Sequence[float] = FRACTIONS) -> Data:
-        """Split by seed, fit the pipeline on the training rows, encode; a pure function of its arguments.
+        Each seed splits at random, or `folds`: the seeds are repeated folds (`probatum.data.folds.draw_folds`).
+        """
+        draw = draw_folds if folds else draw_split
+        return draw(self.plan, seed, fractions, self.classes)
+
+    def prepare(self, seed: int, *, fractions: Sequence[float] = FRACTIONS, folds: bool = False) -> Data:
+        """Split by seed (see `split`), fit the pipeline on the training rows, encode; a pure function of its arguments.
 
         Data on disk say themselves what they fit the pipeline on and what of them is held (their `prepared`). In a world
         the encoded split is put into it last, and the data know the `truth`.
         """
-        parts = self.split(seed, fractions)
+        parts = self.split(seed, fractions, folds=folds)
         if self.streamed:
             return cast(Streamed, self.raw).prepared(self, parts, seed)
         if self.encoder is None:

@@ -39,8 +39,9 @@ class Framed:
     notices: list[str] = field(default_factory=list)
 
 
-def framed(frame: pl.DataFrame, name: str, reading: Reading) -> Framed:
-    """Find the target and the split; InputError for columns that are not there, and where nothing is left."""
+def framed(frame: pl.DataFrame, name: str, reading: Reading, given: np.ndarray | None = None) -> Framed:
+    """Find the target and the split (`given` where it is known); InputError for columns that are not there, and where
+    nothing is left."""
     notices: list[str] = []
     if frame.height == 0:
         raise InputError(f"{name!r} has no rows")
@@ -49,12 +50,12 @@ def framed(frame: pl.DataFrame, name: str, reading: Reading) -> Framed:
     for column in (*reading.drop, *named, *([split] if isinstance(split, str) else [])):
         need_column(frame, column, "column")
     frame = frame.drop(list(reading.drop))
-    if split is None:
+    if split is None and given is None:
         split = _find_split(frame, reading.target, notices)
     reserved = {c for c in (reading.group, text, reading.time, split if isinstance(split, str) else None) if c}
     target = pick_target(frame, reading.target, reserved, notices)
     features = frame.drop({target} | ({split} if isinstance(split, str) else set()))
-    return Framed(name, frame, target, features, _given(frame, split), notices)
+    return Framed(name, frame, target, features, _given(frame, split) if given is None else given, notices)
 
 
 class Apart(TypedDict):

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from probatum.data.door import Door
+from probatum.data.joined import check_classes, task_of_training
 from probatum.data.lazy.memory import memory_limit
 from probatum.data.library import embedded_names, open_named, resolve, unknown
 from probatum.errors import InputError
 from probatum.rooms import find
 from probatum.rooms.kind import Kind, blamed, kinds, modalities
 from probatum.rooms.world import in_world, parse_world
-from probatum.settings import Reading, checked, documented, told, with_target
+from probatum.settings import Reading, checked, documented, told, with_target, with_test
 
 
-def open_dataset(source: Any, reading: Reading | None = None, *, target: str | None = None) -> Any:
+def open_dataset(source: Any, reading: Reading | None = None, *, target: str | None = None, test: Any = None) -> Any:
     """Read data and find out what they are.
 
     Args:
@@ -26,6 +27,7 @@ def open_dataset(source: Any, reading: Reading | None = None, *, target: str | N
             (X, y); or a `Dataset`.
         reading: what is said of them; None = nothing.
         target: column to predict, in short for ``Reading(target=...)``.
+        test: test rows of your own, in short for ``Reading(test=...)``.
 
     Returns:
         A `probatum.data.dataset.Dataset`, or what a kind of data has in its place, such as a
@@ -38,7 +40,7 @@ def open_dataset(source: Any, reading: Reading | None = None, *, target: str | N
         >>> open_dataset("wine").n
         178
     """
-    said = with_target(checked(reading, Reading), target)
+    said = with_test(with_target(checked(reading, Reading), target), test)
     if said.world is None:
         return _plain(source, said)
     world = parse_world(said.world)
@@ -68,6 +70,19 @@ def _plain(source: Any, said: Reading) -> Any:
         found = kind.open(door)
         if not _is_data(found):
             raise InputError(f"kind {kind.NAME}: open gives a {type(found).__name__}; let it give a Dataset")
+    return found if said.test is None else _tested_on(found, door)
+
+
+def _tested_on(found: Any, door: Door) -> Any:
+    """Data with test rows of the user's own, of which the training rows alone say what the task is."""
+    if not found.fixed_split:
+        raise InputError(f"{found.kind.NAME} data take no test rows of their own; leave test out")
+    values = door.training_targets(found.target)
+    if door.reading.task == "auto" and values is not None and found.task in ("classes", "reals"):
+        task = task_of_training(values, found.target, found.modality)
+        if task != found.task:
+            return _plain(door.source, replace(door.reading, task=task))
+    check_classes(found)
     return found
 
 
@@ -107,6 +122,9 @@ def _check_words(said: Reading) -> None:
             raise InputError(
                 f"{name} and target are both {said.target!r}; what is predicted cannot order or group rows"
             )
+    for name in ("split", "time"):
+        if said.test is not None and getattr(said, name) is not None:
+            raise InputError(f"test and {name} both say which rows are the test; give one of them")
     if said.memory is not None:
         memory_limit(said.memory)
     for name in said.options:

@@ -130,8 +130,8 @@ class Opened(Protocol):
     @property
     def world(self) -> World | None: ...
 
-    def prepare(self, seed: int, *, fractions: Sequence[float] = ...) -> Data:
-        """The split of a seed, encoded."""
+    def prepare(self, seed: int, *, fractions: Sequence[float] = ..., folds: bool = ...) -> Data:
+        """The split of a seed, encoded: drawn at random, or a fold of `probatum.data.folds.draw_folds`."""
         ...
 
     def summary(self, data: Data | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from probatum.data.arrays import Arrays, given_rows
 from probatum.data.dataset import Dataset, make_dataset
+from probatum.data.joined import parts_of
 from probatum.data.read import IMAGE_SUFFIXES, class_folders, read_images, read_rows
 from probatum.data.target import read_target
 from probatum.errors import InputError
@@ -37,8 +38,15 @@ def from_folder(door: Any) -> Dataset:
         raise InputError("images come as arrays, .npz files or folders, not as data frames")
     said, size = door.reading, door.options.get("size")
     files, labels = class_folders(door.folder)
-    values = read_target(labels, said.target or "class", "classes")
     given = None if said.split is None else given_rows(said.split, len(files))
+    if door.test is not None:
+        if door.test.folder is None:
+            raise InputError(
+                f"the data are a folder of images, and the test rows are not; give a folder ({door.test.told})"
+            )
+        more, theirs = class_folders(door.test.folder)
+        given, files, labels = parts_of(len(files), len(more)), files + more, labels + theirs
+    values = read_target(labels, said.target or "class", "classes")
     streamed = stream_images(files, size, door.limit, values, door.name, given)
     if streamed is not None:
         return streamed

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from probatum.data.dataset import FRACTIONS
+from probatum.data.folds import draw_folds
 from probatum.data.library import VARIABLE, root
 from probatum.data.pipeline import Pipeline
 from probatum.data.split import PART_NAMES, TEST, TRAIN, SplitPlan, draw_split
@@ -106,20 +107,25 @@ class Corpus:
         """Whether the source gives the test text."""
         return self.given is not None
 
-    def split(self, seed: int, fractions: Sequence[float] = FRACTIONS) -> tuple[list[Span], list[Span], list[Span]]:
+    def split(
+        self, seed: int, fractions: Sequence[float] = FRACTIONS, *, folds: bool = False
+    ) -> tuple[list[Span], list[Span], list[Span]]:
         """Spans of train, valid and test text, in order.
 
-        Blocks are drawn to parts by the seed. Neighbouring blocks of one part are one span; a span behind one of another
+        Blocks are drawn to parts by the seed, at random or in repeated `folds`. Neighbouring blocks of one part are one span; a span behind one of another
         part lacks its first window, so that no window straddles or touches a boundary.
         """
         window = self.length * CHARACTERS[self.tokens]
         blocks, given = self._blocks(window)
-        parts = draw_split(SplitPlan(None, np.arange(len(blocks)), given=given), seed, fractions)
-        part_of = np.empty(len(blocks), dtype=np.int64)
+        draw = draw_folds if folds else draw_split
+        parts = draw(SplitPlan(None, np.arange(len(blocks)), given=given), seed, fractions)
+        part_of = np.full(len(blocks), -1)  # folds may leave a block in no part
         for part, rows in enumerate(parts):
             part_of[rows] = part
         found: tuple[list[Span], list[Span], list[Span]] = ([], [], [])
         for i, block in enumerate(blocks):
+            if part_of[i] < 0:
+                continue
             mine, follows = found[part_of[i]], i > 0 and blocks[i - 1].text == block.text
             if follows and part_of[i - 1] == part_of[i]:
                 mine[-1] = mine[-1]._replace(end=block.end)
@@ -140,13 +146,13 @@ class Corpus:
             return blocks, None
         return blocks, np.array([self.given[block.text] for block in blocks], dtype=np.int64)
 
-    def prepare(self, seed: int, *, fractions: Sequence[float] = FRACTIONS) -> Data:
+    def prepare(self, seed: int, *, fractions: Sequence[float] = FRACTIONS, folds: bool = False) -> Data:
         """Split by seed, fit the tokens on the training text, cut windows; a pure function of its arguments.
 
         Windows of a part follow one another without overlap: y of a window is x shifted by one token, `text` the
         characters of y, `rows` the position of x in the corpus in characters. Of many windows some are drawn (`MOST`).
         """
-        spans = self.split(seed, fractions)
+        spans = self.split(seed, fractions, folds=folds)
         encoder = TokenEncoder.fit([self._of(s) for s in spans[TRAIN]], self.tokens, self.length, self.vocabulary)
         size = encoder.vocabulary
         spec = Spec(self.modality, TASK, (self.length,), size, vocabulary=size, features=("text",))
@@ -287,15 +293,23 @@ def open_corpus(source: Any, reading: Reading) -> Corpus:
     if reading.task not in ("auto", TASK):
         raise InputError(f"{str(source)!r} is one long text, for task next-token; the task given is {reading.task}")
     said = {**told(reading), **reading.options}
-    unfit = [name for name in said if name not in (*LANGUAGE, "task", "name", "options") and said[name] != "text"]
+    unfit = [
+        name for name in said if name not in (*LANGUAGE, "task", "name", "test", "options") and said[name] != "text"
+    ]
     if unfit:
         raise InputError(f"language modelling takes no {', '.join(unfit)}; leave them out")
     given: list[int] | None = None
     if _is_name(source):
+        if reading.test is not None:
+            raise InputError(f"{source!r} is known by its name and takes no test; give its text as a file")
         texts, given = _named(source)
         name = reading.name or source
     elif isinstance(source, str | Path) and str(source).lower().endswith(SUFFIXES):
         texts = [read_text(Path(source))]
+        if reading.test is not None:
+            if not isinstance(reading.test, str | Path):
+                raise InputError(f"test is a {type(reading.test).__name__}; give a text file as the data are")
+            texts, given = [*texts, read_text(Path(reading.test))], [TRAIN, TEST]
         name = reading.name or Path(source).name.split(".")[0]
     else:
         what = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
