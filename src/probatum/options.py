@@ -4,6 +4,7 @@ the command that repeats a study."""
 from __future__ import annotations
 
 import difflib
+import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
@@ -60,8 +61,9 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The option as a Python name."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        """The option as a Python name; ``for_`` for --for."""
+        name = self.flag.removeprefix("--").replace("-", "_")
+        return f"{name}_" if keyword.iskeyword(name) else name
 
 
 @cache
