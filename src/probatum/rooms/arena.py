@@ -30,6 +30,8 @@ from probatum.rooms import find
 from probatum.spec import Data, Spec, Truth
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 ModelFactory = Callable[[Spec], "nn.Module"]
@@ -142,12 +144,15 @@ class Outcome:
         timing: measured seconds and bytes.
         digest: hash of weights and outputs, by which bit-identical arms are known.
         details: curves, tables and notes for the report, JSON values.
+        rows: for measures that have them, by name, what each test row adds (`probatum.measure.row_values`): float64 (n_test,)
+            in the order of the test rows, NaN where a row does not count; the mean of the others is the measure.
     """
 
     measures: dict[str, float]
     timing: dict[str, float] = field(default_factory=dict)
     digest: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Arena(Protocol):
