@@ -171,7 +171,7 @@ def _quality(p: Array, y: Array) -> Values:
     right = (guess == y).astype(np.float64)
     support, predicted = (np.bincount(codes, minlength=p.shape[1]) for codes in (y, guess))
     hits = np.bincount(y, weights=right, minlength=p.shape[1])
-    both, seen = support + predicted, np.flatnonzero(support)
+    both, seen = support + predicted, np.flatnonzero(support).tolist()
     recall, f1 = hits / np.maximum(support, 1), 2 * hits / np.maximum(both, 1)
     eps = np.finfo(np.float64).eps  # where scikit-learn's log_loss cuts
     off = p.copy()
@@ -186,7 +186,7 @@ def _quality(p: Array, y: Array) -> Values:
     }
     scored = [k for k in ([1] if p.shape[1] == 2 else seen) if 0 < support[k] < n]
     if scored:
-        found["auroc"] = sum(auroc(log_odds_of(p, k), y == k) for k in scored) / len(scored)
+        found["auroc"] = np.sum([auroc(log_odds_of(p, k), y == k) for k in scored], axis=0) / len(scored)
     return found
 
 

@@ -150,10 +150,11 @@ def truth_measures(
         if own is not None:
             rows["shifted-accuracy"] = _laid(away.double().numpy(), own, len(test))
     if truth.groups is not None:
-        rights, groups, places = right, truth.groups, np.arange(len(test))
+        rights, groups = right, truth.groups
+        places: np.ndarray | None = np.arange(len(test))
         if away is not None and truth.shifted_groups is not None:
             rights, groups = torch.cat([right, away]), torch.cat([groups, truth.shifted_groups])
-            places = None if own is None else np.append(places, own)
+            places = None if own is None else np.append(np.arange(len(test)), own)
         found["worst-group-accuracy"], details["groups"] = worst_group(rights, groups)
         if places is not None:
             rows["worst-group-accuracy"] = worst_group_rows(rights, groups, places, len(test))
