@@ -12,7 +12,7 @@ from probatum import catalogue, slots
 from probatum.advising import evidence
 from probatum.advising.evidence import Earlier
 from probatum.advising.facts import DataFacts, facts_of
-from probatum.advising.rank import Ranked, ranked
+from probatum.advising.rank import TRAITS, Ranked, ranked
 from probatum.auditing.faults import asks_for_a_setting
 from probatum.bench.making import not_applicable
 from probatum.card import Card
@@ -24,6 +24,8 @@ from probatum.settings import Reading, checked, fitting, with_target
 
 FIRST = 5
 """Techniques that are advised where nothing else is asked; as many as `make advice` counts."""
+OTHERS = ("select", "acquire", "stream")
+"""Contests besides prediction whose techniques are told of where the data show what they are made for."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def advise(
     earlier = evidence.once([*shipped, *(study for found, _ in kept for study in found)])
     cards, unfit = applicable(dataset, facts, earlier)
     order = ranked(cards, facts, earlier, evidence.claims())
-    notes = (*facts.notes, *(note for _, told in kept for note in told))
+    notes = (*facts.notes, *(note for _, told in kept for note in told), *elsewhere(dataset, facts))
     ids = [one.technique for one in order[:top]]
     own = sum(len(found) for found, _ in kept)
     return Advice(
@@ -178,6 +180,22 @@ def _unfit(name: str, dataset: Any, facts: DataFacts, earlier: Sequence[Earlier]
     alike = [s for s in alike if (s.profile.classes == 2) == (mine.classes == 2)]
     told = [study.unfit[name] for study in alike if name in study.unfit]
     return told[-1] if told and not any(name in study.outcomes for study in alike) else None
+
+
+def elsewhere(dataset: Any, facts: DataFacts) -> list[str]:
+    """Techniques of other contests that are made for what the data show, a line a trait."""
+    found = []
+    for trait in facts.traits:
+        words, tags = TRAITS[trait]
+        names = {name for tag in tags for name in catalogue.find(tag=tag)}
+        arenas: dict[str, list[str]] = {}
+        for name in sorted(names):
+            arena = slots.arena_of(catalogue.place(name).slot)
+            if arena in OTHERS and not not_applicable(name, dataset, pretrained=False):
+                arenas.setdefault(arena, []).append(name)
+        told = [f"{', '.join(ids)} ({arena})" for arena, ids in arenas.items()]
+        found += [f"also made for {words}, judged by contests of their own: {'; '.join(told)}"] if told else []
+    return found
 
 
 def why(one: Ranked) -> str:
