@@ -104,7 +104,8 @@ def drift(dataset: Any, time: str | None, seed: int = 0) -> Drift | str:
     if time is not None:
         both = replace(both, part=replace(both.part, x=_without(both.part.x, both.spec.features, time)))
     sides = (both.take(np.arange(len(old))), both.take(np.arange(len(old), len(both))))
-    auc, p, _, _ = two_sample(*input_features(*sides), rng)
+    before, now = input_features(*sides)
+    auc, p, _, _ = two_sample(before, now, rng)
     return Drift(auc, p, by, len(both))
 
 
