@@ -9,6 +9,7 @@ on the held seeds what each arm gains in truth. Counted is the share of the best
 has; a loss counts 0, since the baseline is kept then. Beside it stand the expectation over all random orders (exact), the
 order by mean rank on the other tables, and the advice without any study, by cards and claims alone. Tables on which no arm
 gains more than what matters (the measure's margin) have no share and are counted apart. Intervals: bootstrap over tables.
+An arm that takes longer than --most seconds a trial is left out of all tables, which is told and written.
 
 A run over all tables writes benchmarks/advice.json and what ships, src/probatum/advising/record.json.
 """
@@ -65,6 +66,7 @@ class Settings:
     steps: int
     rows: int
     tried: int
+    most: float
     workers: int
     store: Path
 
@@ -93,7 +95,7 @@ class Progress:
         self.tables, self.at, self.name = tables, 0, ""
         self.todo = self.left = self.ran = 0
         self.begun = self.told = time.monotonic()
-        self.sizes: list[int] = []
+        self.sizes: dict[str, int] = {}
 
     def table(self, name: str) -> None:
         """The next table begins."""
@@ -104,7 +106,7 @@ class Progress:
         """A study's trials are known; `done` of them are stored."""
         self.todo, self.left = len(jobs), len(jobs)
         self.stored = done
-        self.sizes.append(len(jobs))
+        self.sizes[self.name] = max(len(jobs), self.sizes.get(self.name, 0))
         print(f"table {self.at} of {self.tables}, {self.name}: {done} of {len(jobs)} trials are stored", flush=True)
 
     def started(self, job: Any) -> None:
@@ -126,23 +128,41 @@ class Progress:
 
     def rest(self) -> str:
         """Time left, for all tables, if the next ones are as large as those before."""
-        trials = self.left + (self.tables - self.at) * sum(self.sizes) / len(self.sizes)
+        trials = self.left + (self.tables - self.at) * sum(self.sizes.values()) / len(self.sizes)
         seconds = (time.monotonic() - self.begun) / max(1, self.ran) * trials
         return f"about {int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h left"
 
 
-def made(name: str, settings: Settings, progress: Progress) -> Table:
-    """Run what the store lacks of one table's studies."""
+def made(name: str, settings: Settings, progress: Progress, slow: dict[str, float], timed: set[str]) -> Table:
+    """Run what the store lacks of one table's studies.
+
+    On the first table of each task, seed 0 tells which arms take longer than the limit; `slow` gets their seconds, and they
+    are tried on no table any more. `timed` holds the tasks of which that is known.
+    """
     progress.table(name)
     dataset = open_dataset(name)
     if dataset.n > settings.rows:
         dataset = subset(dataset, settings.rows, 0)
-    whole = study(dataset, settings.arms, settings.seeds + settings.held, settings).run(progress)
-    arms = [arm.name for arm in whole.plan.arms]
+    pilot = study(dataset, settings.arms, 1, settings)
+    if dataset.task not in timed:
+        timed.add(dataset.task)
+        slow |= too_slow(pilot.run(progress), settings.most)
+    arms = [arm.name for arm in pilot.plan.arms if arm.name not in slow]
+    whole = study(dataset, arms, settings.seeds + settings.held, settings).run(progress)
     first = study(dataset, arms, settings.seeds, settings).run()  # its trials are the other's
     gains = held_gains(whole.rows(), whole, settings.seeds)
-    source = evidence.SHIPPED
-    return Table(facts_of(dataset), earlier_of(first, source), earlier_of(whole, source), gains)
+    known = [replace(earlier_of(one, evidence.SHIPPED), unfit=dict(pilot.plan.skipped)) for one in (first, whole)]
+    return Table(facts_of(dataset), *known, gains)
+
+
+def too_slow(results: Results, most: float) -> dict[str, float]:
+    """Arm -> seconds of its trial, of those that took more than `most`."""
+    arms = {arm.name for arm in results.plan.arms}
+    seconds = {trial.arm: float(trial.timing.get("seconds", 0.0)) for trial in results.trials if trial.arm in arms}
+    found = {arm: round(its, 1) for arm, its in seconds.items() if its > most}
+    for arm, its in found.items():
+        print(f"{arm} takes {its} s a trial, more than {most:g}: it is left out of all tables", flush=True)
+    return found
 
 
 def study(dataset: Any, arms: Sequence[str] | None, seeds: int, settings: Settings) -> Study:
@@ -315,6 +335,7 @@ def asked(words: Sequence[str] | None) -> tuple[Settings, Path]:
     parser.add_argument("--steps", type=int, default=300, help="gradient steps of every arm")
     parser.add_argument("--rows", type=int, default=2000, help="rows drawn from larger tables")
     parser.add_argument("--tried", type=int, default=5, help="arms of an order that are tried")
+    parser.add_argument("--most", type=float, default=30.0, help="seconds of a trial beyond which an arm is left out")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0: as many as the cores hold")
     parser.add_argument("--store", type=Path, default=STORE, help="keeps every trial")
     parser.add_argument("--out", type=Path, help="default: benchmarks/advice.json for the twenty, else nowhere")
@@ -329,6 +350,7 @@ def asked(words: Sequence[str] | None) -> tuple[Settings, Path]:
         steps=said.steps,
         rows=said.rows,
         tried=said.tried,
+        most=said.most,
         workers=said.workers,
         store=said.store,
     )
@@ -340,9 +362,11 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     settings, out = asked(words)
     settings.store.parent.mkdir(parents=True, exist_ok=True)
     progress, tables, lost = Progress(len(settings.tables)), [], {}
+    slow: dict[str, float] = {}
+    timed: set[str] = set()
     for name in settings.tables:
         try:
-            tables.append(made(name, settings, progress))
+            tables.append(made(name, settings, progress, slow, timed))
         except InputError as problem:
             lost[name] = str(problem)
             print(f"{name} is left out: {problem}")
@@ -350,7 +374,13 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit("two tables or more are needed, for one is left out")
     rows = left_out(tables, settings.tried)
     about = {name: value for name, value in vars(settings).items() if name not in ("store", "workers")}
-    found = {"settings": about, "lost": lost, "measured": measured(rows, tables, settings), "tables": rows}
+    found = {
+        "settings": about,
+        "lost": lost,
+        "slow": slow,
+        "measured": measured(rows, tables, settings),
+        "tables": rows,
+    }
     tell(found)
     whole = settings.tables == TABLES and settings.arms is None and not lost
     out = out or (OUT if whole else None)

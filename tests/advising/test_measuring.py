@@ -66,6 +66,15 @@ def test_gains_on_the_held_seeds(advice: ModuleType, small_study: Study) -> None
     assert set(advice.held_gains(rows, small_study.results, 6).values()) == {-math.inf}
 
 
+def test_arms_that_take_too_long_are_left_out(advice: ModuleType, small_study: Study) -> None:
+    results = small_study.results
+    longest = {t.arm: t.timing["seconds"] for t in results.trials}  # of the last seed
+    assert advice.too_slow(results, 1e9) == {}
+    found = advice.too_slow(results, 0.0)
+    assert set(found) == {"encouraging-loss", "h-calibration(window=20, steps=20)"}  # neither baseline nor references
+    assert all(found[arm] == round(longest[arm], 1) for arm in found)
+
+
 def test_the_interval_covers_the_mean_and_shrinks_to_it(advice: ModuleType) -> None:
     found = advice.interval(np.array([0.0, 1.0] * 50))
     assert found["share"] == 0.5
@@ -78,7 +87,7 @@ def test_a_run_at_its_smallest_goes_on_where_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--tables", "iris", "wine", "--arms", "selu-snn", "encouraging-loss", "--seeds", "1", "--held", "1"]
-    words += ["--steps", "4", "--tried", "1", "--out", "found.json"]
+    words += ["--steps", "4", "--tried", "1", "--out", "found.json", "--most", "1e9"]
     first = advice.main(words)
     assert "table 2 of 2, wine: 0 of 6 trials are stored" in capsys.readouterr().out
     again = advice.main(words)
