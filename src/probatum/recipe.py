@@ -52,7 +52,8 @@ class Training:
         weight_decay: its decoupled weight decay.
         schedule: ``"cosine"`` (5 % linear warm-up, then to zero) or ``"constant"``; multiplies any optimizer's rate.
         clip: global gradient norm to clip at, or None.
-        select: validation measure by which the best weights are kept: accuracy, log-loss, rmse, or "last".
+        select: validation measure by which the best weights are kept: accuracy, log-loss, rmse, another that the task can
+            choose by (`probatum.rooms.task.Task.CHOOSES`), or "last".
     """
 
     epochs: int = 20

@@ -51,6 +51,7 @@ class Terms:
         primary: the measure that decides, by whose kind choices are made on validation rows.
         equal_compute: whether steps are set so that arms cost what the baseline costs.
         tune: tuner trials every arm gets; 0 = defaults.
+        swap: whether arena predict also tests validation rows, by weights that test rows chose in the same training.
         engine: where and how networks are trained.
         contest: the arena's own rules, as its `contest` gave them; empty = its usual ones, or it has none.
     """
@@ -59,6 +60,7 @@ class Terms:
     primary: str = "accuracy"
     equal_compute: bool = False
     tune: int = 0
+    swap: bool = False
     engine: Engine = PLAIN
     contest: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,6 +148,9 @@ class Outcome:
         details: curves, tables and notes for the report, JSON values.
         rows: for measures that have them, by name, what each test row adds (`probatum.measure.row_values`): float64 (n_test,)
             in the order of the test rows, NaN where a row does not count; the mean of the others is the measure.
+        swapped: measures of the validation rows by weights that the test rows chose, as far as they have values of rows;
+            empty = there are none.
+        swapped_rows: those values, float64 (n_valid,) in the order of the validation rows.
     """
 
     measures: dict[str, float]
@@ -153,6 +158,8 @@ class Outcome:
     digest: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    swapped: dict[str, float] = field(default_factory=dict)
+    swapped_rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Arena(Protocol):

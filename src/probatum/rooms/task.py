@@ -53,12 +53,15 @@ class Task:
         STACKS: whether seeds can be trained as one computation.
         CALIBRATED: whether techniques of slot posthoc have something to calibrate: probabilities of classes.
         SELECT: how the best weights are chosen where nobody says otherwise, see `Training.select`.
+        CHOOSES: measures that can choose the best weights themselves -> the `Training.select` that does it; empty = that is
+            not known.
     """
 
     NAME: ClassVar[str] = ""
     STACKS: ClassVar[bool] = True
     CALIBRATED: ClassVar[bool] = False
     SELECT: ClassVar[str] = "last"
+    CHOOSES: ClassVar[Mapping[str, str]] = {}
 
     # -- training --------------------------------------------------------------------------------------------------------
 
@@ -78,9 +81,15 @@ class Task:
         """How wrong outputs are: named numbers, lower = better."""
         raise NotImplementedError
 
-    def look(self, predict: Callable[[Part], Tensor], part: Part) -> dict[str, float]:
-        """`errors` of a part, where `predict` gives outputs for rows; what cannot be held at once is looked at in pieces."""
-        return self.errors(predict(part), part.y)
+    def further_errors(self, output: Tensor, target: Tensor, select: str) -> dict[str, float]:
+        """What `score` needs for this `Training.select` besides `errors`, likewise."""
+        return {}
+
+    def look(self, predict: Callable[[Part], Tensor], part: Part, select: str = "") -> dict[str, float]:
+        """`errors` and `further_errors` of a part, where `predict` gives outputs for rows; what cannot be held at once is
+        looked at in pieces."""
+        output = predict(part)
+        return {**self.errors(output, part.y), **self.further_errors(output, part.y, select)}
 
     def score(self, errors: Mapping[str, float], select: str) -> tuple[float, ...]:
         """By which the best weights are chosen, lower = better; `select` is the recipe's `Training.select`."""
@@ -88,7 +97,7 @@ class Task:
 
     def selection(self, primary: str, axis: str) -> str:
         """How the best weights are chosen where this measure, of this axis, decides."""
-        return self.SELECT
+        return self.CHOOSES.get(primary, self.SELECT)
 
     def tuned_by(self, errors: Mapping[str, float], primary: str) -> float:
         """What a tuner lowers where this measure decides."""

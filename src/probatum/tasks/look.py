@@ -45,7 +45,8 @@ def look_at_reals(work: Work, fitted: Any) -> Looked:
     """Values (n, outputs) of the test rows: quality, intervals, uncertainty, robustness."""
     output, found = _predicted(work, fitted)
     rows = row_values.of_reals(output, work.data.test.y, target_scale(work.data))
-    return _besides(work, fitted, output, Seen(found, rows), {})
+    constant = {"constant": True} if len(output) > 1 and bool((output == output[0]).all()) else {}
+    return _besides(work, fitted, output, Seen(found, rows), constant)
 
 
 def _predicted(work: Work, fitted: Any) -> tuple[Tensor, dict[str, float]]:

@@ -14,6 +14,7 @@ from probatum import catalogue
 from probatum.numerics.cost.operations import counted
 from probatum.recipe import Recipe
 from probatum.rooms.arena import Work
+from probatum.spec import Part
 from probatum.train.adapt import Adapted
 from probatum.train.assemble import Assembly, assemble, budget_for
 from probatum.train.loop import Single, detach, train_session
@@ -189,7 +190,7 @@ class _Counting:
         """The loss."""
         return self.inner.values(losses)
 
-    def looks(self) -> list[dict[str, float]]:
+    def looks(self, select: str, parts: Sequence[Part] | None = None) -> list[dict[str, float]]:
         """Nothing: what chooses the best weights is no part of the training."""
         return [{}]
 

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from probatum.contracts.method import HOOKS
 from probatum.numerics.networks.modes import evaluating
+from probatum.numerics.tensors.draws import random_state_kept
 from probatum.rooms.arena import TrainingFailed
 from probatum.rooms.task import task
 from probatum.spec import Batch, Part
 from probatum.train.run import Run
+from probatum.train.second_choice import Kept, SecondChoice
 
 Progress = Callable[[int, int], None]
 
@@ -50,8 +53,8 @@ class Session(Protocol):
         """The losses of all runs as numbers."""
         ...
 
-    def looks(self) -> list[dict[str, float]]:
-        """What the validation rows say of every run, as `Task.errors` has it."""
+    def looks(self, select: str, parts: Sequence[Part] | None = None) -> list[dict[str, float]]:
+        """What the validation rows, or other rows of every run, say of it, as `Task.look` has it."""
         ...
 
     def close(self) -> None:
@@ -71,6 +74,7 @@ def train(
     schedule: str = "cosine",
     select: str = "accuracy",
     progress: Progress | None = None,
+    second: SecondChoice | None = None,
 ) -> None:
     """Train `run.model` in place for `run.budget.steps` updates.
 
@@ -81,18 +85,24 @@ def train(
         schedule: ``"cosine"`` or ``"constant"``, multiplying every group's own rate.
         select: validation measure for keeping the best weights, or ``"last"``.
         progress: called as (step, steps) after every epoch's worth of steps.
+        second: where the best weights by other rows are kept beside; the training is the same without it.
 
     Raises:
         TrainingFailed: the loss is not finite.
     """
     with detached_on_failure(methods):
-        failed = train_session(Single(run, methods, order), schedule, select, progress)[0]
+        failed = train_session(Single(run, methods, order), schedule, select, progress, second=second)[0]
         if failed is not None:
             raise failed
 
 
 def train_session(
-    session: Session, schedule: str, select: str, progress: Progress | None = None, looked: Progress | None = None
+    session: Session,
+    schedule: str,
+    select: str,
+    progress: Progress | None = None,
+    looked: Progress | None = None,
+    second: SecondChoice | None = None,
 ) -> list[TrainingFailed | None]:
     """Take all steps of a session; arguments as `train`.
 
@@ -103,8 +113,7 @@ def train_session(
         For every run None, or why its training failed; the others are not touched by that.
     """
     runs, budget = session.runs, session.runs[0].budget
-    best: list[tuple[float, ...] | None] = [None] * len(runs)
-    states: list[dict[str, Any] | None] = [None] * len(runs)
+    best = Kept.of(len(runs))
     failed: list[TrainingFailed | None] = [None] * len(runs)
     step = 0
     while step < budget.steps:
@@ -119,7 +128,9 @@ def train_session(
                         failed[k] = not_finite(value, step)
                 if all(failed):
                     return failed
-                _keep_best(session, values, failed, best, states, select)
+                _keep_best(session, values, failed, best, select)
+                if second is not None:
+                    _keep_second(session, failed, second, select)
                 for tell in (progress, looked):
                     if tell is not None:
                         tell(step, budget.steps)
@@ -127,30 +138,34 @@ def train_session(
                 break
         session.epoch_end()
     session.close()
-    for k, state in enumerate(states):
+    for k, state in enumerate(best.states):
         if failed[k] is None:
             session.finish(k, state)
     return failed
 
 
 def _keep_best(
-    session: Session,
-    values: Sequence[float],
-    failed: Sequence[TrainingFailed | None],
-    best: list[tuple[float, ...] | None],
-    states: list[dict[str, Any] | None],
-    select: str,
+    session: Session, values: Sequence[float], failed: Sequence[TrainingFailed | None], best: Kept, select: str
 ) -> None:
     """A point more on every learning curve, and a copy of the weights that are better than any before."""
-    for k, (run, found) in enumerate(zip(session.runs, session.looks(), strict=True)):
+    for k, (run, found) in enumerate(zip(session.runs, session.looks(select), strict=True)):
         if failed[k] is not None:
             continue
         run.curve.append(curve_point(run, values[k], found))
-        if not run.keep_best or select == "last":
-            continue
-        score, kept = task(run.spec.task).score(found, select), best[k]
-        if kept is None or score < kept:
-            best[k], states[k] = score, snapshot(run.model)
+        if run.keep_best and select != "last":
+            best.offer(k, task(run.spec.task).score(found, select), partial(snapshot, run.model))
+
+
+def _keep_second(session: Session, failed: Sequence[TrainingFailed | None], second: SecondChoice, select: str) -> None:
+    """The same by the other rows; the global streams are left where they were."""
+    chosen = [k for k, run in enumerate(session.runs) if run.keep_best and failed[k] is None]
+    if select == "last" or not chosen:
+        return
+    with random_state_kept():
+        looks = session.looks(select, second.parts)
+    for k in chosen:
+        run = session.runs[k]
+        second.kept.offer(k, task(run.spec.task).score(looks[k], select), partial(snapshot, run.model))
 
 
 class Single:
@@ -222,10 +237,11 @@ class Single:
         """The loss, over all devices' shares."""
         return [losses.item() if self.shard is None else self.shard.total(losses)]
 
-    def looks(self) -> list[dict[str, float]]:
-        """What the validation rows say."""
+    def looks(self, select: str, parts: Sequence[Part] | None = None) -> list[dict[str, float]]:
+        """What the validation rows, or other ones, say."""
         run, predict = self.run, outputs if self.shard is None else self.shard.outputs
-        return [task(run.spec.task).look(lambda part: predict(run.model, part.x), run.valid)]
+        rows = run.held if parts is None else parts[0]
+        return [task(run.spec.task).look(lambda part: predict(run.model, part.x), rows, select)]
 
     def close(self) -> None:
         """The optimizer's own rates again."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from probatum.numerics.tensors.draws import random_state_kept
 from probatum.rooms.arena import TrainingFailed
 from probatum.rooms.task import task
-from probatum.spec import Batch
+from probatum.spec import Batch, Part
 from probatum.train.loop import (
     Progress,
     batch_order,
@@ -32,6 +32,7 @@ from probatum.train.loop import (
 from probatum.train.replica import Replica
 from probatum.train.run import Run, apply_loss, wants_index
 from probatum.train.same_step import global_state, same_step, set_mode
+from probatum.train.second_choice import SecondChoice
 from probatum.train.stack import CannotStackError, Stack, described
 
 RESIDENT = 256 * 2**20
@@ -51,6 +52,7 @@ def train_replicas(
     progress: Progress | None = None,
     threads: int | None = None,
     pace: float | None = None,
+    second: SecondChoice | None = None,
 ) -> list[TrainingFailed | None]:
     """Train all replicas' models in place, as `loop.train` would train each; arguments as there.
 
@@ -69,7 +71,7 @@ def train_replicas(
     watch = None if pace is None or threads is None else _Watch(pace, threads)
     with random_state_kept(), detached_on_failure(methods):
         session = Stacked(replicas)
-        failed = train_session(session, schedule, select, progress, watch)
+        failed = train_session(session, schedule, select, progress, watch, second)
         if not all(failed):
             session.check_draws()
     for replica, problem in zip(replicas, failed, strict=True):
@@ -208,22 +210,31 @@ class Stacked:
         """The losses of all replicas as numbers."""
         return losses.tolist()
 
-    def looks(self) -> list[dict[str, float]]:
-        """What the validation rows say of every replica."""
-        self.check()
-        found, asked = self.valid_outputs(), task(self.runs[0].spec.task)
-        return [asked.errors(output, run.valid.y) for run, output in zip(self.runs, found, strict=True)]
+    def looks(self, select: str, parts: Sequence[Part] | None = None) -> list[dict[str, float]]:
+        """What the validation rows, or other ones, say of every replica."""
+        if parts is None:
+            self.check()
+        rows, asked = [run.held for run in self.runs] if parts is None else parts, task(self.runs[0].spec.task)
+        found = [output[: len(part)] for output, part in zip(self.outputs_on(rows), rows, strict=True)]
+        return [
+            {**asked.errors(output, part.y), **asked.further_errors(output, part.y, select)}
+            for output, part in zip(found, rows, strict=True)
+        ]
 
     @torch.no_grad()
-    def valid_outputs(self, batch_size: int = 1024) -> Tensor:
-        """Outputs (replicas, n, outputs) on the validation rows, in evaluation mode."""
-        net, fold = self.stack.net.eval(), self.stack.fold
+    def outputs_on(self, parts: Sequence[Part], batch_size: int = 1024) -> Tensor:
+        """Outputs (replicas, n, outputs) on rows of every replica, in evaluation mode.
+
+        n is the largest part's; what the others' have beyond their own rows says nothing.
+        """
+        net, fold, n = self.stack.net.eval(), self.stack.fold, max(map(len, parts))
         try:
-            parts = []
-            for start in range(0, len(self.runs[0].valid), batch_size):
-                x = fold.fold([run.valid.x[start : start + batch_size] for run in self.runs])
-                parts.append(fold.split(net(x)))
-            return torch.cat(parts, dim=1)
+            pieces = []
+            for start in range(0, n, batch_size):
+                end = min(start + batch_size, n)
+                x = fold.fold([_rows_between(part.x, start, end) for part in parts])
+                pieces.append(fold.split(net(x)))
+            return torch.cat(pieces, dim=1)
         finally:
             net.train()
 
@@ -251,7 +262,7 @@ def check_alike(runs: Sequence[Run]) -> None:
             raise CannotStackError("the budgets differ")
         if type(run.loss) is not type(first.loss) or type(run.optimizer) is not type(first.optimizer):
             raise CannotStackError("losses or optimizers differ")
-        for mine, theirs in ((run.train, first.train), (run.valid, first.valid)):
+        for mine, theirs in ((run.train, first.train), (run.held, first.held)):
             if tuple(mine.x.shape) != tuple(theirs.x.shape) or mine.x.dtype != theirs.x.dtype:
                 raise CannotStackError("the replicas' data differ in shape")
     if not isinstance(first.train.x, Tensor):
@@ -260,6 +271,13 @@ def check_alike(runs: Sequence[Run]) -> None:
         raise CannotStackError(f"seeds of task {first.spec.task} are trained one by one")
     if hasattr(first.model, "objective"):
         raise CannotStackError(f"{type(first.model).__name__} has an objective of its own")
+
+
+def _rows_between(x: Tensor, start: int, end: int) -> Tensor:
+    """Rows start to end - 1, the last row again where there are no more."""
+    if end <= len(x):
+        return x[start:end]
+    return x[torch.arange(start, end, device=x.device).clamp_max(len(x) - 1)]
 
 
 class _Hooked:
@@ -446,6 +464,4 @@ def _clip(stack: Stack, most: float) -> None:
 
 def _versions(run: Run) -> list[int]:
     """How often the rows have been changed in place."""
-    return [
-        value._version for part in (run.train, run.valid) for value in (part.x, part.y) if isinstance(value, Tensor)
-    ]
+    return [value._version for part in (run.train, run.held) for value in (part.x, part.y) if isinstance(value, Tensor)]

@@ -45,7 +45,7 @@ class Run:
         optimizer: its optimizer.
         spec: description of the data.
         train: training rows.
-        valid: validation rows.
+        held: validation rows, as the loop takes them; others say `valid`.
         budget: steps, batch size, steps per epoch.
         step: updates done so far.
         epoch: epochs begun so far, less one.
@@ -65,6 +65,7 @@ class Run:
         whole: rows of the present step's batch over all devices.
         pass_hooks: the methods' `before_pass` hooks, in order.
         loss_hooks: their `loss` hooks, in order.
+        asked_valid: whether anything but the loop has asked for the validation rows.
     """
 
     model: nn.Module
@@ -72,7 +73,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     spec: Spec
     train: Part
-    valid: Part
+    held: Part
     budget: Budget
     step: int = 0
     epoch: int = -1
@@ -90,7 +91,18 @@ class Run:
     whole: int = 0
     pass_hooks: Sequence[PassHook] = ()
     loss_hooks: Sequence[LossHook] = ()
+    asked_valid: bool = False
     _seconds: int = 0
+
+    @property
+    def valid(self) -> Part:
+        """Validation rows. That somebody asked for them is noted in `asked_valid`: then more than the loop may hang on them."""
+        self.asked_valid = True
+        return self.held
+
+    @valid.setter
+    def valid(self, part: Part) -> None:
+        self.held = part
 
     def objective(self, batch: Batch, output: Any) -> Tensor:
         """The training loss of one batch, through the model's own `objective` where it has one.

@@ -51,7 +51,7 @@ def _compare_all(stack: Stack, replicas: Sequence[Replica]) -> None:
             _compare(stack, replicas, ends, [replica.run.train.x[:rest] for replica in replicas])
         set_mode(stack, False)
         with torch.no_grad():
-            _compare(stack, replicas, ends, [replica.run.valid.x[:size] for replica in replicas])
+            _compare(stack, replicas, ends, [replica.run.held.x[:size] for replica in replicas])
 
 
 def _doubled(replicas: Sequence[Replica]) -> list[Replica]:
@@ -65,9 +65,9 @@ def _doubled(replicas: Sequence[Replica]) -> list[Replica]:
         run = replica.run
         memo: dict[int, Any] = {id(v): nn.Parameter(tensor(v), v.requires_grad) for v in run.model.parameters()}
         memo |= {id(value): tensor(value) for value in run.model.buffers()}
-        train, valid = (replace(part, x=tensor(part.x)) for part in (run.train, run.valid))
+        train, valid = (replace(part, x=tensor(part.x)) for part in (run.train, run.held))
         model = copy.deepcopy(run.model, memo)
-        found.append(replace(replica, run=replace(run, model=model, train=train, valid=valid)))
+        found.append(replace(replica, run=replace(run, model=model, train=train, held=valid)))
     return found
 
 

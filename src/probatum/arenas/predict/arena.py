@@ -1,4 +1,8 @@
-"""Arena `predict`: train an arm on the split's training rows, choose on validation rows, look at the test rows once."""
+"""Arena `predict`: train an arm on the split's training rows, choose on validation rows and test on test rows.
+
+Where it can be (`probatum.arenas.predict.swap`) it is also chosen on test rows, in the same training, and tested on
+validation rows: no row chooses the weights that it tests.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from torch import Tensor, nn
 
 from probatum.arenas.predict.fit import Predictor, fit
 from probatum.arenas.predict.rehearsal import rehearse
+from probatum.arenas.predict.swap import swap_of
+from probatum.arenas.predict.swapped import swapped
 from probatum.arenas.predict.timing import timings
 from probatum.data.lazy.few import release
 from probatum.measure import cost
@@ -45,8 +51,10 @@ def measures(spec: Spec) -> tuple[str, ...]:
 def trial(work: Work) -> Outcome:
     """Train and measure one arm on one seed."""
     start = time.perf_counter()
-    fitted = fit(work)
-    return measured(work, fitted, time.perf_counter() - start)
+    swap = swap_of(work)
+    fitted = fit(work, swap)
+    seconds = time.perf_counter() - start
+    return swapped(work, fitted, swap, measured(work, fitted, seconds))
 
 
 def measured(work: Work, fitted: Predictor, seconds: float) -> Outcome:

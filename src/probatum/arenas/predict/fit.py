@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum import catalogue, inject
+from probatum.arenas.predict.swap import Swap
 from probatum.data.lazy.few import release
 from probatum.errors import InputError
 from probatum.numerics.calibration.temperature import fit_temperature
@@ -21,6 +22,7 @@ from probatum.train.compute import equal_steps
 from probatum.train.devices import train_on_devices
 from probatum.train.loop import outputs, train
 from probatum.train.rng import generator_for, seeded
+from probatum.train.second_choice import SecondChoice
 from probatum.train.tune import tuned
 
 SCALED = "temperature scaling"
@@ -39,6 +41,8 @@ class Predictor:
         effects: named numbers of what the techniques did.
         curve: the learning curve.
         passes: examples passed forward and backward.
+        posthoc: the technique whose calibrator is fitted, or None.
+        scores: whether the network gives scores that are no logits of probabilities yet.
     """
 
     task: str
@@ -49,6 +53,8 @@ class Predictor:
     effects: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     passes: float = 0.0
+    posthoc: Use | None = None
+    scores: bool = False
 
     def predict(self, part: Part) -> Tensor:
         """What the task predicts: probabilities (n, classes), values (n, outputs) on the standardised scale, ..."""
@@ -66,17 +72,23 @@ class Predictor:
             return self.calibrator(output)
 
 
-def fit(work: Work) -> Predictor:
-    """Train one arm and, where it has them, its calibrator and its tuned settings; the test rows are not read."""
+def fit(work: Work, swap: Swap | None = None) -> Predictor:
+    """Train one arm and, where it has them, its calibrator and its tuned settings; the test rows are not read.
+
+    With a swap that is possible they are: the best weights by them are kept in it, which changes nothing else.
+    """
     spec = work.data.spec
     asked = task(spec.task)
+    swap = swap or Swap("it was not asked for")
     if work.builtin in asked.references(spec):
-        return Predictor(spec.task, learner=asked.reference(work.builtin, work.data, work.seed))
+        return Predictor(spec.task, learner=asked.reference(work.builtin, swap.noting(work.data), work.seed))
     recipe = work.recipe
     if work.terms.tune:
         recipe = tuned(recipe, work.terms.tune, work.seed, lambda candidate: _validation_score(work, candidate))
     check_calibrator(recipe, spec.task)
-    return fit_network(work, recipe) if recipe.learner is None else fit_learner(work, recipe, recipe.learner)
+    if recipe.learner is None:
+        return fit_network(work, recipe, swap)
+    return fit_learner(work, recipe, recipe.learner, swap)
 
 
 def check_calibrator(recipe: Recipe, name: str) -> None:
@@ -85,26 +97,27 @@ def check_calibrator(recipe: Recipe, name: str) -> None:
         raise InputError(f"{recipe.posthoc.id} calibrates class probabilities; the task here is {name}")
 
 
-def fit_learner(work: Work, recipe: Recipe, use: Use) -> Predictor:
+def fit_learner(work: Work, recipe: Recipe, use: Use, swap: Swap | None = None) -> Predictor:
     """A learner, and its calibrator if there is one."""
     data = work.data
     budget = budget_for(recipe.training, len(data.train))
     generator = generator_for(work.seed, "technique", use.id, work.arm.salt)
     hidden = replace(data, test=no_rows(data.test))  # a learner cannot look at the test rows
+    if swap is not None:
+        hidden = swap.noting(hidden)
     offer = offer_for_learner(work, recipe)
     learner = inject.call(
         use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
     )
-    found = Predictor(data.spec.task, learner=learner, effects=getattr(learner, "report", dict)())
+    effects: dict[str, float] = getattr(learner, "report", dict)()
+    found = Predictor(data.spec.task, learner=learner, effects=effects, posthoc=recipe.posthoc)
     found.passes = float(getattr(learner, "passes", 0.0))
-    if recipe.posthoc is not None:
-        found.calibrator = _calibrator(recipe.posthoc, work, task(data.spec.task).logits(learner.predict(data.valid)))
-    return found
+    return calibrate(found, work)
 
 
-def fit_network(work: Work, recipe: Recipe) -> Predictor:
+def fit_network(work: Work, recipe: Recipe, swap: Swap | None = None) -> Predictor:
     """A network, trained, and what is fitted on validation rows after it."""
-    return predictor(work, recipe, run_training(work, recipe, steps_for(work, recipe)))
+    return predictor(work, recipe, run_training(work, recipe, steps_for(work, recipe), swap))
 
 
 def steps_for(work: Work, recipe: Recipe) -> int | None:
@@ -120,26 +133,39 @@ def predictor(work: Work, recipe: Recipe, parts: Assembly) -> Predictor:
     effects: dict[str, float] = {f"{name}: places changed": float(count) for name, count in parts.swaps.items()}
     for method in parts.methods:
         effects |= getattr(method, "report", dict)()
-    passes = float(run.passes + run.extra_passes)
-    found = Predictor(spec.task, run.model, effects=effects | run.notes, curve=run.curve, passes=passes)
-    if task(spec.task).CALIBRATED:
-        valid = outputs(run.model, work.data.valid.x)
-        scores_only = not getattr(run.loss, "probabilistic", True)
-        if recipe.posthoc is not None:
-            found.calibrator = _calibrator(recipe.posthoc, work, valid)
-        elif scores_only or work.builtin == SCALED:
-            found.temperature = fit_temperature(valid, work.data.valid.y)
+    found = Predictor(spec.task, run.model, effects=effects | run.notes, curve=run.curve, posthoc=recipe.posthoc)
+    found.passes = float(run.passes + run.extra_passes)
+    found.scores = not getattr(run.loss, "probabilistic", True)
+    calibrate(found, work)
     work.engine.home(run.model)
     return found
 
 
-def run_training(work: Work, recipe: Recipe | None = None, steps: int | None = None) -> Assembly:
-    """Assemble a recipe (None = the arm's own) and train it on the work's split."""
+def calibrate(found: Predictor, work: Work) -> Predictor:
+    """Fit the predictor's temperature or calibrator, where it has one, on the validation rows; the predictor."""
+    asked, data = task(found.task), work.data
+    if found.model is None:
+        if found.posthoc is not None:
+            found.calibrator = _calibrator(found.posthoc, work, asked.logits(found.learner.predict(data.valid)))
+    elif asked.CALIBRATED:
+        valid = outputs(found.model, data.valid.x)
+        if found.posthoc is not None:
+            found.calibrator = _calibrator(found.posthoc, work, valid)
+        elif found.scores or work.builtin == SCALED:
+            found.temperature = fit_temperature(valid, data.valid.y)
+    return found
+
+
+def run_training(
+    work: Work, recipe: Recipe | None = None, steps: int | None = None, swap: Swap | None = None
+) -> Assembly:
+    """Assemble a recipe (None = the arm's own) and train it on the work's split; what the test rows choose goes to `swap`."""
     recipe = recipe or work.recipe
     if work.engine.devices > 1:
         return train_on_devices(work, recipe, steps)
     parts = assembled(work, recipe, steps)
-    training = recipe.training
+    training, network = recipe.training, parts.run.model
+    second = None if swap is None or swap.reason else SecondChoice([work.engine.part(work.data.test)])
     try:
         with seeded(work.seed, "training", work.arm.salt):
             train(
@@ -149,9 +175,12 @@ def run_training(work: Work, recipe: Recipe | None = None, steps: int | None = N
                 schedule=training.schedule,
                 select=training.select,
                 progress=work.progress,
+                second=second,
             )
     finally:
         release(work.data.train, work.data.valid)  # what reads streamed rows ahead ends with the training
+    if swap is not None and second is not None:
+        swap.trained(parts.run, network, second)
     return parts
 
 
@@ -180,12 +209,13 @@ def _validation_score(work: Work, recipe: Recipe) -> float:
     """What the tuner lowers: validation error of the primary measure's kind, of one candidate recipe."""
     candidate = replace(work, arm=replace(work.arm, recipe=recipe), progress=None).on(tune=0)
     valid, asked = work.data.valid, task(work.data.spec.task)
+    select = asked.CHOOSES.get(work.terms.primary, recipe.training.select)
     if recipe.learner is not None:
         learner = fit_learner(candidate, recipe, recipe.learner)
-        found = asked.look(lambda part: asked.logits(learner.predict(part)), valid)
+        found = asked.look(lambda part: asked.logits(learner.predict(part)), valid, select)
     else:
         model = run_training(candidate, recipe).run.model
-        found = asked.look(lambda part: outputs(model, part.x), valid)
+        found = asked.look(lambda part: outputs(model, part.x), valid, select)
     return asked.tuned_by(found, work.terms.primary)
 
 

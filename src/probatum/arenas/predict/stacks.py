@@ -13,6 +13,8 @@ from torch import Tensor
 from probatum import catalogue
 from probatum.arenas.predict.arena import measured
 from probatum.arenas.predict.fit import assembled, predictor, steps_for
+from probatum.arenas.predict.swap import swap_of
+from probatum.arenas.predict.swapped import swapped
 from probatum.numerics.tensors.draws import random_state_kept
 from probatum.recipe import Recipe
 from probatum.rooms.arena import Outcome, Work
@@ -21,6 +23,7 @@ from probatum.train.loop import Single, detach
 from probatum.train.replica import Replica
 from probatum.train.replicas import Stacked, train_replicas
 from probatum.train.rng import derive, generator_for, seeded
+from probatum.train.second_choice import SecondChoice
 from probatum.train.stack import CannotStackError
 
 MOST = 16
@@ -92,6 +95,10 @@ def trials(works: Sequence[Work], choice: Choice, threads: int) -> list[Outcome 
     start = time.perf_counter()
     recipe, training = works[0].arm.recipe, works[0].arm.recipe.training
     assemblies = [assembled(work, recipe, steps_for(work, recipe)) for work in works]
+    swaps, networks = [swap_of(work) for work in works], [parts.run.model for parts in assemblies]
+    second = None
+    if not any(swap.reason for swap in swaps):
+        second = SecondChoice([work.engine.part(work.data.test) for work in works])
     torch.set_num_threads(choice.threads)
     try:
         failed = train_replicas(
@@ -101,12 +108,16 @@ def trials(works: Sequence[Work], choice: Choice, threads: int) -> list[Outcome 
             progress=works[0].progress,
             threads=threads,
             pace=choice.pace,
+            second=second,
         )
     finally:
         torch.set_num_threads(threads)
     seconds = (time.perf_counter() - start) / len(works)
+    if second is not None:
+        for k, (swap, parts, network) in enumerate(zip(swaps, assemblies, networks, strict=True)):
+            swap.trained(parts.run, network, second, k)
     found: list[Outcome | Exception] = []
-    for work, parts, problem in zip(works, assemblies, failed, strict=True):
+    for work, parts, swap, problem in zip(works, assemblies, swaps, failed, strict=True):
         if problem is not None:
             found.append(problem)
             continue
@@ -117,6 +128,7 @@ def trials(works: Sequence[Work], choice: Choice, threads: int) -> list[Outcome 
         except Exception as wrong:
             found.append(wrong)
         else:
+            outcome = swapped(work, fitted, swap, outcome)
             outcome.timing |= {"stacked": float(len(works)), "stacked-gain": choice.ratio}
             found.append(outcome)
     return found

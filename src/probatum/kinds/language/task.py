@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +22,9 @@ class NextToken(Task):
     NAME = "next-token"
     STACKS = False
     SELECT = "log-loss"
+    CHOOSES: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("bits-per-character", "bits-per-byte", "perplexity"), "log-loss"
+    )
 
     def loss(self) -> nn.Module:
         """Cross-entropy."""
@@ -41,7 +44,7 @@ class NextToken(Task):
         wrong = (rows.argmax(dim=1) != y).float().mean().item()
         return {"error": wrong, "log_loss": F.cross_entropy(rows, y).item()}
 
-    def look(self, predict: Callable[[Part], Tensor], part: Part) -> dict[str, float]:
+    def look(self, predict: Callable[[Part], Tensor], part: Part, select: str = "") -> dict[str, float]:
         """As `errors`, by windows: logits are never held for all of them at once."""
         wrong, loss = 0.0, 0.0
         for start in range(0, len(part), WINDOWS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,9 +12,7 @@ from probatum.rooms.arena import Work
 from probatum.rooms.task import Looked, Task
 from probatum.spec import Data, Spec
 from probatum.tasks import classical
-
-BY_LOG_LOSS = ("log-loss", "brier")
-"""Measures of quality by which weights are chosen as by the log-loss."""
+from probatum.tasks.classes.choosing import FURTHER
 
 
 class Classes(Task):
@@ -23,6 +21,11 @@ class Classes(Task):
     NAME = "classes"
     CALIBRATED = True
     SELECT = "accuracy"
+    CHOOSES: ClassVar[Mapping[str, str]] = {
+        "accuracy": "accuracy",
+        "log-loss": "log-loss",
+        **{name: name for name in FURTHER},
+    }
 
     def loss(self) -> nn.Module:
         """Cross-entropy."""
@@ -33,19 +36,32 @@ class Classes(Task):
         wrong = (output.argmax(dim=1) != target).float().mean().item()
         return {"error": wrong, "log_loss": F.cross_entropy(output, target).item()}
 
+    def further_errors(self, output: Tensor, target: Tensor, select: str) -> dict[str, float]:
+        """One less the measure, where that is balanced accuracy, macro F1 or AUROC."""
+        if select not in FURTHER:
+            return {}
+        name, error = FURTHER[select]
+        return {name: error(output, target)}
+
     def score(self, errors: Mapping[str, float], select: str) -> tuple[float, ...]:
-        """The error, with the log-loss where it is equal; or the log-loss."""
+        """The error of the measure that `select` names, with the log-loss where it is equal; or the log-loss."""
         if select == "log-loss":
             return (errors["log_loss"],)
+        if select in FURTHER:
+            return (errors[FURTHER[select][0]], errors["log_loss"])
         return (errors["error"], errors["log_loss"])
 
     def selection(self, primary: str, axis: str) -> str:
-        """By log-loss where probabilities decide."""
-        return "log-loss" if axis == "calibration" or primary in BY_LOG_LOSS else self.SELECT
+        """By the measure itself where that can be, else by log-loss where probabilities decide."""
+        by = "log-loss" if axis == "calibration" or primary == "brier" else self.SELECT
+        return self.CHOOSES.get(primary, by)
 
     def tuned_by(self, errors: Mapping[str, float], primary: str) -> float:
-        """The error, and a little of the log-loss."""
-        return errors["log_loss"] if primary == "log-loss" else errors["error"] + 1e-3 * errors["log_loss"]
+        """The error of the measure, or of accuracy, and a little of the log-loss."""
+        if primary == "log-loss":
+            return errors["log_loss"]
+        name = FURTHER[primary][0] if primary in FURTHER else "error"
+        return errors[name] + 1e-3 * errors["log_loss"]
 
     def predicted(self, output: Tensor, temperature: float = 1.0) -> Tensor:
         """Probabilities (n, classes)."""

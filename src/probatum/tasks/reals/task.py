@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +19,7 @@ class Reals(Task):
 
     NAME = "reals"
     SELECT = "rmse"
+    CHOOSES: ClassVar[Mapping[str, str]] = {"rmse": "rmse", "r2": "rmse"}
 
     def loss(self) -> nn.Module:
         """Mean squared error."""
