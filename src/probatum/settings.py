@@ -68,6 +68,8 @@ class Judging:
         race: stop arms once they are decided or hopeless; the number of seeds is the most that an arm can run.
         holdout: share of the rows that each seed tests, at most 0.5. Seeds are repeated folds, so that every row is tested
             equally often. Validation takes a fifth of all rows, at most a quarter of those not tested.
+        swap: test validation rows too, by the weights that test rows choose in the same training, so that no row chooses the
+            weights that it tests; intervals are narrower and nothing is trained twice. Where it cannot be it is told.
     """
 
     budget: str = "steps"
@@ -77,6 +79,7 @@ class Judging:
     question: str = field(default="data", metadata={"flag": "--for"})
     race: bool = False
     holdout: float = 0.2
+    swap: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from probatum.arenas.predict.stacks import Choice
-from probatum.bench.packed_rows import gather, pack
+from probatum.bench.packed_rows import UnitRows, gather, pack
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
@@ -105,16 +105,25 @@ def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Tr
     record: dict[str, Any] = {}
     if job.kind != "timing":
         record = {"measures": outcome.measures, "digest": outcome.digest, "details": outcome.details}
+        if outcome.swapped:
+            record["swapped"] = outcome.swapped
     timing = {"measures": outcome.timing, "seconds": seconds}
     return replace(_trial(context, job, "ok", record, timing), rows=_rows(context, job, outcome))
 
 
 def _rows(context: Context, job: Job, outcome: Outcome) -> bytes:
-    """What is kept of the test rows; b"" where the arena gives none, or the data do not say which they are."""
-    units = context.splits.units(job.seed) if outcome.rows else None
-    if units is None or any(len(values) != len(units[0]) for values in outcome.rows.values()):
+    """What is kept of the rows that were tested; b"" where the arena gives none, or the data do not say which they are."""
+    tested = _gathered(context, job, outcome.rows, "test")
+    if tested is None:
         return b""
-    return pack(gather(outcome.rows, *units))
+    return pack(tested, _gathered(context, job, outcome.swapped_rows, "valid"))
+
+
+def _gathered(context: Context, job: Job, rows: Mapping[str, Any], part: str) -> UnitRows | None:
+    units = context.splits.units(job.seed, part) if rows else None
+    if units is None or any(len(values) != len(units[0]) for values in rows.values()):
+        return None
+    return gather(rows, *units)
 
 
 def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:

@@ -345,6 +345,10 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and competes(where) else (),
         equal_compute=judging.budget == "compute",
         tune=wishes.tune,
+        swap=judging.swap
+        and where == slots.PREDICT
+        and not dataset.fixed_split
+        and splits.units(0, "valid") is not None,
         margins=margins,
         confidence=judging.confidence,
         question=judging.question,

@@ -10,8 +10,8 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -19,7 +19,7 @@ ALONE = 2048
 """Units of a data set up to which each is kept by itself."""
 GROUPS = 512
 """Groups into which the units of larger data sets are thrown."""
-_MAGIC = b"rows1"
+_MAGIC, _BOTH = b"rows1", b"rows2"
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,22 @@ class UnitRows:
         deviations: measure -> (g,) sum over the group's rows of (value - the measure).
         counts: measure -> (g,) rows of the group that count for it.
         binary: measures whose rows are all 0 or 1.
+        swapped: the same of the validation rows, where they were tested too, by weights that test rows chose.
     """
 
     units: np.ndarray
     deviations: Mapping[str, np.ndarray]
     counts: Mapping[str, np.ndarray]
     binary: frozenset[str]
+    swapped: UnitRows | None = None
+
+    @cached_property
+    def both(self) -> UnitRows | None:
+        """Test and validation rows as those of one trial, of the measures that both have; None without validation rows.
+
+        Deviations stay those from the mean of the row's own half: how many rows each half has is given, not drawn.
+        """
+        return None if self.swapped is None else _joined(self, self.swapped)
 
 
 def grouped(units: np.ndarray, known: int) -> np.ndarray:
@@ -68,8 +78,15 @@ def gather(values: Mapping[str, np.ndarray], units: np.ndarray, known: int) -> U
     return UnitRows(names, deviations, counts, frozenset(binary))
 
 
-def pack(rows: UnitRows) -> bytes:
-    """Bytes from which `unpack` makes the same again."""
+def pack(rows: UnitRows, swapped: UnitRows | None = None) -> bytes:
+    """Bytes from which `unpack` makes the same again, with the validation rows if there are any."""
+    if swapped is None:
+        return _packed(rows)
+    first = _packed(rows)
+    return _BOTH + struct.pack("<I", len(first)) + first + _packed(swapped)
+
+
+def _packed(rows: UnitRows) -> bytes:
     columns: list[tuple[int, ...]] = []
     which = []
     for measure in rows.deviations:
@@ -99,6 +116,16 @@ def unpack(packed: bytes) -> UnitRows:
     Raises:
         ValueError: for bytes that are none of its.
     """
+    if not packed.startswith(_BOTH):
+        return _unpacked(packed)
+    start = len(_BOTH) + 4
+    if len(packed) < start:
+        raise ValueError("the rows of a trial cannot be read: they are cut off")
+    (length,) = struct.unpack_from("<I", packed, len(_BOTH))
+    return replace(_unpacked(packed[start : start + length]), swapped=_unpacked(packed[start + length :]))
+
+
+def _unpacked(packed: bytes) -> UnitRows:
     if not packed.startswith(_MAGIC):
         raise ValueError("these are no rows of a trial")
     try:
@@ -117,6 +144,30 @@ def unpack(packed: bytes) -> UnitRows:
         {measure: numbers[1 + k] for measure, k in zip(measures, head["counts"], strict=True)},
         frozenset(head["binary"]),
     )
+
+
+def _joined(one: UnitRows, other: UnitRows) -> UnitRows:
+    units, first, second = _union(one.units.astype("<i4").tobytes(), other.units.astype("<i4").tobytes())
+    deviations, counts = {}, {}
+    for measure in one.deviations:
+        if measure not in other.deviations:
+            continue
+        moved = np.zeros(len(units), dtype=np.float32)
+        moved[first] = one.deviations[measure]
+        moved[second] += other.deviations[measure]
+        rows = np.zeros(len(units), dtype="<i4")
+        rows[first] = one.counts[measure]
+        rows[second] += other.counts[measure]
+        deviations[measure], counts[measure] = moved, _interned(rows.tobytes())
+    return UnitRows(units, deviations, counts, one.binary & other.binary)
+
+
+@lru_cache(maxsize=1024)
+def _union(one: bytes, other: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All units of two arrays, ascending, and where those of the first and of the second are among them."""
+    first, second = _interned(one), _interned(other)
+    units = np.union1d(first, second)
+    return _interned(units.astype("<i4").tobytes()), np.searchsorted(units, first), np.searchsorted(units, second)
 
 
 @lru_cache(maxsize=4096)

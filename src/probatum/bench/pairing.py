@@ -32,6 +32,7 @@ class Pairs:
         own: why, where the arm itself failed.
         baseline_lost: seeds on which the baseline alone failed.
         own_lost: seeds on which the arm alone failed.
+        swapped: whether validation rows count too, tested by the weights that test rows chose, on every seed of both.
     """
 
     arm: str
@@ -45,6 +46,7 @@ class Pairs:
     own: tuple[str, ...]
     baseline_lost: int
     own_lost: int
+    swapped: bool = False
 
     def first(self, seeds: Sequence[int]) -> Pairs:
         """The same of these seeds alone; what was lost is left out."""
@@ -56,7 +58,7 @@ class Pairs:
         trials = None if self.trials is None else some(self.trials)
         return Pairs(
             self.arm, some(self.seeds), some(self.baseline), some(self.values), some(self.delta), trials,
-            self.identical, (), (), 0, 0,
+            self.identical, (), (), 0, 0, self.swapped,
         )  # fmt: skip
 
 
@@ -80,10 +82,9 @@ def by_arm(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[
 def pair(
     arm: str, base: Mapping[int, Mapping[str, Any]], mine: Mapping[int, Mapping[str, Any]], measure: Measure
 ) -> Pairs:
-    """The arm's records beside the baseline's, by seed."""
+    """The arm's records beside the baseline's, by seed; with validation rows where all of these have tested them."""
     name = measure.name
-    seeds, left, right, same, lost, own = [], [], [], [], [], []
-    trials: list[Trial | None] = []
+    seeds, same, lost, own = [], [], [], []
     baseline_lost = own_lost = 0
     for seed in sorted(set(base) & set(mine)):
         theirs, its = _problem(base[seed], name, "the baseline: "), _problem(mine[seed], name, "")
@@ -95,25 +96,66 @@ def pair(
             baseline_lost += not its
         elif name in base[seed]["measures"] and name in mine[seed]["measures"]:
             seeds.append(seed)
-            left.append(float(base[seed]["measures"][name]))
-            right.append(float(mine[seed]["measures"][name]))
             digests = base[seed].get("digest"), mine[seed].get("digest")
             same.append(bool(digests[0]) and digests[0] == digests[1])
-            trials.append(_trial(measure, left[-1], right[-1], base[seed].get("rows"), mine[seed].get("rows")))
-    complete = [trial for trial in trials if trial is not None]
+    records = [(base[seed], mine[seed]) for seed in seeds]
+    swapped = all(tests_both(record, measure) for pair in records for record in pair)
+    found = _paired(records, measure, swapped)
+    if swapped and found[2] is None:  # not the same validation rows for both
+        swapped, found = False, _paired(records, measure, False)
+    left, right, trials = found
     return Pairs(
         arm,
         tuple(seeds),
         tuple(left),
         tuple(right),
         tuple(differences(left, right, measure)),
-        tuple(complete) if complete and len(complete) == len(trials) else None,
+        trials,
         bool(same) and all(same),
         tuple(lost),
         tuple(own),
         baseline_lost,
         own_lost,
+        swapped and bool(seeds),
     )
+
+
+def value_of(record: Mapping[str, Any], name: str, swapped: bool) -> float:
+    """A trial's measure: of its test rows, or of these and its validation rows together, each half by its rows."""
+    value = float(record["measures"][name])
+    if not swapped:
+        return value
+    rows = record["rows"]
+    tested, others = float(rows.counts[name].sum()), float(rows.swapped.counts[name].sum())
+    return (tested * value + others * float(record["swapped"][name])) / (tested + others)
+
+
+def tests_both(record: Mapping[str, Any], measure: Measure) -> bool:
+    """Whether a trial has this measure of its validation rows too."""
+    name, rows = measure.name, record.get("rows")
+    value = (record.get("swapped") or {}).get(name, math.nan)
+    if rows is None or rows.swapped is None or not math.isfinite(value) or (measure.kind == "ratio" and value <= 0):
+        return False
+    return name in rows.deviations and name in rows.swapped.deviations
+
+
+def _paired(
+    records: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], measure: Measure, swapped: bool
+) -> tuple[list[float], list[float], tuple[Trial, ...] | None]:
+    """The values of baseline and arm by seed, and their differences with the rows, None where rows of a seed are missing."""
+    left, right = ([value_of(pair[k], measure.name, swapped) for pair in records] for k in (0, 1))
+    trials = []
+    for (base, mine), theirs, its in zip(records, left, right, strict=True):
+        trial = _trial(measure, theirs, its, _rows(base, swapped), _rows(mine, swapped))
+        if trial is None:
+            return left, right, None
+        trials.append(trial)
+    return left, right, tuple(trials) or None
+
+
+def _rows(record: Mapping[str, Any], swapped: bool) -> UnitRows | None:
+    rows: UnitRows | None = record.get("rows")
+    return rows.both if rows is not None and swapped else rows
 
 
 def differences(baseline: Sequence[float], values: Sequence[float], measure: Measure) -> list[float]:

@@ -117,6 +117,8 @@ class StudyPlan(Terms):
             "threads": self.threads,
             "versions": dict(self.versions),
         }
+        if self.swap and kind != "timing":
+            plan["swap"] = True
         if self.tune or self.equal_compute or kind == "timing":
             plan["base"] = self.base.plan()
             plan["equal_compute"] = self.equal_compute
@@ -140,6 +142,7 @@ class StudyPlan(Terms):
             "confirm": list(self.confirm),
             "equal_compute": self.equal_compute,
             "tune": self.tune,
+            "swap": self.swap,
             "primary": self.primary,
             "margins": dict(self.margins),
             "confidence": self.confidence,
@@ -177,6 +180,8 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         seeds=tuple(described["seeds"]),
         confirm=tuple(described["confirm"]),
         race=tuple(described.get("race", ())),
+        swap=described.get("swap", False),
+        question=described.get("question", "data"),
         engine=Engine(**described.get("engine", {})),
         speed=described.get("speed", {}),
         pretrained=described.get("pretrained", {}),

@@ -9,13 +9,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from probatum.bench.degenerate import degenerate
 from probatum.bench.packed_rows import unpack
+from probatum.bench.pairing import by_arm, tests_both, value_of
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
+from probatum.errors import InputError
 from probatum.measure.base import Measure, all_measures
 from probatum.rooms.arena import arena, competes
+from probatum.rooms.task import task
 from probatum.slots import PREDICT
 
 SAME_ROWS = 0.2
@@ -205,19 +209,12 @@ class Results:
         if winner is not None:
             best = next(v for v in words if v.arm == winner)
             change = change_text(best, self.measure(primary))
-            if confirmed is None:
-                return (
-                    f"{winner} helps: {change} on {primary} over {best.n} paired seeds (not confirmed on fresh seeds)."
-                )
-            again = change_text(confirmed, self.measure(primary))
-            if confirmed.word == "helps":
-                return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds{_same_rows(confirmed)}."
             return (
-                f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
-                f"{confirmed.word!r} ({again}): do not count on it."
+                _winner_text(winner, primary, best.n, change, confirmed, self.measure(primary))
+                + self._baseline_degenerate()
             )
         told = f" The baseline failed on {len(lost)} of {len(self.plan.seeds)} seeds." if lost else ""
-        return _no_winner(words, primary) + told
+        return _no_winner(words, primary) + told + self._baseline_degenerate()
 
     def reference_note(self) -> str:
         """Whether a classical reference beats the baseline: the sentence a user should see first; "" for upper bounds."""
@@ -250,9 +247,52 @@ class Results:
         told = ((trial.arm, str(trial.timing[REMARK])) for trial in self.trials if REMARK in trial.timing)
         return dict(reversed(list(told)))
 
+    def swap_note(self) -> str:
+        """Whether weights that test rows chose were tested on validation rows too, and for which arms not, in a sentence or two."""
+        if self.plan.arena != PREDICT:
+            return ""
+        if not self.plan.swap:
+            return f"Test rows alone are tested{': they are given' if self.plan.data.fixed_split else ''}."
+        out: dict[str, dict[str, None]] = {}
+        for trial in self.trials:
+            why = (trial.record.get("details") or {}).get("not_swapped")
+            if why:
+                out.setdefault(why, {})[trial.arm] = None
+        both = "Weights chosen on validation rows are tested on test rows, and the other way round."
+        if self.baseline in {arm for arms in out.values() for arm in arms}:
+            why = next(why for why, arms in out.items() if self.baseline in arms)
+            return f"Test rows alone are tested: {why}."
+        told = [f"{', '.join(arms)} on test rows alone ({why})" for why, arms in out.items()]
+        return f"{both} Not so {'; '.join(told)}." if told else both
+
+    def choice_note(self) -> str:
+        """A sentence where the measure that decides does not choose the weights on validation rows; "" where it does."""
+        primary, select = self.plan.primary, self.plan.base.training.select
+        if self.plan.arena != PREDICT or select == "last":
+            return ""
+        try:
+            chooses = task(self.plan.data.task).CHOOSES
+        except InputError:  # a kind of data from outside that has not joined
+            return ""
+        if not chooses or chooses.get(primary) == select:
+            return ""
+        return f"Weights are chosen by {select} on validation rows: {primary}, which decides, cannot be used there."
+
+    def degenerate(self) -> dict[str, str]:
+        """Arms, references too, that answer one class or one value for every row, or a baseline that is always right."""
+        return dict(self._degenerate)
+
+    @cached_property
+    def _degenerate(self) -> dict[str, str]:
+        return degenerate(self.trials, tuple(self.summary.get("classes") or ()), self.baseline)
+
+    def _baseline_degenerate(self) -> str:
+        told = self.degenerate().get(self.baseline)
+        return f" Mind that the baseline {told}." if told else ""
+
     def notes(self) -> dict[str, str]:
         """Arms with what went wrong beside their results."""
-        both = (*self.untimed().items(), *self.remarked().items())
+        both = (*self.degenerate().items(), *self.untimed().items(), *self.remarked().items())
         return {arm: "; ".join(text for name, text in both if name == arm) for arm, _ in both}
 
     def measure(self, name: str) -> Measure:
@@ -260,13 +300,20 @@ class Results:
         return all_measures()[name]
 
     def mean(self, arm: str, measure: str) -> float | None:
-        """An arm's mean over its finished trials, None where it has none."""
-        values = [
-            trial.record["measures"][measure]
-            for trial in self.trials
-            if trial.arm == arm and measure in trial.record.get("measures", {})
-        ]
-        return sum(values) / len(values) if values else None
+        """An arm's mean over its finished trials, of the rows that its verdicts rest on; None where it has none."""
+        return self._means.get((arm, measure))
+
+    @cached_property
+    def _means(self) -> dict[tuple[str, str], float]:
+        found: dict[tuple[str, str], float] = {}
+        for arm, seeds in by_arm(self._records(self.trials, ())).items():
+            mine = [record for record in seeds.values() if record["measures"]]
+            for name in dict.fromkeys(name for record in mine for name in record["measures"]):
+                having = [record for record in mine if name in record["measures"]]
+                both = name in all_measures() and all(tests_both(record, self.measure(name)) for record in having)
+                values = [value_of(record, name, both) for record in having]
+                found[arm, name] = sum(values) / len(values)
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per arm, seed and measure."""
@@ -287,6 +334,9 @@ class Results:
                 "data": self.summary,
                 "question": self.asked_of(),
                 "rows_note": self.rows_note(),
+                "choice_note": self.choice_note(),
+                "swap_note": self.swap_note(),
+                "degenerate": self.degenerate(),
                 "race": self._race_json(),
                 "verdicts": [asdict(v) for v in self.verdicts()],
                 "confirmation": asdict(confirmed) if confirmed else None,
@@ -326,6 +376,7 @@ class Results:
                     "reason": trial.record.get("reason", ""),
                     "digest": trial.record.get("digest", ""),
                     "rows": unpack(trial.rows) if trial.rows else None,
+                    "swapped": trial.record.get("swapped") if self.plan.swap else None,
                 }
             )
         return records
@@ -348,6 +399,21 @@ def change_text(verdict: Verdict, measure: Measure) -> str:
     low, high = sorted((sign * verdict.low, sign * verdict.high))
     form = "+,.0f" if max(abs(low), abs(high)) >= 1000 else "+.4f"  # bytes and parameters are counted
     return f"{sign * verdict.mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _winner_text(
+    winner: str, primary: str, seeds: int, change: str, confirmed: Verdict | None, measure: Measure
+) -> str:
+    """What is answered where an arm helps on the screen; `change` says by how much there."""
+    if confirmed is None:
+        return f"{winner} helps: {change} on {primary} over {seeds} paired seeds (not confirmed on fresh seeds)."
+    again = change_text(confirmed, measure)
+    if confirmed.word == "helps":
+        return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds{_same_rows(confirmed)}."
+    return (
+        f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
+        f"{confirmed.word!r} ({again}): do not count on it."
+    )
 
 
 def _same_rows(verdict: Verdict) -> str:

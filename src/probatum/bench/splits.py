@@ -48,13 +48,13 @@ class Splits:
         self._kept[seed] = found
         return found
 
-    def units(self, seed: int) -> tuple[np.ndarray, int] | None:
+    def units(self, seed: int, part: str = "test") -> tuple[np.ndarray, int] | None:
         """The unit of each test row of this seed (copies of a row, a group, a stretch of time), and how many there are.
 
-        None where the data do not say which rows are tested.
+        Of another part by the same numbers. None where the data do not say which rows they are.
         """
         plan = getattr(self.dataset, "plan", None)
-        rows = self.data(seed).test.rows.numpy()
+        rows = getattr(self.data(seed), part).rows.numpy()
         if plan is None or not len(rows) or rows.min() < 0 or rows.max() >= len(plan.units):
             return None
         if plan.moment is not None:  # rows that follow each other are alike

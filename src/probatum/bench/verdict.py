@@ -37,7 +37,8 @@ class Verdict:
     (geometric means for ratio measures). `sd` is the standard deviation of the differences over seeds. `seeds_needed` is
     the fewest seeds that would decide with a chance of 80 %, on the primary measure alone. `error` is the standard error, and `common` the share of its
     square that stays however many seeds there are (rows that seeds share); NaN where the rows are not known. In a race p
-    and interval hold whenever the arm was stopped. Where nothing was tested the numbers are NaN.
+    and interval hold whenever the arm was stopped. Where nothing was tested the numbers are NaN. `swapped` says whether
+    validation rows count as well as test rows.
     """
 
     arm: str
@@ -58,6 +59,7 @@ class Verdict:
     sd: float = math.nan
     error: float = math.nan
     common: float = math.nan
+    swapped: bool = False
 
 
 class Decision(NamedTuple):
@@ -171,8 +173,9 @@ def verdicts(
 
     Args:
         records: mappings with arm, seed, status ("ok", "failed", "not applicable"), measures (name -> number), and
-            optionally reason, digest (equal digests = bit-identical results) and rows
-            (`probatum.bench.packed_rows.UnitRows`).
+            optionally reason, digest (equal digests = bit-identical results), rows
+            (`probatum.bench.packed_rows.UnitRows`) and swapped: measures of the validation rows by weights that test rows
+            chose. These count as well, the halves each by its rows, where both arms have them on every paired seed.
         baseline: name of the arm to compare with.
         measures: those to judge.
         margins: regions of practical equivalence that replace the measures' own.
@@ -313,6 +316,7 @@ def _worded(tested: _Tested, p_adjusted: float) -> Verdict:
         sd=interval.sd,
         error=math.nan if parts is None else math.sqrt(parts.variance),
         common=math.nan if parts is None else parts.common,
+        swapped=pairs.swapped,
     )
 
 

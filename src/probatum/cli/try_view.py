@@ -89,10 +89,10 @@ def print_results(console: Console, results: Results) -> None:
         if trial.status != "ok":
             told = f"{trial.arm}, seed {trial.seed} {trial.status}: {trial.record.get('reason', '')}"
             console.print(Text(told, style="red"))
-    if results.race_note():
-        console.print(Text(results.race_note(), style="dim"))
-    if results.rows_note():
-        console.print(Text(results.rows_note(), style="yellow"))
+    for note in filter(None, (results.race_note(), results.swap_note())):
+        console.print(Text(note, style="dim"))
+    for note in filter(None, (results.rows_note(), results.choice_note())):
+        console.print(Text(note, style="yellow"))
     console.print()
     console.print(Text(results.answer(), style="bold"))
     if results.reference_note():

@@ -57,6 +57,10 @@ def remarks(results: Results) -> list[Text]:
     """One line for each arm about which there is more to say: other axes, no effect, failures, what would decide."""
     lines = []
     others, notes = other_axes(results), results.notes()
+    degenerate = results.degenerate()
+    for name in (results.baseline, *results.plan.references):  # whose lines have no verdict to say it beside
+        if name in degenerate:
+            lines.append(Text.assemble((f"  {name}: ", "bold"), (degenerate[name], "red")))
     for verdict in results.primary_verdicts():
         line = others.get(verdict.arm, Text())
         note = verdict.note
@@ -100,7 +104,7 @@ def verdict_table_html(results: Results) -> str:
         f"<th>{html.escape(cell)}</th>" for cell in ("arm", primary.name, "difference [interval]", "verdict", "note")
     )
     base = results.mean(results.baseline, primary.name)
-    rows = [_html_row((results.baseline, _number(base), "", "", ""))]
+    rows = [_html_row((results.baseline, _number(base), "", "", results.degenerate().get(results.baseline, "")))]
     notes = results.notes()
     for verdict in results.primary_verdicts():
         note = "; ".join(filter(None, (verdict.note, notes.get(verdict.arm, ""))))

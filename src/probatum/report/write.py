@@ -71,6 +71,7 @@ def render(results: Results) -> str:
         primary=primary,
         answer=results.answer(),
         reference_note=results.reference_note(),
+        degenerate=results.degenerate(),
         question=_question(results),
         rows=_verdict_rows(results, primary),
         axes=_axes(results),
@@ -228,6 +229,9 @@ def _curves(results: Results) -> list[tuple[str, Markup]]:
         "valid_error": "validation error",
         "valid_rmse": "validation RMSE",
         "valid_log_loss": "validation log-loss",
+        "valid_balanced_error": "validation error, mean over classes",
+        "valid_macro_f1_error": "1 - validation macro F1",
+        "valid_auroc_error": "1 - validation AUROC",
     }
     for key, label in names.items():
         lines = {}

@@ -1,0 +1,206 @@
+"""Test and validation rows in one verdict: by value, at the stated error, narrower; and the study around it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loosely import study_of
+from probatum.bench.packed_rows import gather, pack, unpack
+from probatum.bench.pairing import by_arm, pair, value_of
+from probatum.bench.plan import plan_from
+from probatum.bench.store import Store
+from probatum.bench.stored import find_study, results_of
+from probatum.bench.verdict import verdicts
+from probatum.measure.base import Measure
+
+ACCURACY = Measure("accuracy", "quality", True, 0.01)
+RMSE = Measure("rmse", "quality", False, 0.02, kind="ratio")
+CAPE = "cape(one_vs_rest=True)"
+SHORT: dict[str, Any] = {"steps": 12, "timing": False, "references": False, "confirm": False}
+
+
+def record(
+    arm: str, seed: int, test: tuple[np.ndarray, list[float]], valid: tuple[np.ndarray, list[float]] | None, name: str
+) -> dict[str, Any]:
+    """A trial from the units and values of its rows."""
+
+    def kept(half: tuple[np.ndarray, list[float]]) -> Any:
+        return gather({name: np.array(half[1])}, np.asarray(half[0]), 20)
+
+    found: dict[str, Any] = {"arm": arm, "seed": seed, "status": "ok", "measures": {name: float(np.mean(test[1]))}}
+    found["rows"] = unpack(pack(kept(test), None if valid is None else kept(valid)))
+    found["swapped"] = {} if valid is None else {name: float(np.mean(valid[1]))}
+    return found
+
+
+@pytest.mark.fast
+def test_halves_come_back_and_are_joined_by_unit() -> None:
+    first = gather({"accuracy": np.array([1.0, 0, 1]), "auroc": np.array([0.5, 1, 0.75])}, np.array([4, 2, 4]), 10)
+    second = gather({"accuracy": np.array([0.0, 0, 1, 1])}, np.array([7, 2, 1, 7]), 10)
+    found = unpack(pack(first, second))
+    assert found.swapped is not None
+    assert found.swapped.units.tolist() == [1, 2, 7]
+    both = found.both
+    assert both is not None
+    assert both.units.tolist() == [1, 2, 4, 7]
+    np.testing.assert_allclose(both.deviations["accuracy"], [0.5, -2 / 3 - 0.5, 2 / 3, 0.0], atol=1e-6)
+    assert both.counts["accuracy"].tolist() == [1, 2, 2, 2]
+    assert set(both.deviations) == {"accuracy"}
+    assert both.binary == {"accuracy"}
+    assert unpack(pack(first)).both is None
+    for broken in (pack(first, second)[:7], pack(first, second)[:-5]):
+        with pytest.raises(ValueError, match="rows of a trial"):
+            unpack(broken)
+
+
+@pytest.mark.fast
+def test_a_pair_counts_every_row_once() -> None:
+    test, valid = np.array([0, 1, 2]), np.array([5, 6])
+    records = [
+        record("baseline", 0, (test, [1, 0, 0]), (valid, [1, 0]), "accuracy"),
+        record("arm", 0, (test, [1, 1, 0]), (valid, [1, 1]), "accuracy"),
+    ]
+    arms = by_arm(records)
+    found = pair("arm", arms["baseline"], arms["arm"], ACCURACY)
+    assert found.swapped
+    assert found.baseline == pytest.approx((2 / 5,))
+    assert found.values == pytest.approx((4 / 5,))
+    assert found.delta == pytest.approx((2 / 5,))
+    assert found.trials is not None
+    (trial,) = found.trials
+    assert trial.rows == 5
+    assert trial.discordant == 1
+    assert trial.units.tolist() == [0, 1, 2, 5, 6]
+    # differences 0, 1, 0 of mean 1/3 and 0, 1 of mean 1/2
+    np.testing.assert_allclose(trial.deviations, [-1 / 3, 2 / 3, -1 / 3, -1 / 2, 1 / 2], atol=1e-6)
+
+
+@pytest.mark.fast
+def test_ratios_are_those_of_the_measures_joined() -> None:
+    test, valid = np.array([0, 1, 2]), np.array([5])
+    records = [
+        record("baseline", 0, (test, [2.0, 1, 3]), (valid, [4.0]), "rmse"),
+        record("arm", 0, (test, [1.0, 1, 1]), (valid, [2.0]), "rmse"),
+    ]
+    arms = by_arm(records)
+    found = pair("arm", arms["baseline"], arms["arm"], RMSE)
+    assert found.delta == pytest.approx((math.log(2.5 / 1.25),))
+    assert found.trials is not None
+    np.testing.assert_allclose(found.trials[0].deviations, [0.0, -1 / 2.5, 1 / 2.5, 0.0], atol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("lacking", ["arm", "baseline", "other rows"])
+def test_a_seed_without_validation_rows_leaves_the_pair_to_test_rows(lacking: str) -> None:
+    test, valid, rng = np.arange(6), np.arange(10, 16), np.random.default_rng(0)
+    records = []
+    for seed in range(6):
+        for arm in ("baseline", "arm", "third"):
+            half: Any = (valid, rng.integers(0, 2, 6).astype(float).tolist())
+            if seed == 4 and arm == lacking:
+                half = None
+            if seed == 4 and arm == "arm" and lacking == "other rows":
+                half = (valid + 1, half[1])
+            records.append(record(arm, seed, (test, rng.integers(0, 2, 6).astype(float).tolist()), half, "accuracy"))
+    found = {v.arm: v for v in verdicts(records, "baseline", [ACCURACY], ratio=None)}
+    alone = [{**r, "swapped": {}} for r in records]
+    without = {v.arm: v for v in verdicts(alone, "baseline", [ACCURACY], ratio=None)}
+    assert not found["arm"].swapped
+    assert (found["arm"].mean, found["arm"].low, found["arm"].arm_mean) == (
+        without["arm"].mean, without["arm"].low, without["arm"].arm_mean,
+    )  # fmt: skip
+    assert found["third"].swapped == (lacking != "baseline")
+
+
+def test_intervals_hold_and_are_narrower() -> None:
+    from probatum.bench.honesty import chosen_arms, coverage
+    from probatum.bench.statistics import over_rows
+
+    generator = np.random.default_rng(5)
+    tables = [chosen_arms(generator, seeds=8, rows=200) for _ in range(24)]
+    (alone,), (both,) = (coverage([table[k] for table in tables]) for k in (0, 1))
+    assert both.studies == alone.studies == 48
+    assert both.lower < 0.05, both.line()
+    widths = [
+        [over_rows(found[arm]["accuracy"]).high - over_rows(found[arm]["accuracy"]).mean for found in table]
+        for table in tables
+        for arm in table[0]
+    ]
+    assert np.median([narrow / wide for wide, narrow in widths]) < 0.95
+    spread = [
+        np.std([np.mean([t.mean for t in table[k]["naive Bayes"]["accuracy"]]) for table in tables]) for k in (0, 1)
+    ]
+    assert spread[1] < spread[0]  # it is not the interval alone that is narrower
+
+
+def test_a_study_counts_validation_rows_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    study = study_of("wine", ["encouraging-loss", CAPE], seeds=6, store=path, **SHORT)
+    results = study.run()
+    both, alone = (
+        {v.arm: v for v in results.verdicts() if v.measure == "accuracy"}[n] for n in ("encouraging-loss", "cape")
+    )
+    assert both.swapped
+    assert not alone.swapped
+    records = by_arm(results._records(results.trials, ()))
+    values = [value_of(records["encouraging-loss"][seed], "accuracy", True) for seed in range(6)]
+    first = records["encouraging-loss"][0]
+    n_test, n_valid = len(study.context.data(0).test), len(study.context.data(0).valid)
+    weighed = (n_test * first["measures"]["accuracy"] + n_valid * first["swapped"]["accuracy"]) / (n_test + n_valid)
+    assert values[0] == pytest.approx(weighed)
+    assert both.arm_mean == pytest.approx(np.mean(values))
+    assert results.mean("encouraging-loss", "accuracy") == pytest.approx(np.mean(values))
+    assert results.mean(CAPE, "accuracy") == alone.arm_mean
+    told = results.swap_note()
+    assert told == results.as_json()["swap_note"]
+    assert told.startswith("Weights chosen on validation rows are tested on test rows, and the other way round.")
+    assert f"{CAPE} on test rows alone (a technique looks at validation rows itself)" in told
+    with Store(path) as store:
+        held = results_of(store, find_study(store))
+    assert held.plan == plan_from(study.plan.describe())
+    assert [(v.arm, v.measure, v.word, str(v.low)) for v in held.verdicts()] == [
+        (v.arm, v.measure, v.word, str(v.low)) for v in results.verdicts()
+    ]
+
+
+def test_without_swapping_the_trials_are_the_same_but_for_that() -> None:
+    with_it, without = (
+        study_of("wine", ["encouraging-loss"], seeds=2, swap=swap, **SHORT).run() for swap in (True, False)
+    )
+    assert with_it.plan.swap
+    assert not without.plan.swap
+    assert without.swap_note() == "Test rows alone are tested."
+    for one, other in zip(with_it.trials, without.trials, strict=True):
+        assert one.key != other.key
+        assert one.record["measures"] == other.record["measures"]
+        assert one.record["digest"] == other.record["digest"]
+        assert "swapped" in one.record
+        assert "swapped" not in other.record
+        kept, plain = unpack(one.rows), unpack(other.rows)
+        assert plain.swapped is None
+        assert all(np.array_equal(plain.deviations[name], kept.deviations[name]) for name in plain.deviations)
+
+
+def test_a_study_cut_short_goes_on_to_the_same(tmp_path: Path) -> None:
+    whole = study_of("iris", ["encouraging-loss"], seeds=3, store=tmp_path / "whole.sqlite", **SHORT)
+    part = study_of("iris", ["encouraging-loss"], seeds=3, store=tmp_path / "part.sqlite", **SHORT)
+    bench = part.bench()
+    bench.run(bench.jobs((0, 1), part.plan.arms, with_references=False))
+    for one, other in zip(whole.run().trials, part.run().trials, strict=True):
+        assert (one.key, one.record, one.rows) == (other.key, other.record, other.rows)
+
+
+def test_given_test_rows_are_tested_alone(tmp_path: Path) -> None:
+    from sklearn.datasets import load_wine
+
+    frame = load_wine(as_frame=True).frame
+    words = ["test" if k % 4 == 0 else "train" for k in range(len(frame))]
+    study = study_of(frame, ["encouraging-loss"], target="target", split=words, seeds=1, **SHORT)
+    assert not study.plan.swap
+    assert "swapped" not in study.run().trials[0].record
+    assert study.results.swap_note() == "Test rows alone are tested: they are given."
