@@ -77,10 +77,11 @@ def test_it_is_the_trial_of_exchanged_rows_at_one_training(arm: str, builtin: st
     same(found, plain)
     assert "not_swapped" not in found.details
     other = predict.trial(work(arm, exchanged(data), builtin))
-    assert found.swapped == {name: other.measures[name] for name in other.rows}
-    assert set(found.swapped_rows) == set(other.rows)
-    for name, values in other.rows.items():
-        assert np.array_equal(found.swapped_rows[name], values, equal_nan=True), name
+    robust = {"corrupted-accuracy", "corrupted-rmse"}  # takes many passes and is left to the test rows
+    assert set(found.swapped) == set(found.swapped_rows) == set(other.rows) - robust
+    for name, values in found.swapped_rows.items():
+        assert found.swapped[name] == pytest.approx(other.measures[name], abs=1e-9), name
+        assert np.array_equal(values, other.rows[name], equal_nan=True), name
 
 
 def part(rows: Any, n: int) -> Any:
@@ -162,14 +163,11 @@ def test_worlds_are_not_swapped() -> None:
 def test_validation_rows_that_cannot_be_tested_leave_the_trial_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_dataset("wine").prepare(0)
     plain = predict.trial(work("gradient-noise", data))
-    original = look.look_at_classes
 
     def broken(one: Work, fitted: Any) -> Any:
-        if one.data.test is data.valid:
-            raise TrainingFailed("predictions on the test rows are not finite")
-        return original(one, fitted)
+        raise TrainingFailed("predictions on the test rows are not finite")
 
-    monkeypatch.setattr(look, "look_at_classes", broken)
+    monkeypatch.setattr(look, "rows_of_classes", broken)
     found = predict.trial(work("gradient-noise", data, swap=True))
     same(found, plain)
     assert (found.swapped, found.swapped_rows) == ({}, {})

@@ -14,7 +14,6 @@ from probatum.errors import InputError
 from probatum.recipe import Arm
 from probatum.rooms.arena import arena, competes
 from probatum.settings import Reading
-from probatum.slots import PREDICT
 
 
 class _Lacking(Exception):
@@ -93,7 +92,6 @@ def wishes_from(plan: StudyPlan, *, timing: bool = True, source: Mapping[str, An
             "confidence": plan.confidence,
             "race": bool(plan.race),
             "holdout": plan.data.fractions[2],
-            "swap": plan.swap or plan.arena != PREDICT or plan.data.fixed_split,
         },
         "running": {
             "timing": timing,

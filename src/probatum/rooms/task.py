@@ -147,6 +147,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def tested_rows(self, work: Work, fitted: Any) -> Mapping[str, NDArray[np.float64]]:
+        """The values of rows that `measured` gives, alone; those that take many passes may be left out."""
+        return self.measured(work, fitted).rows
+
     def primary(self, work: Work, fitted: Any) -> dict[str, float]:
         """The first of `measures` of a network, named, without all the others."""
         name = self.measures(work.data.spec)[0]

@@ -30,48 +30,66 @@ class Seen(NamedTuple):
 
 def look_at_classes(work: Work, fitted: Any) -> Looked:
     """Probabilities (n, classes) of the test rows: quality, calibration, selection, sets, uncertainty, robustness."""
-    output, found = _predicted(work, fitted)
-    test = work.data.test
+    output, test = _predicted(work, fitted), work.data.test
+    found = _quality(work, output)
     found |= calibration.calibration(output, test.y) | selective.selection(output, test.y)
     seen = Seen(found, row_values.of_classes(output, test.y))
     details = {
         "reliability": calibration.reliability(output, test.y),
         "per_class": quality.per_class(output, test.y),
     }
-    return _besides(work, fitted, output, seen, details)
+    return _looked(work, fitted, output, seen, details)
 
 
 def look_at_reals(work: Work, fitted: Any) -> Looked:
     """Values (n, outputs) of the test rows: quality, intervals, uncertainty, robustness."""
-    output, found = _predicted(work, fitted)
+    output = _predicted(work, fitted)
+    found = _quality(work, output)
     rows = row_values.of_reals(output, work.data.test.y, target_scale(work.data))
     constant = {"constant": True} if len(output) > 1 and bool((output == output[0]).all()) else {}
-    return _besides(work, fitted, output, Seen(found, rows), constant)
+    return _looked(work, fitted, output, Seen(found, rows), constant)
 
 
-def _predicted(work: Work, fitted: Any) -> tuple[Tensor, dict[str, float]]:
-    spec, test = work.data.spec, work.data.test
+def rows_of_classes(work: Work, fitted: Any) -> dict[str, np.ndarray]:
+    """The values of rows of `look_at_classes`, without robustness, which takes a pass for every corruption."""
+    output = _predicted(work, fitted)
+    return {**row_values.of_classes(output, work.data.test.y), **_besides(work, fitted, output, {}).rows}
+
+
+def rows_of_reals(work: Work, fitted: Any) -> dict[str, np.ndarray]:
+    """The values of rows of `look_at_reals`, without robustness."""
+    output, scale = _predicted(work, fitted), target_scale(work.data)
+    return {**row_values.of_reals(output, work.data.test.y, scale), **_besides(work, fitted, output, {}).rows}
+
+
+def _predicted(work: Work, fitted: Any) -> Tensor:
     with torch.no_grad():
-        output = fitted.predict(test)
-    check_shape(output, len(test), spec, work.arm.name)
+        output: Tensor = fitted.predict(work.data.test)
+    check_shape(output, len(work.data.test), work.data.spec, work.arm.name)
     if not torch.isfinite(output).all():
         raise TrainingFailed("predictions on the test rows are not finite")
-    return output, quality.quality(output, test.y, spec.task, spec.outputs, scale=target_scale(work.data))
+    return output
 
 
-def _besides(work: Work, fitted: Any, output: Tensor, seen: Seen, details: dict[str, Any]) -> Looked:
+def _quality(work: Work, output: Tensor) -> dict[str, float]:
+    spec, test = work.data.spec, work.data.test
+    return quality.quality(output, test.y, spec.task, spec.outputs, scale=target_scale(work.data))
+
+
+def _looked(work: Work, fitted: Any, output: Tensor, seen: Seen, details: dict[str, Any]) -> Looked:
+    besides, spoilt = _besides(work, fitted, output, details), _robustness(work, fitted)
+    measures = {**seen.measures, **besides.measures, **spoilt.measures}
+    return Looked(output, measures, details, {**seen.rows, **besides.rows, **spoilt.rows})
+
+
+def _besides(work: Work, fitted: Any, output: Tensor, details: dict[str, Any]) -> Seen:
+    """Sets or intervals, and uncertainty."""
     held = _conformal(work, fitted, output, details)
     drawn = fitted.learner if fitted.calibrator is None else None  # calibrated probabilities have no draws
     with torch.no_grad():
         measured, told, of_measured = uncertainty(work, drawn, output, fitted.predict)
     details["effects"] = told
-    spoilt = _robustness(work, fitted)
-    return Looked(
-        output,
-        {**seen.measures, **held.measures, **measured, **spoilt.measures},
-        details,
-        {**seen.rows, **held.rows, **of_measured, **spoilt.rows},
-    )
+    return Seen({**held.measures, **measured}, {**held.rows, **of_measured})
 
 
 def target_scale(data: Data) -> Tensor | None:

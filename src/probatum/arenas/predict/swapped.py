@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,9 +38,10 @@ def _tested(work: Work, fitted: Predictor, swap: Swap) -> tuple[dict[str, float]
     other = replace(work, data=replace(work.data, valid=work.data.test, test=work.data.valid), progress=None)
     with random_state_kept(), _weights(work, fitted.model, swap.state):
         again = calibrate(replace(fitted, calibrator=None, temperature=1.0), other)
-        looked = task(work.data.spec.task).measured(other, again)
-    rows: Mapping[str, np.ndarray] = rows_of(looked.rows, looked.measures, len(other.data.test))
-    return {name: looked.measures[name] for name in rows}, dict(rows)
+        rows = task(work.data.spec.task).tested_rows(other, again)
+    counted = {name: values[~np.isnan(values)] for name, values in rows.items()}
+    measures = {name: float(values.mean()) for name, values in counted.items() if len(values)}
+    return measures, rows_of(rows, measures, len(other.data.test))
 
 
 @contextmanager

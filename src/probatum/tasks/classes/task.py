@@ -101,6 +101,12 @@ class Classes(Task):
 
         return look_at_classes(work, fitted)
 
+    def tested_rows(self, work: Work, fitted: Any) -> dict[str, Any]:
+        """Likewise, without robustness."""
+        from probatum.tasks.look import rows_of_classes
+
+        return rows_of_classes(work, fitted)
+
     def primary(self, work: Work, fitted: Any) -> dict[str, float]:
         """Accuracy on the test rows."""
         test = work.data.test

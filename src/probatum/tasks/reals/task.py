@@ -58,6 +58,12 @@ class Reals(Task):
 
         return look_at_reals(work, fitted)
 
+    def tested_rows(self, work: Work, fitted: Any) -> dict[str, Any]:
+        """Likewise, without robustness."""
+        from probatum.tasks.look import rows_of_reals
+
+        return rows_of_reals(work, fitted)
+
     def primary(self, work: Work, fitted: Any) -> dict[str, float]:
         """Root mean squared error on the test rows, standardised scale."""
         test = work.data.test
