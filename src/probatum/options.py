@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
+from keyword import iskeyword
 from typing import Any
 
 from probatum.errors import InputError
@@ -60,8 +61,9 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The option as a Python name."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        """The option as a Python name; a word of the language, such as for, with a line behind it."""
+        name = self.flag.removeprefix("--").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
 
 @cache

@@ -176,6 +176,7 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         references=tuple(described["references"]),
         seeds=tuple(described["seeds"]),
         confirm=tuple(described["confirm"]),
+        question=described.get("question", "data"),
         race=tuple(described.get("race", ())),
         engine=Engine(**described.get("engine", {})),
         speed=described.get("speed", {}),
