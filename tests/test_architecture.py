@@ -211,6 +211,7 @@ MACHINERY = (
     "kinds",
     "tasks",
     "worlds",
+    "advising",
     "auditing",
     "report",
     "ship",

@@ -27,6 +27,7 @@ _HOMES = {
     "Spec": "probatum.spec",
     "StreamRules": "probatum.arenas.stream.rules",
     "Study": "probatum.study",
+    "advise": "probatum.advising.advise",
     "audit": "probatum.auditing.audit",
     "card": "probatum.catalogue",
     "check": "probatum.checks.run",
@@ -39,6 +40,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from probatum.advising.advise import advise
     from probatum.arenas.acquire.rules import AcquireRules
     from probatum.arenas.stream.rules import StreamRules
     from probatum.auditing.audit import audit

@@ -4,10 +4,10 @@ the command that repeats a study."""
 from __future__ import annotations
 
 import difflib
+import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
-from keyword import iskeyword
 from typing import Any
 
 from probatum.errors import InputError
@@ -61,9 +61,9 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The option as a Python name; a word of the language, such as for, with a line behind it."""
+        """The option as a Python name; ``for_`` for --for."""
         name = self.flag.removeprefix("--").replace("-", "_")
-        return f"{name}_" if iskeyword(name) else name
+        return f"{name}_" if keyword.iskeyword(name) else name
 
 
 @cache

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,10 +214,11 @@ def _in_full(bench: Bench, jobs: list[Job], timing_jobs: list[Job], summary: dic
 
 
 def promise(dataset: Any) -> dict[str, float]:
-    """What techniques promise on these data before any is tried, in margins; {} where nothing here gives advice."""
-    if find_spec("probatum.advising") is None:
-        return {}
-    facts, evidence, rank = (import_module(f"probatum.advising.{name}") for name in ("facts", "evidence", "rank"))
+    """What techniques promise on these data before any is tried, in margins, by facts, claims and the studies that ship here."""
+    from probatum.advising import evidence
+    from probatum.advising.facts import facts_of
+    from probatum.advising.rank import ranked
+
     cards = {name: catalogue.card(name) for name in catalogue.names()}
-    order = rank.ranked(cards, facts.facts_of(dataset), evidence.once(evidence.shipped()[0]), evidence.claims())
+    order = ranked(cards, facts_of(dataset), evidence.once(evidence.shipped()[0]), evidence.claims())
     return {one.technique: one.points for one in order}

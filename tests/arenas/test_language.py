@@ -71,6 +71,16 @@ def test_bits_a_character_against_a_hand_count(data: Data) -> None:
     assert set(predict.measures(data.spec)) - set(found) == {"step-time-ratio", "latency-ratio"}
 
 
+def test_rows_of_a_corpus_are_its_windows(data: Data) -> None:
+    for name in (None, ngrams.NAMES[0]):
+        work = work_of(data)
+        found = predict.trial(work if name is None else replace(work, builtin=name))
+        assert set(found.rows) == set(language.MEASURES)
+        for measure, values in found.rows.items():
+            assert values.shape == (len(data.test),)
+            assert values.mean() == pytest.approx(found.measures[measure], abs=1e-9)
+
+
 def test_byte_pairs_are_measured_by_their_characters(text: str) -> None:
     pytest.importorskip("tokenizers", reason="byte pairs need it")
     split = corpus(text, tokens="bpe", vocabulary=300, length=8).prepare(0)

@@ -387,7 +387,7 @@ def test_budgets_that_cannot_be(running: Running, seeds: int | None, says: str) 
 
 def test_probes_have_no_race() -> None:
     with pytest.raises(InputError, match="leave minutes out"):
-        Study("digits", ["integrated-gradients"], running=Running(minutes=1.0))
+        Study("wine", ["calibration-benchmark"], running=Running(minutes=1.0))
 
 
 def test_a_small_study_for_real(tmp_path: Path) -> None:

@@ -137,17 +137,21 @@ def test_intervals_cover_and_adapt() -> None:
 def test_what_the_arena_records() -> None:
     p, y = rows(800, 3, 1)
     both = [torch.from_numpy(v) for v in (p[:400], y[:400], p[400:], y[400:])]
-    found, told = conformal(*both, "classes")
+    found, told, of_rows = conformal(*both, "classes")
     inside = sets(p[:400], y[:400], p[400:])
     assert found == {"set-size-90": pytest.approx(inside.sum(1).mean())}
+    assert of_rows["set-size-90"].tolist() == inside.sum(1).tolist()
     assert told["coverage-90"] >= 0.86
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(rng.normal(size=(500, 2)))
-    found, told = conformal(
+    found, told, of_rows = conformal(
         0 * truth[:250], truth[:250], 0 * truth[250:], truth[250:], "reals", scale=np.array([1.0, 10.0])
     )
     assert found["interval-width-90"] == pytest.approx(2 * 1.645 * 5.5, rel=0.12)
     assert abs(told["coverage-90"] - 0.9) < 0.05
+    assert of_rows["interval-width-90"].tolist() == [found["interval-width-90"]] * 250
+    few = [torch.zeros(4, 1, dtype=torch.float64)] * 4  # too few for an interval that ends
+    assert conformal(*few, "reals")[::2] == ({}, {})
 
 
 def test_bad_settings() -> None:

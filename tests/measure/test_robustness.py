@@ -38,27 +38,34 @@ def test_accuracy_is_averaged_over_severities_and_corruptions() -> None:
     x = torch.tensor([[0.5, 0.0], [2.5, 0.0], [4.5, 0.0], [6.5, 0.0]])
     y = torch.ones(4, dtype=torch.int64)
     same = {"shift": shift, "none": lambda x, spec, severity, generator: x}
-    found = robustness(positive, x, y, CLASSES, same, stream())
+    found, rows = robustness(positive, x, y, CLASSES, same, stream())
     assert found["corrupted-accuracy/shift"] == pytest.approx((3 / 4 + 2 / 4 + 1 / 4) / 3)
     assert found["corrupted-accuracy/none"] == 1.0
     assert found["corrupted-accuracy"] == pytest.approx(0.75)
+    # right: not at all, at severity 1, at 1 and 3, always; and always where nothing is done
+    assert {name: values.tolist() for name, values in rows.items()} == {
+        "corrupted-accuracy": pytest.approx([3 / 6, 4 / 6, 5 / 6, 1.0])
+    }
     assert x[0, 0] == 0.5
 
 
 def test_reals_report_rmse() -> None:
     x = torch.zeros(3, 2)
-    found = robustness(lambda x: x[:, :1], x, torch.zeros(3, 1), REALS, {"shift": shift}, stream(), severities=(2, 4))
+    found, rows = robustness(
+        lambda x: x[:, :1], x, torch.zeros(3, 1), REALS, {"shift": shift}, stream(), severities=(2, 4)
+    )
     assert found == {"corrupted-rmse": 3.0, "corrupted-rmse/shift": 3.0}
+    assert rows["corrupted-rmse"].tolist() == [3.0, 3.0, 3.0]
 
 
 def test_streams_follow_the_generator_and_the_name_alone() -> None:
     x, y = torch.randn(50, 2, generator=stream(1)), torch.zeros(50, 1)
     arguments = (lambda x: x[:, :1], x, y, REALS)
-    alone = robustness(*arguments, {"noise": noise}, stream(), (1, 3))
-    other = robustness(*arguments, {"zoom": noise, "noise": noise, "blur": shift}, stream(), (3, 1))
+    alone, _ = robustness(*arguments, {"noise": noise}, stream(), (1, 3))
+    other, _ = robustness(*arguments, {"zoom": noise, "noise": noise, "blur": shift}, stream(), (3, 1))
     assert alone["corrupted-rmse/noise"] == pytest.approx(other["corrupted-rmse/noise"])
     assert other["corrupted-rmse/zoom"] != other["corrupted-rmse/noise"]
-    assert robustness(*arguments, {"noise": noise}, stream(5), (1, 3)) != alone
+    assert robustness(*arguments, {"noise": noise}, stream(5), (1, 3))[0] != alone
 
 
 def test_bad_input_is_named() -> None:

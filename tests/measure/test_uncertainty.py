@@ -23,7 +23,7 @@ def test_errors_are_found_by_mutual_information() -> None:
     log_p = (2 * torch.randn(6, 50, 3, generator=generator(), dtype=torch.float64)).log_softmax(2)
     found = ClassPredictive(log_p)
     y = torch.randint(3, (50,), generator=generator(1))
-    measures, told = class_uncertainty(found, y)
+    measures, told, _ = class_uncertainty(found, y)
     wrong = found.probabilities.argmax(1) != y
     for name, score in (("error-auroc-entropy", found.total), ("error-auroc-epistemic", found.epistemic)):
         pairs = list(itertools.product(score[wrong].tolist(), score[~wrong].tolist()))
@@ -36,18 +36,18 @@ def test_errors_are_found_by_mutual_information() -> None:
 
 def test_a_single_network_tells_no_shares() -> None:
     log_p = torch.randn(1, 50, 3, generator=generator()).log_softmax(2)
-    measures, told = class_uncertainty(ClassPredictive(log_p), torch.randint(3, (50,), generator=generator(1)))
+    measures, told, _ = class_uncertainty(ClassPredictive(log_p), torch.randint(3, (50,), generator=generator(1)))
     assert set(measures) == {"error-auroc-entropy"}
     assert told == {}
     right = log_p[0].argmax(1)
-    assert class_uncertainty(ClassPredictive(log_p), right) == ({}, {})
+    assert class_uncertainty(ClassPredictive(log_p), right) == ({}, {}, {})
 
 
 def test_intervals_of_reals() -> None:
     n = 4000
     y = 2 * torch.randn(n, 1, generator=generator(), dtype=torch.float64)
     right = RealPredictive(torch.zeros(1, n, 1, dtype=torch.float64), torch.full((1, n, 1), 4.0, dtype=torch.float64))
-    measures, told = real_uncertainty(right, y)
+    measures, told, _ = real_uncertainty(right, y)
     assert measures["interval-width-95"] == pytest.approx(2 * 1.959964 * 2, rel=1e-5)
     assert told["coverage-95"] == pytest.approx(0.95, abs=0.01)
     assert measures["coverage-gap-95"] == pytest.approx(abs(told["coverage-95"] - 0.95))
@@ -59,7 +59,7 @@ def test_intervals_of_reals() -> None:
 
 def test_several_draws_of_reals_tell_shares() -> None:
     means = torch.tensor([-1.0, 1.0])[:, None, None].expand(2, 10, 1)
-    _, told = real_uncertainty(RealPredictive(means, torch.full((2, 10, 1), 3.0)), torch.zeros(10, 1))
+    _, told, _ = real_uncertainty(RealPredictive(means, torch.full((2, 10, 1), 3.0)), torch.zeros(10, 1))
     assert told["epistemic-variance"] == pytest.approx(1.0)
     assert told["epistemic-share"] == pytest.approx(0.25)
     assert math.isclose(told["draws"], 2)

@@ -65,10 +65,10 @@ def _fits(name: str, spec: Spec) -> bool:
     card = catalogue.card(name)
     if _arena(name) == len(PLAYED) or "pretrained" in card.needs or ("binary" in card.tags and spec.outputs != 2):
         return False
-    return not takes(card, spec.modality, spec.task) and not _asks_for_a_setting(name)
+    return not takes(card, spec.modality, spec.task) and not asks_for_a_setting(name)
 
 
-def _asks_for_a_setting(name: str) -> bool:
+def asks_for_a_setting(name: str) -> bool:
     """Whether it cannot be tried by its bare name."""
     fixed = slots.fixed(catalogue.place(name).slot)
     entry = catalogue.entry(name)

@@ -176,6 +176,8 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
     freedom = 2 * rows**2 / max(fourth - rows**2 / seen.sum(), 1e-300)
+    if rows == 0 and within > 0:  # the one discordant row alone
+        freedom = 2.0
     lead = float(squares.max() / squares.sum()) if rows > 0 else 0.0
     mean = float(means[0]) if sd == 0 else float(means.mean())
     return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa)

@@ -397,7 +397,11 @@ def _more_seeds(
     if needed is not None:
         return needed, ""
     if decidable(known):
-        return None, f"{CAP} seeds would most likely not decide"
+        chance = known.chance(CAP) if interval.n < CAP else 0.0
+        return (
+            None,
+            f"{CAP} seeds would decide with a chance of {chance:.0%}" if chance else f"more than {CAP} seeds needed",
+        )
     return None, CANNOT if known.shared else MARGINAL
 
 

@@ -29,6 +29,10 @@ Kinds = Annotated[
     list[Path] | None,
     typer.Option("--kind", help="A folder of a kind of data of your own; may be given several times."),
 ]
+OwnOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE: what only one kind of data asks; may be given several times."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Technique = Annotated[
     list[Path] | None, typer.Option("--technique", help="A technique file of your own; may be given several times.")
@@ -107,7 +111,7 @@ def show(
 
 
 @app.command("try")
-@with_options
+@with_options()
 def try_command(
     ids: Annotated[
         list[str] | None,
@@ -136,10 +140,7 @@ def try_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
     technique: Technique = None,
     kind: Kinds = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="NAME=VALUE: what only one kind of data asks; may be given several times."),
-    ] = None,
+    option: OwnOption = None,
     said: Any = None,
 ) -> None:
     """Try techniques against the baseline on your data and print verdicts.
@@ -174,6 +175,43 @@ def try_command(
         "tune": tune,
     }
     run_try(ids or None, data, {**basic, **with_own(values_of(said), option or ())}, Outputs(store, report, json_file))
+
+
+@app.command()
+@with_options("reading", "own")
+def advise(
+    data: Annotated[
+        str | None, typer.Option(help="A file or folder, or the name of a set, e.g. digits.", show_default=False)
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A store of earlier studies that may tell something; may be given several times. Without it "
+            "probatum-runs/store.sqlite, where it is there.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many techniques are advised.")] = 5,
+    as_json: JsonFlag = False,
+    technique: Technique = None,
+    kind: Kinds = None,
+    option: OwnOption = None,
+    said: Any = None,
+) -> None:
+    """Say which techniques to try first on your data, and why, before anything is trained.
+
+    Examples: [dim]probatum advise --data churn.csv --target churned[/dim] ·
+    [dim]probatum advise --data digits --store probatum-runs/store.sqlite --top 8[/dim]
+    """
+    if data is None:
+        raise InputError("say which data: --data FILE, FOLDER or the name of a set, e.g. --data digits")
+    _add(technique, kind)
+    from probatum.cli.advise_view import print_advice
+    from probatum.options import values_of, with_own
+
+    reading = with_own(values_of(said), option or ())["reading"]
+    print_advice(data, target, reading, store, top, as_json=as_json)
 
 
 @app.command("report")

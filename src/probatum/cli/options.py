@@ -1,4 +1,4 @@
-"""The options of `probatum try`, made from the fields of what a user may set (`probatum.options`)."""
+"""The options of `probatum try` and `probatum advise`, made from the fields of what a user may set (`probatum.options`)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,27 @@ QUICK = ("list", "show")
 """Commands that look something up: a fifth of their time would go into options which they do not have."""
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose last parameter, ``said``, takes all those options by name, so that Typer sees one option each."""
-    own = inspect.signature(command, eval_str=True)
-    parameters = [one for one in own.parameters.values() if one.name != "said"]
+def with_options(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: of these groups of options, all where none is named.
 
-    def run(**given: Any) -> None:
-        explicit = {one.name: given.pop(one.name) for one in parameters}
-        command(**explicit, said=given)
+    A command whose last parameter, ``said``, takes them by name becomes one of which Typer sees one option each.
+    """
 
-    made = [] if _looks_up(sys.argv) else _parameters()
-    run.__signature__ = inspect.Signature([*parameters, *made])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in (*parameters, *made)}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        parameters = [one for one in own.parameters.values() if one.name != "said"]
+
+        def run(**given: Any) -> None:
+            explicit = {one.name: given.pop(one.name) for one in parameters}
+            command(**explicit, said=given)
+
+        made = [] if _looks_up(sys.argv) else _parameters(groups)
+        run.__signature__ = inspect.Signature([*parameters, *made])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*parameters, *made)}
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        return run
+
+    return decorate
 
 
 def _looks_up(words: list[str]) -> bool:
@@ -50,10 +57,10 @@ def _looks_up(words: list[str]) -> bool:
     return ours and words[1:2] != [] and words[1] in QUICK
 
 
-def _parameters() -> list[inspect.Parameter]:
+def _parameters(groups: tuple[str, ...]) -> list[inspect.Parameter]:
     from probatum.options import options
 
-    return [_parameter(option) for option in options()]
+    return [_parameter(option) for option in options() if not groups or option.group in groups]
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -12,6 +12,7 @@ from probatum.data.target import Target
 ID_NAMES = ("id", "index", "rowid", "row_id", "unnamed: 0", "")
 HIGH_CARDINALITY = 0.5
 SHOWN = 5
+CONSTANT = " is constant ("
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def unusable(facts: Facts, id_check: bool) -> str | None:
     """Why a column is dropped, or None; `id_check` drops ids and running numbers."""
     name = facts.column.name
     if facts.distinct <= 1:
-        return f"column {name!r} is constant ({facts.first}): dropped"
+        return f"column {name!r}{CONSTANT}{facts.first}): dropped"
     if facts.scattered:
         return f"column {name!r} has {facts.distinct} distinct words in {facts.rows} rows, like an id: dropped"
     if id_check and id_by_name(name):
@@ -63,6 +64,11 @@ def unusable(facts: Facts, id_check: bool) -> str | None:
     if id_check and facts.running:
         return f"column {name!r} is a running number, like an id: not used as a feature"
     return None
+
+
+def told_constant(notices: Sequence[str]) -> int:
+    """How many columns these notices say were dropped because they are constant."""
+    return sum(notice.startswith("column ") and CONSTANT in notice for notice in notices)
 
 
 def remarks(facts: Facts, values: Target) -> list[str]:

@@ -132,8 +132,8 @@ def interval_coverage(low: np.ndarray, high: np.ndarray, y: np.ndarray) -> dict[
 
 def conformal(
     valid: Tensor, valid_y: Tensor, test: Tensor, test_y: Tensor, task: str, scale: np.ndarray | None = None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the measure of `MEASURES` that fits the task, and what goes with it: `coverage-90`.
+) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]:
+    """Return the measure of `MEASURES` that fits the task, what goes with it (`coverage-90`), and the measure of each test row.
 
     Args:
         valid: outputs on validation rows: probabilities (n, K), or standardised values (n, outputs).
@@ -146,8 +146,10 @@ def conformal(
     if task == "classes":
         p, y = checked(valid, valid_y, valid.shape[-1])
         q, truth = checked(test, test_y, test.shape[-1])
-        found = set_coverage(sets(p, y, q), truth)
-        return {"set-size-90": found["size"]}, {"coverage-90": found["coverage"]}
+        inside = sets(p, y, q)
+        found = set_coverage(inside, truth)
+        sizes = inside.sum(1).astype(np.float64)
+        return {"set-size-90": found["size"]}, {"coverage-90": found["coverage"]}, {"set-size-90": sizes}
     arrays = (value.detach().cpu().double().numpy() for value in (valid, valid_y, test, test_y))
     of_valid, y, of_test, truth = arrays
     unit = np.ones(truth.shape[1]) if scale is None else np.broadcast_to(np.asarray(scale), truth.shape[1:])
@@ -157,7 +159,10 @@ def conformal(
         told.append(interval_coverage(low, high, truth[:, k]))
     width = float(np.mean([found["width"] * s for found, s in zip(told, unit, strict=True)]))
     covered = {"coverage-90": float(np.mean([found["coverage"] for found in told]))}
-    return ({"interval-width-90": width} if math.isfinite(width) and width > 0 else {}), covered
+    if not (math.isfinite(width) and width > 0):
+        return {}, covered, {}
+    # all intervals of a trial are of one width: what varies it are the validation rows
+    return {"interval-width-90": width}, covered, {"interval-width-90": np.full(len(truth), width)}
 
 
 def _check_alpha(alpha: float) -> None:

@@ -114,13 +114,13 @@ def _classes(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
         "macro-f1": metrics.f1_score(y, guess, average="macro", zero_division=0),
     }
     scored = [1] if len(labels) == 2 else seen
-    areas = [metrics.roc_auc_score(y == k, _odds(p, k)) for k in scored if 0 < (y == k).sum() < len(y)]
+    areas = [metrics.roc_auc_score(y == k, log_odds_of(p, k)) for k in scored if 0 < (y == k).sum() < len(y)]
     if areas:
         found["auroc"] = np.mean(areas)
     return {name: float(value) for name, value in found.items()}
 
 
-def _odds(p: np.ndarray, k: int) -> np.ndarray:
+def log_odds_of(p: np.ndarray, k: int) -> np.ndarray:
     """Log-odds of a class, which keep their order where its probability is rounded to 1: the others' are not rounded to 0."""
     least = np.finfo(np.float64).tiny
     return np.log(np.maximum(p[:, k], least)) - np.log(np.maximum(np.delete(p, k, axis=1).sum(1), least))

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probatum.measure.base import Measure
+from probatum.measure.row_values import root_mean_square
 
 if TYPE_CHECKING:
     from probatum.spec import Spec
@@ -39,8 +41,9 @@ def robustness(
     corruptions: Mapping[str, Corruption],
     generator: torch.Generator,
     severities: Sequence[int] = (1, 3, 5),
-) -> dict[str, float]:
-    """Return the mean accuracy (classes) or RMSE (reals) over corruptions and severities, and that of each corruption.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the mean accuracy (classes) or RMSE (reals) over corruptions and severities, and that of each corruption; and of
+    the mean the values (n,) of the rows (`probatum.measure.row_values`).
 
     The names are ``corrupted-accuracy`` and ``corrupted-accuracy/<corruption>``, or ``corrupted-rmse`` likewise. One
     number is drawn from the generator; every corruption and severity derives its own stream from it and its name, so
@@ -65,13 +68,16 @@ def robustness(
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     name = "corrupted-accuracy" if spec.task == "classes" else "corrupted-rmse"
     found: dict[str, float] = {}
+    rows = np.zeros(len(x))
     for corruption, corrupt in sorted(corruptions.items()):
         scores = []
         for severity in severities:
             stream = _stream(seed, corruption, severity, generator.device)
-            scores.append(_score(predict(corrupt(x.clone(), spec, severity, stream)), y, corruption))
+            output = predict(corrupt(x.clone(), spec, severity, stream))
+            scores.append(_score(output, y, corruption))
+            rows += _rows(output, y)
         found[f"{name}/{corruption}"] = math.fsum(scores) / len(scores)
-    return {name: math.fsum(found.values()) / len(found)} | found
+    return {name: math.fsum(found.values()) / len(found)} | found, {name: rows / (len(corruptions) * len(severities))}
 
 
 def _stream(seed: int, corruption: str, severity: int, device: torch.device) -> torch.Generator:
@@ -87,3 +93,9 @@ def _score(output: Tensor, y: Tensor, corruption: str) -> float:
     if y.ndim == 1:
         return float((output.argmax(1) == y).double().mean())
     return float((output.double() - y.double()).square().mean(0).sqrt().mean())
+
+
+def _rows(output: Tensor, y: Tensor) -> np.ndarray:
+    if y.ndim == 1:
+        return (output.argmax(1) == y).double().cpu().numpy()
+    return root_mean_square((output.detach().double() - y.double()).cpu().numpy())

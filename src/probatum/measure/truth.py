@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probatum.measure.base import Measure
 from probatum.measure.groups import group_accuracy
 from probatum.measure.outside import auroc, fpr_at
+from probatum.measure.row_values import root_mean_square
 from probatum.spec import Part
 
 if TYPE_CHECKING:
@@ -111,8 +113,11 @@ def measures_of(truth: Truth | None, task: str) -> tuple[str, ...]:
 
 def truth_measures(
     predict: Predict, output: Tensor, test: Part, train: Part, truth: Truth, task: str
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the measures that the truth allows, and details for the report (JSON values).
+) -> tuple[dict[str, float], dict[str, Any], dict[str, np.ndarray]]:
+    """Return the measures that the truth allows, details for the report (JSON values), and values of the test rows.
+
+    Values (`probatum.measure.row_values`) are there where test rows alone make the measure: as they are, or turned round in a
+    world (`_own`).
 
     Args:
         predict: part -> probabilities (n, classes), or standardised values.
@@ -127,38 +132,49 @@ def truth_measures(
     """
     found: dict[str, float] = {}
     details: dict[str, Any] = {"world": truth.world, "counts": dict(truth.counts)}
+    rows: dict[str, np.ndarray] = {}
     shifted = None if truth.shifted is None else _finite(predict(truth.shifted), "shifted rows")
+    own = None if truth.shifted is None else _own(truth.shifted, test)
     if task == "reals":
         if shifted is not None and truth.shifted is not None:
-            error = (shifted.double() - truth.shifted.y.double()).square().mean(dim=0).sqrt().mean()
-            found["shifted-rmse"] = float(error)
-        return found, details
+            off = shifted.double() - truth.shifted.y.double()
+            found["shifted-rmse"] = float(off.square().mean(dim=0).sqrt().mean())
+            if own is not None:
+                rows["shifted-rmse"] = _laid(root_mean_square(off.numpy()), own, len(test))
+        return found, details, rows
     right = output.argmax(dim=1) == test.y
     away = None
     if shifted is not None and truth.shifted is not None:
         away = shifted.argmax(dim=1) == truth.shifted.y
         found["shifted-accuracy"] = float(away.double().mean())
+        if own is not None:
+            rows["shifted-accuracy"] = _laid(away.double().numpy(), own, len(test))
     if truth.groups is not None:
-        rights, groups = [right], [truth.groups]
+        rights, groups = right, truth.groups
+        places: np.ndarray | None = np.arange(len(test))
         if away is not None and truth.shifted_groups is not None:
-            rights.append(away)
-            groups.append(truth.shifted_groups)
-        found["worst-group-accuracy"], details["groups"] = worst_group(torch.cat(rights), torch.cat(groups))
+            rights, groups = torch.cat([right, away]), torch.cat([groups, truth.shifted_groups])
+            places = None if own is None else np.append(np.arange(len(test)), own)
+        found["worst-group-accuracy"], details["groups"] = worst_group(rights, groups)
+        if places is not None:
+            rows["worst-group-accuracy"] = worst_group_rows(rights, groups, places, len(test))
     if truth.outside is not None:
         inside = output.amax(dim=1)
         outside = _finite(predict(truth.outside), "rows from outside").amax(dim=1)
         found["ood-auroc"], found["ood-fpr95"] = auroc(inside, outside), fpr_at(inside, outside, 0.95)
     if truth.probabilities is not None:
-        found |= distance_to(output, truth.probabilities)
+        each = distances_to(output, truth.probabilities)
+        found |= {name: float(values.mean()) for name, values in each.items()}
+        rows |= {name: values.numpy() for name, values in each.items()}
     if truth.clean_train is not None:
         wrong = (train.y != truth.clean_train).nonzero()[:, 0][:MOST]
         if len(wrong):
             text = None if train.text is None else tuple(train.text[i] for i in wrong.tolist())
-            rows = Part(train.x[wrong], train.y[wrong], train.rows[wrong], text)
-            given = _finite(predict(rows), "training rows").argmax(dim=1)
-            found["memorised"] = float((given == rows.y).double().mean())
+            learnt = Part(train.x[wrong], train.y[wrong], train.rows[wrong], text)
+            given = _finite(predict(learnt), "training rows").argmax(dim=1)
+            found["memorised"] = float((given == learnt.y).double().mean())
             details["training rows corrected"] = float((given == truth.clean_train[wrong]).double().mean())
-    return found, details
+    return found, details, rows
 
 
 def worst_group(right: Tensor, groups: Tensor) -> tuple[float, list[dict[str, float | str]]]:
@@ -176,17 +192,50 @@ def worst_group(right: Tensor, groups: Tensor) -> tuple[float, list[dict[str, fl
     return min(group.accuracy for group in large), rows
 
 
-def distance_to(predicted: Tensor, true: Tensor) -> dict[str, float]:
-    """Return ``probability-mse`` and ``probability-kl`` = E sum_k p*_k log(p*_k / p_k) of (n, classes) probabilities.
+def worst_group_rows(right: Tensor, groups: Tensor, places: np.ndarray, n: int) -> np.ndarray:
+    """Return the values (n,) of the test rows for the accuracy of `worst_group`; of equal groups the first one's.
+
+    Args:
+        right: (m,) bool.
+        groups: (m,) int64.
+        places: (m,) which test row each answer is of; several may be of one.
+        n: test rows.
+    """
+    worst, known = worst_group(right, groups)
+    large = [group for group in known if group["rows"] >= FEWEST] or known  # type: ignore[operator]
+    name = next(group["group"] for group in large if group["accuracy"] == worst)
+    its = (groups == int(name)).numpy()
+    off = (right.double().numpy() - worst) * its
+    return worst + n / its.sum() * np.bincount(places, weights=off, minlength=n)
+
+
+def distances_to(predicted: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Return each row's ``probability-mse`` and ``probability-kl`` = sum_k p*_k log(p*_k / p_k) of (n, classes) probabilities.
 
     Predicted probabilities are taken as at least 1e-12.
     """
     p, q = predicted.double().cpu(), true.double().cpu()
     logs = torch.special.entr(q).neg() - q * p.clamp_min(1e-12).log()
     return {
-        "probability-mse": float((p - q).square().sum(dim=1).mean()),
-        "probability-kl": float(logs.sum(dim=1).mean()),
+        "probability-mse": (p - q).square().sum(dim=1),
+        "probability-kl": logs.sum(dim=1),
     }
+
+
+def _own(shifted: Part, test: Part) -> np.ndarray | None:
+    """Which test row each shifted row is, turned round or left out; None where any is of others."""
+    there, asked = test.rows.numpy(), shifted.rows.numpy()
+    order = np.argsort(there, kind="stable")
+    at = order[np.minimum(np.searchsorted(there, asked, sorter=order), len(there) - 1)]
+    alone = len(np.unique(there)) == len(there) and len(np.unique(asked)) == len(asked)
+    return at if alone and np.array_equal(there[at], asked) else None
+
+
+def _laid(values: np.ndarray, places: np.ndarray, n: int) -> np.ndarray:
+    """The values at their places among n rows, NaN elsewhere."""
+    found = np.full(n, np.nan)
+    found[places] = values
+    return found
 
 
 def _finite(output: Tensor, what: str) -> Tensor:

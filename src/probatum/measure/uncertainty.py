@@ -8,11 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from probatum.measure.base import Measure
+from probatum.measure.row_values import auroc
 from probatum.measure.selective import error_auroc
 from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
 
 _CLASSES, _REALS = ("classes",), ("reals",)
 LEVEL = 0.95
+
+Found = tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]
+"""Measures, what is told beside them, and the measures' values of the rows (`probatum.measure.row_values`)."""
 
 MEASURES = (
     Measure(
@@ -44,8 +48,8 @@ MEASURES = (
 )
 
 
-def class_uncertainty(found: ClassPredictive, y: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Measures that every arm has, and what only several draws tell.
+def class_uncertainty(found: ClassPredictive, y: Tensor) -> Found:
+    """Measures that every arm has, what only several draws tell, and the measures' values of the rows.
 
     The latter: `error-auroc-epistemic` (mutual information finds errors), `epistemic-share` of the total entropy, and mean
     `total-entropy`, `aleatoric-entropy`, `epistemic-entropy` in nats. AUROCs need right and wrong answers.
@@ -57,8 +61,9 @@ def class_uncertainty(found: ClassPredictive, y: Tensor) -> tuple[dict[str, floa
     wrong = (found.log_probabilities.argmax(dim=1) != y).numpy()
     mixed = 0 < wrong.sum() < len(wrong)
     measures = {"error-auroc-entropy": error_auroc(_sure(found.total), wrong)} if mixed else {}
+    rows = {"error-auroc-entropy": auroc(_sure(found.total), ~wrong)} if mixed else {}
     if len(found.log_p) < 2:
-        return measures, {}
+        return measures, {}, rows
     total, epistemic = float(found.total.mean()), float(found.epistemic.mean())
     told = {
         "draws": float(len(found.log_p)),
@@ -69,22 +74,29 @@ def class_uncertainty(found: ClassPredictive, y: Tensor) -> tuple[dict[str, floa
     }
     if mixed:
         told["error-auroc-epistemic"] = error_auroc(_sure(found.epistemic), wrong)
-    return measures, told
+    return measures, told, rows
 
 
-def real_uncertainty(found: RealPredictive, y: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """`nll`, `coverage-gap-95` and `interval-width-95`; beside them `coverage-95`, and of several draws the shares.
+def real_uncertainty(found: RealPredictive, y: Tensor) -> Found:
+    """`nll`, `coverage-gap-95` and `interval-width-95`; beside them `coverage-95`, and of several draws the shares; and the
+    values of the rows.
 
     Args:
         found: draws of n rows on the standardised scale.
         y: (n, d) standardised targets.
     """
     low, high = found.interval(LEVEL)
-    coverage = float(((y >= low) & (y <= high)).double().mean())
+    inside, density, width = ((y >= low) & (y <= high)).double(), found.log_density(y).double(), (high - low).double()
+    coverage = float(inside.mean())
     measures = {
-        "nll": -float(found.log_density(y).double().mean()),
+        "nll": -float(density.mean()),
         "coverage-gap-95": abs(coverage - LEVEL),
-        "interval-width-95": float((high - low).double().mean()),
+        "interval-width-95": float(width.mean()),
+    }
+    rows = {
+        "nll": -density.mean(dim=1).numpy(),
+        "coverage-gap-95": (-1.0 if coverage < LEVEL else 1.0) * (inside.mean(dim=1).numpy() - LEVEL),
+        "interval-width-95": width.mean(dim=1).numpy(),
     }
     told = {"coverage-95": coverage}
     if len(found.means) > 1:
@@ -94,7 +106,7 @@ def real_uncertainty(found: RealPredictive, y: Tensor) -> tuple[dict[str, float]
             "epistemic-variance": epistemic,
             "epistemic-share": epistemic / total,
         }
-    return measures, told
+    return measures, told, rows
 
 
 def _sure(uncertainty: Tensor) -> np.ndarray:

@@ -26,7 +26,7 @@ def repeat_command(results: Results) -> str:
     words += words_for(Reading, source)
     for flag, places in (("--technique", wishes["files"]), ("--kind", wishes["kinds"])):
         words += [one for place in places for one in (flag, place)]
-    words += _own(source.get("options") or {})
+    words += own_words(source.get("options") or {})
     words += words_for(Judging, wishes["judging"]) + words_for(Running, wishes["running"])
     words += words_for(FineTuning, plan.pretrained.get("again", {}))
     rules = rules_of(plan.arena)
@@ -44,7 +44,7 @@ def _basic(said: dict[str, Any]) -> list[str]:
     return words
 
 
-def _own(said: dict[str, Any]) -> list[str]:
+def own_words(said: dict[str, Any]) -> list[str]:
     """What only the data's kind asks."""
     words: list[str] = []
     known: set[str] = set()

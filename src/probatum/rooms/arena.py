@@ -31,6 +31,7 @@ from probatum.spec import Data, Spec, Truth
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 ModelFactory = Callable[[Spec], "nn.Module"]
@@ -143,14 +144,15 @@ class Outcome:
         timing: measured seconds and bytes.
         digest: hash of weights and outputs, by which bit-identical arms are known.
         details: curves, tables and notes for the report, JSON values.
-        rows: measure -> (n_test,) influence values of the test rows, whose mean is the measure; NaN where one does not count.
+        rows: for measures that have them, by name, what each test row adds (`probatum.measure.row_values`): float64 (n_test,)
+            in the order of the test rows, NaN where a row does not count; the mean of the others is the measure.
     """
 
     measures: dict[str, float]
     timing: dict[str, float] = field(default_factory=dict)
     digest: str = ""
     details: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Arena(Protocol):

@@ -6,19 +6,43 @@ kind of data that brings the task (`probatum.rooms.find`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from probatum.errors import InputError
 from probatum.rooms import find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from probatum.rooms.arena import Work
     from probatum.spec import Data, Part, Spec
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at the test rows found.
+
+    Attributes:
+        output: what the digest is taken of.
+        measures: numbers by the names of `Task.measures`, as far as there are any.
+        details: for the report, JSON values.
+        rows: of measures that have them, what each test row adds: float64 (n_test,), in the order of the rows, whose mean is
+            the measure. A mean over rows has the terms that it is the mean of; others have the measure plus the influence of the
+            row on it (`probatum.measure.row_values`). NaN where a row does not count.
+    """
+
+    output: Tensor
+    measures: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Task:
@@ -102,8 +126,8 @@ class Task:
         """One of them, fitted on the training rows: an object with ``predict(part)``."""
         raise NotImplementedError
 
-    def measured(self, work: Work, fitted: Any) -> tuple[Tensor, dict[str, float], dict[str, Any]]:
-        """Look at the test rows: what the digest is taken of, the measures, and details for the report.
+    def measured(self, work: Work, fitted: Any) -> Looked:
+        """Look at the test rows.
 
         Args:
             work: the trial.
@@ -117,7 +141,7 @@ class Task:
     def primary(self, work: Work, fitted: Any) -> dict[str, float]:
         """The first of `measures` of a network, named, without all the others."""
         name = self.measures(work.data.spec)[0]
-        return {name: self.measured(work, fitted)[1][name]}
+        return {name: self.measured(work, fitted).measures[name]}
 
     def looked_at(self, work: Work, fitted: Any) -> Tensor:
         """What the digest of a trained arm is taken of."""
@@ -134,6 +158,36 @@ def task(name: str) -> Task:
     found: Task = find.load("task", name).TASK
     if name != found.NAME:
         raise InputError(f"the task {name} calls itself {found.NAME!r}")
+    return found
+
+
+def rows_of(rows: Mapping[str, NDArray[np.float64]], measures: Mapping[str, float], count: int) -> dict[str, Any]:
+    """The values of rows, checked, without those of measures that are not finite.
+
+    Args:
+        rows: by name of a measure, as in `Looked`.
+        measures: the numbers that they are to average to.
+        count: of test rows.
+
+    Raises:
+        ValueError: values of no measure, of another shape, or with another mean.
+    """
+    found = {}
+    for name, values in rows.items():
+        if name not in measures or np.shape(values) != (count,):
+            raise ValueError(
+                f"values of rows {np.shape(values)} for {name!r}; give ({count},), one for each test row, for one of "
+                f"{', '.join(measures)}"
+            )
+        if not np.isfinite(measures[name]):
+            continue
+        counted = values[~np.isnan(values)]
+        mean = float(counted.mean()) if len(counted) else float("nan")
+        if not abs(mean - measures[name]) <= 1e-6 * max(1.0, abs(measures[name])):
+            raise ValueError(
+                f"the rows' values of {name} have the mean {mean:.9g}, the measure is {measures[name]:.9g}"
+            )
+        found[name] = values.astype(np.float64, copy=False)
     return found
 
 

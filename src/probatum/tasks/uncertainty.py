@@ -11,7 +11,7 @@ from torch import Tensor
 from probatum.data.lazy.few import first_rows
 from probatum.errors import InputError
 from probatum.measure.outside import auroc
-from probatum.measure.uncertainty import class_uncertainty, real_uncertainty
+from probatum.measure.uncertainty import Found, class_uncertainty, real_uncertainty
 from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
 from probatum.rooms.arena import Work
 from probatum.spec import Part
@@ -20,10 +20,8 @@ LEAST = 1e-12
 Predict = Callable[[Part], Tensor]
 
 
-def uncertainty(
-    work: Work, learner: Any, output: Tensor, predict: Predict
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Measures of uncertainty on the test rows, and further named numbers of predictors with several draws.
+def uncertainty(work: Work, learner: Any, output: Tensor, predict: Predict) -> Found:
+    """Measures of uncertainty on the test rows, further named numbers of predictors with several draws, and values of rows.
 
     A predictor without draws of its own counts as one draw; for real targets its noise is the root mean squared error on
     the validation rows.
@@ -41,12 +39,12 @@ def uncertainty(
     if samples is None:
         return class_uncertainty(ClassPredictive(output.clamp_min(LEAST).log()[None]), data.test.y)
     draws = _checked(samples(data.test), output, work.arm.name)
-    found, told = class_uncertainty(ClassPredictive(draws.clamp_min(LEAST).log()), data.test.y)
+    found, told, rows = class_uncertainty(ClassPredictive(draws.clamp_min(LEAST).log()), data.test.y)
     if work.truth is not None and work.truth.outside is not None and len(draws) > 1:
         elsewhere = ClassPredictive(samples(work.truth.outside).clamp_min(LEAST).log())
         here = ClassPredictive(draws.clamp_min(LEAST).log())
         told["ood-auroc-epistemic"] = auroc(-here.epistemic, -elsewhere.epistemic)
-    return found, told
+    return found, told, rows
 
 
 def _reals(work: Work, learner: Any, output: Tensor, predict: Predict) -> RealPredictive:

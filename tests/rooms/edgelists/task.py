@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from probatum.rooms.arena import Work
-from probatum.rooms.task import Task
+from probatum.rooms.task import Looked, Task
 from probatum.spec import Spec
 
 
@@ -30,9 +30,10 @@ class Medians(Task):
     def measures(self, spec: Spec) -> tuple[str, ...]:
         return ("mae",)
 
-    def measured(self, work: Work, fitted: Any) -> tuple[Tensor, dict[str, float], dict[str, Any]]:
+    def measured(self, work: Work, fitted: Any) -> Looked:
         output = fitted.predict(work.data.test)
-        return output, self.errors(output, work.data.test.y), {}
+        off = (output - work.data.test.y).abs().double().mean(dim=1)
+        return Looked(output, self.errors(output, work.data.test.y), rows={"mae": off.numpy()})
 
 
 TASK = Medians()

@@ -16,7 +16,7 @@ from probatum.data.lazy.few import release
 from probatum.measure import cost
 from probatum.measure.truth import truth_measures
 from probatum.rooms.arena import Outcome, Work
-from probatum.rooms.task import task
+from probatum.rooms.task import rows_of, task
 from probatum.spec import Spec
 from probatum.train.adapt import Adapted
 from probatum.train.loop import outputs
@@ -53,21 +53,23 @@ def measured(work: Work, fitted: Predictor, seconds: float) -> Outcome:
     """Look at the test rows: every measure of a trained arm; `seconds` is what its training took."""
     if fitted.model is not None:
         work.engine.network(fitted.model)
-    output, found, more = task(work.data.spec.task).measured(work, fitted)
-    details: dict[str, Any] = {"curve": fitted.curve, "effects": fitted.effects, **more}
-    details["effects"] = {**fitted.effects, **more.get("effects", {})}
+    looked = task(work.data.spec.task).measured(work, fitted)
+    output, found, rows = looked.output, looked.measures, dict(looked.rows)
+    details: dict[str, Any] = {"curve": fitted.curve, "effects": fitted.effects, **looked.details}
+    details["effects"] = {**fitted.effects, **looked.details.get("effects", {})}
     if work.truth is not None:
         with torch.no_grad():
-            true, details["truth"] = truth_measures(
+            true, details["truth"], of_true = truth_measures(
                 fitted.predict, output, work.data.test, work.data.train, work.truth, work.data.spec.task
             )
-        found |= true
+        found, rows = found | true, rows | of_true
     if fitted.passes:
         found["training-passes"] = fitted.passes
     if fitted.model is not None:
         found |= _costs(work, fitted.model)
     release(work.data.train, work.data.valid, work.data.test)
-    return Outcome(found, {"training-seconds": seconds}, digest(fitted.model, output), details)
+    rows = rows_of(rows, found, len(work.data.test))
+    return Outcome(found, {"training-seconds": seconds}, digest(fitted.model, output), details, rows)
 
 
 def _costs(work: Work, model: nn.Module) -> dict[str, float]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probatum.measure.calibration import diagram
 from probatum.measure.language import language
+from probatum.measure.row_values import of_tokens
 from probatum.rooms.arena import TrainingFailed
+from probatum.rooms.task import Looked
 from probatum.spec import Part
 
 WINDOWS = 64
@@ -54,10 +56,11 @@ def look(predict: Callable[[Part], Tensor], part: Part, check: Check | None = No
     return Seen(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
-def measured(seen: Seen, part: Part) -> tuple[dict[str, float], dict[str, Any]]:
-    """The measures of a part's tokens, and details for the report."""
+def measured(seen: Seen, part: Part) -> Looked:
+    """The measures of a part's tokens; a row is a window."""
     text = part.text or ()
-    size = sum(len(piece.encode()) for piece in text)
+    characters, sizes = np.array([(len(piece), len(piece.encode())) for piece in text], dtype=np.int64).reshape(-1, 2).T
     log_p, confidence, right = (value.double().numpy() for value in (seen.log_p, seen.confidence, seen.right))
-    found = language(log_p, confidence, right, sum(map(len, text)), size)
-    return found, {"reliability": diagram(confidence.ravel(), right.ravel())}
+    found = language(log_p, confidence, right, int(characters.sum()), int(sizes.sum()))
+    details = {"reliability": diagram(confidence.ravel(), right.ravel())}
+    return Looked(seen.log_p, found, details, of_tokens(log_p, confidence, right, characters, sizes))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from probatum.kinds.language import ngrams
 from probatum.kinds.language.look import MEASURES, WINDOWS, look, measured
 from probatum.rooms.arena import Work
-from probatum.rooms.task import Task, check_shape
+from probatum.rooms.task import Looked, Task, check_shape
 from probatum.spec import Data, Part, Spec
 
 
@@ -80,11 +80,9 @@ class NextToken(Task):
         """One of them, counted on the training text."""
         return ngrams.fit(name, data)
 
-    def measured(self, work: Work, fitted: Any) -> tuple[Tensor, dict[str, float], dict[str, Any]]:
+    def measured(self, work: Work, fitted: Any) -> Looked:
         """What the tokens of the test windows say, a few windows at a time."""
-        seen = self._seen(work, fitted)
-        found, told = measured(seen, work.data.test)
-        return seen.log_p, found, told
+        return measured(self._seen(work, fitted), work.data.test)
 
     def looked_at(self, work: Work, fitted: Any) -> Tensor:
         """Log p of the tokens that came."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.rooms.arena import Work
-from probatum.rooms.task import Task
+from probatum.rooms.task import Looked, Task
 from probatum.spec import Data, Spec
 from probatum.tasks import classical
 
@@ -51,7 +51,7 @@ class Reals(Task):
         """One of them, fitted on the training rows."""
         return classical.fit(name, data, seed)
 
-    def measured(self, work: Work, fitted: Any) -> tuple[Tensor, dict[str, float], dict[str, Any]]:
+    def measured(self, work: Work, fitted: Any) -> Looked:
         """Everything that predicted values of the test rows can be asked."""
         from probatum.tasks.look import look_at_reals
 

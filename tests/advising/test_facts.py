@@ -1,0 +1,142 @@
+"""Facts of made tables, by the numbers they were made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from probatum.advising.facts import DataFacts, facts_of, profile
+from probatum.data.open import open_dataset
+from probatum.settings import Reading
+
+N = 1500
+
+
+def blobs(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes four deviations apart: (n, 2) points and codes."""
+    y = rng.integers(0, 2, n)
+    return rng.normal(size=(n, 2)) + 4.0 * y[:, None], y
+
+
+def frame(rng: np.random.Generator, flipped: float = 0.0) -> pl.DataFrame:
+    x, y = blobs(rng)
+    y = np.where(rng.random(N) < flipped, 1 - y, y)
+    return pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": np.where(y == 1, "yes", "no")})
+
+
+def facts(table: pl.DataFrame, **said: str) -> DataFacts:
+    return facts_of(open_dataset(table, Reading(target="y", **said)), time=said.get("time"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_flipped_labels_are_found_at_their_rate(share: float) -> None:
+    found = facts(frame(np.random.default_rng(0), share))
+    labels = found["labels"].numbers
+    assert labels["of"] == 225  # 15 % of 1,500 rows
+    assert labels["low"] <= share <= labels["high"]
+    assert labels["wrong"] == pytest.approx(share * labels["of"], abs=0.06 * labels["of"])
+    assert ("noisy-labels" in found.traits) is (share > 0)
+    assert f"{labels['wrong']} of the 225" in found["labels"].words
+
+
+def test_imbalance_is_told_below_a_fifth_of_an_even_share() -> None:
+    rng = np.random.default_rng(1)
+    for rare, told in ((300, False), (100, True)):  # 20 % and 6.7 %, where an even share is 50 %
+        y = np.repeat(["no", "yes"], [N - rare, rare])
+        found = facts(pl.DataFrame({"a": rng.normal(size=N), "y": rng.permutation(y)}))
+        assert found["classes"].numbers == {"classes": 2, "rarest": "yes", "rows": rare, "share": rare / N}
+        assert ("imbalance" in found.traits) is told
+        assert found.profile.rarest == pytest.approx(2 * rare / N)
+
+
+def test_missing_cells_are_counted() -> None:
+    table = frame(np.random.default_rng(2))
+    holed = table.with_columns(a=pl.Series([None] * 150 + table["a"].to_list()[150:]))
+    found = facts(holed)
+    assert found["missing"].numbers == {"missing": 150, "cells": 3000, "share": 0.05, "columns": 1}
+    assert found["missing"].words == "150 of 3,000 cells are missing (5 %), in 1 of 2 columns"
+    assert found.traits["missing"] is found["missing"]
+    assert "missing" not in facts(table).traits
+
+
+def test_repeated_rows_with_the_same_answer_and_with_another() -> None:
+    table = frame(np.random.default_rng(3))
+    same, other = table.head(7), table.slice(7, 5)
+    turned = other.with_columns(y=pl.when(pl.col("y") == "yes").then(pl.lit("no")).otherwise(pl.lit("yes")))
+    found = facts(pl.concat([table, same, turned]))["duplicates"].numbers
+    assert (found["repeats"], found["conflicting"]) == (7, 10)
+    with pytest.raises(KeyError, match="no fact 'duplicates'"):
+        facts(table)["duplicates"]
+
+
+def test_columns_that_hardly_vary() -> None:
+    table = frame(np.random.default_rng(4)).with_columns(
+        still=pl.lit(3.0),
+        rare=pl.Series([1.0] * 10 + [0.0] * (N - 10)),
+        often=pl.Series([1.0] * 30 + [0.0] * (N - 30)),
+    )
+    assert facts(table)["constant"].numbers == {"constant": 1, "near": ["rare"]}
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_drift_by_time(moved: float) -> None:
+    """Halves one deviation apart in one number: the best classifier has AUROC Phi(1 / sqrt 2) = 0.76."""
+    rng = np.random.default_rng(5)
+    late = np.arange(N) >= N // 2
+    table = pl.DataFrame({"a": rng.normal(size=N) + moved * late, "when": np.arange(N) + 0.5, "y": rng.normal(size=N)})
+    table = table[rng.permutation(N)]
+    found = facts(table, time="when")
+    assert found["drift"].numbers["by"] == "time"
+    assert found["drift"].numbers["auc"] == pytest.approx(0.76 if moved else 0.5, abs=0.06)
+    assert ("drift" in found.traits) is bool(moved)
+
+
+def test_drift_by_the_order_of_the_rows_is_told_but_no_reason_for_anything() -> None:
+    rng = np.random.default_rng(6)
+    table = pl.DataFrame({"a": rng.normal(size=N) + 3.0 * (np.arange(N) >= N // 2), "y": rng.normal(size=N)})
+    found = facts(table)
+    assert found["drift"].numbers["auc"] > 0.95
+    assert "say --time COLUMN" in found["drift"].words
+    assert "drift" not in found.traits
+
+
+def test_drift_between_given_parts() -> None:
+    rng = np.random.default_rng(7)
+    part = np.where(rng.random(N) < 0.3, "test", "train")
+    table = pl.DataFrame({"a": rng.normal(size=N) + 3.0 * (part == "test"), "y": rng.normal(size=N), "part": part})
+    found = facts(table, split="part")
+    assert found["drift"].numbers["by"] == "split"
+    assert "drift" in found.traits
+
+
+def test_groups_are_counted() -> None:
+    table = frame(np.random.default_rng(8)).with_columns(who=pl.Series([f"p{i % 30}" for i in range(N)]))
+    assert facts(table, group="who")["groups"].numbers == {"groups": 30}
+
+
+def test_few_rows_and_what_is_too_small_to_look_at() -> None:
+    rng = np.random.default_rng(9)
+    found = facts(pl.DataFrame({"a": rng.normal(size=60), "y": ["u", "v"] * 30}))
+    assert found.traits["few-rows"].numbers["n"] == 60
+    assert [note.split(":")[0] for note in found.notes] == ["labels were not looked at", "drift was not looked at"]
+
+
+def test_other_kinds_of_data_are_told_as_far_as_facts_exist() -> None:
+    texts = facts_of(open_dataset("python-topics"))
+    assert [fact.name for fact in texts.facts] == ["size"]
+    assert texts.profile == profile("text", "next-token", 400_000)
+    series = facts_of(open_dataset("cbf"))
+    assert {"size", "classes", "labels", "drift"} <= {fact.name for fact in series.facts}
+    assert "columns" not in series["size"].words
+
+
+def test_rows_on_disk_are_not_looked_at(tmp_path: Path) -> None:
+    frame(np.random.default_rng(10)).write_parquet(tmp_path / "large.parquet")
+    dataset = open_dataset(tmp_path / "large.parquet", Reading(target="y", memory=10_000))
+    assert dataset.streamed
+    found = facts_of(dataset)
+    assert found["classes"].numbers["classes"] == 2
+    assert found.notes == ("the rows stay on disk: repeated rows, labels and drift were not looked at",)
