@@ -249,6 +249,18 @@ def test_the_same_again_goes_on_where_it_was() -> None:
     assert not results_of(budget, found).no_time()
 
 
+def test_a_way_that_is_longer_than_the_time_is_gone_in_several_goes() -> None:
+    store, counts = Store(":memory:"), []
+    for _ in range(3):
+        runs = Simulated({"baseline": 3.0, "a": 3.0})
+        budget = budget_of(runs, 20.0, store=store)
+        found = spend(budget, timing=False)
+        counts.append((len(runs.begun), sum(trial.arm == "a" for trial in found.trials)))
+    assert counts[0][0] == counts[1][0] == 6, "20 seconds hold six trials"
+    assert counts[1][1] == 6, "after twelve there is a verdict"
+    assert results_of(budget, found).no_time() == {}
+
+
 def test_time_is_kept_for_the_winner() -> None:
     seconds = {"baseline": 1.0, "wins": 1.0, "open": 1.0, "more": 1.0}
     runs = Simulated(seconds, {"wins": GAIN})

@@ -221,6 +221,14 @@ class Budget:
             pairs = [[job for job in lacking if job.seed == seed] for seed in self.plan.confirm]
             self._run(pairs, self.fresh)
 
+    def ahead(self) -> None:
+        """Use what time is left, too little for any arm's next look, for trials that count when the same command goes on."""
+        for target in self.plan.race:
+            names = self.ranking(target)
+            if not names or self.clock() >= self.until:
+                return
+            self._run((self._block(name, target) for name in (self.baseline, *names)), self.trials)
+
     def timings(self) -> tuple[Trial, ...]:
         """Measure speed as long as the time lasts, arms that help first; nothing else runs beside it."""
         found = Results(self.plan, self.counted(), (), (), {}).verdicts()
@@ -401,12 +409,16 @@ def run_budget(bench: Bench, order: tuple[str, ...], *, begun: float, timing: bo
 
 
 def spend(budget: Budget, *, timing: bool) -> Found:
-    """The screen; its winner on fresh seeds, for which time was kept; with what that leaves the screen again; timings."""
+    """The screen; its winner on fresh seeds, for which time was kept; with what that leaves the screen again; timings.
+
+    Time in which nothing more can be shown goes into trials for the next time.
+    """
     budget.screen(tell=True)
     budget.confirm(complete=True)
     budget.keeping = False
     budget.screen()
     budget.confirm(complete=False)
+    budget.ahead()
     timings = budget.timings() if timing else ()
     results = Results(budget.plan, budget.counted(), (), (), {})
     winner = winner_of(results.verdicts(), budget.plan.primary, budget.order)

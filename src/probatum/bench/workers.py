@@ -18,10 +18,11 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
-from probatum.bench.context import Context, Job, lost
+from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
+from probatum.bench.rehearse import rehearse
 from probatum.bench.store import Trial
 from probatum.errors import InputError
 
@@ -249,12 +250,19 @@ def serve(descriptor: int) -> None:
         try:
             if word == "context":
                 context = unpack(value)
+                _warm(context)
                 _say(connection, "ready", None)
             elif context is not None:
                 check_versions(value)
                 _say(connection, "done", run_group(context, value))
         except InputError as problem:
             _say(connection, "refused", str(problem))
+
+
+def _warm(context: Context) -> None:
+    """Load what trials need by a rehearsal of the baseline, so that the first one takes no longer than the others."""
+    with suppress(Exception), quiet(context.plan.threads):  # what is wrong shows in the trials
+        rehearse(context.baseline(), context.plan.arena)
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:
