@@ -21,6 +21,8 @@ from probatum.bench.race import Race
 from probatum.bench.results import Results
 from probatum.bench.statistics import paired
 from probatum.bench.store import Store, Trial
+from probatum.bench.stored import progress_of
+from probatum.bench.stored import results_of as stored_results
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.settings import Running
@@ -395,6 +397,21 @@ def test_the_plan_says_the_minutes() -> None:
 def test_budgets_that_cannot_be(running: Running, seeds: int | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Study("iris", ["encouraging-loss"], seeds=seeds, running=running)
+
+
+def test_a_store_in_which_no_trial_has_ended_is_not_finished(tmp_path: Path) -> None:
+    class Broken(Silent):
+        def started(self, job: Job) -> None:
+            raise KeyboardInterrupt
+
+    study = Study("iris", ["encouraging-loss"], steps=4, store=tmp_path / "s.sqlite", running=Running(minutes=1))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(Broken())
+    with Store(tmp_path / "s.sqlite") as store:
+        (record,) = store.studies()
+        assert progress_of(store, record) == {"done": 0, "total": 1}
+        with pytest.raises(InputError, match="run the same `probatum try` again"):
+            stored_results(store, record)
 
 
 def test_probes_have_no_race() -> None:

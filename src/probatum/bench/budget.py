@@ -23,6 +23,7 @@ from probatum.bench.plan import StudyPlan
 from probatum.bench.race_run import goes_on
 from probatum.bench.results import Results, winner_of
 from probatum.bench.store import Trial
+from probatum.bench.verdict import Verdict
 from probatum.recipe import Arm
 from probatum.rooms.arena import arena
 
@@ -207,8 +208,7 @@ class Budget:
 
     def confirm(self, *, complete: bool) -> None:
         """Try the winner on fresh seeds, `complete`: only if the time is enough for all of them."""
-        found = Results(self.plan, self.counted(), (), (), {}).verdicts()
-        winner = winner_of(found, self.plan.primary, self.order)
+        winner = self.winner()
         if winner is None or not self.plan.confirm:
             return
         jobs = self.bench.jobs(self.plan.confirm, (self._arm(winner),), with_references=False)
@@ -231,8 +231,7 @@ class Budget:
 
     def timings(self) -> tuple[Trial, ...]:
         """Measure speed as long as the time lasts, arms that help first; nothing else runs beside it."""
-        found = Results(self.plan, self.counted(), (), (), {}).verdicts()
-        helping = {v.arm for v in found if v.measure == self.plan.primary and v.word == "helps"}
+        helping = {v.arm for v in self.standing() if v.word == "helps"}
         names = sorted(self.order, key=lambda name: name not in helping)
         known: dict[tuple[str, int], Trial] = {}
         self.keeping = False
@@ -248,6 +247,14 @@ class Budget:
         """The trials that count."""
         return whole(self.plan, self.trials.values())
 
+    def standing(self) -> list[Verdict]:
+        """Verdicts on the primary measure as they are now."""
+        return Results(self.plan, self.counted(), (), (), {}).standing()
+
+    def winner(self) -> str | None:
+        """The arm with the largest gain among those that help so far."""
+        return winner_of(self.standing(), self.plan.primary, self.order)
+
     def seeds(self, name: str) -> int:
         """How many seeds an arm has completed, from the first on."""
         return _in_a_row(self.plan, self.trials, name)
@@ -262,7 +269,7 @@ class Budget:
         plan, trials = self.plan, self.counted()
         standing = {}
         if any(trial.arm in self.order for trial in trials):
-            standing = {v.arm: v for v in Results(plan, trials, (), (), {}).standing()}
+            standing = {v.arm: v for v in self.standing()}
         found = []
         for name in self.order:
             done = sum(trial.arm == name for trial in trials)
@@ -420,9 +427,7 @@ def spend(budget: Budget, *, timing: bool) -> Found:
     budget.confirm(complete=False)
     budget.ahead()
     timings = budget.timings() if timing else ()
-    results = Results(budget.plan, budget.counted(), (), (), {})
-    winner = winner_of(results.verdicts(), budget.plan.primary, budget.order)
-    return Found(budget.counted(), timings, confirmation(budget.plan, budget.fresh.values(), winner))
+    return Found(budget.counted(), timings, confirmation(budget.plan, budget.fresh.values(), budget.winner()))
 
 
 def account(job: Job) -> str:

@@ -125,12 +125,13 @@ def _screen(store: Store, study: StudyRecord) -> tuple[list[Trial], int]:
     """The stored trials of the screen, and how many are missing still.
 
     A race is run through again on what is stored: trials that it never asked for may be there from other studies. A budget
-    of time lacks nothing: it is as far as it came.
+    of time lacks nothing, once a trial of the baseline has ended: it is as far as it came.
     """
     held = trials_of(store, study, "fit")
     plan = plan_from(study.plan["plan"])
     if plan.minutes:
-        return list(whole(plan, held)), 0
+        counted = list(whole(plan, held))
+        return counted, 0 if counted else 1
     if not plan.race:
         return held, len(study.plan["keys"]["fit"]) - len(held)
     known = {(trial.arm, trial.seed): trial for trial in held}

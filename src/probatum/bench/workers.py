@@ -22,7 +22,7 @@ from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
-from probatum.bench.rehearse import rehearse
+from probatum.bench.rehearse import try_all
 from probatum.bench.store import Trial
 from probatum.errors import InputError
 
@@ -260,9 +260,9 @@ def serve(descriptor: int) -> None:
 
 
 def _warm(context: Context) -> None:
-    """Load what trials need by a rehearsal of the baseline, so that the first one takes no longer than the others."""
+    """Load what trials need, so that the first one takes no longer than the others, by which times are foretold."""
     with suppress(Exception), quiet(context.plan.threads):  # what is wrong shows in the trials
-        rehearse(context.baseline(), context.plan.arena)
+        try_all(context.baseline(), context.plan.arena)
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:
