@@ -106,9 +106,10 @@ class Study:
         context = replace(context, plan=making.rehearsed(context, auto=chosen is None))
         self.context = making.at_speed(context, self.running, self.store, auto=chosen is None)
         self._results: Results | None = None
-        self.hands = Hands(self.running.workers)
-        if asked.workers == AUTO and self.running.workers > 1:
-            self.hands = automatic(self.context, self.running.workers)
+        workers = int(self.running.workers)
+        self.hands = Hands(workers)
+        if asked.workers == AUTO and workers > 1:
+            self.hands = automatic(self.context, workers)
             self.running = replace(self.running, workers=self.hands.workers)
         self._spent = time.monotonic() - begun  # making the study is part of its budget of time
 
