@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from probatum.bench.budget import FRESH, KEPT, clock_words
+from probatum.bench.budget import KEPT, clock_words
 from probatum.bench.plan import StudyPlan
 from probatum.bench.results import Results
 from probatum.bench.workers import too_many
@@ -154,12 +154,11 @@ def _time_lines(plan: StudyPlan) -> list[str]:
     """What a budget of time will be used for, beforehand."""
     if not plan.minutes:
         return []
-    kept = f"; up to {clock_words(60 * KEPT * plan.minutes)} are kept to confirm a winner on {FRESH} fresh seeds"
+    kept = f"; up to {clock_words(60 * KEPT * plan.minutes)} are kept to confirm a winner on {len(plan.confirm)} fresh seeds"
     return [
-        f"{plan.minutes:g} minutes in all: two seeds of each arm, which tell what a trial costs; then {plan.race[0]} for every "
-        "arm, the most promising",
-        f"per second first; then, at most {len(plan.seeds)}, for arms that are neither decided nor hopeless"
-        f"{kept if plan.confirm else ''}.",
+        f"{plan.minutes:g} minutes in all: two seeds of each arm tell what a trial costs; then every arm gets {plan.race[0]} "
+        f"before any gets more (at most {len(plan.seeds)}), the most promising per second first.",
+        f"Arms that are decided or hopeless stop{kept if plan.confirm else ''}.",
         "What is said at the end holds whenever it ends, and the same command goes on for as long again.",
     ]
 
