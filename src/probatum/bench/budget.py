@@ -33,6 +33,8 @@ MOST_SEEDS = 24
 """Seeds that an arm runs at most where nothing else is said."""
 KEPT = 0.2
 """Share of the time that is kept, at most, to confirm a winner."""
+NAMED = 8
+"""Arms that are named where it is told for whom there is no time."""
 FRESH = 8
 """Fresh seeds of a confirmation: a number fixed beforehand, since nobody corrects for looking at them twice."""
 
@@ -399,7 +401,10 @@ class Budget:
         told += (
             f"{len(reached)} arm(s) come to {first} seeds in about {clock_words(work)}; {clock_words(left)} are left"
         )
-        return f"{told}. No time: {', '.join(missed)}." if missed else f"{told} for these and further seeds."
+        if not missed:
+            return f"{told} for these and further seeds."
+        more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+        return f"{told}. No time: {', '.join(missed[:NAMED])}{more}."
 
 
 def clock_words(seconds: float) -> str:
