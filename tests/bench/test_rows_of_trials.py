@@ -71,7 +71,7 @@ def test_other_data_sets_are_another_question(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
     given = Reading(split=["train", "valid", "test"] * 20)
     with pytest.raises(InputError, match="given test rows tell nothing of other data sets"):
-        Study({"x": x, "y": y}, ["encouraging-loss"], reading=given, judging=Judging(question="datasets"), **QUICK)  # type: ignore[arg-type]
+        Study((x, y), ["encouraging-loss"], reading=given, judging=Judging(question="datasets"), **QUICK)  # type: ignore[arg-type]
 
 
 def test_units_of_a_split_by_time_are_stretches() -> None:
