@@ -264,6 +264,8 @@ def test_an_earlier_study_is_reported_and_repeated(earlier: str, tmp_path: Path,
         one["base"] = {name: one["base"]["training"][name] for name in budget}
         one["arms"] = [arm["name"] for arm in one["arms"]]
         one.pop("versions")
+    assert "splits" not in before["data"], "they were drawn at random"
+    assert plan["data"].pop("splits") == "folds"
     assert plan == before
 
 
