@@ -84,3 +84,16 @@ def test_units_of_a_split_by_time_are_stretches() -> None:
     assert np.bincount(units).tolist() == [len(units) // STRETCHES] * STRETCHES or np.ptp(np.bincount(units)) <= 1
     order = np.argsort(moments[splits.data(0).test.rows.numpy()])
     assert (np.diff(units[order]) >= 0).all()
+
+
+def test_units_of_a_corpus_are_stretches_of_its_text() -> None:
+    dataset = open_dataset("python-topics")
+    splits = Splits(dataset, (0.6, 0.2, 0.2))
+    units, known = splits.units(0)  # type: ignore[misc]
+    rows = splits.data(0).test.rows.numpy()
+    assert known == 10 * STRETCHES
+    assert len(set(units.tolist())) > 20
+    width = dataset.n / known
+    assert all(
+        unit * width <= row < (unit + 1) * width + 1 for unit, row in zip(units.tolist(), rows.tolist(), strict=True)
+    )
