@@ -12,8 +12,8 @@ import pytest
 
 from probatum.bench.packed_rows import unpack
 from probatum.bench.splits import STRETCHES, Splits
-from probatum.bench.stored import find_study, results_of
 from probatum.bench.store import Store
+from probatum.bench.stored import find_study, results_of
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.settings import Judging, Reading, Running
