@@ -53,6 +53,7 @@ OURS = {
     *("ensemble_stacked_x10", "ensemble_stacked_256_x10", "chains_stacked_x8", "posterior_predicts_x10"),
     *(f"start_of_{name}_vs_import_torch" for name in ("list", "show", "try_help")),
     "store_sqlite",
+    "verdict_table_by_rows",
 }
 
 
