@@ -83,6 +83,7 @@ CASES: dict[str, list[str]] = {
     "--holdout": [*IRIS, "--holdout", "0.123456789"],
     "--race": [*IRIS, "--race", "--seeds", "8"],
     "--timing": [*IRIS, "--no-timing"],
+    "--minutes": [*IRIS, "--minutes", "0.123456789", "--seeds", "9"],
     "--threads": [*IRIS, "--threads", "2"],
     "--stack": [*IRIS, "--stack", "never"],
     "--device": [*IRIS, "--device", "auto"],
