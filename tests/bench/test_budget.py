@@ -200,6 +200,13 @@ def test_one_misjudged_trial_is_all_that_is_overshot() -> None:
     assert runs.now < 20.0 + 100.0
 
 
+def test_what_an_arm_costs_that_was_never_tried_is_feared_to_be_the_most() -> None:
+    runs = Simulated({"baseline": 1.0, "long": 9.0, "new": 9.0})
+    spend(budget_of(runs, 18.5, order=["long", "new"]), timing=False)
+    assert [seed for _, name, seed, _ in runs.begun if name == "long"] == [0]
+    assert runs.now <= 18.5, "after ten seconds the new arm is not begun for what the baseline takes"
+
+
 def test_where_time_is_short_promise_per_second_goes_first() -> None:
     seconds = {"baseline": 1.0, "dear": 20.0, "good": 2.0, "cheap": 1.0, "late": 2.0}
     runs = Simulated(seconds)

@@ -66,6 +66,10 @@ class Costs:
         """Whether the arm has a trial."""
         return arm in self._seen
 
+    def most(self) -> float:
+        """Mean seconds of the dearest; 0 where no arm has a trial."""
+        return max(map(self.of, self._seen), default=0.0)
+
     def of(self, arm: str) -> float:
         """Mean seconds; 0 where no arm has a trial."""
         name = arm if arm in self._seen else self._usual
@@ -367,8 +371,10 @@ class Budget:
         return True
 
     def _cost(self, job: Job) -> float:
-        """Seconds of a job; of a timing that has none yet, those of a trial of the arm and of the baseline."""
+        """Seconds of a job; of an arm's first trial those of the dearest so far, of its first timing its and the baseline's."""
         known = account(job)
+        if job.kind != "timing" and not self.costs.knows(known):
+            return self.costs.most()
         if job.kind == "timing" and not self.costs.knows(known):
             return self.costs.of(job.arm.name) + self.costs.of(self.baseline)
         return self.costs.of(known)
