@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from suite import loop, posteriors, racing, replicas, startup, store, techniques
+from suite import judging, loop, posteriors, racing, replicas, startup, store, techniques
 from suite.timing import FULL, QUICK, TINY, Benchmark, Figures, Scale
 
 LATEST = Path(__file__).parent / "latest.json"
@@ -38,6 +38,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *posteriors.BENCHMARKS,
     *startup.BENCHMARKS,
     *store.BENCHMARKS,
+    *judging.BENCHMARKS,
 )
 
 

@@ -53,6 +53,7 @@ OURS = {
     *("ensemble_stacked_x10", "ensemble_stacked_256_x10", "chains_stacked_x8", "posterior_predicts_x10"),
     *(f"start_of_{name}_vs_import_torch" for name in ("list", "show", "try_help")),
     "store_sqlite",
+    "verdict_table_by_rows",
 }
 
 
@@ -95,7 +96,7 @@ def test_fields_by_which_nobody_is_misled(written: dict[str, dict[str, Any]]) ->
     assert written["diffqkv_vs_full_heads"]["memory"] == pytest.approx(6 / 16)
     race = written["racing_trials_share"]
     assert {"false_discovery_rate", "false_verdict_rate"} <= set(race["race_errors"])
-    assert 0 < race["given_rows"]["ratio"] < 1
+    assert 0 < race["rows_shared"]["ratio"] < 1
     for name in ("store_sqlite", "store_postgres"):
         if name in written:
             assert written[name]["inserted"] >= 2000

@@ -46,7 +46,7 @@ class Option:
         flag: as it is written, e.g. ``--pretrain``.
         kind: bool, int, float or str.
         many: whether it may be given several times.
-        default: what stands where it is not given.
+        default: what stands on the command line where it is not given.
         about: what it means.
     """
 
@@ -85,7 +85,8 @@ def _of(group: str, value: type) -> list[Option]:
         flag = one.metadata.get("flag", "--" + one.name.replace("_", "-"))
         if flag:
             kind, many = _kind(one)
-            found.append(Option(group, value, one.name, flag, kind, many, _default(one), about.get(one.name, "")))
+            usual = one.metadata.get("usual", _default(one))
+            found.append(Option(group, value, one.name, flag, kind, many, usual, about.get(one.name, "")))
     return found
 
 
@@ -113,7 +114,7 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     by_holder: dict[type, dict[str, Any]] = {}
     for option in options():
         got = given.get(option.name, option.default)
-        if got != option.default and got is not None:
+        if got is not None and got != _default(option.holder.__dataclass_fields__[option.field]):  # type: ignore[attr-defined]
             by_holder.setdefault(option.holder, {})[option.field] = tuple(got) if option.many else got
     found: dict[str, Any] = {}
     for group, holder in VALUES.items():

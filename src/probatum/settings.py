@@ -89,7 +89,10 @@ class Running:
     Attributes:
         timing: measure speed, interleaved, after the fits.
         threads: torch threads in every trial.
-        workers: processes that run trials side by side; 0: as many as the cores hold. Timings are taken alone.
+        workers: processes that run trials side by side; 0: as many as the cores hold; auto: as many as cores and memory
+            hold, and this process where it is soon over. Timings are taken alone.
+        minutes: use so many minutes as well as they can be: what is promising first, six seeds for every arm before any has
+            more, no further ones for arms that are decided or hopeless. The same again goes on from there.
         on: ray://HOST:PORT, or ray: run the trials on a Ray cluster, or on this machine's.
         stack: train an arm's seeds as one computation: auto (where a probe says that it pays), always, never. Answers are
             the same to float tolerance.
@@ -102,7 +105,8 @@ class Running:
 
     timing: bool = True
     threads: int = 1
-    workers: int = 1
+    workers: int | str = field(default=1, metadata={"usual": "auto"})
+    minutes: float | None = None
     on: str | None = None
     stack: str = "auto"
     device: str = "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -10,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from probatum import catalogue
 from probatum.bench import making
+from probatum.bench.budget import order_of, run_budget
 from probatum.bench.cluster import Cluster
-from probatum.bench.context import Context
+from probatum.bench.context import Context, Job
 from probatum.bench.execute import Bench, Executor, Here, Listener, Silent
+from probatum.bench.hands import Hands, automatic
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results, winner_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
-from probatum.bench.workers import Workers
+from probatum.bench.workers import AUTO
 from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target, with_test
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ class Study:
         target: column to predict.
         test: test rows of your own, as the data are given; None = every seed tests another fifth of the data.
         model: the baseline network: an `nn.Module`, a function that builds one, or the id of a model in the catalogue.
-        seeds: paired seeds, 6 or more for a verdict.
+        seeds: paired seeds, 6 or more for a verdict; None = 8, or at most 24 in a budget of time.
         epochs, steps, batch_size: the budget of every arm; None = what is usual for such data.
         primary: the measure that decides; None = accuracy for classes, rmse for reals, bits-per-character for language.
         margin: region of practical equivalence of the primary measure.
@@ -69,7 +73,7 @@ class Study:
         target: str | None = None,
         test: Any = None,
         model: nn.Module | Callable[..., nn.Module] | str | None = None,
-        seeds: int = 8,
+        seeds: int | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int | None = None,
@@ -84,7 +88,8 @@ class Study:
         rules: Any = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.running, engine = making.checked_running(checked(running, Running))
+        begun, asked = time.monotonic(), checked(running, Running)
+        self.running, engine = making.checked_running(asked)
         chosen = None if techniques is None else list(fitting(techniques, tuple[str, ...], "techniques"))
         wishes = making.Wishes(
             *(chosen, model, seeds, epochs, steps, batch_size, primary, margin, tune),
@@ -101,6 +106,12 @@ class Study:
         context = replace(context, plan=making.rehearsed(context, auto=chosen is None))
         self.context = making.at_speed(context, self.running, self.store, auto=chosen is None)
         self._results: Results | None = None
+        workers = int(self.running.workers)
+        self.hands = Hands(workers)
+        if asked.workers == AUTO and workers > 1:
+            self.hands = automatic(self.context, workers)
+            self.running = replace(self.running, workers=self.hands.workers)
+        self._spent = time.monotonic() - begun  # making the study is part of its budget of time
 
     @property
     def plan(self) -> StudyPlan:
@@ -115,6 +126,8 @@ class Study:
 
     def _run(self, bench: Bench) -> Results:
         plan = self.plan
+        begun = time.monotonic() - self._spent
+        self._spent = 0.0
         first = plan.race[0] if plan.race else len(plan.seeds)  # a race takes what is context at its first look only
         jobs = bench.jobs(plan.seeds[:first], plan.arms, with_references=True)
         jobs += bench.jobs(plan.seeds[first:], plan.arms, with_references=False)
@@ -130,21 +143,12 @@ class Study:
                 "keys": {kind: [job.key for job in group] for kind, group in keys.items()},
             },
         )
-        if plan.race:
-            fits = race_through(
-                plan, lambda seeds, arms, refs: bench.run(bench.jobs(seeds, arms, with_references=refs))
-            )
-            timings = tuple(bench.run(timing_jobs))
-        else:
-            trials = bench.run([*jobs, *timing_jobs])
-            fits, timings = tuple(trials[: len(jobs)]), tuple(trials[len(jobs) :])
-        results = Results(plan, fits, timings, (), summary)
-        winner = winner_of(results.verdicts(), plan.primary, [arm.name for arm in plan.arms])
-        if winner is not None and plan.confirm:
-            arm = next(arm for arm in plan.arms if arm.name == winner)
-            confirmation = bench.run(bench.jobs(plan.confirm, (arm,), with_references=False))
-            results = replace(results, confirmation=tuple(confirmation))
-        return results
+        if not plan.minutes:
+            return _in_full(bench, jobs, timing_jobs, summary)
+        bench.listener.said(f"asking what {len(plan.arms)} arm(s) promise on these data")
+        order = order_of((arm.name for arm in plan.arms), promise(self.dataset))
+        found = run_budget(bench, order, begun=begun, timing=self.running.timing)
+        return Results(plan, found.trials, found.timings, found.confirmation, summary)
 
     def summary(self) -> dict[str, Any]:
         """The dataset's summary, where it was read from if that can be repeated, and what was asked."""
@@ -158,7 +162,7 @@ class Study:
         """Who runs the trials, by `Running.workers` and `Running.on`; to be closed after use."""
         if self.running.on is not None:
             return Cluster(self.running.on)
-        return Workers(self.running.workers) if self.running.workers > 1 else Here()
+        return self.hands.executor()
 
     @property
     def results(self) -> Results:
@@ -191,3 +195,31 @@ class Study:
         from probatum.report.table import verdict_table_html
 
         return verdict_table_html(self.results)
+
+
+def _in_full(bench: Bench, jobs: list[Job], timing_jobs: list[Job], summary: dict[str, Any]) -> Results:
+    """All trials of the plan, or those of its race, and the winner's on fresh seeds."""
+    plan = bench.plan
+    if plan.race:
+        fits = race_through(plan, lambda seeds, arms, refs: bench.run(bench.jobs(seeds, arms, with_references=refs)))
+        timings = tuple(bench.run(timing_jobs))
+    else:
+        trials = bench.run([*jobs, *timing_jobs])
+        fits, timings = tuple(trials[: len(jobs)]), tuple(trials[len(jobs) :])
+    results = Results(plan, fits, timings, (), summary)
+    winner = winner_of(results.verdicts(), plan.primary, [arm.name for arm in plan.arms])
+    if winner is None or not plan.confirm:
+        return results
+    arm = next(arm for arm in plan.arms if arm.name == winner)
+    return replace(results, confirmation=tuple(bench.run(bench.jobs(plan.confirm, (arm,), with_references=False))))
+
+
+def promise(dataset: Any) -> dict[str, float]:
+    """What techniques promise on these data before any is tried, in margins, by facts, claims and the studies that ship here."""
+    from probatum.advising import evidence
+    from probatum.advising.facts import facts_of
+    from probatum.advising.rank import ranked
+
+    cards = {name: catalogue.card(name) for name in catalogue.names()}
+    order = ranked(cards, facts_of(dataset), evidence.once(evidence.shipped()[0]), evidence.claims())
+    return {one.technique: one.points for one in order}

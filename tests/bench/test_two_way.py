@@ -56,7 +56,8 @@ def test_components_row_by_row(binary: bool, kappa: float) -> None:
     fourth = sum(v**4 for v in total.values()) / count**4
     freedom = 2 * rows**2 / (fourth - rows**2 / len(total))
     noise = (within + shared) ** 2 / freedom + max(spread**2 - within**2, 0) / (count - 1)
-    degrees = count - 1 if kappa else variance**2 / noise
+    degrees = (shared + max(within, spread)) ** 2 / noise
+    degrees = min(degrees, count - 1) if kappa else degrees
     found = over_rows([trial(np.array(u), np.array(x), float(binary)) for u, x in data], kappa=kappa)
     half = stats.t.ppf(1 - 0.05 * (1 - 1.5 / count) / 2, degrees) * math.sqrt(variance)
     inner = stats.t.ppf(1 - 0.10 * (1 - 1.5 / count) / 2, degrees) * math.sqrt(variance)

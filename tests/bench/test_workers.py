@@ -27,7 +27,7 @@ from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of, trials_of
 from probatum.bench.workers import Task, Workers, checked_workers, cores, too_many
-from probatum.cli.try_view import LiveTable
+from probatum.cli.progress import LiveTable
 from probatum.errors import InputError
 from probatum.settings import Running
 from processes import alive, children, ran, started, until

@@ -66,6 +66,7 @@ CASES: dict[str, list[str]] = {
     "--group": [*TABLE, "--group", "g"],
     "--time": [*TABLE, "--time", "t"],
     "--split": [*TABLE, "--split", "s"],
+    "--test": ["encouraging-loss", "--data", "first.csv", "--test", "second.csv"],
     "--drop": [*TABLE, "--drop", "-c d", "--drop", "g"],
     "--memory": ["encouraging-loss", "--data", "table.parquet", "--target", "y", "--memory", "1KB"],
     "--world": [*IRIS, "--world", "label-noise:0.4"],
@@ -80,8 +81,10 @@ CASES: dict[str, list[str]] = {
     "--confirm": [*IRIS, "--no-confirm"],
     "--swap": [*IRIS, "--no-swap"],
     "--confidence": [*IRIS, "--confidence", "0.9012345678"],
+    "--holdout": [*IRIS, "--holdout", "0.123456789"],
     "--race": [*IRIS, "--race", "--seeds", "8"],
     "--timing": [*IRIS, "--no-timing"],
+    "--minutes": [*IRIS, "--minutes", "0.123456789", "--seeds", "9"],
     "--threads": [*IRIS, "--threads", "2"],
     "--stack": [*IRIS, "--stack", "never"],
     "--device": [*IRIS, "--device", "auto"],
@@ -264,6 +267,8 @@ def test_an_earlier_study_is_reported_and_repeated(earlier: str, tmp_path: Path,
         one["base"] = {name: one["base"]["training"][name] for name in budget}
         one["arms"] = [arm["name"] for arm in one["arms"]]
         one.pop("versions")
+    assert "splits" not in before["data"], "they were drawn at random"
+    assert plan["data"].pop("splits") == "folds"
     assert plan == before
 
 

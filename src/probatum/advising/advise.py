@@ -129,16 +129,17 @@ def advise(
     earlier = evidence.once([*shipped, *(study for found, _ in kept for study in found)])
     cards, unfit = applicable(dataset, facts, earlier)
     order = ranked(cards, facts, earlier, evidence.claims())
-    notes = (*facts.notes, *(note for _, told in kept for note in told), *elsewhere(dataset, facts))
+    notes = (*facts.notes, *(note for _, left in kept for note in left), *elsewhere(dataset, facts))
     ids = [one.technique for one in order[:top]]
-    own = sum(len(found) for found, _ in kept)
+    told = [study for study in earlier if study.outcomes]
+    out = sum(study.source == evidence.SHIPPED for study in told)
     return Advice(
         facts=facts,
         order=tuple(order),
         first=min(top, len(order)),
         unfit=unfit,
-        rests=rests_on(order, own, len(shipped)),
-        measured=how_well(measured, facts, bool(own or shipped)),
+        rests=rests_on(order, len(told) - out, out),
+        measured=how_well(measured, facts, bool(told)),
         notes=notes,
         command=try_words(ids, data, said),
     )

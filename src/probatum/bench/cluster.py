@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from probatum.bench.context import Context, Job
@@ -76,10 +77,13 @@ class Cluster:
             )
         remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
         self._send(ray, context)
-        waiting = deque(Task(list(group)) for group in groups)
+        source, waiting = iter(groups), deque[Task]()
         try:
-            while waiting or self._flying:
+            while True:
                 room = max(1, AHEAD * _slots(ray, threads)) - len(self._flying)
+                waiting.extend(Task(list(group)) for group in islice(source, max(0, room - len(waiting))))
+                if not (waiting or self._flying):
+                    return
                 for task in [waiting.popleft() for _ in range(min(room, len(waiting)))]:
                     for job in task.jobs:
                         listener.started(job)
@@ -92,6 +96,10 @@ class Cluster:
             raise InputError(
                 f"{self._on}: the connection is lost ({problem}); what has ended is stored, and the same command goes on"
             ) from problem
+
+    def slots(self, context: Context) -> int:
+        """How many groups run at once."""
+        return max(1, _slots(self._connected(), context.plan.threads))
 
     def close(self) -> None:
         """Cancel what is still running, and stop the cluster if it was started here."""

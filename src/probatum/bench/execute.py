@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,8 @@ class Listener(Protocol):
 
     def ended(self, job: Job, trial: Trial) -> None: ...
 
+    def said(self, line: str) -> None: ...
+
 
 class Silent:
     """A listener that says nothing."""
@@ -42,6 +44,9 @@ class Silent:
     def ended(self, job: Job, trial: Trial) -> None:
         """Nothing."""
 
+    def said(self, line: str) -> None:
+        """Nothing."""
+
 
 class Executor(Protocol):
     """Who runs groups of jobs: this process, several processes, or a cluster. It writes nothing to the store."""
@@ -49,7 +54,11 @@ class Executor(Protocol):
     def run(
         self, context: Context, groups: Iterable[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
-        """Run every group; yield jobs with their trials as soon as they have ended, in any order."""
+        """Run every group, asking for the next when there is room; yield jobs with their trials once they have ended."""
+        ...
+
+    def slots(self, context: Context) -> int:
+        """How many groups run at once."""
         ...
 
     def close(self) -> None:
@@ -68,6 +77,10 @@ class Here:
             for job in group:
                 listener.started(job)
             yield group, grouping.run_group(context, group, listener.stepped)
+
+    def slots(self, context: Context) -> int:
+        """One."""
+        return 1
 
     def close(self) -> None:
         """Nothing is left running."""
@@ -118,12 +131,27 @@ class Bench:
         timings = [[job] for job in pending if job.kind == "timing"]
         work = [(self.executor, grouping.groups(self.context, fits, self.store))] if fits else []
         for executor, groups in (*work, (Here(), iter(timings))):
-            for group, trials in executor.run(self.context, groups, self.listener):
-                self.store.put_all(trials)
-                for job, trial in zip(group, trials, strict=True):
-                    known[job.key] = trial
-                    self.listener.ended(job, trial)
+            known |= {job.key: trial for job, trial in self._ended(executor, groups)}
         return [known[job.key] for job in jobs]
+
+    def run_within(
+        self, blocks: Iterable[list[Job]], admits: Callable[[Sequence[Job]], bool], executor: Executor | None = None
+    ) -> Iterator[tuple[Job, Trial]]:
+        """Run blocks of jobs that the store lacks, one block after another, and yield each job when it has ended.
+
+        Blocks are asked for, and their groups are admitted, when somebody is free to run them; what is not admitted is
+        left out.
+        """
+        groups = (group for block in blocks for group in grouping.groups(self.context, block, self.store))
+        return self._ended(executor or self.executor, (group for group in groups if admits(group)))
+
+    def _ended(self, executor: Executor, groups: Iterable[list[Job]]) -> Iterator[tuple[Job, Trial]]:
+        """Run groups, store what has ended, tell of it and yield it."""
+        for group, trials in executor.run(self.context, groups, self.listener):
+            self.store.put_all(trials)
+            for job, trial in zip(group, trials, strict=True):
+                self.listener.ended(job, trial)
+                yield job, trial
 
     def _job(self, arm: Arm, builtin: str, seed: int, kind: str) -> Job:
         plan = self.plan.trial(arm, builtin, seed, kind)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from probatum import catalogue, slots
+from probatum.bench.budget import FRESH, MOST_SEEDS
 from probatum.bench.cluster import check_cluster
 from probatum.bench.contest import contest_of
 from probatum.bench.context import Context
@@ -22,7 +23,7 @@ from probatum.bench.speed import chosen_speed
 from probatum.bench.splits import Splits
 from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
-from probatum.bench.workers import checked_workers
+from probatum.bench.workers import AUTO, checked_workers
 from probatum.data.folds import fractions_of
 from probatum.data.library import embedded_names
 from probatum.data.open import open_dataset
@@ -43,6 +44,8 @@ from probatum.train.devices import check_fabric, check_shared
 from probatum.train.own_model import own_model
 from probatum.train.speed import SPEEDS
 
+SEEDS = 8
+"""Paired seeds where nothing is said."""
 QUESTIONS = ("data", "datasets")
 FEWEST_TESTED = 10
 """Test rows of a seed that a smaller share than usual must leave."""
@@ -58,7 +61,7 @@ class Wishes:
 
     techniques: Sequence[str] | None
     model: Any
-    seeds: int
+    seeds: int | None
     epochs: int | None
     steps: int | None
     batch_size: int | None
@@ -73,7 +76,7 @@ class Wishes:
     def checked(self) -> Wishes:
         """The same with numbers of numpy as Python's; InputError for what cannot be used whatever the data are."""
         hints: dict[str, Any] = {
-            "seeds": int,
+            "seeds": int | None,
             "epochs": int | None,
             "steps": int | None,
             "batch_size": int | None,
@@ -81,11 +84,13 @@ class Wishes:
         }
         hints |= {"primary": str | None, "margin": float | None}
         wishes = replace(self, **{name: fitting(getattr(self, name), hint, name) for name, hint in hints.items()})
+        if wishes.seeds is None:
+            wishes = replace(wishes, seeds=SEEDS if wishes.running.minutes is None else MOST_SEEDS)
         wishes._check()
         return wishes
 
     def _check(self) -> None:
-        if self.seeds < 1:
+        if self.count < 1:
             raise InputError(f"seeds is {self.seeds!r}; give a whole number, 6 or more for verdicts")
         if self.tune < 0:
             raise InputError(f"tune is {self.tune}; give 0 or more tuner trials")
@@ -96,8 +101,21 @@ class Wishes:
         if self.judging.question not in QUESTIONS:
             raise InputError(f"for is {self.judging.question!r}; use one of {', '.join(QUESTIONS)}")
         fractions_of(self.judging.holdout)
-        if self.judging.race:
-            _check_race(self.seeds, self.arena)
+        minutes = self.running.minutes
+        if minutes is not None and minutes <= 0:
+            raise InputError(f"minutes is {minutes:g}; give the time to use, above 0")
+        if self.raced:
+            _check_race(self.count, self.arena, "race" if minutes is None else "minutes")
+
+    @property
+    def count(self) -> int:
+        """Paired seeds."""
+        return SEEDS if self.seeds is None else self.seeds
+
+    @property
+    def raced(self) -> bool:
+        """Whether arms may stop before the last seed."""
+        return self.judging.race or self.running.minutes is not None
 
     @property
     def arena(self) -> str:
@@ -135,7 +153,7 @@ def checked_running(running: Running) -> tuple[Running, Engine]:
     """Where it runs, with numbers instead of words such as "all cores", and the engine; InputError where that cannot be."""
     workers = checked_workers(running.workers, running.threads)
     if running.on is not None:
-        if running.workers != 1:
+        if running.workers not in (1, AUTO):
             raise InputError("give workers or on, not both: a cluster runs as many trials at once as it has room for")
         check_cluster(running.on)
     for name, value, known in (("stack", running.stack, STACK), ("speed", running.speed, SPEEDS)):
@@ -144,10 +162,13 @@ def checked_running(running: Running) -> tuple[Running, Engine]:
     if running.precision == "auto" and running.speed != "auto":
         raise InputError("precision auto is chosen by the speed probe; add --speed auto, or give float32 or bf16")
     plain = "float32" if running.precision == "auto" else running.precision
-    side_by_side = workers if running.on is None else 0
+    automatic = running.workers == AUTO
+    side_by_side = 0 if running.on is not None else 1 if automatic else workers
     engine = checked_engine(running.device, plain, running.devices, running.strategy, workers=side_by_side)
     if running.devices > 1:
         check_fabric()
+    if automatic and (running.on is not None or engine.device != "cpu" or running.devices > 1):
+        workers = 1
     return replace(running, workers=workers), engine
 
 
@@ -332,7 +353,8 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
     select = task(dataset.task).selection(primary, all_measures()[primary].axis)
     base = replace(base, recipe=replace(base.recipe, training=replace(base.recipe.training, select=select)))
     found, skipped = arms(dataset, base, wishes)
-    seeds, judging = wishes.seeds, wishes.judging
+    seeds, judging, minutes = wishes.count, wishes.judging, wishes.running.minutes
+    fresh = seeds if minutes is None else min(seeds, FRESH)
     return StudyPlan(
         arena=where,
         data=_data_plan(dataset, first.truth, splits),
@@ -342,7 +364,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         seeds=tuple(range(seeds)),
         primary=primary,
         skipped=skipped,
-        confirm=tuple(range(1000, 1000 + seeds)) if judging.confirm and competes(where) else (),
+        confirm=tuple(range(1000, 1000 + fresh)) if judging.confirm and competes(where) else (),
         equal_compute=judging.budget == "compute",
         tune=wishes.tune,
         swap=judging.swap
@@ -354,7 +376,8 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         question=judging.question,
         model=base.identity,
         threads=wishes.running.threads,
-        race=looks_to(seeds) if judging.race else (),
+        race=looks_to(seeds) if wishes.raced else (),
+        minutes=minutes or 0.0,
         engine=engine,
         pretrained=base.pretrained or {},
         contest=contest,
@@ -431,10 +454,10 @@ def _data_plan(dataset: Any, truth: Truth | None, splits: Splits) -> DataPlan:
     )
 
 
-def _check_race(seeds: int, where: str) -> None:
+def _check_race(seeds: int, where: str, asked: str) -> None:
     if not competes(where):
         raise InputError(
-            f"what plays in arena {where} measures and does not compete, so that there is no race; leave race out"
+            f"what plays in arena {where} measures and does not compete, so that there is no race; leave {asked} out"
         )
     if seeds <= FEWEST_SEEDS:
         raise InputError(f"a race needs more than {FEWEST_SEEDS} seeds, seeds is {seeds}; give the most you would run")

@@ -75,6 +75,7 @@ class StudyPlan(Terms):
         model: identity of the user's own network, "" for the built-in one.
         threads: torch threads in every trial (another number may change the last digits).
         race: numbers of seeds at which arms may stop, the last being all of them; () = every arm runs every seed.
+        minutes: of a race that is cut by the clock (`probatum.bench.budget`); 0 = no budget of time.
         speed: speed setting -> what its probe found (`train.speed.probe`); empty = none was probed.
         pretrained: where the weights come from that networks start from, and what was copied; empty = none.
         versions: what it is run with.
@@ -93,6 +94,7 @@ class StudyPlan(Terms):
     model: str = ""
     threads: int = 1
     race: tuple[int, ...] = ()
+    minutes: float = 0.0
     speed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pretrained: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -150,6 +152,7 @@ class StudyPlan(Terms):
             "model": self.model,
             "threads": self.threads,
             "race": list(self.race),
+            **({"minutes": self.minutes} if self.minutes else {}),
             "engine": asdict(self.engine),
             "speed": {name: dict(found) for name, found in self.speed.items()},
             **({"pretrained": dict(self.pretrained)} if self.pretrained else {}),
@@ -179,9 +182,10 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         references=tuple(described["references"]),
         seeds=tuple(described["seeds"]),
         confirm=tuple(described["confirm"]),
+        question=described.get("question", "data"),
         race=tuple(described.get("race", ())),
         swap=described.get("swap", False),
-        question=described.get("question", "data"),
+        minutes=described.get("minutes", 0.0),
         engine=Engine(**described.get("engine", {})),
         speed=described.get("speed", {}),
         pretrained=described.get("pretrained", {}),

@@ -36,14 +36,14 @@ def race_through(plan: StudyPlan, ask: Ask) -> tuple[Trial, ...]:
         if look == plan.race[-1]:
             break
         found = {verdict.arm: verdict for verdict in Results(plan, tuple(trials), (), (), {}).standing()}
-        kept = [arm for arm in living if arm.name in found and _goes_on(plan, index, found[arm.name], pairs[arm.name])]
+        kept = [arm for arm in living if arm.name in found and goes_on(plan, index, found[arm.name], pairs[arm.name])]
         living, pairs = tuple(kept), {name: verdict.n for name, verdict in found.items()}
         if not living:
             break
     return tuple(trials)
 
 
-def _goes_on(plan: StudyPlan, index: int, verdict: Verdict, pairs_before: int) -> bool:
+def goes_on(plan: StudyPlan, index: int, verdict: Verdict, pairs_before: int) -> bool:
     """Whether more seeds may decide an arm that had `pairs_before` pairs at the look before."""
     known = math.isfinite(verdict.error)
     race = Race(plan.race, None if known else plan.data.ratio, plan.confidence)

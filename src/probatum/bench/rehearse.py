@@ -40,6 +40,15 @@ def rehearse(work: Work, where: str) -> None:
     _try_settings(work, where)
 
 
+def try_all(work: Work, where: str) -> None:
+    """Run a whole trial of the work's arm, measures included, but of one step on a few rows."""
+    few = replace(_few(work.data, ROWS), test=_rows(work.data.test, work.data, ROWS))
+    training = replace(work.base.training, steps=1, epochs=1)
+    base = replace(work.base, training=training)
+    arm = replace(work.arm, recipe=replace(work.arm.recipe, training=training))
+    arena(where).trial(replace(work, arm=arm, data=few, progress=None).on(base=base, tune=0, equal_compute=False))
+
+
 def _try_settings(work: Work, where: str) -> None:
     """In arenas whose techniques take whole trainings: InputError where one refuses a setting that the user has set.
 

@@ -15,6 +15,7 @@ from probatum.bench.pairing import by_arm, tests_both, value_of
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import REMARK, Trial
+from probatum.bench.time_words import no_time, time_note
 from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
 from probatum.errors import InputError
 from probatum.measure.base import Measure, all_measures
@@ -78,10 +79,13 @@ class Results:
         named = {measure.name: measure for measure in self.measures()}
         primary = named.get(self.plan.primary) or all_measures()[self.plan.primary]
         nan = math.nan
-        for name, reason in self.plan.skipped.items():
+        begun = {trial.arm for trial in self.trials}
+        without = {name: "not begun" for name in self.no_time() if name not in begun}
+        for name, reason in (*self.plan.skipped.items(), *without.items()):
+            word = "undecided" if name in without else "not applicable"
             found.append(
                 Verdict(
-                    *(name, primary.name, primary.axis, "not applicable", nan, nan, nan, 0, nan, nan),
+                    *(name, primary.name, primary.axis, word, nan, nan, nan, 0, nan, nan),
                     *(self.plan.margins.get(primary.name, primary.margin), None, nan, nan, reason),
                 )
             )
@@ -176,9 +180,15 @@ class Results:
         ran = self.seeds_run()
         stopped = Counter(count for name, count in ran.items() if name != self.baseline)
         cap = len(self.plan.seeds)
+        if self.plan.minutes:
+            return time_note(self.plan, ran, self.no_time(), confirmed=bool(self.confirmation) or self.winner() is None)
         told = [f"{count} stopped after {seeds}" for seeds, count in sorted(stopped.items()) if seeds < cap]
         told += [f"{stopped[cap]} ran all {cap}"] if stopped[cap] else []
         return f"Raced: {sum(ran.values())} of {len(ran) * cap} trials were run; of the arms {', '.join(told)} seeds."
+
+    def no_time(self) -> dict[str, str]:
+        """Arms for which a budget of time was not enough to judge them, each with how far it came."""
+        return no_time(self.plan, self.trials)
 
     def race_looks(self) -> list[tuple[int, float]]:
         """The looks of a race, and the nominal confidence of the intervals at each; [] for studies that are none."""
@@ -292,7 +302,8 @@ class Results:
 
     def notes(self) -> dict[str, str]:
         """Arms with what went wrong beside their results."""
-        both = (*self.degenerate().items(), *self.untimed().items(), *self.remarked().items())
+        all_of = (self.degenerate(), self.untimed(), self.remarked(), self.no_time())
+        both = [item for found in all_of for item in found.items()]
         return {arm: "; ".join(text for name, text in both if name == arm) for arm, _ in both}
 
     def measure(self, name: str) -> Measure:

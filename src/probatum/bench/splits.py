@@ -49,15 +49,18 @@ class Splits:
         return found
 
     def units(self, seed: int, part: str = "test") -> tuple[np.ndarray, int] | None:
-        """The unit of each test row of this seed (copies of a row, a group, a stretch of time), and how many there are.
+        """The unit of each test row of this seed (copies of a row, a group, a stretch), and how many there are at most.
 
-        Of another part by the same numbers. None where the data do not say which rows they are.
+        Of a split by time and of long texts, whose neighbours are alike, units are stretches. Of another part by the same
+        numbers. None where the data do not say which rows they are.
         """
-        plan = getattr(self.dataset, "plan", None)
+        plan, n = getattr(self.dataset, "plan", None), int(getattr(self.dataset, "n", 0))
         rows = getattr(self.data(seed), part).rows.numpy()
-        if plan is None or not len(rows) or rows.min() < 0 or rows.max() >= len(plan.units):
+        if not len(rows) or rows.min() < 0 or rows.max() >= (n if plan is None else len(plan.units)):
             return None
-        if plan.moment is not None:  # rows that follow each other are alike
+        if plan is None:  # places in a text; the part that is tested need be but a piece of it
+            return rows * (10 * STRETCHES) // n, 10 * STRETCHES
+        if plan.moment is not None:
             order = np.argsort(np.argsort(plan.moment[rows], kind="stable"), kind="stable")
             return order * STRETCHES // len(rows), STRETCHES
         return plan.units[rows], int(plan.units.max()) + 1

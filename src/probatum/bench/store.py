@@ -186,8 +186,8 @@ class Store:
             return 0
         rows = [_row(trial) for trial in trials]
         rows.sort(key=lambda row: row["key"])  # two writers that lock rows in one order cannot wait for each other
-        blobs = [{"key": trial.key, "name": ROWS, "bytes": trial.rows} for trial in trials if trial.rows]
-        blobs.sort(key=lambda blob: blob["key"])
+        held = sorted((trial.key, trial.rows) for trial in trials if trial.rows)
+        blobs = [{"key": key, "name": ROWS, "bytes": packed} for key, packed in held]
         with self._plainly(), self._writer.begin() as connection:
             written = _ignore_insert(connection, _TRIALS, rows)
             if blobs:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from probatum.bench.budget import confirmation, whole
 from probatum.bench.plan import StudyPlan, plan_from
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results
@@ -52,9 +53,11 @@ def results_of(store: Store, study: StudyRecord) -> Results:
         summary["wishes"] = wishes_from(plan, timing=bool(study.plan["keys"].get("timing")), source=summary["source"])
     results = Results(plan, tuple(screen), tuple(held["timing"]), (), summary)
     winner = results.winner()  # other studies in the store may have left confirmations of other arms
-    confirmation = tuple(trial for trial in held["confirm"] if trial.arm in (results.baseline, winner))
-    both = len({trial.arm for trial in confirmation}) == 2
-    return replace(results, confirmation=confirmation if both else ())
+    if plan.minutes:
+        return replace(results, confirmation=confirmation(plan, held["confirm"], winner))
+    fresh = tuple(trial for trial in held["confirm"] if trial.arm in (results.baseline, winner))
+    both = len({trial.arm for trial in fresh}) == 2
+    return replace(results, confirmation=fresh if both else ())
 
 
 def source_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -121,10 +124,14 @@ def progress_of(store: Store, study: StudyRecord) -> dict[str, Any]:
 def _screen(store: Store, study: StudyRecord) -> tuple[list[Trial], int]:
     """The stored trials of the screen, and how many are missing still.
 
-    A race is run through again on what is stored: trials that it never asked for may be there from other studies.
+    A race is run through again on what is stored: trials that it never asked for may be there from other studies. A budget
+    of time lacks nothing, once a trial of the baseline has ended: it is as far as it came.
     """
     held = trials_of(store, study, "fit")
     plan = plan_from(study.plan["plan"])
+    if plan.minutes:
+        counted = list(whole(plan, held))
+        return counted, 0 if counted else 1
     if not plan.race:
         return held, len(study.plan["keys"]["fit"]) - len(held)
     known = {(trial.arm, trial.seed): trial for trial in held}

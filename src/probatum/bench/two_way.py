@@ -100,12 +100,12 @@ class Components:
 
     def degrees(self) -> float:
         """Satterthwaite's degrees of freedom of V, at least 1."""
-        if self.kappa:  # what trials alone tell carries most of it
-            return float(max(self.trials - 1, 1))
-        rows, total = self.within + self.shared, self.variance
+        few = max(self.trials - 1, 1)
+        rows, total = self.within + self.shared, self.shared + max(self.within, self.spread)
         over = max(self.spread**2 - self.within**2, 0.0) if self.spread > self.within else 0.0
-        noise = rows**2 / self.freedom + over / max(self.trials - 1, 1)
-        return max(total**2 / noise, 1.0) if noise > 0 else 1.0
+        noise = rows**2 / self.freedom + over / few
+        found = max(total**2 / noise, 1.0) if noise > 0 else 1.0
+        return min(found, few) if self.kappa else found  # with kappa, what trials alone tell carries most of it
 
     def half(self, level: float) -> float:
         """Half the width of the interval of this confidence."""

@@ -12,18 +12,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
-from probatum.bench.context import Context, Job, lost
+from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
 from probatum.bench.grouping import run_group
 from probatum.bench.parcel import check_versions, pack, unpack
+from probatum.bench.rehearse import try_all
 from probatum.bench.store import Trial
 from probatum.errors import InputError
 
+AUTO = "auto"
+"""As many workers as cores and memory hold, see `probatum.bench.hands`."""
 DEATHS = 3
 """How often a trial may take its worker with it before it is recorded as failed."""
 LOOK_SECONDS = 1.0
@@ -59,15 +63,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def checked_workers(workers: int, threads: int) -> int:
-    """The number of workers: as given, or for 0 what the cores hold; InputError where it is no such number."""
+def checked_workers(workers: int | str, threads: int) -> int:
+    """The number of workers: as given, or for 0 and auto what the cores hold; InputError where it is no such number."""
     if threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more torch threads for every trial")
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+    text = str(workers)
+    if isinstance(workers, bool) or not (text == AUTO or text.isdecimal()):
         raise InputError(
-            f"workers is {workers!r}; give the number of processes, 1 or more, or 0 for what the cores hold"
+            f"workers is {workers!r}; give the number of processes, 1 or more, 0 for what the cores hold, or auto"
         )
-    return workers or max(1, cores() // threads)
+    return (0 if text == AUTO else int(text)) or max(1, cores() // threads)
 
 
 def too_many(workers: int, threads: int) -> str | None:
@@ -91,15 +96,17 @@ class Workers:
         self._false_starts = 0
 
     def run(self, context: Context, groups: Iterable[list[Job]], listener: Listener) -> Iterator[Ended]:
-        """Run every group; yield jobs with their trials as soon as they have ended.
+        """Run every group, asking for the next when a worker is free; yield jobs with their trials as soon as they have ended.
 
         Raises:
             InputError: the context cannot be sent, or workers cannot take it in.
         """
-        parcel = self._packed(context)
-        waiting = deque(Task(list(group)) for group in groups)
+        parcel, source = self._packed(context), iter(groups)
+        waiting: deque[Task] = deque()
         try:
             while True:
+                room = max(0, self._count - self._busy() - len(waiting))
+                waiting.extend(Task(list(group)) for group in islice(source, room))
                 while len(self._workers) < min(self._count, len(waiting) + self._busy()):
                     self._workers.append(_Worker())
                 for worker in self._workers:
@@ -113,6 +120,10 @@ class Workers:
             for worker in self._that_speak(0.0):  # what has ended is kept
                 yield from self._heard(worker, context, parcel, waiting)
             raise
+
+    def slots(self, context: Context) -> int:
+        """How many groups run at once."""
+        return self._count
 
     def close(self) -> None:
         """Stop all workers at once."""
@@ -239,12 +250,19 @@ def serve(descriptor: int) -> None:
         try:
             if word == "context":
                 context = unpack(value)
+                _warm(context)
                 _say(connection, "ready", None)
             elif context is not None:
                 check_versions(value)
                 _say(connection, "done", run_group(context, value))
         except InputError as problem:
             _say(connection, "refused", str(problem))
+
+
+def _warm(context: Context) -> None:
+    """Load what trials need, so that the first one takes no longer than the others, by which times are foretold."""
+    with suppress(Exception), quiet(context.plan.threads):  # what is wrong shows in the trials
+        try_all(context.baseline(), context.plan.arena)
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:

@@ -122,7 +122,10 @@ def try_command(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of the catalogue as the baseline's network.")] = None,
-    seeds: Annotated[int, typer.Option(help="Paired seeds; verdicts need 6 or more.")] = 8,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Paired seeds; verdicts need 6 or more. Without it 8, or at most 24 with --minutes."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows, for every arm.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps, for every arm.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a gradient step, for every arm.")] = None,
@@ -143,6 +146,7 @@ def try_command(
     """Try techniques against the baseline on your data and print verdicts.
 
     Examples: [dim]probatum try encouraging-loss tabm --data churn.csv --target churned[/dim] ·
+    [dim]probatum try --data churn.csv --target churned --minutes 10[/dim] ·
     [dim]probatum try integrated-gradients deeplift --data digits[/dim] ·
     [dim]probatum try flora-tucker --data fashion_mnist --pretrain mnist[/dim] ·
     [dim]probatum try early-learning-regularization --data digits --world label-noise:0.4[/dim] ·

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from probatum.bench.execute import Job
+from probatum.bench.budget import KEPT, clock_words
+from probatum.bench.plan import StudyPlan
 from probatum.bench.results import Results
-from probatum.bench.store import Trial
 from probatum.bench.workers import too_many
+from probatum.cli.progress import LiveTable, Ticker, Waiting
 from probatum.drawing.blocks import terminal_table
 from probatum.errors import InputError
 from probatum.report.pretrained_start import started_from
@@ -29,8 +27,7 @@ from probatum.train.speed import lines
 RUNS = Path("probatum-runs")
 TOLD = 1000
 """Steps of pretraining between two lines where there is no terminal."""
-NAMED = 4
-"""Running trials that the live table names."""
+SAID = "reading the data and rehearsing every arm"
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,9 @@ class Outputs:
 
 def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> None:
     """Run the study of these arguments of `Study` and show it."""
-    console = Console()
-    with console.status("reading the data and rehearsing every arm ...") as status:
+    console, begun = Console(), time.monotonic()
+    waiting = Waiting(console, SAID)
+    with console.status(f"{SAID} ...") as status, Ticker(waiting.beat):
         from probatum.bench.plan import key_of
         from probatum.report.write import write_report
         from probatum.study import Study
@@ -60,9 +58,9 @@ def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs
 
         study = Study(data, ids, store=where, progress=pretraining, **arguments)
     _print_data(console, study.summary())
-    _print_plan(console, study)
-    listener = LiveTable(console, study.plan.primary, study.plan.race)
-    with listener:
+    _print_plan(console, study, named=ids is not None)
+    end = begun + 60 * study.plan.minutes if study.plan.minutes else None
+    with LiveTable(console, study.plan.primary, study.plan.race, slots=study.hands.workers, end=end) as listener:
         results = study.run(listener)
     key = key_of(study.plan.describe())
     path = outputs.report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
@@ -99,98 +97,6 @@ def print_results(console: Console, results: Results) -> None:
         console.print(Text(results.reference_note(), style="yellow"))
 
 
-class LiveTable:
-    """A table that follows the trials; without a terminal, one line per seed instead."""
-
-    def __init__(self, console: Console, primary: str, race: tuple[int, ...] = ()) -> None:
-        self.console, self.primary, self.race = console, primary, race
-        self.racing: set[str] = set()
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.values: dict[str, list[float]] = defaultdict(list)
-        self.failed: dict[str, int] = defaultdict(int)
-        self.total = self.done = self.stored = 0
-        self.begun = time.monotonic()
-        self.running: dict[str, str] = {}
-
-    def __enter__(self) -> LiveTable:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def planned(self, jobs: list[Job], done: int) -> None:
-        """A batch of trials is about to run; `done` of them are in the store."""
-        if self.race:
-            self._tell_stage(jobs)
-        self.total, self.done, self.stored, self.begun = len(jobs), 0, done, time.monotonic()
-        self.running.clear()
-        if done:
-            self.console.print(Text(f"{done} of {len(jobs)} trials are in the store already", style="dim"))
-
-    def started(self, job: Job) -> None:
-        """A trial begins; others may be under way."""
-        self.running[job.key] = f"{job.arm.name}, seed {job.seed}" + (" (timing)" if job.kind == "timing" else "")
-        self._show()
-
-    def stepped(self, step: int, steps: int) -> None:
-        """The trial has taken `step` of `steps` updates."""
-        self._show(f" {100 * step // steps} %")
-
-    def ended(self, job: Job, trial: Trial) -> None:
-        """A trial ended, or was found in the store."""
-        self.done += 1
-        self.running.pop(job.key, None)
-        if trial.status != "ok":
-            self.failed[job.arm.name] += 1
-        elif self.primary in trial.record.get("measures", {}):
-            self.values[job.arm.name].append(trial.record["measures"][self.primary])
-        self._show()
-        if self.live is None and self._ran() and (self.done == self.total or self.done % max(1, self.total // 10) == 0):
-            self.console.print(f"{self.done}/{self.total} trials{self._left()}", highlight=False)
-
-    def _tell_stage(self, jobs: list[Job]) -> None:
-        """A line when a race goes on: which arms stopped at the look before."""
-        fits = [job for job in jobs if job.kind == "fit"]
-        look = max((job.seed for job in fits), default=-1) + 1
-        if look not in self.race:  # timings, or the winner's fresh seeds
-            return
-        arms = {job.arm.name for job in fits if not job.builtin}
-        stopped = sorted(self.racing - arms)
-        told = f"; stopped: {', '.join(stopped)}" if stopped else ""
-        line = f"race to {look} of {self.race[-1]} seeds: {len(arms)} arm(s){told}"
-        self.console.print(Text(line, style="dim"), soft_wrap=False)
-        self.racing = arms
-
-    def _ran(self) -> int:
-        """Trials that have ended here; the stored ones are told of before them."""
-        return max(0, self.done - self.stored)
-
-    def _left(self) -> str:
-        ran = self._ran()  # however many run side by side, what has ended so far says how fast it goes
-        if not ran or self.done == self.total:
-            return ""
-        left = (time.monotonic() - self.begun) / ran * (self.total - self.done)
-        return f", about {int(left // 60)}:{int(left % 60):02d} left"
-
-    def _show(self, share: str = "") -> None:
-        if self.live is None:
-            return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("arm", overflow="fold")
-        table.add_column("seeds", justify="right")
-        table.add_column(f"mean {self.primary}", justify="right")
-        for arm, values in self.values.items():
-            lost = f" ({self.failed[arm]} lost)" if self.failed[arm] else ""
-            table.add_row(arm, f"{len(values)}{lost}", f"{sum(values) / len(values):.4f}")
-        now = list(self.running.values())
-        told = "; ".join(now[:NAMED]) + (f"; {len(now) - NAMED} more" if len(now) > NAMED else "")
-        line = Text(f"{self.done}/{self.total} trials{self._left()} · {told}{share}", style="dim")
-        self.live.update(Group(table, line))
-
-
 def _print_data(console: Console, summary: dict[str, Any]) -> None:
     shape = "x".join(str(size) for size in summary.get("shape", ()))
     console.print(
@@ -209,7 +115,7 @@ def _print_data(console: Console, summary: dict[str, Any]) -> None:
         console.print(Text(f"  note: {notice}", style="yellow"))
 
 
-def _print_plan(console: Console, study: Any) -> None:
+def _print_plan(console: Console, study: Any, *, named: bool) -> None:
     plan = study.plan
     console.print(
         f"{len(plan.arms)} arm(s) against the baseline, "
@@ -219,8 +125,8 @@ def _print_plan(console: Console, study: Any) -> None:
         + (
             f", on {study.running.on}"
             if study.running.on
-            else f", {study.running.workers} workers"
-            if study.running.workers > 1
+            else f", {study.hands.words()}"
+            if study.hands.words()
             else ""
         )
         + f"; {plan.primary} decides",
@@ -235,8 +141,26 @@ def _print_plan(console: Console, study: Any) -> None:
     crowded = too_many(study.running.workers, plan.threads)
     if crowded is not None and study.running.workers > 1:
         console.print(Text(f"  warning: {crowded}", style="yellow"))
-    for name, reason in plan.skipped.items():
+    for name, reason in plan.skipped.items() if named else ():
         console.print(Text(f"  not tried: {name}: {reason.removeprefix(name + ': ')}", style="dim"))
+    if plan.skipped and not named:
+        told = f"  {len(plan.skipped)} technique(s) do not apply to these data; the report and --json say why"
+        console.print(Text(told, style="dim"))
+    for line in _time_lines(plan):
+        console.print(line, highlight=False)
+
+
+def _time_lines(plan: StudyPlan) -> list[str]:
+    """What a budget of time will be used for, beforehand."""
+    if not plan.minutes:
+        return []
+    kept = f"; up to {clock_words(60 * KEPT * plan.minutes)} are kept to confirm a winner on {len(plan.confirm)} fresh seeds"
+    return [
+        f"{plan.minutes:g} minutes in all: two seeds of each arm tell what a trial costs; then every arm gets {plan.race[0]} "
+        f"before any gets more (at most {len(plan.seeds)}), the most promising per second first.",
+        f"Arms that are decided or hopeless stop{kept if plan.confirm else ''}.",
+        "What is said at the end holds whenever it ends, and the same command goes on for as long again.",
+    ]
 
 
 def _runs_folder() -> Path:

@@ -93,10 +93,10 @@ def _stacked(mine: Any, theirs: Any, what: str) -> Any:
     return np.concatenate([np.asarray(mine), np.asarray(theirs)])
 
 
-def task_of_training(values: Any, target: str, modality: str) -> str:
-    """What the training targets alone ask, as the data's kind reads them."""
-    small = modality == "text" or (modality != "table" and not isinstance(values, pl.Series))
-    return read_target(values, target, "auto", small_integers=small).task
+def task_of_training(values: Any, target: str) -> str | None:
+    """What the training targets alone ask, classes or reals; None where kinds of data differ (a few whole numbers)."""
+    found = {read_target(values, target, "auto", small_integers=small).task for small in (False, True)}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_classes(dataset: Any) -> None:

@@ -79,8 +79,8 @@ def _tested_on(found: Any, door: Door) -> Any:
         raise InputError(f"{found.kind.NAME} data take no test rows of their own; leave test out")
     values = door.training_targets(found.target)
     if door.reading.task == "auto" and values is not None and found.task in ("classes", "reals"):
-        task = task_of_training(values, found.target, found.modality)
-        if task != found.task:
+        task = task_of_training(values, found.target)
+        if task not in (None, found.task):
             return _plain(door.source, replace(door.reading, task=task))
     check_classes(found)
     return found

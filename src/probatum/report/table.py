@@ -38,7 +38,7 @@ def verdict_table(results: Results) -> Table:
     table.add_column("verdict", no_wrap=True)
     base = results.mean(results.baseline, plan.primary)
     table.add_row(Text(results.baseline, style="bold"), _number(base), "", "")
-    for verdict in results.primary_verdicts():
+    for verdict in _told(results):
         mark = Text(SHORT.get(verdict.word, verdict.word), style=STYLES[verdict.word])
         table.add_row(verdict.arm, _number(verdict.arm_mean), change_text(verdict, primary), mark)
     for name in plan.references:
@@ -61,7 +61,7 @@ def remarks(results: Results) -> list[Text]:
     for name in (results.baseline, *results.plan.references):  # whose lines have no verdict to say it beside
         if name in degenerate:
             lines.append(Text.assemble((f"  {name}: ", "bold"), (degenerate[name], "red")))
-    for verdict in results.primary_verdicts():
+    for verdict in _told(results):
         line = others.get(verdict.arm, Text())
         note = verdict.note
         if verdict.word == "undecided" and verdict.seeds_needed:
@@ -115,6 +115,12 @@ def verdict_table_html(results: Results) -> str:
     return (
         f"<p><strong>{answer}</strong></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _told(results: Results) -> list[Verdict]:
+    """Verdicts for the terminal: where no technique was named, without those that do not apply, which are counted once."""
+    named = (results.summary.get("wishes") or {"techniques": ()})["techniques"] is not None
+    return [v for v in results.primary_verdicts() if named or v.arm not in results.plan.skipped]
 
 
 def _html_row(cells: Sequence[str]) -> str:

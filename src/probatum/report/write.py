@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from probatum import catalogue
+from probatum.bench.plan import DataPlan
 from probatum.bench.results import Results, change_text
 from probatum.bench.verdict import Verdict
 from probatum.drawing import charts
@@ -32,6 +33,12 @@ AXES = (
 )
 
 
+TESTED = {
+    "folds": "{} folds, drawn anew for every repeat; each row is tested equally often",
+    "given": "the same for every seed",
+    "random": "drawn anew for every seed",
+}
+"""How test rows come about, by `DataPlan.splits`; the number of folds goes in."""
 LINKS = (
     (re.compile(r"arXiv:\s*([\w./-]+\d)"), "https://arxiv.org/abs/"),
     (re.compile(r"OpenReview[: ]+(?:forum\?id=)?([\w-]{8,})"), "https://openreview.net/forum?id="),
@@ -84,7 +91,7 @@ def render(results: Results) -> str:
         competes=competes(plan.arena),
         contest=_contest(results),
         data=[
-            *_data_rows(results.summary),
+            *_data_rows(results.summary, results.plan.data),
             *(("start", line.strip()) for line in started_from(plan.pretrained)),
         ],
         classes=results.summary.get("classes") or {},
@@ -304,7 +311,7 @@ def _effects(results: Results) -> list[dict[str, str]]:
     return [{"arm": arm, "name": name, "mean": _number(_mean(v))} for (arm, name), v in values.items()]
 
 
-def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _data_rows(summary: dict[str, Any], plan: DataPlan) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = [
         (str(key), str(summary[key]))
         for key in ("name", "n", "modality", "task", "target", "tokens", "vocabulary", "fingerprint")
@@ -313,6 +320,9 @@ def _data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if "split" in summary:
         counts = ", ".join(f"{part} {count}" for part, count in summary["split"].items())
         rows.append(("windows" if "tokens" in summary else "rows", counts))
+    rows.append(
+        ("test rows", TESTED["given" if plan.fixed_split else plan.splits].format(int(1 / plan.fractions[2] + 1e-9)))
+    )
     if "world" in summary:
         world = summary["world"]
         rows.append(("world", f"{world['name']}: {world['about']}"))

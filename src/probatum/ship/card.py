@@ -31,7 +31,7 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
         f"# {arm} on {data.name}",
         "",
         f"Predicts `{data.target}` ({data.task}, {data.modality} data, {data.n} {results.summary.get('unit', 'rows')} in all). Trained on seed {description['seed']} "
-        f"of study `{description['study'][:8]}`; the test rows were looked at once.",
+        f"of study `{description['study'][:8]}`; no test row chose the weights or settings that it judged.",
         *(f"\n{line.strip().capitalize()}." for line in started_from(plan.pretrained)),
         "",
         f"**{results.answer()}**",

@@ -1,0 +1,447 @@
+"""A budget of time: which trials are begun, and in which order, so that a study tells most whenever its time is up.
+
+It is a race over seeds (`probatum.bench.race`) whose stages are cut by the clock. Rounds bring arms to 1 and 2 seeds, which
+say what a trial costs, then to the looks of the race. An arm whose way to the first look does not fit in the time that is
+left is passed over, and in the rounds no block of seeds is begun that would not end in time, so that arms stop at looks.
+Whatever came of the results so far, p-values and intervals of a race hold at whichever look one stops; which look that is
+may hang on the clock or on anything else.
+
+What is run next depends on the trials that are there, their times, and the clock: a study that goes on is one that has
+some trials already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum
+
+from probatum.bench.context import Job
+from probatum.bench.execute import Bench, Executor, Here
+from probatum.bench.plan import StudyPlan
+from probatum.bench.race_run import goes_on
+from probatum.bench.results import Results, winner_of
+from probatum.bench.store import Trial
+from probatum.bench.verdict import Verdict
+from probatum.recipe import Arm
+from probatum.rooms.arena import arena
+
+PILOT = 2
+"""Seeds after which it is told what a trial of each arm costs."""
+MOST_SEEDS = 24
+"""Seeds that an arm runs at most where nothing else is said."""
+KEPT = 0.2
+"""Share of the time that is kept, at most, to confirm a winner."""
+NAMED = 8
+"""Arms that are named where it is told for whom there is no time."""
+FRESH = 8
+"""Fresh seeds of a confirmation: a number fixed beforehand, since nobody corrects for looking at them twice."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the time was enough for: trials that count, timings, and the winner's confirmation, () where it is not complete."""
+
+    trials: tuple[Trial, ...]
+    timings: tuple[Trial, ...]
+    confirmation: tuple[Trial, ...]
+
+
+class Costs:
+    """Seconds that a trial of each arm took; of an arm that has none yet those of `usual`, or the mean of all others."""
+
+    def __init__(self, usual: str = "") -> None:
+        self._usual = usual
+        self._seen: dict[str, list[float]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+    def add(self, arm: str, seconds: float) -> None:
+        """One more trial."""
+        self._seen.setdefault(arm, []).append(seconds)
+
+    def knows(self, arm: str) -> bool:
+        """Whether the arm has a trial."""
+        return arm in self._seen
+
+    def most(self) -> float:
+        """Mean seconds of the dearest; 0 where no arm has a trial."""
+        return max(map(self.of, self._seen), default=0.0)
+
+    def of(self, arm: str) -> float:
+        """Mean seconds; 0 where no arm has a trial."""
+        name = arm if arm in self._seen else self._usual
+        if name in self._seen:
+            return fsum(self._seen[name]) / len(self._seen[name])
+        return fsum(map(self.of, self._seen)) / len(self._seen) if self._seen else 0.0
+
+
+def order_of(arms: Iterable[str], points: Mapping[str, float]) -> tuple[str, ...]:
+    """Arms in the order of promise, the most promising first; equals as they come, and those without points as if 0.
+
+    Args:
+        arms: their names, several techniques joined by " + ".
+        points: promise of each technique.
+    """
+
+    def promise(arm: str) -> float:
+        return sum(points.get(part.partition("(")[0].strip(), 0.0) for part in arm.split(" + "))
+
+    return tuple(sorted(arms, key=lambda arm: -round(promise(arm), 9)))
+
+
+def whole(plan: StudyPlan, trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """The trials that count: of each arm those up to the last look that it and the baseline have completed.
+
+    Before the first look they are there for their means alone. References are no part of the race and keep all.
+    """
+    held = {(trial.arm, trial.seed): trial for trial in trials}
+    baseline, arms = arena(plan.arena).BASELINE, {arm.name for arm in plan.arms}
+    base = _in_a_row(plan, held, baseline)
+    ends = {name: _look(plan, min(base, _in_a_row(plan, held, name))) for name in arms}
+    ends[baseline] = max(ends.values(), default=0) if any(ends.values()) else base
+    place = {seed: i for i, seed in enumerate(plan.seeds)}
+    return tuple(
+        trial for (name, seed), trial in held.items() if name not in ends or place.get(seed, len(place)) < ends[name]
+    )
+
+
+def confirmation(plan: StudyPlan, trials: Iterable[Trial], winner: str | None) -> tuple[Trial, ...]:
+    """The winner's and the baseline's trials on the fresh seeds, if all of them are there; else ()."""
+    names = (arena(plan.arena).BASELINE, winner)
+    found = tuple(trial for trial in trials if trial.arm in names)
+    return found if winner is not None and plan.confirm and len(found) == 2 * len(plan.confirm) else ()
+
+
+def _in_a_row(plan: StudyPlan, held: Mapping[tuple[str, int], Trial], name: str) -> int:
+    return next((i for i, seed in enumerate(plan.seeds) if (name, seed) not in held), len(plan.seeds))
+
+
+def _look(plan: StudyPlan, seeds: int) -> int:
+    return max((look for look in plan.race if look <= seeds), default=seeds)
+
+
+@dataclass
+class Budget:
+    """The trials so far and the clock, and with them what is begun next.
+
+    Attributes:
+        bench: runs trials; its plan is a race.
+        order: names of the arms, the most promising first.
+        end: when the time is up, by the clock.
+        kept: seconds of it that are kept for a confirmation.
+        clock: seconds that pass.
+        slots: trials that run at once.
+        alone: who runs timings.
+        trials: of the screen, by arm and seed.
+        fresh: of confirmations.
+        costs: seconds of fits, and of timings under "timing of ARM".
+    """
+
+    bench: Bench
+    order: tuple[str, ...]
+    end: float
+    kept: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    slots: int = 1
+    alone: Executor = field(default_factory=Here)
+    trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
+    fresh: dict[tuple[str, int], Trial] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    keeping: bool = True
+    _flying: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _jobs: dict[tuple[str, int], Job] = field(default_factory=dict)
+    _judged: tuple[int, list[str]] = (-1, [])
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        first = plan.seeds[: plan.race[0]]
+        jobs = self.bench.jobs(first, plan.arms, with_references=True)
+        jobs += self.bench.jobs(plan.seeds[len(first) :], plan.arms, with_references=False)
+        self._jobs = {(job.arm.name, job.seed): job for job in jobs}
+        self.costs = Costs(self.baseline)
+        self.trials |= self._held(self._jobs)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The study."""
+        return self.bench.plan
+
+    @property
+    def baseline(self) -> str:
+        """Name of the baseline's arm."""
+        return arena(self.plan.arena).BASELINE
+
+    @property
+    def until(self) -> float:
+        """When the screen must end."""
+        return self.end - (self.held_back() if self.keeping else 0.0)
+
+    def held_back(self) -> float:
+        """Seconds kept for a confirmation: what it would take for the dearest arm, at most what was set aside."""
+        if not self.plan.confirm or not self.costs.knows(self.baseline):
+            return self.kept if self.plan.confirm else 0.0
+        dearest = max(map(self.costs.of, self.order), default=0.0)
+        rounds = -(-2 * len(self.plan.confirm) // self.slots)  # as many, one after another
+        return min(self.kept, rounds * max(dearest, self.costs.of(self.baseline)))
+
+    def screen(self, *, tell: bool = False) -> None:
+        """Run rounds until none is left or the time is up; `tell` what trials cost and how far the time will reach."""
+        for target in (1, PILOT):
+            self._play(target)
+        if tell:
+            self.bench.listener.said(self.reach_words())
+        self._play(self.plan.race[0])
+        self._run([self._block(name, self.plan.race[0]) for name in self.plan.references], self.trials)
+        index = 0
+        while index + 1 < len(self.plan.race) and self.clock() < self.until:
+            index = self._next(index)
+            self._play(self.plan.race[index])
+
+    def _next(self, index: int) -> int:
+        """The next look; a later one where there is room for all its trials at once, which take no longer."""
+        index, looks = index + 1, self.plan.race
+        while index + 1 < len(looks) and 0 < self._count(looks[index + 1]) <= self.slots:
+            index += 1
+        return index
+
+    def _count(self, target: int) -> int:
+        """Trials that would bring every living arm to this number of seeds."""
+        names = [name for name in self.living() if self.seeds(name) < target]
+        return sum(len(self._block(name, target)) for name in (self.baseline, *names)) if names else 0
+
+    def confirm(self, *, complete: bool) -> None:
+        """Try the winner on fresh seeds, `complete`: only if the time is enough for all of them."""
+        winner = self.winner()
+        if winner is None or not self.plan.confirm:
+            return
+        jobs = self.bench.jobs(self.plan.confirm, (self._arm(winner),), with_references=False)
+        by_name = {(job.arm.name, job.seed): job for job in jobs}
+        self.fresh |= self._held(by_name)
+        lacking = [job for key, job in by_name.items() if key not in self.fresh]
+        self.keeping = False
+        if lacking and not (complete and fsum(self.costs.of(job.arm.name) for job in lacking) > self.room()):
+            self.bench.listener.said(f"confirming {winner} on {len(self.plan.confirm)} fresh seeds")
+            pairs = [[job for job in lacking if job.seed == seed] for seed in self.plan.confirm]
+            self._run(pairs, self.fresh)
+
+    def ahead(self) -> None:
+        """Use what time is left, too little for any arm's next look, for trials that count when the same command goes on."""
+        for target in self.plan.race:
+            names = self.ranking(target)
+            if not names or self.clock() >= self.until:
+                return
+            known = [name for name in names if self.costs.knows(name)]  # the end is no time for surprises
+            self._run((self._block(name, target) for name in (self.baseline, *(known or names))), self.trials)
+
+    def timings(self) -> tuple[Trial, ...]:
+        """Measure speed as long as the time lasts, arms that help first; nothing else runs beside it."""
+        helping = {v.arm for v in self.standing() if v.word == "helps"}
+        names = sorted(self.order, key=lambda name: name not in helping)
+        known: dict[tuple[str, int], Trial] = {}
+        self.keeping = False
+        for name in names:
+            jobs = self.bench.timing_jobs(self.plan.seeds[: self.plan.race[0]], (self._arm(name),))
+            by_name = {(job.arm.name, job.seed): job for job in jobs}
+            known |= self._held(by_name)
+            lacking = [job for key, job in by_name.items() if key not in known]
+            self._run([[job] for job in lacking], known, here=True)
+        return tuple(known.values())
+
+    def counted(self) -> tuple[Trial, ...]:
+        """The trials that count."""
+        return whole(self.plan, self.trials.values())
+
+    def standing(self) -> list[Verdict]:
+        """Verdicts on the primary measure as they are now."""
+        return Results(self.plan, self.counted(), (), (), {}).standing()
+
+    def winner(self) -> str | None:
+        """The arm with the largest gain among those that help so far."""
+        return winner_of(self.standing(), self.plan.primary, self.order)
+
+    def seeds(self, name: str) -> int:
+        """How many seeds an arm has completed, from the first on."""
+        return _in_a_row(self.plan, self.trials, name)
+
+    def living(self) -> list[str]:
+        """Arms that more seeds may decide, the most promising first."""
+        if self._judged[0] != len(self.trials):
+            self._judged = (len(self.trials), self._living())
+        return self._judged[1]
+
+    def _living(self) -> list[str]:
+        plan, trials = self.plan, self.counted()
+        standing = {}
+        if any(trial.arm in self.order for trial in trials):
+            standing = {v.arm: v for v in self.standing()}
+        found = []
+        for name in self.order:
+            done = sum(trial.arm == name for trial in trials)
+            if done >= len(plan.seeds) or (done >= PILOT and self._lost(name)):
+                continue
+            if done < plan.race[0]:
+                found.append(name)
+                continue
+            index = plan.race.index(done)
+            before = self._pairs(name, plan.race[index - 1] if index else 0)
+            if name in standing and goes_on(plan, index, standing[name], before):
+                found.append(name)
+        return found
+
+    def _lost(self, name: str) -> bool:
+        """Whether every trial of the arm went wrong."""
+        return all(trial.status != "ok" for (arm, _), trial in self.trials.items() if arm == name)
+
+    def _pairs(self, name: str, seeds: int) -> int:
+        """Pairs among the first seeds in which neither the arm nor the baseline went wrong."""
+        both = [[self.trials.get((who, seed)) for who in (self.baseline, name)] for seed in self.plan.seeds[:seeds]]
+        return sum(all(trial is not None and trial.status == "ok" for trial in pair) for pair in both)
+
+    def room(self) -> float:
+        """Seconds of work that can be begun still: of all slots, less what is running."""
+        now = self.clock()
+        running = fsum(max(0.0, begun + cost - now) for begun, cost in self._flying.values())
+        return self.slots * max(0.0, self.until - now) - running
+
+    def need(self, name: str, target: int) -> float:
+        """Seconds of work until an arm has so many seeds, beside what is running."""
+        return len(self._block(name, target)) * self.costs.of(name)
+
+    def within(self, names: Sequence[str], target: int) -> list[str]:
+        """Those of the arms, the first of them first, that can come to so many seeds, the baseline too."""
+        left, found = self.room() - self.need(self.baseline, target), []
+        for name in names:
+            need = self.need(name, target)
+            if need <= left:
+                found.append(name)
+                left -= need
+        return found if left >= 0 else []
+
+    def ranking(self, target: int) -> list[str]:
+        """Living arms that lack seeds, by promise per second; in the first round, those without a trial by promise, last."""
+        goal = max(target, self.plan.race[0])
+        lacking = [name for name in self.living() if self.seeds(name) < goal]
+        worth = {name: (len(self.order) - place) for place, name in enumerate(self.order)}
+        known = lacking if target > 1 else [name for name in lacking if self.costs.knows(name)]
+        by_time = sorted(known, key=lambda name: -worth[name] / max(self.costs.of(name), 1e-9))
+        return by_time + [name for name in lacking if name not in by_time]
+
+    def _play(self, target: int) -> None:
+        """A round: the arms that can be brought to this number of seeds, the baseline first."""
+        self._run(self._round(target), self.trials)
+
+    def _round(self, target: int) -> Iterator[list[Job]]:
+        """Blocks of a round, each chosen when somebody is free for it."""
+        names, goal = self.ranking(target), max(target, self.plan.race[0])
+        players = [name for name in names if self._block(name, target)]
+        if not set(players) & set(self.within(names, goal)) and self.trials:
+            return
+        yield self._block(self.baseline, target)
+        for name in players:
+            if name in self.within(names, goal):
+                yield self._block(name, target)
+
+    def _block(self, name: str, target: int) -> list[Job]:
+        """Jobs that an arm lacks up to a number of seeds."""
+        keys = [(name, seed) for seed in self.plan.seeds[:target]]
+        return [self._jobs[k] for k in keys if k not in self.trials and self._jobs[k].key not in self._flying]
+
+    def _run(self, blocks: Iterable[list[Job]], known: dict[tuple[str, int], Trial], *, here: bool = False) -> None:
+        """Run blocks as long as each of their groups would end in time."""
+        told = (block for block in blocks if block)
+        for job, trial in self.bench.run_within(self._announced(told), self._admits, self.alone if here else None):
+            self._flying.pop(job.key, None)
+            known[job.arm.name, job.seed] = trial
+            self.costs.add(account(job), float(trial.timing.get("seconds", 0.0)))
+
+    def _announced(self, blocks: Iterable[list[Job]]) -> Iterator[list[Job]]:
+        for block in blocks:
+            self.bench.listener.planned(block, 0)
+            yield block
+
+    def _admits(self, group: Sequence[Job]) -> bool:
+        """Whether a group would end in time if it began now; the first trial of all is always begun."""
+        now, cost = self.clock(), fsum(self._cost(job) for job in group)
+        if (self.trials or self._flying) and (now >= self.until or now + cost > self.until):
+            return False
+        for job in group:
+            self._flying[job.key] = (now, self._cost(job))
+        return True
+
+    def _cost(self, job: Job) -> float:
+        """Seconds of a job; of an arm's first trial those of the dearest so far, of its first timing its and the baseline's."""
+        known = account(job)
+        if job.kind != "timing" and not self.costs.knows(known):
+            return self.costs.most()
+        if job.kind == "timing" and not self.costs.knows(known):
+            return self.costs.of(job.arm.name) + self.costs.of(self.baseline)
+        return self.costs.of(known)
+
+    def _held(self, jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], Trial]:
+        """What the store holds of these jobs; it is told, and teaches what trials cost."""
+        held = {k: t for k, job in jobs.items() if (t := self.bench.store.get(job.key)) is not None}
+        known = [jobs[k] for k in held]
+        if known:
+            self.bench.listener.planned(known, len(known))
+        for k, trial in held.items():
+            self.bench.listener.ended(jobs[k], trial)
+            self.costs.add(account(jobs[k]), float(trial.timing.get("seconds", 0.0)))
+        return held
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.plan.arms if arm.name == name)
+
+    def reach_words(self) -> str:
+        """What a trial of each arm costs, and how far the time will reach, in two or three sentences."""
+        known = [name for name in self.order if self.costs.knows(name)]
+        costs = ", ".join(f"{name} {self.costs.of(name):.2g}" for name in (self.baseline, *known))
+        first = self.plan.race[0]
+        open_arms = self.ranking(first)
+        reached = self.within(open_arms, first)
+        missed = [name for name in open_arms if name not in reached]
+        work = fsum(self.need(name, first) for name in (self.baseline, *reached)) / self.slots
+        left = max(0.0, self.until - self.clock())
+        told = f"seconds of a trial: {costs}. "
+        told += (
+            f"{len(reached)} arm(s) come to {first} seeds in about {clock_words(work)}; {clock_words(left)} are left"
+        )
+        if not missed:
+            return f"{told} for these and further seeds."
+        more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+        return f"{told}. No time: {', '.join(missed[:NAMED])}{more}."
+
+
+def clock_words(seconds: float) -> str:
+    """Minutes and seconds as people write them: 2:05."""
+    whole_seconds = round(seconds)
+    return f"{whole_seconds // 60}:{whole_seconds % 60:02d}"
+
+
+def run_budget(bench: Bench, order: tuple[str, ...], *, begun: float, timing: bool) -> Found:
+    """Use the plan's minutes, from `begun` by `time.monotonic`, as well as it can be."""
+    seconds = 60 * bench.plan.minutes
+    slots = bench.executor.slots(bench.context)
+    return spend(Budget(bench, order, begun + seconds, KEPT * seconds, slots=slots), timing=timing)
+
+
+def spend(budget: Budget, *, timing: bool) -> Found:
+    """The screen; its winner on fresh seeds, for which time was kept; with what that leaves the screen again; timings.
+
+    Time in which nothing more can be shown goes into trials for the next time.
+    """
+    budget.screen(tell=True)
+    budget.confirm(complete=True)
+    budget.keeping = False
+    budget.screen()
+    budget.confirm(complete=False)
+    budget.ahead()
+    timings = budget.timings() if timing else ()
+    return Found(budget.counted(), timings, confirmation(budget.plan, budget.fresh.values(), budget.winner()))
+
+
+def account(job: Job) -> str:
+    """Under which name a job's seconds are counted."""
+    return f"timing of {job.arm.name}" if job.kind == "timing" else job.arm.name

@@ -1,0 +1,458 @@
+"""Budgets of time: what is begun in which order and what is left out, by a clock that is made up; one small study for real."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commands import told
+from probatum.bench.budget import Budget, Costs, Found, clock_words, confirmation, order_of, spend, whole
+from probatum.bench.context import Context, Job
+from probatum.bench.execute import Bench, Listener, Silent
+from probatum.bench.plan import DataPlan, StudyPlan, plan_from
+from probatum.bench.race import Race
+from probatum.bench.results import Results
+from probatum.bench.statistics import paired
+from probatum.bench.store import Store, Trial
+from probatum.bench.stored import progress_of
+from probatum.bench.stored import results_of as stored_results
+from probatum.errors import InputError
+from probatum.recipe import Arm, Recipe
+from probatum.settings import Running
+from probatum.study import Study
+
+LOOKS = (6, 7, 8, 9, 10, 12)
+OPEN = [0.045, -0.005] * 6
+"""Differences that leave an arm undecided at every look."""
+LOSS = [-0.2 + 0.001 * (i % 3) for i in range(12)]
+GAIN = [0.2 + 0.001 * (i % 3) for i in range(12)]
+
+
+def plan_of(arms: Iterable[str], *, fresh: int = 8, references: tuple[str, ...] = ()) -> StudyPlan:
+    data = DataPlan("made up", "0", "table", "classes", "y", 100, (0.6, 0.2, 0.2), True)
+    return StudyPlan(
+        arena="predict",
+        data=data,
+        base=Recipe(),
+        arms=tuple(Arm(name, Recipe(), salt=name) for name in arms),
+        references=references,
+        seeds=tuple(range(LOOKS[-1])),
+        confirm=tuple(range(1000, 1000 + fresh)),
+        primary="accuracy",
+        race=LOOKS,
+        minutes=1.0,
+    )
+
+
+class Simulated:
+    """Runs trials by a clock of its own; they take what is said, and differ from the baseline as is said (None = fails)."""
+
+    def __init__(
+        self,
+        seconds: Mapping[str, float],
+        differences: Mapping[str, Sequence[float | None]] | None = None,
+        slots: int = 1,
+        slow: Mapping[tuple[str, int], float] | None = None,
+    ) -> None:
+        self.seconds, self.differences, self.count, self.slow = seconds, differences or {}, slots, slow or {}
+        self.now = 0.0
+        self.begun: list[tuple[float, str, int, str]] = []
+
+    def slots(self, context: Context) -> int:
+        return self.count
+
+    def close(self) -> None:
+        return
+
+    def run(
+        self, context: Context, groups: Iterable[list[Job]], listener: Listener
+    ) -> Iterator[tuple[list[Job], list[Trial]]]:
+        source, flying = iter(groups), list[tuple[float, int, list[Job]]]()
+        while True:
+            while len(flying) < self.count and (group := next(source, None)) is not None:
+                (job,) = group
+                self.begun.append((self.now, job.arm.name, job.seed, job.kind))
+                heappush(flying, (self.now + self.takes(job), len(self.begun), group))
+            if not flying:
+                return
+            self.now, _, group = heappop(flying)
+            yield group, [self.trial(job) for job in group]
+
+    def takes(self, job: Job) -> float:
+        return self.slow.get((job.arm.name, job.seed), self.seconds[job.arm.name])
+
+    def trial(self, job: Job) -> Trial:
+        given = self.differences.get(job.arm.name, OPEN)
+        value = 0.0 if job.builtin else given[job.seed % len(given)]
+        record: dict[str, Any] = {"reason": "on purpose"}
+        if value is not None:
+            record = {"measures": {"accuracy": 0.5 + 0.001 * (job.seed % 7) + value}}
+        timing = {"seconds": self.takes(job), "measures": {"latency-ratio": 1.1} if job.kind == "timing" else {}}
+        status = "failed" if value is None else "ok"
+        return Trial(job.key, "", job.arm.name, job.seed, job.kind, status, job.plan, record, timing)
+
+    def seeds(self, kind: str = "fit") -> dict[str, list[int]]:
+        """Seeds begun, by arm, those of the screen alone."""
+        found: dict[str, list[int]] = {}
+        for _, name, seed, what in self.begun:
+            if what == kind and seed < 1000:
+                found.setdefault(name, []).append(seed)
+        return found
+
+
+def budget_of(
+    executor: Simulated,
+    end: float,
+    *,
+    kept: float = 0.0,
+    order: Sequence[str] = (),
+    store: Store | None = None,
+    **terms: Any,
+) -> Budget:
+    names = order or [name for name in executor.seconds if name not in ("baseline", *terms.get("references", ()))]
+    plan = plan_of(sorted(names), **terms)
+    context = Context(plan, splits=None, stack="never")  # type: ignore[arg-type]
+    bench = Bench(context, store or Store(":memory:"), terms.pop("listener", Silent()), executor)
+    return Budget(bench, tuple(names), end, kept, lambda: executor.now, executor.count, executor)
+
+
+def results_of(budget: Budget, found: Found) -> Results:
+    return Results(budget.plan, found.trials, found.timings, found.confirmation, {})
+
+
+def test_the_order_of_promise() -> None:
+    points = {"b": 2.0, "c": 1.0, "d": -1.0}
+    assert order_of(["a", "b(x=1)", "c", "c + b", "d", "e"], points) == ("c + b", "b(x=1)", "c", "a", "e", "d")
+    assert order_of(["z", "y", "x"], {}) == ("z", "y", "x"), "without advice they stay as they come"
+
+
+def test_costs_of_what_was_not_measured_are_the_mean_of_the_others() -> None:
+    costs = Costs()
+    assert (costs.of("a"), bool(costs)) == (0.0, False)
+    for arm, seconds in (("a", 1.0), ("a", 3.0), ("b", 6.0)):
+        costs.add(arm, seconds)
+    assert (costs.of("a"), costs.of("b"), costs.of("c")) == (2.0, 6.0, 4.0)
+    assert costs.of("c") == 4.0
+    usual = Costs("b")
+    usual.add("a", 1.0)
+    assert usual.of("c") == 1.0
+    usual.add("b", 5.0)
+    assert usual.of("c") == 5.0, "an arm that has not run is taken for a usual one"
+    assert costs.knows("a")
+    assert not costs.knows("c")
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_six_seeds_for_all_before_any_has_more(slots: int) -> None:
+    arms = ["d", "b", "a", "c"]
+    runs = Simulated(dict.fromkeys(["baseline", *arms], 1.0), slots=slots)
+    spend(budget_of(runs, 1000.0, order=arms), timing=False)
+    firsts = [name for _, name, seed, _ in runs.begun if seed == 0]
+    assert firsts == ["baseline", *arms], "arms begin in the order of promise"
+    levels = [0 if seed == 0 else 1 if seed < 2 else 2 if seed < 6 else 3 for _, _, seed, _ in runs.begun]
+    assert levels == sorted(levels)
+    assert all(seeds == list(range(12)) for seeds in map(sorted, runs.seeds().values())), "time for all of it"
+
+
+def test_what_is_decided_hopeless_or_broken_stops() -> None:
+    differences = {"loses": LOSS, "same": [0.0] * 12, "open": OPEN, "breaks": [None] * 12, "wild": [0.5, -0.5] * 6}
+    runs = Simulated(dict.fromkeys(["baseline", *differences], 1.0), differences)
+    budget = budget_of(runs, 1000.0)
+    results = results_of(budget, spend(budget, timing=False))
+    ran = {name: len(seeds) for name, seeds in runs.seeds().items()}
+    assert (ran["loses"], ran["same"], ran["breaks"]) == (6, 6, 2)
+    words = {v.arm: v.word for v in results.primary_verdicts()}
+    assert (words["loses"], words["same"], words["breaks"]) == ("hurts", "no material difference", "failed")
+    assert results.no_time() == {}
+    assert ran["wild"] < 12, "what more seeds can hardly decide is given up"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("end", [3.0, 17.0, 40.0, 90.0])
+def test_nothing_is_begun_that_would_end_too_late(slots: int, end: float) -> None:
+    seconds = {"baseline": 1.0, "a": 2.0, "b": 0.5, "c": 3.0, "d": 1.0}
+    runs = Simulated(seconds, slots=slots)
+    spend(budget_of(runs, end), timing=True)
+    known: set[str] = set()
+    for begun, name, _, kind in runs.begun:
+        if kind == "fit" and name in known:
+            assert begun + seconds[name] <= end
+        known.add(name)
+    assert runs.now <= end + max(seconds.values())
+    assert runs.begun[0][1] == "baseline"
+    used = sum(seconds[name] for _, name, _, kind in runs.begun if kind == "fit")
+    if end == 90.0:
+        assert used >= 0.9 * min(slots * end, 12 * sum(seconds.values())), "the time is used"
+
+
+def test_one_misjudged_trial_is_all_that_is_overshot() -> None:
+    runs = Simulated({"baseline": 1.0, "a": 1.0, "b": 1.0}, slow={("a", 4): 100.0})
+    spend(budget_of(runs, 20.0), timing=True)
+    late = [(name, seed) for begun, name, seed, _ in runs.begun if begun >= 20.0]
+    assert late == []
+    assert runs.now < 20.0 + 100.0
+
+
+def test_what_an_arm_costs_that_was_never_tried_is_feared_to_be_the_most() -> None:
+    runs = Simulated({"baseline": 1.0, "long": 9.0, "new": 9.0})
+    spend(budget_of(runs, 18.5, order=["long", "new"]), timing=False)
+    assert [seed for _, name, seed, _ in runs.begun if name == "long"] == [0]
+    assert runs.now <= 18.5, "after ten seconds the new arm is not begun for what the baseline takes"
+
+
+def test_where_time_is_short_promise_per_second_goes_first() -> None:
+    seconds = {"baseline": 1.0, "dear": 20.0, "good": 2.0, "cheap": 1.0, "late": 2.0}
+    runs = Simulated(seconds)
+    budget = budget_of(runs, 60.0, order=["dear", "good", "cheap", "late"])
+    found = spend(budget, timing=False)
+    results = results_of(budget, found)
+    ran = {name: len(seeds) for name, seeds in runs.seeds().items()}
+    assert ran["dear"] == 1, "its first trial told that six of it are too dear"
+    assert min(ran["good"], ran["cheap"]) >= 6
+    assert set(results.no_time()) == {"dear"} | ({"late"} if ran["late"] < 6 else set())
+    assert "no time: " in results.notes()["dear"]
+    assert "dear" in results.race_note()
+    words = {v.arm: (v.word, v.n) for v in results.primary_verdicts()}
+    assert words["dear"][0] == "undecided"
+    assert all(count <= 2 or count >= 6 for count in ran.values()), "no block is begun that cannot end"
+    assert json.loads(json.dumps(results.as_json(), allow_nan=False))["plan"]["minutes"] == 1.0
+
+
+def test_dear_arms_are_not_even_tried_all() -> None:
+    names = [f"a{i:02d}" for i in range(30)]
+    runs = Simulated(dict.fromkeys(["baseline", *names], 10.0))
+    budget = budget_of(runs, 300.0, order=names)
+    found = spend(budget, timing=False)
+    ran = {name: len(seeds) for name, seeds in runs.seeds().items()}
+    assert [ran.get(name, 0) for name in names[:4]] == [6, 6, 6, 6], "300 seconds are 30 trials: 5 times 6"
+    untried = [name for name in names if name not in ran]
+    assert len(untried) >= 24
+    results = results_of(budget, found)
+    assert set(results.no_time()) == set(names[4:])
+    verdicts = {v.arm: v for v in results.primary_verdicts()}
+    assert (verdicts["a29"].word, verdicts["a29"].n, verdicts["a29"].note) == ("undecided", 0, "not begun")
+
+
+def test_the_same_again_goes_on_where_it_was() -> None:
+    seconds = {"baseline": 1.0, "a": 2.0, "b": 2.0, "c": 2.0}
+    store = Store(":memory:")
+    counts = []
+    begun: list[tuple[str, int]] = []
+    for _ in range(4):
+        runs = Simulated(seconds)
+        budget = budget_of(runs, 25.0, store=store)
+        found = spend(budget, timing=False)
+        counts.append(len(found.trials))
+        begun += [(name, seed) for _, name, seed, _ in runs.begun]
+        assert runs.now <= 25.0
+    assert len(set(begun)) == len(begun), "nothing is run twice"
+    assert counts == sorted(counts)
+    assert counts[-1] == 48, "in the end all is there"
+    assert not results_of(budget, found).no_time()
+
+
+def test_a_way_that_is_longer_than_the_time_is_gone_in_several_goes() -> None:
+    store, counts = Store(":memory:"), []
+    for _ in range(3):
+        runs = Simulated({"baseline": 3.0, "a": 3.0})
+        budget = budget_of(runs, 20.0, store=store)
+        found = spend(budget, timing=False)
+        counts.append((len(runs.begun), sum(trial.arm == "a" for trial in found.trials)))
+    assert counts[0][0] == counts[1][0] == 6, "20 seconds hold six trials"
+    assert counts[1][1] == 6, "after twelve there is a verdict"
+    assert results_of(budget, found).no_time() == {}
+
+
+def test_time_is_kept_for_the_winner() -> None:
+    seconds = {"baseline": 1.0, "wins": 1.0, "open": 1.0, "more": 1.0}
+    runs = Simulated(seconds, {"wins": GAIN})
+    budget = budget_of(runs, 47.0, kept=20.0)
+    found = spend(budget, timing=False)
+    fresh = [(name, seed) for _, name, seed, _ in runs.begun if seed >= 1000]
+    assert len(fresh) == 16
+    assert {name for name, _ in fresh} == {"baseline", "wins"}
+    results = results_of(budget, found)
+    confirmed = results.confirmed()
+    assert confirmed is not None
+    assert (confirmed.word, confirmed.n) == ("helps", 8)
+    assert runs.now <= 47.0
+    first = next(begun for begun, _, seed, _ in runs.begun if seed >= 1000)
+    assert first <= 47.0 - 16.0 + 1e-9
+    assert "confirmed on 8 fresh seeds" in results.answer()
+
+
+def test_what_was_kept_and_is_not_needed_is_used() -> None:
+    runs = Simulated({"baseline": 1.0, "open": 1.0})
+    spend(budget_of(runs, 24.0, kept=10.0), timing=False)
+    assert runs.now == 24.0
+    assert len(runs.begun) == 24
+
+
+def test_a_confirmation_that_is_not_complete_is_none() -> None:
+    runs = Simulated({"baseline": 1.0, "wins": 1.0}, {"wins": GAIN})
+    store = Store(":memory:")
+    budget = budget_of(runs, 16.0, kept=3.0, store=store)
+    results = results_of(budget, spend(budget, timing=False))
+    assert results.confirmed() is None
+    assert "No time was left to confirm" in results.race_note()
+    begun = sum(seed >= 1000 for _, _, seed, _ in runs.begun)
+    assert 0 < begun < 16, "what time there is goes into it, for the next time"
+    again = Simulated({"baseline": 1.0, "wins": 1.0}, {"wins": GAIN})
+    budget = budget_of(again, 16.0, kept=3.0, store=store)
+    results = results_of(budget, spend(budget, timing=False))
+    assert sum(seed >= 1000 for _, _, seed, _ in again.begun) == 16 - begun
+    assert results.confirmed() is not None
+    assert "No time was left" not in results.race_note()
+    assert confirmation(budget.plan, budget.fresh.values(), None) == ()
+
+
+def test_references_and_timings_come_when_six_seeds_are_there_and_all_else_is_done() -> None:
+    runs = Simulated({"baseline": 1.0, "a": 1.0, "loses": 1.0, "reference": 0.5}, {"a": GAIN, "loses": LOSS})
+    budget = budget_of(runs, 200.0, kept=30.0, references=("reference",))
+    found = spend(budget, timing=True)
+    kinds = [(kind, name) for _, name, _, kind in runs.begun]
+    assert runs.seeds()["reference"] == list(range(6))
+    assert kinds.index(("fit", "reference")) > max(
+        i for i, (_, name, seed, _) in enumerate(runs.begun) if (name, seed, kinds[i][0]) == ("loses", 5, "fit")
+    )
+    timed = [name for kind, name in kinds if kind == "timing"]
+    assert timed == ["a"] * 6 + ["loses"] * 6, "those that help are timed first"
+    assert kinds[-12:] == [("timing", name) for name in timed]
+    assert len(found.timings) == 12
+
+
+def test_only_whole_looks_count_and_hold_whenever_one_stops() -> None:
+    plan = plan_of(["a", "b"])
+    made = Simulated({})
+    values = {"a": [0.05 + 0.01 * math.sin(i) for i in range(12)], "b": OPEN}
+
+    def trials(name: str, seeds: Iterable[int]) -> list[Trial]:
+        made.differences = values
+        arm = Arm(name, Recipe())
+        jobs = [Job(f"{name}{s}", {}, arm, "baseline" * (name == "baseline"), s, "fit") for s in seeds]
+        made.seconds = {name: 1.0}
+        return [made.trial(job) for job in jobs]
+
+    held = [*trials("baseline", range(12)), *trials("a", [*range(10), 11]), *trials("b", [0, 1, 2, 4])]
+    counted = whole(plan, held)
+    by_arm = {name: sorted(t.seed for t in counted if t.arm == name) for name in ("baseline", "a", "b")}
+    assert by_arm == {"baseline": list(range(10)), "a": list(range(10)), "b": [0, 1, 2]}
+    held.remove(next(t for t in held if t.arm == "a" and t.seed == 9))
+    assert sum(t.arm == "a" for t in whole(plan, held)) == 9
+    verdict = next(v for v in Results(plan, counted, (), (), {}).verdicts() if v.arm == "a")
+    race, looks = Race(LOOKS, None), [look for look in LOOKS if look <= 10]
+    nominal = np.array([paired(values["a"][:n], test_fraction_ratio=None).p for n in looks])
+    assert verdict.p == pytest.approx(race.p_values(nominal)[-1], rel=1e-6)
+    assert verdict.n == 10
+    half = (verdict.high - verdict.low) / 2
+    plain = paired(values["a"][:10], test_fraction_ratio=None, confidence=float(race.levels()[len(looks) - 1]))
+    assert half == pytest.approx((plain.high - plain.low) / 2)
+
+
+def test_many_hands_skip_looks_that_would_leave_them_idle() -> None:
+    one, many = (Simulated({"baseline": 1.0, "a": 1.0}, slots=n) for n in (1, 12))
+    for runs in (one, many):
+        spend(budget_of(runs, 100.0, fresh=0), timing=False)
+    assert one.now == 24.0
+    assert many.now == 4.0, "one, two, six seeds, then the other six at once"
+
+
+def test_what_is_told_after_the_pilot() -> None:
+    class Heard(Silent):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def said(self, line: str) -> None:
+            self.lines.append(line)
+
+    heard = Heard()
+    runs = Simulated({"baseline": 1.0, "a": 2.0, "b": 30.0})
+    plan = plan_of(["a", "b"])
+    bench = Bench(Context(plan, None, stack="never"), Store(":memory:"), heard, runs)  # type: ignore[arg-type]
+    spend(Budget(bench, ("a", "b"), 60.0, 0.0, lambda: runs.now, 1, runs), timing=False)
+    (told_after,) = heard.lines
+    assert "baseline 1, a 2, b 30" in told_after
+    assert "1 arm(s) come to 6 seeds in about 0:12; 0:24 are left" in told_after, "4 seeds each of 1 and 2 seconds"
+    assert told_after.endswith("No time: b.")
+    assert clock_words(125.4) == "2:05"
+
+
+def test_the_plan_says_the_minutes() -> None:
+    study = Study("iris", ["encouraging-loss"], steps=4, running=Running(minutes=2.5))
+    plan = study.plan
+    assert (plan.minutes, plan.race[0], len(plan.seeds), len(plan.confirm)) == (2.5, 6, 24, 8)
+    assert plan_from(plan.describe()).minutes == 2.5
+    assert "minutes" not in Study("iris", ["encouraging-loss"], steps=4).plan.describe()
+    assert len(Study("iris", ["encouraging-loss"], seeds=9, steps=4, running=Running(minutes=2)).plan.seeds) == 9
+
+
+@pytest.mark.parametrize(
+    ("running", "seeds", "says"),
+    [
+        (Running(minutes=0.0), None, "minutes is 0; give the time to use"),
+        (Running(minutes=1.0), 6, "more than 6 seeds"),
+        (Running(minutes="ten"), None, "minutes is 'ten'; give a finite number"),  # type: ignore[arg-type]
+    ],
+)
+def test_budgets_that_cannot_be(running: Running, seeds: int | None, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Study("iris", ["encouraging-loss"], seeds=seeds, running=running)
+
+
+def test_a_store_in_which_no_trial_has_ended_is_not_finished(tmp_path: Path) -> None:
+    class Broken(Silent):
+        def started(self, job: Job) -> None:
+            raise KeyboardInterrupt
+
+    study = Study("iris", ["encouraging-loss"], steps=4, store=tmp_path / "s.sqlite", running=Running(minutes=1))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(Broken())
+    with Store(tmp_path / "s.sqlite") as store:
+        (record,) = store.studies()
+        assert progress_of(store, record) == {"done": 0, "total": 1}
+        with pytest.raises(InputError, match="run the same `probatum try` again"):
+            stored_results(store, record)
+
+
+def test_probes_have_no_race() -> None:
+    with pytest.raises(InputError, match="leave minutes out"):
+        Study("wine", ["calibration-benchmark"], running=Running(minutes=1.0))
+
+
+def test_a_small_study_for_real(tmp_path: Path) -> None:
+    words = ["try", "encouraging-loss", "gradient-noise(eta=30.0)", "--data", "wine", "--steps", "20", "--seeds", "7"]
+    words += ["--workers", "1", "--no-references", "--no-timing"]
+    first = told(*words, "--minutes", "0.03", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "0.03 minutes in all" in first.stdout
+    again = told(*words, "--minutes", "0.03", "--json", "out.json", cwd=tmp_path)
+    assert "trials are in the store already" in again.stdout
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["race"]["note"] in " ".join(again.stdout.split())
+    runs = json.loads(told("runs", "probatum-runs/store.sqlite", "--json", cwd=tmp_path).stdout)
+    assert len(runs) == 1
+    assert runs[0]["answer"] == found["answer"]
+    assert runs[0]["done"] == runs[0]["total"] > 0
+    report = told("report", "probatum-runs/store.sqlite", "--to", "again.html", cwd=tmp_path)
+    assert found["answer"] in " ".join(report.stdout.split())
+    assert "--minutes 0.03" in (tmp_path / "again.html").read_text()
+    # a budget's trials are those of any study
+    with Store(tmp_path / "probatum-runs" / "store.sqlite") as store:
+        held = [t for study in store.studies() for t in store.trials(study.key) if t.seed < 6]
+    plain = Study(
+        "wine",
+        ["encouraging-loss", "gradient-noise(eta=30.0)"],
+        steps=20,
+        seeds=7,
+        running=Running(timing=False, stack="never"),
+    )
+    jobs = plain.bench().jobs(plain.plan.seeds, plain.plan.arms, with_references=False)
+    assert {trial.key for trial in held} <= {job.key for job in jobs}
+    assert held
