@@ -80,6 +80,7 @@ CASES: dict[str, list[str]] = {
     "--references": [*IRIS, "--no-references"],
     "--confirm": [*IRIS, "--no-confirm"],
     "--swap": [*IRIS, "--no-swap"],
+    "--for": [*IRIS, "--for", "datasets"],
     "--confidence": [*IRIS, "--confidence", "0.9012345678"],
     "--holdout": [*IRIS, "--holdout", "0.123456789"],
     "--race": [*IRIS, "--race", "--seeds", "8"],
@@ -261,7 +262,7 @@ def test_an_earlier_study_is_reported_and_repeated(earlier: str, tmp_path: Path,
     assert sorted(words) == sorted([*wanted, "--no-timing", "--no-references", "--no-confirm"])
     _, plan = planned(*words)
     before = json.loads(json.dumps(EARLIER[earlier]["plan"]["plan"]))
-    del plan["swap"]  # what is usual now
+    del plan["swap"], plan["question"]  # what is usual now
     for one in (plan, before):  # defaults and techniques may have been mended since
         budget = ("epochs", "steps", "least_steps", "batch_size")
         one["base"] = {name: one["base"]["training"][name] for name in budget}
