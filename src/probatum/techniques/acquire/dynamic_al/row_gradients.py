@@ -44,9 +44,8 @@ def summed_gradient(
     if not all(p.requires_grad for p in weights.values()):
         raise ValueError("a parameter that the gradient is asked for is frozen (requires_grad is False)")
     for rows, labels in zip(x.split(block), y.split(block), strict=True):
-        loss = F.cross_entropy(
-            model(rows.clone()), labels, reduction="sum"
-        )  # which may begin by changing them in place
+        output = model(rows.clone())  # a network may begin by changing them in place
+        loss = F.cross_entropy(output, labels, reduction="sum")
         for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
             if g is not None:  # the output need not use all parameters
                 total[name] += g
