@@ -384,3 +384,10 @@ def test_weights_that_are_no_numbers_are_told() -> None:
     for weights in ({"strong": np.nan}, {"weak": np.nan}):
         with pytest.raises(ValueError, match="nan"):
             two_weights(2.0, 1.0, 1, **weights)
+
+
+def test_a_network_that_leaves_all_bounds_in_the_last_step_diverges() -> None:
+    found = benign_oscillation(
+        lambda: nn.Linear(3, 1), reals(True), torch.Generator().manual_seed(0), [100.0], steps=2, decay=0.0
+    )
+    assert found == {"rate 100: diverged at step": 2.0, "largest stable rate": 0.0}

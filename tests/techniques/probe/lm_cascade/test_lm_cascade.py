@@ -469,3 +469,28 @@ def test_features_of_half_precision_are_computed_wide(rule: str, target: str) ->
         np.testing.assert_array_equal(found.gain(features), expected.gain(wide))
     rows = torch.tensor(wide, dtype=torch.bfloat16)
     assert np.isfinite(DeferralRule().fit(rows, torch.zeros(60), torch.tensor(large)).raw_probability(rows)).all()
+
+
+class RowByRow(nn.Module):
+    """One layer run on every row by itself, so that its runs are as many as the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.inner(row) for row in x.split(1)]))
+
+
+def test_a_layer_run_row_by_row_gives_no_state_of_all_rows() -> None:
+    net, x = RowByRow().eval(), torch.randn(5, 6, generator=stream())
+    found = middle_of(net, x, 0.1)
+    assert found.module is net.head
+    part = Part(x, torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    assert write(net, part, torch.ones(5), found.module, found.run, found.rows).state.shape == (5, 2)
+
+
+def test_maps_of_texts_are_averaged_over_all_places() -> None:
+    state = torch.arange(120.0).view(2, 3, 4, 5)
+    found = _pooled(nn.Conv2d(3, 3, 1), state, torch.tensor([1, 4]), True)
+    torch.testing.assert_close(found, state.mean(dim=(2, 3)))

@@ -49,7 +49,7 @@ def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
         ValueError: a network without any layer of a known kind that gives a state for every row.
     """
     found, total = _runs(model, x)
-    rows = [0] * len(found)
+    rows = [0 if run.shape[:1] == (len(x),) else -1 for run in found]  # where layers run by row
     # with a row twice, what counts rows is one more, and nothing else, as the length that texts are cut to
     more, _ = _runs(model, torch.cat([x, x[:1]]))
     if len(more) == len(found):
