@@ -73,11 +73,17 @@ def checked(names: Sequence[str], processes: int | None = None) -> Iterator[list
     added = [str(room.folder) for room in find.added() if room.sort == "kind"]
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawned, _begin, (added,)) as pool:
-        for name, found in zip(names, [pool.submit(check, name) for name in names], strict=True):
-            try:
-                yield found.result()
-            except BrokenProcessPool:
-                yield [Result("runs", "failed", f"a process that checked died, at {name} or beside it; check it alone")]
+        try:
+            for name, found in zip(names, [pool.submit(check, name) for name in names], strict=True):
+                try:
+                    yield found.result()
+                except BrokenProcessPool:
+                    yield [
+                        Result("runs", "failed", f"a process that checked died, at {name} or beside it; check it alone")
+                    ]
+        except BaseException:  # a name that is none, or whoever asks has enough
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _begin(kinds: Sequence[str]) -> None:
