@@ -19,6 +19,7 @@ import ast
 import collections
 import compileall
 import copy
+import fcntl
 import importlib
 import json
 import os
@@ -422,6 +423,14 @@ def tried(target: Target, shop: Workshop, most: int, seed: int, told: bool) -> d
     return {"mutants": len(counted), "killed": killed, "survived": [mutant.key for mutant in survivors]}
 
 
+def _record(results: dict[str, dict[str, object]]) -> None:
+    """Put these counts beside those on record; several processes may do so."""
+    with (Path(tempfile.gettempdir()) / "probatum-mutants.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+        RECORD.write_text(json.dumps(dict(sorted((kept | results).items())), indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Try mutants of the named techniques and shared files (all without a name) against their own tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -438,17 +447,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shop = Workshop()
     try:
         _warm()
-        results = {
-            name: tried(known[name], shop, asked.per_file, asked.seed, not asked.quiet) for name in asked.name or known
-        }
+        results = {}
+        for name in asked.name or known:
+            results[name] = tried(known[name], shop, asked.per_file, asked.seed, not asked.quiet)
+            if asked.record:  # at once, so that nothing is lost when it is stopped
+                _record({name: results[name]})
     finally:
         shop.close()
     total = sum(int(result["mutants"]) for result in results.values())  # type: ignore[call-overload]
     killed = sum(int(result["killed"]) for result in results.values())  # type: ignore[call-overload]
     print(f"{killed} of {total} killed")
-    if asked.record:
-        kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-        RECORD.write_text(json.dumps(dict(sorted((kept | results).items())), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+
 from rich.console import Console
 from rich.text import Text
 
 from probatum import catalogue
-from probatum.checks.run import KIND, check
+from probatum.checks import fresh
+from probatum.checks.run import KIND, Result, check
 from probatum.rooms import find
 
 STYLES = {
@@ -18,6 +26,10 @@ STYLES = {
 }
 TOLD = ("failed", "to do")
 """What is told also where everything is checked."""
+_HELD = ExitStack()
+"""What a process keeps until it ends."""
+MANY = 4
+"""Names from which on processes are started, as many as there are cores."""
 
 
 def print_checks(what: list[str] | None) -> None:
@@ -26,8 +38,8 @@ def print_checks(what: list[str] | None) -> None:
     What is still to be done, such as evidence that was not recorded yet, is told and counted, and is no failure.
     """
     console, failures = Console(), 0
-    for name in what or [*catalogue.names(), *(f"{KIND}{kind}" for kind in find.names("kind"))]:
-        results = check(name)
+    names = what or [*catalogue.names(), *(f"{KIND}{kind}" for kind in find.names("kind"))]
+    for name, results in zip(names, checked(names), strict=True):
         count = {status: sum(result.status == status for result in results) for status in STYLES}
         failures += count["failed"]
         told = f": {count['passed']} passed, {count['failed']} failed" + (
@@ -43,3 +55,39 @@ def print_checks(what: list[str] | None) -> None:
                 )
     if failures:
         raise SystemExit(1)
+
+
+def checked(names: Sequence[str], processes: int | None = None) -> Iterator[list[Result]]:
+    """The results of each name, in their order; of many names side by side.
+
+    Args:
+        names: as `probatum.checks.run.check` takes them.
+        processes: how many; None = as many as there are cores, one for few names.
+    """
+    if processes is None:
+        processes = min(os.cpu_count() or 1, len(names)) if len(names) >= MANY else 1
+    if processes < 2:
+        with fresh.kept():  # one more process answers for all of them
+            yield from map(check, names)
+        return
+    added = [str(room.folder) for room in find.added() if room.sort == "kind"]
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawned, _begin, (added,)) as pool:
+        try:
+            for name, found in zip(names, [pool.submit(check, name) for name in names], strict=True):
+                try:
+                    yield found.result()
+                except BrokenProcessPool:
+                    yield [
+                        Result("runs", "failed", f"a process that checked died, at {name} or beside it; check it alone")
+                    ]
+        except BaseException:  # a name that is none, or whoever asks has enough
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin(kinds: Sequence[str]) -> None:
+    """What a process knows before its first name: kinds from outside; its own second process stays as long as it."""
+    for folder in kinds:
+        find.add(folder)
+    _HELD.enter_context(fresh.kept())

@@ -86,9 +86,8 @@ def other_axes(results: Results) -> dict[str, Text]:
         if key not in best or _weight(verdict) > _weight(best[key]):
             best[key] = verdict
     found: dict[str, Text] = {}
-    axes = list(
-        dict.fromkeys(verdict.axis for verdict in results.verdicts())
-    )  # which of them is met first hangs on times
+    # by axis, since which verdict is met first hangs on times
+    axes = list(dict.fromkeys(verdict.axis for verdict in results.verdicts()))
     for (arm, _axis), verdict in sorted(best.items(), key=lambda item: axes.index(item[0][1])):
         text = found.setdefault(arm, Text())
         if text.plain:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from probatum.numerics.continual.stages import (
     Exemplars,
     Split,
+    as_it_was_on_failure,
     check_stage,
     class_mask,
     evaluate,
@@ -302,3 +303,22 @@ def test_lazy_networks_get_their_weights_in_the_training() -> None:
     loss = seen_loss(net, torch.tensor([True, True]))
     train_stage(net, normal(20, 5), torch.arange(20) % 2, Budget(9, 4, 5), Optimisation(0.1), generator(), loss)
     assert net[0].weight.shape == (4, 5)
+
+
+def test_a_buffer_registered_meanwhile_goes_and_rows_are_left() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+    net, x = InPlace(), torch.ones(5, 2)
+
+    def failing() -> None:
+        with as_it_was_on_failure(net):
+            net.register_buffer("late", torch.ones(1))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert not net.state_dict()
+    assert evaluate(net, x, 2).eq(2).all()
+    assert x.eq(1).all()

@@ -382,3 +382,14 @@ def test_patching_twice_is_taken_off_once_and_what_others_put_there_is_left() ->
     net[1].forward = mine = lambda x: x
     prefix.release()
     assert net[1].forward is mine
+
+
+def test_a_network_that_begins_in_place_leaves_the_rows() -> None:
+    net = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    x = torch.randn(6, 4)
+    before = x.clone()
+    prefix = Prefix(net, x, 0.5)
+    with prefix.running():
+        assert prefix.recalibrate(0.5, [x[:3], x[3:]]) == 6
+    prefix.extract(0.5)
+    assert torch.equal(x, before)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from probatum.kinds.image.network import SmallResNet
-from probatum.numerics.networks.residual_blocks import blocks_in, followers, pairs_in, stages_of
+from probatum.numerics.networks.residual_blocks import adds, blocks_in, followers, pairs_in, stages_of
 from probatum.spec import Spec
 
 pytestmark = pytest.mark.fast
@@ -77,3 +79,32 @@ def test_norms_before_convolutions_and_shortcuts_among_the_children() -> None:
 
     net = Before()
     assert [(p.convolution, p.name) for p in pairs_in(net)] == [(net.conv1, "norm2")]
+
+
+def test_sizes_that_are_compared_are_no_residual_step() -> None:
+    class Up(nn.Module):
+        """As in a U-Net: padded up to the size of what it is joined to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(8, 4, 3, padding=1)
+
+        def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+            x = self.body(x)
+            more = [0, beside.size(3) - x.shape[3], 0, beside.size()[2] - x.size()[2]]
+            return torch.cat([nn.functional.pad(x, more), beside], dim=1)
+
+    assert adds(Up()) is False
+
+
+@pytest.mark.parametrize("step", [torch.subtract, torch.rsub, Tensor.subtract, torch.add, torch.sub])
+def test_steps_by_functions_of_other_names(step: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.subtract(self.body(x)) if step is Tensor.subtract else step(x, self.body(x))
+
+    assert adds(Own()) is True

@@ -78,3 +78,20 @@ def test_a_network_with_several_sets_of_tensors_in_turn() -> None:
         Substitute(net).each(values, lambda k: x[k, :, : 4 - k])
     assert all(value is kept[name] for name, value in net.named_parameters())
     assert Substitute(net).each([], lambda k: x) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_copy_puts_back_its_own_computed_weights_and_a_norm_may_be_taken_off() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2))), torch.ones(1, 3)
+    with torch.no_grad():
+        net(x)  # what it leaves can then be copied
+    run = Substitute(net)
+    other = copy.deepcopy(run)
+    before, lent = other.net[0].weight.clone(), {"0.weight_g": torch.full((2, 1), 5.0)}
+    other(lent, x)
+    assert torch.equal(other.net[0].weight, before)
+    other.each([lent], lambda _: x)
+    assert torch.equal(other.net[0].weight, before)
+    nn.utils.remove_weight_norm(net[0])
+    assert run({}, x).shape == (1, 2)

@@ -636,3 +636,27 @@ def test_inference_tensors_are_copied() -> None:
     with torch.inference_mode(), warnings.catch_warnings():
         seen = hidden_layers(net, x)
     assert float(seen["0"].min()) < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_pass_through_a_network_of_half_precision(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).to(dtype)
+    x = torch.randn(5, 3, requires_grad=True)
+    output, (seen,) = pass_through(net, x, net[0])
+    assert torch.equal(output, net(x.to(dtype)))
+    assert torch.equal(seen, net[0](x.to(dtype)))
+    output.sum().backward()  # through the change of precision
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+    assert pass_through(net.float(), x.detach().to(dtype), net[0])[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_looks_take_rows_of_another_precision(dtype: torch.dtype) -> None:
+    net, x = nn.Linear(3, 2).to(dtype), torch.randn(5, 3)
+    expected = net(x.to(dtype)).detach()
+    assert torch.equal(look(net, x, {}), expected)
+    assert torch.equal(outputs_of(net, x, 2), expected)
+    wide = net.float()(x.to(dtype).float()).detach()
+    torch.testing.assert_close(look(net, x.to(dtype), {}), wide)
+    torch.testing.assert_close(outputs_of(net, x.to(dtype), 2), wide)

@@ -146,6 +146,7 @@ def test_rows_take_the_precision_of_the_weights_where_one_of_them_is_half() -> N
     ):  # fmt: skip
         assert as_weights(nn.Linear(2, 1).to(weights), torch.zeros(1, 2, dtype=rows)).dtype == expected
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1).half())  # it has to see to that itself
-    assert as_weights(mixed, torch.zeros(1, 2)).dtype == single
+    for rows in (torch.float16, single, double):
+        assert as_weights(mixed, torch.zeros(1, 2, dtype=rows)).dtype == rows
     assert as_weights(nn.Embedding(3, 2).half(), torch.tensor([1])).dtype == torch.int64
     assert as_weights(nn.ReLU(), torch.zeros(1, 2, dtype=half)).dtype == half

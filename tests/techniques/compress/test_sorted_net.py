@@ -290,3 +290,15 @@ def test_what_is_charged_at_the_end_are_the_rows_that_were_passed(norm: str, row
     compressor.finish(run)
     handle.remove()
     assert run.extra_passes == pytest.approx((sum(passed) - 2) / 3)  # but for the two rows of the example
+
+
+def test_rows_are_left_when_the_network_begins_in_place() -> None:
+    net = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    parts = [Part(torch.randn(8, 4), torch.arange(8) % 3, torch.arange(8)) for _ in range(2)]
+    before = [part.x.clone() for part in parts]
+    run = SimpleNamespace(model=net, train=parts[0], valid=parts[1], budget=SimpleNamespace(batch_size=4))
+    run.notes, run.extra_passes = {}, 0.0
+    method = SortedNet(widths=(0.5, 1.0))
+    method.prepare(run)
+    method.finish(run)
+    assert all(torch.equal(part.x, x) for part, x in zip(parts, before, strict=True))

@@ -363,3 +363,31 @@ def test_tokens_that_are_missing_or_too_many_are_told() -> None:
         data = Data(Spec("text", "next-token", (4,), 5, vocabulary=5), part, part, part)
         with pytest.raises(ValueError, match=told):
             benign_oscillation(lambda: net, data, torch.Generator(), [0.1], steps=2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("steps", [2, 50])
+def test_divergence_is_told_by_its_step_alone(steps: int) -> None:
+    outcome = run_world(World(), 1e200, steps, np.random.default_rng(0))
+    assert outcome.diverged == 1
+    assert len(outcome.residuals) == 1
+
+
+@pytest.mark.parametrize("curvature", [1e20, 1e-28])
+def test_sharpness_beyond_the_squares_of_single_precision(curvature: float) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    found = sharpness(lambda: 0.5 * curvature * weight.square().sum(), [weight], torch.Generator().manual_seed(0))
+    assert found == pytest.approx(curvature, rel=1e-4, abs=0)
+
+
+def test_weights_that_are_no_numbers_are_told() -> None:
+    for weights in ({"strong": np.nan}, {"weak": np.nan}):
+        with pytest.raises(ValueError, match="nan"):
+            two_weights(2.0, 1.0, 1, **weights)
+
+
+def test_a_network_that_leaves_all_bounds_in_the_last_step_diverges() -> None:
+    found = benign_oscillation(
+        lambda: nn.Linear(3, 1), reals(True), torch.Generator().manual_seed(0), [100.0], steps=2, decay=0.0
+    )
+    assert found == {"rate 100: diverged at step": 2.0, "largest stable rate": 0.0}

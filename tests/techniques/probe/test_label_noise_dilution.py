@@ -314,3 +314,18 @@ def test_a_batch_is_no_larger_than_all_examples() -> None:
     )  # fmt: skip
     assert found["uniform, repeated, alpha 1: effective batch"] == 40 / 4
     assert found["uniform, repeated, alpha 4: effective batch"] == 80 / 25
+
+
+def test_batches_are_named_by_whole_numbers() -> None:
+    data = open_dataset("digits").prepare(1)
+    found = label_noise_dilution(
+        small, data, stream(), alphas=[], rows=20, steps=1, batch=8, batch_multiples=[1.0, 2.0]
+    )
+    assert {"clean: accuracy at batch 8", "clean: accuracy at batch 16"} <= set(found)
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4))
+    x = torch.randn(5, 3, generator=stream())
+    fit(net, x, dilute(torch.arange(5) % 4, 0.0, UNIFORM, stream()), 4, 4, 0.1, stream())
+    assert int(net[0].num_batches_tracked) == 4

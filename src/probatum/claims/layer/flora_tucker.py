@@ -9,7 +9,7 @@ from functools import cache
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import accuracy, first_rows, fit, mean
+from probatum.claims.tools import accuracy, first_rows, fit, interval, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training
 from probatum.rooms.arena import alone
@@ -19,7 +19,6 @@ from probatum.train.pretrain import SEED, pretrain
 
 SOURCE = Recipe(training=Training(steps=1500, batch_size=64, lr=4e-3))
 STEPS, BATCH = 400, 32
-ROWS = 10_500
 TRAINED, TUNED = 1000, 300
 ARMS = {
     "flora": ("flora-tucker(budget=0.042,scale=3.0)", "pretrained", 1.6e-2),
@@ -29,6 +28,7 @@ ARMS = {
 }
 """Arm, start, learning rate. Rate and scale of both adapters: the best of (0.004, 0.016) x (0.1, 0.3, 1, 3, 10) by mean accuracy
 on validation rows of seeds 1 and 2 at a budget of 0.05, 2,857 training rows; the others' rates the best of (0.001, 0.004, 0.016) there."""
+NOTE = ""
 
 
 def _halved(data: Data) -> Data:
@@ -49,8 +49,8 @@ def _start() -> Adapted:
 
 
 def _target(seed: int) -> Data:
-    """1,000 training, 300 validation and 1,500 test rows."""
-    data = _halved(subset(library("fashion_mnist"), ROWS, seed).prepare(seed))
+    """1,000 training and 300 validation rows, and the official 10,000 to test on."""
+    data = _halved(library("fashion_mnist").prepare(seed))
     return replace(data, train=first_rows(data.train, TRAINED), valid=first_rows(data.valid, TUNED))
 
 
@@ -68,26 +68,26 @@ def _run(seeds: Sequence[int]) -> Evidence:
         rows.append(row)
     measured = {name: mean([float(row[name]) for row in rows]) for name in ARMS}
     measured |= {f"{name}_trained_share": count / numbers["full"] for name, count in numbers.items() if name != "full"}
-    gains = [float(row["flora"]) - float(row["lora"]) for row in rows]
-    measured["gain_over_lora"] = mean(gains)
-    measured["share_of_seeds_not_worse"] = sum(gain >= 0 for gain in gains) / len(gains)
-    measured["gain_over_head"] = measured["flora"] - measured["head"]
-    holds = measured["gain_over_lora"] >= 0.005 and measured["share_of_seeds_not_worse"] >= 0.8
-    holds &= (
-        measured["gain_over_head"] > 0 and max(measured["flora_trained_share"], measured["lora_trained_share"]) <= 0.05
-    )
-    return Evidence(holds, measured, tuple(rows))
+    lora = interval([float(row["flora"]) - float(row["lora"]) for row in rows])
+    head = interval([float(row["flora"]) - float(row["head"]) for row in rows])
+    measured |= lora.told("gain_over_lora") | head.told("gain_over_head")
+    controls = {
+        "above_the_last_layer_alone": head.low > 0,
+        "at_most_a_twentieth_trained": max(measured[f"{name}_trained_share"] for name in ("flora", "lora")) <= 0.05,
+    }
+    return Evidence(lora.low > 0 and lora.mean >= 0.005, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="kernels-left-whole",
         says="At equal trainable parameters a Tucker change of whole kernels adapts a network better than LoRA on flattened ones.",
-        threshold="at most 5 % of the parameters trained: accuracy not below LoRA's on 4 of 5 seeds and above it by half a "
-        "point on average, and above that of the last layer alone",
+        threshold="at most 5 % of the parameters trained: accuracy half a point above LoRA's on average, the interval over paired "
+        "seeds at level 0.9 above 0",
         data="mnist (9,600 rows) -> fashion_mnist (1,000 rows), at half resolution",
         run=_run,
         minutes=3.0,
         needs_library=True,
+        seeds=tuple(range(201, 207)),
     ),
 )

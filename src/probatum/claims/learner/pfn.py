@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import fit, mean
+from probatum.claims.tools import fit, interval, mean
 from probatum.data.library import library, subset
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Data
@@ -33,6 +36,7 @@ STEPS, BATCH = 2500, 32
 CONTEXTS = (1, 3, 10, 29)
 TABLES = ("breast-cancer", "wine", "iris", "tables/pima_diabetes", "tables/wheat_seeds")
 CHAIN = 2000
+BELOW = 0.03
 
 
 def _network(seed: int) -> PriorFitted:
@@ -97,6 +101,10 @@ def _functions(seeds: Sequence[int]) -> Evidence:
             prior = torch.distributions.Normal(0.0, math.sqrt(1 + NOISE**2))
             before, best = float(-prior.log_prob(target).mean()), mean(exact)
             gaps.append((mine - best) / (before - best))
+            if n == CONTEXTS[-1]:  # the same contexts, their targets in another order: what is not read off them
+                with torch.no_grad():
+                    shuffled = float(model.loss(model(x[:, :n], y[:, :n].flip(1), query), target).mean())
+                row["gap_of_shuffled_contexts"] = (shuffled - best) / (before - best)
             row |= {f"pfn_{n}": mine, f"exact_{n}": best, f"prior_{n}": before, f"gap_{n}": gaps[-1]}
         row["gap"] = mean(gaps)
         one = time.perf_counter()
@@ -107,9 +115,18 @@ def _functions(seeds: Sequence[int]) -> Evidence:
         row["times_faster_than_exact_in_a_batch"] = slow / took
         rows.append(row)
     measured = {name: mean([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-    holds = measured["gap"] <= 0.15 and min(row["times_faster_than_a_chain"] for row in rows) >= 50
-    note = "The gap with one row of context is the largest share of a small difference; the mean is over 1, 3, 10 and 29 rows."
-    return Evidence(holds, measured, tuple(rows), note)
+    gap = interval([row["gap"] for row in rows])
+    measured |= gap.told("gap")
+    controls = {
+        "contexts with shuffled targets are beyond the threshold": measured["gap_of_shuffled_contexts"] > 0.15,
+        "50 times faster than a chain over the hyper-parameters": min(r["times_faster_than_a_chain"] for r in rows)
+        >= 50,
+    }
+    note = (
+        "The gap with one row of context is the largest share of a small difference; the mean is over 1, 3, 10 and 29 rows. The "
+        "chain integrates over hyper-parameters that the network was told, so its time is a control and no headline."
+    )
+    return Evidence(gap.high <= 0.15, measured, tuple(rows), note, controls)
 
 
 def _open(name: str, seed: int) -> Data:
@@ -137,36 +154,53 @@ def _tables(seeds: Sequence[int]) -> Evidence:
                 own = found.gather(1, data.test.y[:, None]).clamp(min=1e-6)
                 row[f"{who}_accuracy"] = float((found.argmax(dim=1) == data.test.y).double().mean())
                 row[f"{who}_log_loss"] = -float(own.log().double().mean())
+            near = make_pipeline(StandardScaler(), KNeighborsClassifier(5)).fit(
+                data.train.x.numpy(), data.train.y.numpy()
+            )
+            row["neighbours_accuracy"] = float(near.score(data.test.x.numpy(), data.test.y.numpy()))
             rows.append(row)
     measured: dict[str, float] = {}
     for name in TABLES:
         mine = [row for row in rows if row["data"] == name]
         short = name.split("/")[-1]
-        for key in ("pfn_accuracy", "baseline_accuracy", "pfn_log_loss", "baseline_log_loss"):
+        for key in ("pfn_accuracy", "baseline_accuracy", "pfn_log_loss", "baseline_log_loss", "neighbours_accuracy"):
             measured[f"{short}_{key}"] = mean([row[key] for row in mine])
-    gap = measured["accuracy_gap"] = mean([row["pfn_accuracy"] - row["baseline_accuracy"] for row in rows])
+    gaps = {}
+    for rival in ("baseline", "neighbours"):  # the mean over tables, one a seed
+        key = f"{rival}_accuracy"
+        gaps[rival] = interval(
+            [mean([row["pfn_accuracy"] - row[key] for row in rows if row["seed"] == seed]) for seed in seeds]
+        )
+        measured |= gaps[rival].told(f"gap_to_{rival}")
     measured["times_faster"] = mean([row["times_faster"] for row in rows])
-    return Evidence(gap >= -0.03, measured, tuple(rows))
+    controls = {
+        "better than five nearest neighbours": gaps["neighbours"].low > 0,
+        "faster than training on every table": min(row["times_faster"] for row in rows) > 1,
+    }
+    return Evidence(gaps["baseline"].low >= -BELOW, measured, tuple(rows), controls=controls)
 
 
 CLAIMS = (
     Claim(
         id="near-the-exact-posterior",
         says="A transformer trained on draws of a prior gives its posterior predictive in one forward pass.",
-        threshold="mean gap of the log loss to the exact Gaussian process at most 15 % of the way from prior to exact; at least 50 "
-        "times faster than a Markov chain over the process's hyper-parameters, on every seed",
+        threshold="gap of the log loss to the exact Gaussian process at most 15 % of the way from prior to exact: the upper end of "
+        "the 90 % interval of its mean over seeds; the network shown shuffled targets stands beside it",
         data="functions of one input from a Gaussian process, 1 to 29 rows of context",
         run=_functions,
         minutes=4.0,
+        seeds=tuple(range(201, 206)),
     ),
     Claim(
         id="answers-unseen-tables",
         says="The same idea answers real tables that it never saw, without fitting.",
-        threshold="mean accuracy over five tables no more than 3 points below the trained baseline network (the threshold is ours; "
-        "the paper's tables have no such number here)",
+        threshold="mean accuracy over five tables no more than 3 points below the trained baseline network's, by the lower end of the "
+        "90 % interval over seeds (the threshold is ours; the paper's tables have no such number here); five nearest neighbours "
+        "stand beside it",
         data="breast-cancer, wine, iris, Pima diabetes, wheat seeds",
         run=_tables,
         minutes=1.5,
         needs_library=True,
+        seeds=tuple(range(201, 209)),
     ),
 )

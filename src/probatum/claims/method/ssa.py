@@ -2,32 +2,39 @@
 
 Local draws were chosen over uniform ones, and shifts of half a window over two windows, by validation loss on seeds 1 and 2.
 Every network keeps the weights of its best epoch by validation loss, so that dense training is stopped where it over-fits.
+Windows and steps are so many that the networks beat counts of three characters, without which attention says nothing; on 128
+windows and 200 steps they do not (3.47 bits against 3.31 on seeds 1 and 2).
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import fit, mean
+from probatum.claims.tools import fit, interval, mean
 from probatum.claims.windows import four_layers, loss_of, windows
 from probatum.recipe import Training
-from probatum.spec import Part
-from probatum.techniques.method.ssa import score_cost, self_ensemble
+from probatum.spec import Data, Part
+from probatum.techniques.method.ssa import self_ensemble
 from probatum.train.rng import generator_for
 
-STEPS, LENGTH, RATIO, PASSES = 200, 128, 4.0, 16
-ROWS = 128
-"""Windows to train on: about 16,000 characters, each seen a dozen times."""
+STEPS, LENGTH, RATIO, PASSES = 500, 128, 4.0, 16
+ROWS = 500
+"""Windows to train on: 64,000 characters, each seen eight times."""
 TRAINING = Training(steps=STEPS, batch_size=8, lr=8e-3, weight_decay=0.1, clip=1.0, select="log-loss")
+WORSE = 0.02
+STRENGTHS = (1, 2, 4, 8, 16, 32)
+"""Of the trigram's smoothing, in counts; the best on validation windows is taken."""
 NOTE = (
-    "On development seeds uniform draws cost 0.03 and 0.11 bits over dense training, and a self-ensemble by them loses to the "
-    "dense pass. Without a dense phase the dense pass is 0.16 and 0.11 bits worse than with it, but the self-ensemble is the "
-    "best of all (3.33 bits). With the dense phase the work on scores in the whole of training is cut by less than 3."
+    "On 2,000 windows and 900 steps the subsampled networks were 0.06 and 0.05 bits worse than dense ones (seeds 1 and 2), and "
+    "a self-ensemble worse than the dense pass. Without a dense phase the self-ensemble is as good here as dense training "
+    "(3.110 against 3.111 bits, seed 2), the dense pass of that network far worse (3.309). Time is that of the whole training."
 )
 
 
@@ -37,36 +44,71 @@ def ensemble_loss(model: nn.Module, part: Part, seed: int) -> float:
     return float(F.nll_loss(probabilities.log().flatten(0, 1), part.y.flatten()))
 
 
+def trigram_loss(data: Data) -> float:
+    """Nats a test character (a window's first two left out) of counts of one to three characters in the training windows, each the prior of the next."""
+
+    def runs(part: Part, size: int) -> tuple[Tensor, ...]:
+        ids = torch.cat([part.x, part.y[:, -1:]], dim=1)
+        return tuple(ids.unfold(1, size, 1).reshape(-1, size).T)
+
+    counts = []
+    for size in (1, 2, 3):
+        found = runs(data.train, size)
+        table = torch.zeros([data.spec.vocabulary] * size, dtype=torch.float64)
+        counts.append(table.index_put_(found, torch.ones(len(found[0]), dtype=torch.float64), accumulate=True))
+
+    def loss(part: Part, strength: float) -> float:
+        p = torch.full((data.spec.vocabulary,), 1 / data.spec.vocabulary, dtype=torch.float64)
+        for table in counts:
+            p = (table + strength * p) / (table.sum(dim=-1, keepdim=True) + strength)
+        return -float(p[runs(part, 3)].log().mean())
+
+    return loss(data.test, min(STRENGTHS, key=lambda strength: loss(data.valid, strength)))
+
+
+def _timed(arm: str | None, data: Data, seed: int) -> tuple[nn.Module, float]:
+    """A trained network and the processor's seconds it took."""
+    begun = time.process_time()
+    model = fit(arm, data, seed, training=TRAINING, factory=four_layers).model
+    return model, time.process_time() - begun
+
+
 def _run(seeds: Sequence[int]) -> Evidence:
     rows = []
     for seed in seeds:
         data = windows(seed, LENGTH, ROWS)
-        dense = fit(None, data, seed, training=TRAINING, factory=four_layers).model
-        sparse = fit("ssa", data, seed, training=TRAINING, factory=four_layers).model
+        (dense, took), (sparse, took_less) = (_timed(arm, data, seed) for arm in (None, "ssa"))
         found = {
             "dense": loss_of(dense, data.test),
             "ssa": loss_of(sparse, data.test),
             "self_ensemble": ensemble_loss(sparse, data.test, seed),
+            "trigram": trigram_loss(data),
         }
-        rows.append({"seed": float(seed)} | {name: value / math.log(2) for name, value in found.items()})
-    measured = {f"{name}_bits": mean([row[name] for row in rows]) for name in ("dense", "ssa", "self_ensemble")}
-    measured["ssa_over_dense"] = measured["ssa_bits"] - measured["dense_bits"]
-    measured["score_work_cut"] = 1 / score_cost(LENGTH, RATIO)
-    measured["score_work_cut_with_dense_phase"] = 1 / (0.8 * score_cost(LENGTH, RATIO) + 0.2)
-    measured["share_of_seeds_ensemble_better"] = mean([float(row["self_ensemble"] < row["ssa"]) for row in rows])
-    cheap = measured["ssa_over_dense"] <= 0.02 and measured["score_work_cut"] >= 3
-    return Evidence(cheap and measured["share_of_seeds_ensemble_better"] >= 0.8, measured, tuple(rows), NOTE)
+        row = {"seed": float(seed)} | {name: value / math.log(2) for name, value in found.items()}
+        rows.append(row | {"time_over_dense": took_less / took})
+    measured = {f"{name}_bits": mean([row[name] for row in rows]) for name in found}
+    measured["time_over_dense"] = mean([row["time_over_dense"] for row in rows])
+    cost = interval([row["ssa"] - row["dense"] for row in rows])
+    gain = interval([row["ssa"] - row["self_ensemble"] for row in rows])
+    over = interval([row["trigram"] - row["ssa"] for row in rows])
+    measured |= cost.told("ssa_over_dense") | gain.told("ensemble_gain") | over.told("trigram_over_ssa")
+    controls = {
+        "better than counts of three characters": over.low > 0,
+        "training takes less time": measured["time_over_dense"] < 1,
+    }
+    return Evidence(cost.high <= WORSE and gain.low > 0, measured, tuple(rows), NOTE, controls)
 
 
 CLAIMS = (
     Claim(
         id="subsampled-training-and-self-ensemble",
         says="A language model trained on a random quarter of the tokens is as good, and a self-ensemble of it is better.",
-        threshold="bits a character at most 0.02 above dense training with a third of the scores in subsampled steps; 16 subsampled passes better "
-        "than the dense pass of the same network on 4 of 5 seeds",
-        data="16,000 characters of Tiny Shakespeare, windows of 128; four layers of width 64, 200 steps",
+        threshold="by 90 % intervals: bits a character at most 0.02 above dense training (upper end), and 16 subsampled passes "
+        "better than the dense pass of the same network; a smoothed trigram of the same characters stands beside them",
+        data="64,000 characters of Tiny Shakespeare, windows of 128; four layers of width 64, 500 steps",
         run=_run,
-        minutes=4.0,
+        minutes=4.5,
         needs_library=True,
+        seeds=tuple(range(201, 205)),
     ),
 )

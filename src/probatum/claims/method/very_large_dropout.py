@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.claims.base import Claim, Evidence
-from probatum.claims.tools import accuracy, first_rows, fit, mean
+from probatum.claims.tools import accuracy, first_rows, fit, interval, mean
 from probatum.data.library import library, subset
 from probatum.recipe import Recipe, Training
 from probatum.rooms.arena import alone
@@ -30,6 +30,16 @@ MEMBERS = 5
 LR, SMALL = 4e-3, 1e-3
 """The better of (0.001, 0.004) for both by validation accuracy, whose rows have the shortcut too, on seeds 1 and 2; and a
 smaller one, at which dropout of 90 % has not finished learning."""
+
+
+NOTE = (
+    "Rates were chosen on validation rows that have the shortcut. On development seed 1 dropout helps only while it has not finished "
+    "learning (rate 0.001: after 300 steps 0.45 against 0.36 on shifted rows, 0.91 against 0.96 on others; after 1,200 steps 0.27 against "
+    "0.32). Pretrained on ten digits the representation has 90 % of its energy in about 6 directions; with 20 classes (digit and "
+    "inversion, the target being digits above 4 and inversion the shortcut) it was no richer by that measure, and dropout leant on the "
+    "shortcut more (0.51 to 0.56 against 0.53 to 0.59, seeds 1 and 2). The paper's networks are larger by orders of magnitude; that "
+    "this is the cause is untested."
+)
 
 
 class WideNet(nn.Module):
@@ -142,28 +152,29 @@ def _run(seeds: Sequence[int]) -> Evidence:
                 row[f"{name}_rank"] = float(energy_rank(model.eval().body(other.x[:500])))  # type: ignore[operator]
         rows.append(row)
     measured = {name: mean([float(row[name]) for row in rows]) for name in rows[0] if name != "seed"}
-    measured["gain_shifted"] = measured["dropout_shifted"] - measured["plain_shifted"]
-    measured["loss_seen"] = measured["plain_seen"] - measured["dropout_seen"]
-    beats = [float(row["dropout_shifted"]) >= float(row["ensemble_shifted"]) for row in rows]
-    measured["share_of_seeds_at_least_ensemble"] = sum(beats) / len(beats)
-    holds = measured["gain_shifted"] >= 0.02 and measured["loss_seen"] <= 0.02
-    holds &= measured["share_of_seeds_at_least_ensemble"] >= 0.8
-    note = (
-        "Rates were chosen on validation rows that have the shortcut. At the smaller rate the verdict on shifted rows can differ, "
-        "but dropout has then not finished learning and loses on rows as in training."
+    gain, cost, rival = (
+        interval([float(row[a]) - float(row[b]) for row in rows])
+        for a, b in (
+            ("dropout_shifted", "plain_shifted"),
+            ("plain_seen", "dropout_seen"),
+            ("dropout_shifted", "ensemble_shifted"),
+        )
     )
-    return Evidence(holds, measured, tuple(rows), note)
+    measured |= gain.told("gain_shifted") | cost.told("loss_seen") | rival.told("gain_over_ensemble_shifted")
+    holds = gain.low >= 0.02 and cost.high <= 0.02 and rival.low >= 0.0
+    return Evidence(holds, measured, tuple(rows), NOTE)
 
 
 CLAIMS = (
     Claim(
         id="redundant-features",
         says="Fine-tuning with 90 % dropout of the representation keeps accuracy when a shortcut of the fine-tuning rows is gone.",
-        threshold="marks at random: above plain fine-tuning by 2 points on average, and not below an ensemble of 5 on 4 of 5 seeds; "
-        "with marks as in training at most 2 points lost",
+        threshold="90 % intervals: marks at random, at least 2 points above plain fine-tuning and not below an ensemble of 5; with marks as "
+        "in training at most 2 points lost",
         data="mnist in many styles (9,600 rows) -> 200 plain digits whose class a mark tells in 95 % of them",
         run=_run,
-        minutes=3.0,
+        minutes=4.0,
         needs_library=True,
+        seeds=tuple(range(201, 206)),
     ),
 )

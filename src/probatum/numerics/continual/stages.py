@@ -140,6 +140,7 @@ def as_it_was_on_failure(*models: nn.Module) -> Iterator[None]:
             for now, then in before:
                 now.copy_(then)
         for module, buffers in held:
+            module._buffers.clear()  # one registered meanwhile goes
             module._buffers.update(buffers)
         for module, mode in modes:
             module.training = mode
@@ -197,10 +198,10 @@ def _updates(
 
 @torch.no_grad()
 def evaluate(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 1024) -> Tensor:
-    """function(x) in slices, without gradients; a module is put into evaluation mode."""
+    """function(x) in slices, without gradients; a module is put into evaluation mode, and x is left as it is."""
     if isinstance(function, nn.Module):
         function.eval()
-    return torch.cat([function(part) for part in x.split(batch_size)])
+    return torch.cat([function(part.clone()) for part in x.split(batch_size)])  # which may begin in place
 
 
 class Split(nn.Module):

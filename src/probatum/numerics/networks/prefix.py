@@ -68,7 +68,7 @@ class Prefix(PrefixState):
         super().__init__()
         if not len(example):
             raise ValueError("example has no rows; widths are found on one at least")
-        self.net, self.example = net, example
+        self.net, self.example = net, example  # passes get copies: a network may begin by changing its input in place
         self._patched: list[nn.Module] = []
         self._slow: OffFastPath | None = None
         self.blocks = {} if blocks is None else _blocks_of(net, blocks)
@@ -100,14 +100,14 @@ class Prefix(PrefixState):
         with self.running(), still(self.net), torch.enable_grad():
             try:
                 self.probes = []
-                outputs = [value.sum() for value in _tensors(self.net(self.example)) if value.requires_grad]
+                outputs = [value.sum() for value in _tensors(self.net(self.example.clone())) if value.requires_grad]
                 names, probes = [name for name, _ in self.probes], [probe for _, probe in self.probes]
             finally:
                 self.probes = None
         if outputs and probes:
             reached = torch.autograd.grad(outputs, probes, allow_unused=True)
             return {name for name, gradient in zip(names, reached, strict=True) if gradient is not None}
-        last = find_last_layer(self.net, self.example)  # a network that cuts the graph itself
+        last = find_last_layer(self.net, self.example.clone())  # a network that cuts the graph itself
         return {name for name, module in self.net.named_modules() if module is last}
 
     def _problem(self, share: float) -> str | None:
@@ -144,9 +144,9 @@ class Prefix(PrefixState):
         """The outputs at a share; widths are noted, and values, where the network gives the same ones twice."""
         with self.at(share):
             self.widths, self.values = {}, {}
-            found = self.net(self.example)
+            found = self.net(self.example.clone())
             widths, values, self.widths, self.values = self.widths, self.values, None, {}
-            self.net(self.example)
+            self.net(self.example.clone())
         again, same = self.values, values.keys() == self.values.keys()
         same = same and all(
             torch.equal(a, b) for name in values for a, b in zip(values[name], again[name], strict=False)
@@ -178,7 +178,7 @@ class Prefix(PrefixState):
         self.unclear, self.mark = False, mark
         self.expected = (share, {name: list(taken) for name, taken in widths.items()})
         self.values = None if values is None else {name: list(taken) for name, taken in values.items()}
-        return self.net(self.example)
+        return self.net(self.example.clone())
 
     def _most_dropped(self, share: float) -> int:
         modules = dict(self.net.named_modules())
@@ -246,7 +246,7 @@ class Prefix(PrefixState):
         try:
             with self.at(share), evaluating(self.net):
                 for batch in batches:
-                    self.net(batch)
+                    self.net(batch.clone())
             for name, found in self.recording.items():
                 mean = torch.stack([value for value, _ in found]).mean(dim=0)
                 square = torch.stack([value for _, value in found]).mean(dim=0)
@@ -259,7 +259,7 @@ class Prefix(PrefixState):
         """The sub-network as a network of its own, with parameters and buffers of its own and no trace of this class."""
         with self.running(), self.at(share), still(self.net):
             self.seen.clear()
-            self.net(self.example)
+            self.net(self.example.clone())
             seen = dict(self.seen)
         made, cut = copy.deepcopy(self.net), {}
         for name, module in list(made.named_modules()):

@@ -40,11 +40,15 @@ ADDITIONS = {
     operator.isub,
     torch.add,
     torch.sub,
+    torch.subtract,
+    torch.rsub,
     torch.addcmul,
     torch.lerp,
-} | {f"{name}{end}" for name in ("add", "sub", "addcmul", "lerp") for end in ("", "_")}
+} | {f"{name}{end}" for name in ("add", "sub", "subtract", "addcmul", "lerp") for end in ("", "_")}
 SUMS = {torch.sum, torch.mean, "sum", "mean"}
 """Additions where what they take is stacked."""
+SIZES = {"size", "dim", "ndimension", "numel", "nelement", "stride", "shape", "ndim"}
+"""What tells of a tensor's form and not of its values, as for padding up to another's size."""
 
 
 def adds(module: nn.Module) -> bool | None:
@@ -58,11 +62,12 @@ def adds(module: nn.Module) -> bool | None:
             nodes = list(_Tracer().trace(module).nodes)
     except Exception:  # whatever a user's code does with a value that is none
         return None
-    passed: dict[
-        fx.Node, frozenset[str]
-    ] = {}  # what was given, and children that it has gone through; not of constants
+    # what was given, and children that it has gone through; not of constants
+    passed: dict[fx.Node, frozenset[str]] = {}
     for node in nodes:
         terms = [passed[value] for value in node.all_input_nodes if value in passed]
+        if node.target in SIZES or (node.target is getattr and node.args[1] in SIZES):
+            continue
         if node.op == "placeholder":
             passed[node] = frozenset([node.name])
         elif terms:

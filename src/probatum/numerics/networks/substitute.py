@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from probatum.numerics.tensors.precision import HALF
+
 
 class Substitute:
     """Runs a network with other tensors; tied ones are replaced wherever they are used.
@@ -44,10 +46,10 @@ class Substitute:
                         own = first.setdefault(id(value), name)
                         self._uses.setdefault(own, []).append((module, key, held is module._parameters))
         self._computed = [  # weights that torch's older norms compute before each pass and leave on the module
-            (vars(module), hook.name)
+            (module, hook.name)
             for module in net.modules()
             for hook in module._forward_pre_hooks.values()
-            if isinstance(hook, WeightNorm | SpectralNorm) and hook.name in vars(module)
+            if isinstance(hook, WeightNorm | SpectralNorm)
         ]
         named = chain(net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
         self._aliases = {name: first[id(value)] for name, value in named}
@@ -59,7 +61,7 @@ class Substitute:
             KeyError: a name that is neither a parameter nor a buffer.
         """
         uses, aliases = self._uses, self._aliases
-        before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._computed]
+        before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._left()]
         try:
             for name, value in values.items():
                 if name not in aliases:
@@ -73,6 +75,10 @@ class Substitute:
             for held, key, old in reversed(before):
                 held[key] = old
 
+    def _left(self) -> list[tuple[dict[str, Any], str]]:
+        """Where computed weights lie now: on a copy's own modules, and not where a norm has been taken off."""
+        return [(vars(module), name) for module, name in self._computed if name in vars(module)]
+
     def each(self, values: Sequence[Mapping[str, Tensor]], rows: Callable[[int], Any]) -> list[Any]:
         """Its outputs with each set of tensors in turn, all sets of the same names; `rows` gives the inputs of the k-th."""
         if not values:
@@ -82,7 +88,7 @@ class Substitute:
             for name in values[0]
             for module, key, parameter in self._uses[self._aliases[name]]
         ]
-        touched = [*((held, key) for held, key, _ in places), *self._computed]
+        touched = [*((held, key) for held, key, _ in places), *self._left()]
         before, found, net = [held[key] for held, key in touched], [], self.net
         try:
             for k, one in enumerate(values):
@@ -116,3 +122,12 @@ def call_with(net: nn.Module, values: Mapping[str, Tensor], *inputs: Any) -> Any
         (['0.weight'], True)
     """
     return Substitute(net)(values, *inputs)
+
+
+def wide_values(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of half precision by name, detached and in float32, to be lent to the network; {} where there are none.
+
+    Rows have to be widened, too. Squares of gradients are beyond float16 where gradients are above 256 or below 2e-4.
+    """
+    named = chain(net.named_parameters(), net.named_buffers())
+    return {name: value.detach().float() for name, value in named if value.dtype in HALF}

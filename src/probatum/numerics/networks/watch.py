@@ -136,7 +136,7 @@ def pass_through(net: nn.Module, x: Tensor, module: nn.Module, inputs: bool = Fa
     """One pass in the modes and with the gradients that are in force: the output, and what the module gave at each run.
 
     With `inputs` what it took in, its first argument. What follows goes on with a copy, in the graph too, so that nothing
-    changes in place what was seen, and no second pass moves statistics or draws again.
+    changes in place what was seen, and no second pass moves statistics or draws again. Rows go in as for `look`.
 
     Raises:
         ValueError: a part of `nn.MultiheadAttention`, which reads the weights of its parts without running them.
@@ -150,7 +150,7 @@ def pass_through(net: nn.Module, x: Tensor, module: nn.Module, inputs: bool = Fa
         return (kept, *given[1:]) if inputs else kept
 
     with hooked(net, {"": module}, None if inputs else note, note if inputs else None):
-        return net(x.clone()), seen  # a network may begin by changing x in place
+        return net(as_weights(net, x.clone())), seen  # a network may begin by changing x in place
 
 
 def check_runs(net: nn.Module, modules: Iterable[nn.Module]) -> None:

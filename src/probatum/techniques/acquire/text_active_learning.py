@@ -155,7 +155,7 @@ def dropout_predictions(model: nn.Module, x: Tensor, draws: int, generator: torc
     with evaluating(model), torch.no_grad(), own_draws(generator):
         for module in drops:
             module.train()
-        return torch.stack([model(x).softmax(dim=1) for _ in range(draws)])
+        return torch.stack([model(x.clone()).softmax(dim=1) for _ in range(draws)])
 
 
 def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:

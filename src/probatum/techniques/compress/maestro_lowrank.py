@@ -472,7 +472,7 @@ def recalibrate(net: nn.Module, batches: Sequence[Tensor]) -> None:
                 norm.train()
             for batch in batches:
                 if len(batch) > 1:
-                    net(batch)
+                    net(batch.clone())  # which may begin by changing it in place
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

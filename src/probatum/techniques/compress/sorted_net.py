@@ -244,7 +244,7 @@ class SortedNet:
             measured = prefix.recalibrate(width, [batch for batch in batches if len(batch) > 1])
             with prefix.at(width), evaluating(run.model), torch.no_grad():
                 rows = type(run.train)(run.valid.x[:1024], run.valid.y[:1024], run.valid.rows[:1024])
-                run.notes[f"validation loss at width {width:g}"] = float(_plain_loss(run.model(rows.x), rows.y))
+                run.notes[f"validation loss at width {width:g}"] = float(_plain_loss(run.model(rows.x.clone()), rows.y))
             run.extra_passes += (measured + len(rows.y)) / 3
         run.model.eval()
         prefix.release()

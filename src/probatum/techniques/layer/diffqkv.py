@@ -37,7 +37,7 @@ CARD = Card(
     alone="its projections are new layers, and seeds of a language model are trained one by one",
     neutral={"key_cut": 1, "value_cut": 1, "query_growth": 1.0},
     tune={"key_cut": [1, 2, 4], "value_cut": [1, 2, 4], "query_growth": [1.0, 1.5, 2.0], "key_size": [0.5, 1.0]},
-    claims=("keys-bear-more-compression",),
+    claims=("keys-bear-more-compression", "larger-queries-for-a-smaller-cache"),
 )
 
 

@@ -327,7 +327,7 @@ def self_ensemble(
             for mixing in method.mixings:
                 mixing.active = True
             for _ in range(passes):
-                output = model(x)
+                output = model(x.clone())  # which may begin by changing it in place
                 moments.add(output.softmax(dim=-1) if read is None else read(output))
     finally:
         method.detach()

@@ -112,6 +112,7 @@ class Outcome:
         return float(np.mean(np.diff(np.sign(self.residuals)) != 0)) if len(self.residuals) > 1 else 0.0
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of what diverges
 def run_world(
     world: World,
     rate: float,
@@ -149,9 +150,8 @@ def run_world(
         now = rate if t < edge else rate / 10
         weights += now * gap * signs[:, None, None] * (2 / width) * (active @ x[row])
     if diverged is None:  # the last step is judged too
-        with np.errstate(over="ignore", invalid="ignore"):
-            outputs = np.maximum(np.einsum("jwd,npd->njwp", weights, x), 0.0) ** 2
-            gaps = y - (signs[:, None] * outputs.sum(axis=(2, 3)).T).sum(axis=0) / width
+        outputs = np.maximum(np.einsum("jwd,npd->njwp", weights, x), 0.0) ** 2
+        gaps = y - (signs[:, None] * outputs.sum(axis=(2, 3)).T).sum(axis=0) / width
         diverged = None if (np.abs(gaps) < TOO_FAR).all() else steps
     if diverged is not None:
         return Outcome((), diverged, residuals, float("nan"))
@@ -186,7 +186,7 @@ def two_weights(
     """
     if not strong_rate > weak_rate > 0:
         raise ValueError(f"strong_rate is {strong_rate} and weak_rate {weak_rate}; need strong_rate > weak_rate > 0")
-    if not strong or not weak:
+    if not abs(strong) > 0 or not abs(weak) > 0:
         raise ValueError(f"strong is {strong} and weak {weak}; a weight of 0 never grows, give others")
     u, v, total, squares = strong, weak, 0.0, 0.0
     for t in range(steps + 1):
@@ -230,6 +230,8 @@ def sharpness(
     value = 0.0
     for _ in range(steps):
         norm = torch.stack([v.square().sum() for v in vectors]).sum().sqrt()
+        if not norm > 0 or not norm.isfinite():  # squares leave float32 long before what is squared does
+            norm = torch.stack([v.double().square().sum() for v in vectors]).sum().sqrt()
         if not norm > 0 or not norm.isfinite():
             return 0.0 if norm == 0 else math.nan
         vectors = [v / norm for v in vectors]

@@ -289,10 +289,10 @@ class _Trainings:
     def best(self, name: str, pool: Tensor, diluted: Diluted) -> Run:
         """The training of the batch size and rate that do best on the validation rows."""
         kept: tuple[int, float, Run] | None = None  # the one network there is, beside that in training
-        for multiple in self.batch_multiples:
+        for multiple in map(int, self.batch_multiples):
             mine: tuple[float, float] | None = None
             for factor in self.rate_multiples:
-                run = self.one(pool, diluted, int(multiple) * self.batch, factor * self.lr)
+                run = self.one(pool, diluted, multiple * self.batch, factor * self.lr)
                 if mine is None or run.valid > mine[0]:
                     mine = (run.valid, run.test)
                 if kept is None or run.valid > kept[2].valid:

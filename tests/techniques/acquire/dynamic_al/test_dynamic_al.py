@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -184,3 +186,26 @@ def test_a_network_that_begins_in_place_leaves_the_rows() -> None:
         assert torch.equal(own, x)
     torch.testing.assert_close(found[0].square, found[1].square)
     torch.testing.assert_close(found[0].cross, found[1].cross)
+
+
+def test_candidates_are_left_when_the_network_begins_in_place() -> None:
+    (x, _), (known, y) = rows(6), rows(4, seed=2)
+    wanted = gain(nn.Sequential(nn.LeakyReLU(0.3), net()), x, known, y)
+    own = x.clone()
+    found = gain(nn.Sequential(nn.LeakyReLU(0.3, inplace=True), net()), own, known, y)
+    assert torch.equal(own, x)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [300.0, 1e-4])
+def test_squares_of_half_precision_are_those_of_float32(dtype: torch.dtype, scale: float) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3).to(dtype), (scale * torch.randn(6, 4)).to(dtype), torch.arange(6) % 3
+    found = []
+    for own, these in ((model, x), (copy.deepcopy(model).float(), x.float())):
+        direction = summed_gradient(own, these, y, ("weight",))
+        found.append(row_products(own, these, y, direction))
+    assert model.weight.dtype == dtype
+    assert model.weight.grad is None
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=0.0)

@@ -164,3 +164,15 @@ def test_a_constant_column_of_any_size_says_nothing() -> None:
         found.append(own.predict(part(given[60:])))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_long_whole_numbers_and_truth_values() -> None:
+    x, y = rows()
+    whole, network = (10 * x).long(), load(WEIGHTS)
+    found = []
+    for own in (whole, whole + 1_600_000_000):  # as times in seconds
+        answers = InContext(network, own[:60], y[:60], 2, torch.Generator().manual_seed(0), 2)
+        found.append(answers.predict(part(own[60:])))
+    torch.testing.assert_close(found[0], found[1])
+    answers = [InContext(network, own[:60], y[:60], 2, torch.Generator(), 1) for own in (x > 0, (x > 0).float())]
+    torch.testing.assert_close(answers[0].predict(part(x[60:] > 0)), answers[1].predict(part((x[60:] > 0).float())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -278,3 +279,23 @@ def test_parametrised_weights_are_told_of() -> None:
     )
     with pytest.raises(ValueError, match=r"'0' has parametrised weights.*remove_parametrizations"):
         hyper().predict([net])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_older_norms_of_weights_are_told_of(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    with pytest.raises(ValueError, match=r"'0' has parametrised weights.*remove_weight_norm"):
+        hyper().predict([net])
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 3
+    y[3:] = -100
+    losses = []
+    for rows, labels in ((x, y), (x[:3], y[:3])):
+        nets = [random_net(SPEC, own(1), channels=(4, 6)) for _ in range(2)]
+        losses.append(train_hypernet(hyper(), nets, rows, labels, 3, own(2), 2, 8))
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="none of 37 rows has a label"):
+        train_hypernet(hyper(), nets, x[3:], y[3:], 3, own(2))

@@ -210,7 +210,7 @@ def test_list_operations_are_evaluated_right() -> None:
     for words, value in known.items():
         assert evaluate(words.split()) == value
     data = list_operations(1, train=50, other=20)
-    assert data.spec.shape == (40,)
+    assert data.spec.shape == (14,)
     assert len(data.train.y) == 50
     for part in (data.train, data.valid, data.test):
         for ids, y in zip(part.x[:20], part.y[:20], strict=True):

@@ -418,3 +418,79 @@ def test_missing_tokens_are_told_and_not_counted_as_wrong() -> None:
     bad = Data(data.spec, part, part, Part(ids, y, torch.arange(20)))
     with pytest.raises(ValueError, match="test: target holds the label -100"):
         lm_cascade(lambda: SmallNetwork(data.spec, 8), bad, stream(), steps=2)
+
+
+class Cut(nn.Module):
+    """Texts cut to the longest of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(self.embed(x[:, : int((x != 0).sum(dim=1).max())]))
+        return self.head(h.relu().mean(dim=1))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0], [0]])
+def test_the_longest_text_may_stand_anywhere(order: list[int]) -> None:
+    net, x = Cut(), torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [3, 0, 0, 0]])[order]
+    found = middle_of(net, x, 0.1)
+    assert found.module is net.inner
+    assert found.rows == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_write(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)).to(dtype).eval()
+    x = torch.randn(6, 3, generator=stream())
+    part, lengths = Part(x, torch.zeros(6, dtype=torch.int64), torch.arange(6)), torch.ones(6)
+    with torch.no_grad():
+        log_p = net(x.to(dtype)).float().log_softmax(dim=1).amax(dim=1, keepdim=True)
+        inside = net[0](x.to(dtype))
+    for rows in (part, Part(x.to(dtype), part.y, part.rows)):
+        plain, looked = write(net, rows, lengths), write(net, rows, lengths, net[0], 0)
+        np.testing.assert_array_equal(plain.log_p, log_p)
+        np.testing.assert_array_equal(looked.log_p, log_p)
+        np.testing.assert_array_equal(looked.state, inside.double())
+
+
+@pytest.mark.parametrize("rule", ["logistic", "mlp"])
+@pytest.mark.parametrize("target", ["better", "difference"])
+def test_features_of_half_precision_are_computed_wide(rule: str, target: str) -> None:
+    rng = np.random.default_rng(0)
+    narrow = (1e4 + 500 * rng.normal(size=(60, 3))).astype(np.float16)
+    wide, small, large = narrow.astype(np.float64), np.zeros(60), rng.random(60) - 0.5
+    expected = DeferralRule(rule, target, hidden=4).fit(wide, small, large)
+    for features in (narrow, torch.tensor(narrow, requires_grad=True)):
+        found = DeferralRule(rule, target, hidden=4).fit(features, small, large)
+        np.testing.assert_array_equal(found.score(features), expected.score(wide))
+        np.testing.assert_array_equal(found.gain(features), expected.gain(wide))
+    rows = torch.tensor(wide, dtype=torch.bfloat16)
+    assert np.isfinite(DeferralRule().fit(rows, torch.zeros(60), torch.tensor(large)).raw_probability(rows)).all()
+
+
+class RowByRow(nn.Module):
+    """One layer run on every row by itself, so that its runs are as many as the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.inner(row) for row in x.split(1)]))
+
+
+def test_a_layer_run_row_by_row_gives_no_state_of_all_rows() -> None:
+    net, x = RowByRow().eval(), torch.randn(5, 6, generator=stream())
+    found = middle_of(net, x, 0.1)
+    assert found.module is net.head
+    part = Part(x, torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    assert write(net, part, torch.ones(5), found.module, found.run, found.rows).state.shape == (5, 2)
+
+
+def test_maps_of_texts_are_averaged_over_all_places() -> None:
+    state = torch.arange(120.0).view(2, 3, 4, 5)
+    found = _pooled(nn.Conv2d(3, 3, 1), state, torch.tensor([1, 4]), True)
+    torch.testing.assert_close(found, state.mean(dim=(2, 3)))

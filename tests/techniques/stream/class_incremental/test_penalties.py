@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -171,3 +172,32 @@ def test_fisher_of_a_network_that_begins_in_place_leaves_the_rows() -> None:
         assert torch.equal(rows, x)
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [300.0, 1e-4])
+def test_fisher_of_half_precision_is_that_of_float32(dtype: torch.dtype, scale: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3).to(dtype), (scale * torch.randn(40, 4)).to(dtype)
+    seen = torch.ones(3, dtype=torch.bool)
+    found = fisher_diagonal(model, x, seen, generator(1))
+    wanted = fisher_diagonal(copy.deepcopy(model).float(), x.float(), seen, generator(1))
+    assert model.weight.dtype == dtype
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0.0)
+
+
+def test_paths_of_half_precision_gather_small_steps() -> None:
+    model, path = nn.Linear(1, 1, bias=False).half(), PathIntegral()
+    path.begin(model)
+    model.float()  # as it is trained
+    for _ in range(10):
+        model.weight.grad = torch.full((1, 1), 1e-4)
+        path.before(model, 0.0)
+        with torch.no_grad():
+            model.weight -= 1e-4
+        path.after(model)
+    model.half()
+    path.end(model)
+    assert path.importance is not None
+    assert float(path.importance["weight"]) == pytest.approx(1e-7 / 1e-3, rel=0.05)

@@ -134,7 +134,7 @@ def network_scorer(
 
         def score(rows: Tensor) -> Tensor:
             with torch.no_grad():
-                output = torch.cat([net(block) for block in rows.split(1024)])
+                output = torch.cat([net(block.clone()) for block in rows.split(1024)])
             return output[:, 1] - output[:, 0]
 
         return score

@@ -87,7 +87,7 @@ def gain(model: nn.Module, x: Tensor, known_x: Tensor, known_y: Tensor, scope: s
     """
     check_rows_apart(model)
     with torch.no_grad():
-        output = torch.cat([model(rows) for rows in x.split(512)])
+        output = torch.cat([model(rows.clone()) for rows in x.split(512)])
     pseudo, known_y = output.argmax(dim=1), class_codes(known_y, len(known_x), output.shape[1])
     direction = summed_gradient(model, known_x, known_y, names_of(model, scope))
     products = row_products(model, x, pseudo, direction, chunk)

@@ -1,4 +1,7 @@
-"""Gradients of single rows' losses: their squared norms and their products with a given direction, a few rows at a time."""
+"""Gradients of single rows' losses: their squared norms and their products with a given direction, a few rows at a time.
+
+Those of networks of half precision are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from probatum.numerics.networks.substitute import call_with
+from probatum.numerics.networks.substitute import call_with, wide_values
+from probatum.numerics.tensors.precision import widened
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
@@ -39,14 +43,15 @@ def summed_gradient(
     model: nn.Module, x: Tensor, y: Tensor, names: tuple[str, ...], block: int = 256
 ) -> dict[str, Tensor]:
     """Gradient of the *sum* of cross-entropies of rows (n, ...), (n,) in the parameters named; the model's own stay as they are."""
-    weights = {name: p for name, p in model.named_parameters() if name in names}
-    total = {name: torch.zeros_like(p) for name, p in weights.items()}
+    weights, wide = {name: p for name, p in model.named_parameters() if name in names}, wide_values(model)
     if not all(p.requires_grad for p in weights.values()):
         raise ValueError("a parameter that the gradient is asked for is frozen (requires_grad is False)")
+    weights = {name: wide[name].requires_grad_() if name in wide else p for name, p in weights.items()}
+    total = {name: torch.zeros_like(p) for name, p in weights.items()}
+    x = widened(x) if wide else x
     for rows, labels in zip(x.split(block), y.split(block), strict=True):
-        loss = F.cross_entropy(
-            model(rows.clone()), labels, reduction="sum"
-        )  # which may begin by changing them in place
+        output = call_with(model, wide, rows.clone())  # a network may begin by changing them in place
+        loss = F.cross_entropy(output, labels, reduction="sum")
         for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
             if g is not None:  # the output need not use all parameters
                 total[name] += g
@@ -64,8 +69,11 @@ def row_products(model: nn.Module, x: Tensor, y: Tensor, direction: Mapping[str,
         direction: one tensor for every parameter that is to be looked at, by name.
         chunk: rows at once.
     """
-    looked = {name: p.detach() for name, p in model.named_parameters() if name in direction}
-    fixed = {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers()) if name not in looked}
+    wide = wide_values(model)
+    x = widened(x) if wide else x
+    looked = {name: wide.get(name, p.detach()) for name, p in model.named_parameters() if name in direction}
+    named = (*model.named_parameters(), *model.named_buffers())
+    fixed = {name: wide.get(name, t.detach()) for name, t in named if name not in looked}
 
     def loss(weights: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(call_with(model, {**weights, **fixed}, row[None].clone()), label[None])

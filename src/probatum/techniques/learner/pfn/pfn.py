@@ -50,6 +50,14 @@ def _shipped() -> PriorFitted:
     return load(WEIGHTS)
 
 
+def _real(x: Tensor) -> Tensor:
+    """Features as numbers of at least float32; whole ones that float32 does not hold, as times in seconds, in float64."""
+    if x.is_floating_point():
+        return widened(x)
+    short = x.float()
+    return short if torch.equal(short.double(), x.double()) else x.double()
+
+
 class InContext:
     """A network and the rows it answers from; nothing is fitted.
 
@@ -79,7 +87,7 @@ class InContext:
             )
         if not len(x):
             raise ValueError("there are no training rows to answer from")
-        x, y = widened(x) if x.is_floating_point() else x.float(), class_codes(y, len(x), classes)
+        x, y = _real(x), class_codes(y, len(x), classes)
         self.network, self.classes = network, classes
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
         varies = varying(x)
@@ -105,7 +113,8 @@ class InContext:
         return {"context-rows": float(len(self.parts[0][0])), "contexts": float(len(self.parts))}
 
     def _standard(self, x: Tensor) -> Tensor:
-        return ((widened(x) - self.mean) / self.spread).clamp(-FARTHEST, FARTHEST)
+        x = widened(x) if x.is_floating_point() else x.to(self.mean)
+        return ((x - self.mean) / self.spread).clamp(-FARTHEST, FARTHEST)
 
     @torch.no_grad()
     def _answer(self, x: Tensor, known: Tensor, y: Tensor, columns: Tensor, codes: Tensor, block: int = 1024) -> Tensor:

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import Layout, Trunk, draw_linear
 from probatum.numerics.networks.modes import modes_kept
 from probatum.numerics.networks.substitute import call_with
+from probatum.numerics.networks.surgery import check_plain
 from probatum.numerics.tensors.draws import random_state_kept
+from probatum.numerics.tensors.targets import IGNORED
 from probatum.spec import Spec
 from probatum.techniques.method.ghn2.net_graph import KINDS, SIZES, NetGraph, trace
 
@@ -272,11 +273,13 @@ class GraphHypernet(nn.Module):
 
 
 def _check_plain(net: nn.Module, path: str) -> None:
-    if path and parametrize.is_parametrized(net.get_submodule(path)):
+    try:
+        check_plain(net.get_submodule(path), path)
+    except TypeError as problem:
         raise ValueError(
             f"the module {path!r} has parametrised weights, which no prediction could be put into; take the parametrisation off "
-            "first, with torch.nn.utils.parametrize.remove_parametrizations"
-        )
+            "first, with torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm, remove_spectral_norm)"
+        ) from problem
 
 
 def repeated(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -306,7 +309,17 @@ def train_hypernet(
     lr: float = 1e-3,
     clip: float = 5.0,
 ) -> list[float]:
-    """Minimise the cross-entropy of `meta_batch` of the networks a step by Adam, its rate falling to 0 as a cosine; losses by step."""
+    """Minimise the cross-entropy of `meta_batch` of the networks a step by Adam, its rate falling to 0 as a cosine; losses by step.
+
+    Rows of -100 are left out.
+
+    Raises:
+        ValueError: no row with a label.
+    """
+    labelled = (y != IGNORED).nonzero().flatten()
+    if not len(labelled):
+        raise ValueError(f"none of {len(y)} rows has a label; the hypernetwork needs one at least")
+    x, y = (x, y) if len(labelled) == len(y) else (x[labelled], y[labelled])
     graphs = [trace(net) for net in nets]
     optimizer = torch.optim.Adam(hyper.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -410,7 +423,7 @@ class Ghn2:
         )  # fmt: skip
         with torch.no_grad():
             put(run.model, hyper.predict([run.model], [graph])[0], self.share)
-        rows = min(run.budget.batch_size, len(run.train.y))
+        rows = min(run.budget.batch_size, int((run.train.y != IGNORED).sum()))
         run.extra_passes += self.steps * min(self.meta_batch, self.pool) * rows
         run.notes["hypernetwork's last loss"] = losses[-1]
 

@@ -40,6 +40,7 @@ from probatum.numerics.tensors.targets import coded
 from probatum.spec import Data, Part, Spec
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
+    Numbers,
     Tokens,
     area_over_cost,
     at_threshold,
@@ -51,6 +52,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     closed_share,
     cost_curve,
     deferral_curve,
+    numbers,
     oracle_score,
     quality_at,
     quantile_features,
@@ -83,6 +85,8 @@ class DeferralRule:
         hidden: units of the mlp.
         penalty: of squared weights, > 0.
 
+    Features are arrays or tensors of any precision and device; all is computed in float64.
+
     Raises:
         ValueError: unknown names or settings out of range.
 
@@ -101,8 +105,9 @@ class DeferralRule:
         self.rule, self.target, self.hidden, self.penalty = rule, target, hidden, penalty
         self.platt = (1.0, 0.0)
 
-    def fit(self, features: np.ndarray, small: np.ndarray, large: np.ndarray, seed: int = 0) -> DeferralRule:
+    def fit(self, features: Numbers, small: Numbers, large: Numbers, seed: int = 0) -> DeferralRule:
         """Learn from held-out rows: features (n, d) and both models' qualities (n,)."""
+        features = numbers(features)
         if features.ndim != 2 or not np.isfinite(features).all():
             raise ValueError(f"features are {features.shape}; give finite (n, d)")
         _, first, second = checked(np.zeros(len(features)), small, large)
@@ -138,21 +143,21 @@ class DeferralRule:
             warnings.simplefilter("ignore", ConvergenceWarning)  # PASSES is a budget
             return scaler, model.fit(x, y)
 
-    def gain(self, features: np.ndarray) -> np.ndarray:
+    def gain(self, features: Numbers) -> np.ndarray:
         """Calibrated probability that the large model is better, or the difference expected, (n,)."""
-        found = _raw(self.model, features)
+        found = _raw(self.model, numbers(features))
         if self.target == "difference":
             return found
         slope, intercept = self.platt
         return 1 / (1 + np.exp(-np.clip(slope * found + intercept, -50, 50)))
 
-    def raw_probability(self, features: np.ndarray) -> np.ndarray:
+    def raw_probability(self, features: Numbers) -> np.ndarray:
         """Before calibration, (n,); target "better" alone."""
-        return 1 / (1 + np.exp(-np.clip(_raw(self.model, features), -50, 50)))
+        return 1 / (1 + np.exp(-np.clip(_raw(self.model, numbers(features)), -50, 50)))
 
-    def score(self, features: np.ndarray) -> np.ndarray:
+    def score(self, features: Numbers) -> np.ndarray:
         """Low where the row should be deferred: minus the gain before calibration, which keeps the order, (n,)."""
-        return -_raw(self.model, features)
+        return -_raw(self.model, numbers(features))
 
 
 def _raw(fitted: tuple[StandardScaler, Any], features: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probatum.numerics.cost.operations import counted
 from probatum.numerics.networks.surgery import inside_attention
 from probatum.numerics.networks.watch import look, pass_through
-from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.precision import as_weights, widened
 from probatum.spec import Part
 
 CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
@@ -49,11 +49,11 @@ def middle_of(model: nn.Module, x: Tensor, share: float = 0.5) -> Middle:
         ValueError: a network without any layer of a known kind that gives a state for every row.
     """
     found, total = _runs(model, x)
-    rows = [0] * len(found)
-    if len(x) > 1:  # with a row less, what counts rows is one less
-        fewer, _ = _runs(model, x[1:])
-        if len(fewer) == len(found):
-            rows = [_counting(a.shape, b.shape, len(x)) for a, b in zip(found, fewer, strict=True)]
+    rows = [0 if run.shape[:1] == (len(x),) else -1 for run in found]  # where layers run by row
+    # with a row twice, what counts rows is one more, and nothing else, as the length that texts are cut to
+    more, _ = _runs(model, torch.cat([x, x[:1]]))
+    if len(more) == len(found):
+        rows = [_counting(a.shape, b.shape, len(x)) for a, b in zip(found, more, strict=True)]
     usable = [k for k, dim in enumerate(rows) if dim >= 0]
     if not usable:
         raise ValueError(
@@ -88,11 +88,10 @@ def _runs(model: nn.Module, x: Tensor) -> tuple[list[_Run], float]:
     return found, float(operations.total)
 
 
-def _counting(shape: tuple[int, ...], fewer: tuple[int, ...], rows: int) -> int:
-    """The dimension, 0 or 1, that counts rows, of which the second shape has one less; -1 = none."""
+def _counting(shape: tuple[int, ...], more: tuple[int, ...], rows: int) -> int:
+    """The dimension, 0 or 1, that counts rows, of which the second shape has one more; -1 = none."""
     for dim in range(min(2, len(shape))):
-        less = (*shape[:dim], rows - 1, *shape[dim + 1 :])
-        if shape[dim] == rows and fewer == less:
+        if shape[dim] == rows and more == (*shape[:dim], rows + 1, *shape[dim + 1 :]):
             return dim
     return -1
 
@@ -119,10 +118,11 @@ def write(
     """
     logs, right, states = [], [], []
     for rows in torch.arange(len(part)).split(64):
+        x = as_weights(model, widened(part.x[rows]))
         if inside is None:
-            output = model(widened(part.x[rows]))
+            output = model(x)
         else:
-            output, seen = pass_through(model, widened(part.x[rows]), inside)
+            output, seen = pass_through(model, x, inside)
             states.append(_pooled(inside, seen[run].movedim(rows_in, 0), lengths[rows], part.y.ndim > 1))
         top = widened(output).log_softmax(dim=-1).max(dim=-1)
         logs.append(top.values.reshape(len(rows), -1))

@@ -169,7 +169,7 @@ def score(
         trusted, y = _codes(net, trusted, y)
         fit_network(net, trusted.x, trusted.y, steps, batch_size, lr, generator)
         with torch.no_grad():
-            log_p = torch.cat([net(rows).log_softmax(dim=1) for rows in x.split(512)])
+            log_p = torch.cat([net(rows.clone()).log_softmax(dim=1) for rows in x.split(512)])
         return log_p.gather(1, y[:, None]).squeeze(1)
     left = fresh(model_factory, generator)
     width = _width(left, trusted.x)
@@ -217,7 +217,7 @@ def _clean_odds(
     label = torch.cat([torch.zeros(len(x)), torch.ones(len(trusted))]).long()
     net = fit_network(fresh(model_factory, generator), rows, label, steps, batch_size, lr, generator)
     with torch.no_grad():
-        output = torch.cat([net(block) for block in x.split(512)])
+        output = torch.cat([net(block.clone()) for block in x.split(512)])
     return output[:, 1] - output[:, 0]
 
 

@@ -328,7 +328,7 @@ def _where_trained(p: Tensor, learned: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
     model.eval()
-    return torch.cat([model(part) for part in x.split(1024)]).double().softmax(dim=1)
+    return torch.cat([model(part.clone()) for part in x.split(1024)]).double().softmax(dim=1)
 
 
 def _check(

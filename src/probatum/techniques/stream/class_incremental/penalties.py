@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from probatum.numerics.continual.stages import masked
-from probatum.numerics.networks.substitute import call_with
+from probatum.numerics.networks.substitute import call_with, wide_values
+from probatum.numerics.tensors.precision import widened
 
 Weights = dict[str, Tensor]
 
@@ -33,20 +34,21 @@ def fisher_diagonal(model: nn.Module, x: Tensor, seen: Tensor, generator: torch.
         chunk: rows at a time.
 
     Returns:
-        One tensor a parameter that requires gradients, none negative.
+        One tensor a parameter that requires gradients, none negative; in float32 for networks of half precision.
     """
     model.eval()
-    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    wide, x = wide_values(model), widened(x)
+    weights = {name: wide.pop(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
     def log_loss(values: Weights, row: Tensor, label: Tensor) -> Tensor:
-        output = call_with(model, values, row[None].clone())  # a network may begin by changing x in place
+        output = call_with(model, {**values, **wide}, row[None].clone())  # a network may begin by changing x in place
         return F.cross_entropy(masked(output, seen), label[None])
 
     each = vmap(grad(log_loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in weights.items()}
     for rows in x.split(chunk):
         with torch.no_grad():
-            p = masked(model(rows.clone()), seen).softmax(dim=1).cpu()
+            p = masked(call_with(model, {**weights, **wide}, rows.clone()), seen).softmax(dim=1).cpu()
         labels = torch.multinomial(p, 1, generator=generator).squeeze(1).to(rows.device)
         for name, found in each(weights, rows, labels).items():
             total[name] += found.square().sum(dim=0)
@@ -83,7 +85,7 @@ class PathIntegral:
     def begin(self, model: nn.Module) -> None:
         """A stage begins: the path starts here."""
         self._start = weights_of(model)
-        self._omega = {name: torch.zeros_like(value) for name, value in self._start.items()}
+        self._omega = {name: torch.zeros_like(widened(value)) for name, value in self._start.items()}
 
     def before(self, model: nn.Module, strength: float) -> None:
         """Before an update: note the task's gradients, then add those of strength * sum importance * (weight - start)^2."""
