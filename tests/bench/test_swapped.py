@@ -118,22 +118,27 @@ def test_a_seed_without_validation_rows_leaves_the_pair_to_test_rows(lacking: st
 
 
 def test_intervals_hold_and_are_narrower() -> None:
-    from probatum.bench.honesty import chosen_arms, coverage
+    from probatum.bench.honesty import World, chosen_arms, coverage
     from probatum.bench.statistics import over_rows
 
     generator = np.random.default_rng(5)
-    tables = [chosen_arms(generator, seeds=8, rows=200) for _ in range(24)]
+    world = World.drawn(generator, 5000)
+    tables = [chosen_arms(generator, world, seeds=8, rows=200) for _ in range(24)]
     (alone,), (both,) = (coverage([table[k] for table in tables]) for k in (0, 1))
     assert both.studies == alone.studies == 48
     assert both.lower < 0.05, both.line()
     widths = [
-        [over_rows(found[arm]["accuracy"]).high - over_rows(found[arm]["accuracy"]).mean for found in table]
+        [
+            over_rows(found[arm]["accuracy"].trials).high - over_rows(found[arm]["accuracy"].trials).mean
+            for found in table
+        ]
         for table in tables
         for arm in table[0]
     ]
     assert np.median([narrow / wide for wide, narrow in widths]) < 0.95
     spread = [
-        np.std([np.mean([t.mean for t in table[k]["discriminants"]["accuracy"]]) for table in tables]) for k in (0, 1)
+        np.std([np.mean([t.mean for t in table[k]["discriminants"]["accuracy"].trials]) for table in tables])
+        for k in (0, 1)
     ]
     assert spread[1] < spread[0]  # it is not the interval alone that is narrower
 

@@ -4,7 +4,8 @@
 
 1. equal arms, on real training of an embedded table: the baseline beside itself with other initial weights and batch order;
 2. different arms whose difference is known: scikit-learn's logistic regression beside a weak one, linear discriminants and
-   naive Bayes on many tables drawn from one law, where the mean over the tables is the truth;
+   naive Bayes on many tables drawn from one law, by which a table's own truth is reckoned: the expected difference on new
+   rows of learners trained on its splits; and the wider interval, beside the mean over the tables;
 3. the same with the rows that trials share left out of the variance: a mutant, which must fail;
 4. given test rows and learners of equal risk on new rows;
 5. tables of which most rows have copies, learners of equal risk;
@@ -97,8 +98,21 @@ class Rate:
         return f"{self.name}: {self.hits}/{self.studies} = {self.share:.1%} +- {error:.1%} ({wanted}): {word}"
 
 
-Drawn = dict[str, dict[str, list[Trial]]]
-"""Arm -> measure -> its paired differences to the baseline on one table, a trial a seed."""
+@dataclass(frozen=True)
+class Known:
+    """Paired differences of an arm to the baseline on one table.
+
+    Attributes:
+        trials: one a seed.
+        truth: what they would be in the mean over all splits of this table and all new rows.
+    """
+
+    trials: list[Trial]
+    truth: float
+
+
+Drawn = dict[str, dict[str, Known]]
+"""Arm -> measure -> what is known of it on one table."""
 
 
 def equal_arms(splits: Splits, studies: int, seeds: int, training: Training) -> Rate:
@@ -123,44 +137,94 @@ def _record(arm: str, seed: int, value: float, rows: UnitRows | None) -> dict[st
     return {"arm": arm, "seed": seed, "status": "ok", "measures": {"accuracy": value}, "rows": rows}
 
 
-def drawn_table(generator: np.random.Generator, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
-    """Features (rows, 12) and classes 0 or 1 of one law, which is neither linear nor that of independent features."""
+def drawn_rows(generator: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (rows, 12) and the probability of class 1, of a law neither linear nor of independent features."""
     common = generator.normal(size=(rows, 1))
     x = 0.5 * common + generator.normal(size=(rows, 12))
     logit = 1.2 * x[:, 0] - 0.8 * x[:, 1] + 0.9 * x[:, 2] * x[:, 3] + 0.5 * (x[:, 4] ** 2 - 1.25) + 0.4 * x[:, 5]
-    return x, (generator.random(rows) < 1 / (1 + np.exp(-1.5 * logit))).astype(np.int64)
+    return x, 1 / (1 + np.exp(-1.5 * logit))
 
 
-def different_arms(generator: np.random.Generator, seeds: int = SEEDS) -> Drawn:
+@dataclass(frozen=True)
+class World:
+    """Tables of one law, and what is true of each.
+
+    Attributes:
+        x: features of new rows.
+        p: their probabilities of class 1.
+        splits: of a table, over which truths are means: others than those of its trials.
+    """
+
+    x: np.ndarray
+    p: np.ndarray
+    splits: int = 24
+
+    @classmethod
+    def drawn(cls, generator: np.random.Generator, rows: int = 20_000) -> World:
+        """With that many new rows."""
+        return cls(*drawn_rows(generator, rows))
+
+    def table(self, generator: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, SplitPlan]:
+        """Features, classes and splits of a table of its own."""
+        x, p = drawn_rows(generator, rows)
+        y = (generator.random(rows) < p).astype(np.int64)
+        return x, y, SplitPlan(y, np.arange(rows))
+
+    def values(self, p: np.ndarray) -> dict[str, float]:
+        """Expected accuracy and log-likelihood of probabilities of class 1 for the new rows."""
+        accuracy = np.where(p > 0.5, self.p, 1 - self.p).mean()
+        return {
+            "accuracy": float(accuracy),
+            "log-loss": float((self.p * np.log(p) + (1 - self.p) * np.log1p(-p)).mean()),
+        }
+
+
+def _class_1(fitted: Any, x: np.ndarray) -> np.ndarray:
+    return np.clip(fitted.predict_proba(x)[:, 1], 1e-7, 1 - 1e-7)
+
+
+def different_arms(generator: np.random.Generator, world: World, seeds: int = SEEDS) -> Drawn:
     """A weak logistic regression, linear discriminants and naive Bayes against logistic regression on one drawn table."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import GaussianNB
 
-    x, y = drawn_table(generator)
-    plan = SplitPlan(y, np.arange(len(y)))
-    makers = {
+    x, y, plan = world.table(generator, ROWS)
+    makers: dict[str, Callable[[], Any]] = {
         "logistic": lambda: LogisticRegression(),
         "weak logistic": lambda: LogisticRegression(C=0.003),
         "discriminants": lambda: LinearDiscriminantAnalysis(),
         "naive Bayes": lambda: GaussianNB(),
     }
-    found: Drawn = {name: {"accuracy": [], "log-loss": []} for name in makers}
-    for seed in range(seeds):
+    trials: dict[str, dict[str, list[Trial]]] = {name: {"accuracy": [], "log-loss": []} for name in makers}
+    truths: dict[str, dict[str, list[float]]] = {name: {"accuracy": [], "log-loss": []} for name in makers}
+    for seed in range(seeds + world.splits):
         train, _, test = draw_folds(plan, seed, FRACTIONS, ("0", "1"))
+        fitted = {name: make().fit(x[train], y[train]) for name, make in makers.items()}
+        if seed >= seeds:
+            for name, one in fitted.items():
+                for measure, value in world.values(_class_1(one, world.x)).items():
+                    truths[name][measure].append(value)
+            continue
         rows = {}
-        for name, make in makers.items():
-            p = np.clip(make().fit(x[train], y[train]).predict_proba(x[test]), 1e-7, 1 - 1e-7)
-            own = p[np.arange(len(test)), y[test]]
-            rows[name] = {"accuracy": (p.argmax(axis=1) == y[test]).astype(float), "log-loss": np.log(own)}
+        for name, one in fitted.items():
+            p = _class_1(one, x[test])
+            own = np.where(y[test] == 1, p, 1 - p)
+            rows[name] = {"accuracy": ((p > 0.5) == (y[test] == 1)).astype(float), "log-loss": np.log(own)}
         for name in makers:
             for measure, values in rows[name].items():
-                found[name][measure].append(_trial(test, values - rows["logistic"][measure], measure == "accuracy"))
-    del found["logistic"]
-    return found
+                trials[name][measure].append(_trial(test, values - rows["logistic"][measure], measure == "accuracy"))
+    base = truths["logistic"]
+    return {
+        name: {m: Known(trials[name][m], float(np.mean(truths[name][m]) - np.mean(base[m]))) for m in trials[name]}
+        for name in makers
+        if name != "logistic"
+    }
 
 
-def chosen_arms(generator: np.random.Generator, seeds: int = SEEDS // 2, rows: int = ROWS) -> tuple[Drawn, Drawn]:
+def chosen_arms(
+    generator: np.random.Generator, world: World, seeds: int = SEEDS // 2, rows: int = ROWS
+) -> tuple[Drawn, Drawn]:
     """Discriminants and naive Bayes against logistic regression, each the best of three settings, on one drawn table.
 
     The settings are chosen on validation rows and tested on test rows: the first answer. The second has besides what test
@@ -175,27 +239,32 @@ def chosen_arms(generator: np.random.Generator, seeds: int = SEEDS // 2, rows: i
         "discriminants": [partial(LinearDiscriminantAnalysis, solver="lsqr", shrinkage=s) for s in (0.0, 0.4, 0.9)],
         "naive Bayes": [partial(GaussianNB, var_smoothing=v) for v in (1e-9, 0.3, 3.0)],
     }
-    x, y = drawn_table(generator, rows)
-    plan = SplitPlan(y, np.arange(rows))
+    x, y, plan = world.table(generator, rows)
     records: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in makers}
-    for seed in range(seeds):
+    truths: dict[str, list[float]] = {name: [] for name in makers}
+    for seed in range(seeds + world.splits):
         train, valid, test = draw_folds(plan, seed, FRACTIONS, ("0", "1"))
         for name, settings in makers.items():
-            right = [(make().fit(x[train], y[train]).predict(x) == y).astype(float) for make in settings]
-            halves = {}
-            for chooses, tests in ((valid, test), (test, valid)):
-                best = max(right, key=lambda found: float(found[chooses].mean()))
-                halves[id(tests)] = best[tests]
-            kept = [gather({"accuracy": halves[id(part)]}, part, rows) for part in (test, valid)]
-            records[name][seed] = _record(name, seed, float(halves[id(test)].mean()), replace(kept[0], swapped=kept[1]))
-            records[name][seed]["swapped"] = {"accuracy": float(halves[id(valid)].mean())}
-    found: tuple[Drawn, Drawn] = ({}, {})
+            fitted = [make().fit(x[train], y[train]) for make in settings]
+            right = [(one.predict(x) == y).astype(float) for one in fitted]
+            best, other = (
+                max(range(len(right)), key=lambda k: float(right[k][chooses].mean())) for chooses in (valid, test)
+            )
+            if seed >= seeds:
+                found = {k: world.values(_class_1(fitted[k], world.x))["accuracy"] for k in {best, other}}
+                truths[name].append((found[best] + found[other]) / 2)  # the two parts are drawn alike
+                continue
+            kept = [gather({"accuracy": right[k][part]}, part, rows) for k, part in ((best, test), (other, valid))]
+            mine = _record(name, seed, float(right[best][test].mean()), replace(kept[0], swapped=kept[1]))
+            records[name][seed] = mine | {"swapped": {"accuracy": float(right[other][valid].mean())}}
+    pairs: tuple[Drawn, Drawn] = ({}, {})
     without: dict[str, Any] = {"swapped": {}}
     for name in ("discriminants", "naive Bayes"):
-        for drawn, hidden in zip(found, (without, {}), strict=True):
-            base, mine = ({s: {**r, **hidden} for s, r in records[arm].items()} for arm in ("logistic", name))
-            drawn[name] = {"accuracy": list(pair(name, base, mine, ACCURACY).trials or ())}
-    return found
+        truth = float(np.mean(truths[name]) - np.mean(truths["logistic"]))
+        for drawn, hidden in zip(pairs, (without, {}), strict=True):
+            base, own = ({s: {**r, **hidden} for s, r in records[arm].items()} for arm in ("logistic", name))
+            drawn[name] = {"accuracy": Known(list(pair(name, base, own, ACCURACY).trials or ()), truth)}
+    return pairs
 
 
 def _trial(units: np.ndarray, x: np.ndarray, binary: bool) -> Trial:
@@ -203,22 +272,29 @@ def _trial(units: np.ndarray, x: np.ndarray, binary: bool) -> Trial:
     return Trial(float(x.mean()), names, np.bincount(where, x - x.mean()), len(x), float(binary))
 
 
-def coverage(tables: Sequence[Drawn], *, shared: bool = True, of: str = "") -> list[Rate]:
-    """How often 95 % intervals miss the mean over the tables, by measure; `shared` = False: rows in common are not seen.
+def coverage(
+    tables: Sequence[Drawn], *, shared: bool = True, over: bool = False, kappa: float = 0.0, of: str = ""
+) -> list[Rate]:
+    """How often 95 % intervals miss each table's own truth, by measure.
 
-    `of` is said beside the measure.
+    Args:
+        tables: what is known of each.
+        shared: False: rows in common are not seen, a mutant.
+        over: the mean over the tables is the truth, of which intervals with `kappa` are.
+        kappa: see `probatum.bench.two_way.two_way`.
+        of: is said beside the measure.
     """
     rates = []
     for measure in next(iter(tables[0].values())):
         hits = studies = 0
         for arm in tables[0]:
-            means = [np.mean([trial.mean for trial in table[arm][measure]]) for table in tables]
-            truth = float(np.mean(means))
+            middle = float(np.mean([table[arm][measure].truth for table in tables]))
             for table in tables:
-                trials = table[arm][measure]
+                trials = table[arm][measure].trials
                 if not shared:  # every trial's rows as if they were others
                     trials = [replace(t, units=t.units + ROWS * k) for k, t in enumerate(trials)]
-                interval = over_rows(trials)
+                interval = over_rows(trials, kappa=kappa)
+                truth = middle if over else table[arm][measure].truth
                 hits += not interval.low <= truth <= interval.high
                 studies += 1
         name = f"{len(tables[0])} arms of known difference, {measure}{of}: intervals that miss it"
@@ -227,12 +303,12 @@ def coverage(tables: Sequence[Drawn], *, shared: bool = True, of: str = "") -> l
 
 
 def raced(tables: Sequence[Drawn], margin: float = 0.01) -> Rate:
-    """Words of races that stop whenever they are decided and are wrong about the mean over the tables."""
+    """Words of races that stop whenever they are decided and are wrong about the table's own truth."""
     looks, wrong, words = looks_to(SEEDS), 0, 0
     for arm in tables[0]:
-        truth = float(np.mean([trial.mean for table in tables for trial in table[arm]["accuracy"]]))
         for table in tables:
-            word = _race(table[arm]["accuracy"], looks, margin)
+            truth = table[arm]["accuracy"].truth
+            word = _race(table[arm]["accuracy"].trials, looks, margin)
             words += 1
             wrong += (
                 (word == "helps" and truth <= 0)
@@ -313,9 +389,11 @@ def simulated(studies: int, tables: int, seed: int = 0, tell: Callable[[str], No
         for seeds in (6, SEEDS):
             add(given_rows(generator, studies, seeds, discordant))
     add(copied_rows(generator, studies))
-    known = [different_arms(generator) for _ in range(tables)]
+    world = World.drawn(generator)
+    known = [different_arms(generator, world) for _ in range(tables)]
     add(*coverage(known), *coverage(known, shared=False), raced(known))
-    chosen = [chosen_arms(generator) for _ in range(tables)]
+    add(*coverage(known, over=True, kappa=FRACTIONS[0] / (1 - FRACTIONS[0]), of=" over other tables"))
+    chosen = [chosen_arms(generator, world) for _ in range(tables)]
     add(*coverage([one for one, _ in chosen], of=", chosen on validation rows"))
     add(*coverage([both for _, both in chosen], of=", and the other way round"))
     return found
