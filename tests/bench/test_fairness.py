@@ -186,7 +186,7 @@ def test_rule_8_neutral_points_equal_the_baseline_bit_for_bit(arm: str) -> None:
 
 def test_rule_8_error_rates_are_those_stated_and_a_broken_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        found = simulated(60, 14, tell=lambda line: print(f"\n{line}", end=""))
+        found = simulated(60, 20, tell=lambda line: print(f"\n{line}", end=""), rows=4_000)
     assert all(rate.holds for rate in found)
     assert sum(rate.mutant for rate in found) == 2  # of which more than the stated 5 % are wrong
     assert len({rate.name for rate in found}) == len(found)

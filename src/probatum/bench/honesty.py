@@ -374,8 +374,10 @@ def equally_tested(seeds: int = 2 * SEEDS) -> Rate:
     return Rate("units tested more or less often than others", int((abs(counts - least) > 1).sum()), 300, most=0.0)
 
 
-def simulated(studies: int, tables: int, seed: int = 0, tell: Callable[[str], None] = print) -> list[Rate]:
-    """All checks but the real training; `tell` gets each line as soon as it is there."""
+def simulated(
+    studies: int, tables: int, seed: int = 0, tell: Callable[[str], None] = print, rows: int = 20_000
+) -> list[Rate]:
+    """All checks but the real training; `tell` gets each line as soon as it is there; `rows` new ones tell what is true."""
     generator = np.random.default_rng(seed)
     found: list[Rate] = []
 
@@ -389,7 +391,7 @@ def simulated(studies: int, tables: int, seed: int = 0, tell: Callable[[str], No
         for seeds in (6, SEEDS):
             add(given_rows(generator, studies, seeds, discordant))
     add(copied_rows(generator, studies))
-    world = World.drawn(generator)
+    world = World.drawn(generator, rows)
     known = [different_arms(generator, world) for _ in range(tables)]
     add(*coverage(known), *coverage(known, shared=False), raced(known))
     add(*coverage(known, over=True, kappa=FRACTIONS[0] / (1 - FRACTIONS[0]), of=" over other tables"))
