@@ -109,11 +109,26 @@ class Stacked:
         found = {name: (part.reshape(len(weights), *shape), dtype) for name, part, shape, dtype in parts}
         return {name: value.to(dtype) if cast else value for name, (value, dtype) in found.items()}
 
-    def one(self, parameters: Sequence[Tensor], state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The output of one network in training, its parameters in the order of `names`."""
-        values = {n: value.to(dtype) for n, value, dtype in zip(self.names, parameters, self.dtypes, strict=True)}
-        with self._in_modes(True):
-            return self._run({**values, **state}, x)
+    def one(self, parameters: Sequence[Tensor], state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Rows -> the output of one network in training, its parameters in the order of `names`, followed as they change."""
+        own = dict(zip(self.names, parameters, strict=True))
+        half = {n: dtype for n, dtype in zip(self.names, self.dtypes, strict=True) if own[n].dtype != dtype}
+        wanted = set(self.trainable())
+        turned = [
+            module for module, mode in zip(self._parts, self._modes, strict=True) if (module in wanted) is not mode
+        ]
+        run = self._run.bound({**own, **state})
+
+        def output(x: Tensor) -> Tensor:
+            for module in turned:
+                module.training = not module.training
+            try:
+                return run({n: own[n].to(dtype) for n, dtype in half.items()}, x)
+            finally:
+                for module in turned:
+                    module.training = not module.training
+
+        return output
 
     def flat(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Stacked parameters by name -> (S, P)."""
