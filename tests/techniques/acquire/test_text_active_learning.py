@@ -344,3 +344,16 @@ def test_uncertainty_is_that_of_any_network() -> None:
     for strategy in ("confidence", "margin", "entropy"):
         asked = [ask(one, 4, torch.Generator(), strategy=strategy).tolist() for one in (mine, other)]
         assert asked[0] == asked[1]
+
+
+class CutIds(nn.Module):
+    """Ids beyond the vocabulary become its last one, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_(max=19)
+
+
+def test_ids_stay_where_a_network_begins_in_place() -> None:
+    x = torch.full((3, 4), 40)
+    word_gradient_length(nn.Sequential(CutIds(), Words().eval()), x)
+    assert x.eq(40).all()

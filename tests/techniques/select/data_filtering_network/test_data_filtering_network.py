@@ -21,6 +21,7 @@ from probatum.techniques.select.data_filtering_network.data_filtering_network im
     keep_top,
     score,
 )
+from small_networks import Begins
 
 pytestmark = pytest.mark.fast
 
@@ -278,3 +279,25 @@ def test_labels_in_a_column_or_of_another_whole_type(kind: str) -> None:
     other = Part(trusted.x, trusted.y[:, None].int(), trusted.rows)
     found = [score(seeded_layer, x, y, torch.Generator(), part, kind=kind, steps=3) for part in (trusted, other)]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_stay_where_a_network_begins_in_place(kind: str) -> None:
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    y, before = (x[:, 0] > 0).long(), x.clone()
+    trusted = Part(x[:10], y[:10], torch.arange(10))
+    score(
+        lambda: nn.Sequential(Begins(), nn.Linear(3, 2)), x, y, torch.Generator().manual_seed(0), trusted,
+        kind=kind, steps=2, batch_size=5,
+    )  # fmt: skip
+    assert torch.equal(x, before)
+
+
+def test_classifying_leaves_rows_and_prompts_as_they_are() -> None:
+    towers, x = (
+        TwoTowers(nn.Sequential(Begins(), nn.Linear(3, 2)), nn.Sequential(Begins(), nn.Linear(3, 2))),
+        torch.zeros(4, 3),
+    )
+    towers.classify(x, x)
+    towers.scores(x, x)
+    assert not bool(x.any())
