@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -301,3 +303,24 @@ def test_classifying_leaves_rows_and_prompts_as_they_are() -> None:
     towers.classify(x, x)
     towers.scores(x, x)
     assert not bool(x.any())
+
+
+def test_copies_go_on_alike_and_leave_the_original_alone() -> None:
+    own = torch.Generator().manual_seed(0)
+    stream = StreamingThreshold(0.3, torch.Generator().manual_seed(1), size=20)
+    stream.update(torch.randn(50, generator=own))
+    more, kept, before = torch.randn(50, generator=own), stream.sample.clone(), stream.value()
+    copies = [copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))]
+    for copied in copies:
+        assert copied.value() == before
+        copied.update(more)
+    assert torch.equal(stream.sample, kept)
+    stream.update(more)
+    assert all(torch.equal(copied.sample, stream.sample) for copied in copies)
+    towers, x = TwoTowers(nn.Linear(3, 2), nn.Linear(3, 2)), torch.randn(12, 3, generator=own)
+    scores = towers.scores(x, x)
+    for copied in (copy.deepcopy(towers), pickle.loads(pickle.dumps(towers))):
+        assert torch.equal(copied.scores(x, x), scores)
+        fit_pairs(copied, x, x, 24, 6, 0.1, torch.Generator().manual_seed(2))
+        assert not torch.equal(copied.scores(x, x), scores)
+    assert torch.equal(towers.scores(x, x), scores)
