@@ -158,8 +158,8 @@ def threshold_for(score: Numbers, rate: float) -> float:
     given = numbers(score)
     if not (finite := np.isfinite(given)).all():
         raise ValueError(
-            f"{int((~finite).sum())} of {given.size} scores are not finite, the first of them {given[~finite][0]}; leave these "
-            "rows out, or give them finite scores below or above all others"
+            f"a score is {given[~finite][0]}, {int((~finite).sum())} of {given.size} are not finite; leave these rows out, or "
+            "give them finite scores below or above all others"
         )
     (values,) = checked(given)
     place = int(np.floor(rate * len(values) + 1e-9))  # 0.57 * 100 is a little less than 57
