@@ -117,9 +117,7 @@ def importance(model: nn.Module, x: Tensor, y: Tensor, units: Units, spec: Spec,
     """
     inputs = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        own = (
-            model(as_weights(model, inputs.clone())).gather(1, y[:, None]).sum()
-        )  # which may begin by changing them in place
+        own = model(as_weights(model, inputs.clone())).gather(1, y[:, None]).sum()  # it may begin in place
     gradient = torch.autograd.grad(own, inputs, allow_unused=True)[0]
     gradient = torch.zeros_like(x) if gradient is None else gradient
     found = units.total(((x - x.mean(dim=0)) * gradient).abs())
