@@ -22,14 +22,27 @@ def test_results_and_their_order_are_those_of_each_alone() -> None:
     assert all(results for results in alone)
 
 
-def test_a_process_that_dies_is_a_failure_and_no_end(tmp_path: Path) -> None:
-    bad = tmp_path / "loss" / "dying.py"
+def dying(folder: Path) -> str:
+    """A file whose technique ends the process that imports it."""
+    bad = folder / "loss" / "dying.py"
     bad.parent.mkdir()
     text = catalogue.place("encouraging-loss").path.read_text(encoding="utf-8")
     bad.write_text(text.replace("CARD = Card(", "__import__('os')._exit(3)\n\nCARD = Card(", 1), encoding="utf-8")
-    (results,) = checked([str(bad)], processes=2)
+    return str(bad)
+
+
+def test_a_process_that_dies_is_a_failure_and_no_end(tmp_path: Path) -> None:
+    (results,) = checked([dying(tmp_path)], processes=2)
     assert [result.status for result in results] == ["failed"]
     assert "a process that checked died" in results[0].detail
+
+
+def test_a_process_that_dies_fails_the_name_that_it_ran_alone(tmp_path: Path) -> None:
+    first, bad, last = checked(["sparsemax", dying(tmp_path), "sparsemax"], processes=2)
+    assert [(result.check, result.status) for result in bad] == [("runs", "failed")]
+    for results in (first, last):
+        assert len(results) > 1
+        assert not any(result.status == "failed" for result in results)
 
 
 def test_a_name_that_is_none_is_told() -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from probatum.measure.uncertainty import class_uncertainty, real_uncertainty
-from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
+from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 
 pytestmark = pytest.mark.fast
 

@@ -183,6 +183,48 @@ def test_dropout_of_second_passes_differs_from_step_to_step_and_repeats() -> Non
     assert len(set(losses[0])) == 4  # the weights stand still; the masks do not
 
 
+class Beginning(nn.Module):
+    """A network that begins by changing its rows in place."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.begin, self.last = nn.ReLU(inplace=True), nn.Linear(spec.shape[0], spec.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.begin(x))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_hooks_and_second_passes_see_the_rows_that_were_given(stacked: bool) -> None:
+    class Look(Sam):
+        seen: list[bool]
+
+        def loss(self, run: Run, batch: Batch, output: Tensor, loss: Tensor) -> Tensor:
+            self.seen.append(torch.equal(batch.x, run.train.x[batch.index]))
+            return loss
+
+        def gradients(self, run: Run) -> None:
+            super().gradients(run)
+            assert run.batch is not None
+            self.seen.append(torch.equal(run.batch.x, run.train.x[run.batch.index]))
+
+    methods = [Look(), Look()]
+    parts = [prepared(seed, method, factory=Beginning) for seed, method in enumerate(methods)]
+    assert bool((parts[0].run.train.x < 0).any())
+    for method in methods:
+        method.seen = []
+    if stacked:
+        replicas = [
+            Replica(one.run, one.methods, generator_for(seed, "order"), derive(seed, "training"))
+            for seed, one in enumerate(parts)
+        ]
+        assert train_replicas(replicas, schedule="constant", select="last") == [None, None]
+    else:
+        for seed, one in enumerate(parts):
+            run_alone(one, seed)
+    assert all(len(method.seen) >= 12 and all(method.seen) for method in methods)
+
+
 @pytest.mark.parametrize("factory", [Dropping, None])
 def test_seeds_of_a_method_with_second_passes_stack(factory: Any) -> None:
     seeds = (3, 4, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 
@@ -60,6 +60,9 @@ def print_checks(what: list[str] | None) -> None:
 def checked(names: Sequence[str], processes: int | None = None) -> Iterator[list[Result]]:
     """The results of each name, in their order; of many names side by side.
 
+    Where a process dies, those that may have been running are checked again, each in a process of its own, and fail where that
+    dies too; the others go on in new ones.
+
     Args:
         names: as `probatum.checks.run.check` takes them.
         processes: how many; None = as many as there are cores, one for few names.
@@ -71,16 +74,48 @@ def checked(names: Sequence[str], processes: int | None = None) -> Iterator[list
             yield from map(check, names)
         return
     added = [str(room.folder) for room in find.added() if room.sort == "kind"]
+    found: dict[int, list[Result]] = {}
+    waiting, suspects, told = list(range(len(names))), list[int](), 0
+    while told < len(names):
+        batch, count = ([suspects.pop(0)], 1) if suspects else (waiting, processes)
+        for k, results in _side_by_side(names, batch, count, added):
+            found[k] = results
+            while told in found:
+                yield found[told]
+                told += 1
+        left = [k for k in batch if k not in found]
+        if count > 1:  # names begin in order: the one that was running when a process died is among the first
+            suspects, waiting = left[:count], left[count:]
+
+
+def _side_by_side(
+    names: Sequence[str], batch: Sequence[int], processes: int, added: Sequence[str]
+) -> Iterator[tuple[int, list[Result]]]:
+    """Positions in `names` and their results, in order; those that are missing were not done when a process died.
+
+    A name that has its process for itself fails where that dies.
+    """
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawned, _begin, (added,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(batch)), spawned, _begin, (added,)) as pool:
+        futures: dict[int, Future[list[Result]]] = {}
         try:
-            for name, found in zip(names, [pool.submit(check, name) for name in names], strict=True):
+            try:
+                for k in batch:
+                    futures[k] = pool.submit(check, names[k])
+            except BrokenProcessPool:  # while names were still being handed out
+                pass
+            for k, future in futures.items():
                 try:
-                    yield found.result()
+                    results = future.result()
                 except BrokenProcessPool:
-                    yield [
-                        Result("runs", "failed", f"a process that checked died, at {name} or beside it; check it alone")
+                    if len(batch) > 1:
+                        continue
+                    results = [
+                        Result(
+                            "runs", "failed", f"a process that checked died, and had nothing but {names[k]} to check"
+                        )
                     ]
+                yield k, results
         except BaseException:  # a name that is none, or whoever asks has enough
             pool.shutdown(wait=False, cancel_futures=True)
             raise

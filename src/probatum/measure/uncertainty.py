@@ -10,7 +10,7 @@ from torch import Tensor
 from probatum.measure.base import Measure
 from probatum.measure.row_values import auroc
 from probatum.measure.selective import error_auroc
-from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
+from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 
 _CLASSES, _REALS = ("classes",), ("reals",)
 LEVEL = 0.95

@@ -12,7 +12,7 @@ from probatum.data.lazy.few import first_rows
 from probatum.errors import InputError
 from probatum.measure.outside import auroc
 from probatum.measure.uncertainty import Found, class_uncertainty, real_uncertainty
-from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
+from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 from probatum.rooms.arena import Work
 from probatum.spec import Part
 

@@ -153,7 +153,7 @@ class Stacked:
         batch = self.rows.batch(index.T)
         for run in self.runs:
             run.passes += index.shape[0]
-        losses = self.loss_of(batch, stack.net(batch.x), each=each)
+        losses = self.loss_of(batch, stack.net(batch.x.clone()), each=each)  # as `Run.loss_of`
         update.zero_grad()
         losses.sum().backward()
         if self.loss_of.reaches_weights:

@@ -122,7 +122,7 @@ class Run:
             before(self, batch)
         forward = self.model if self.forward is None else self.forward
         with self.engine.autocast():
-            output = forward(batch.x)
+            output = forward(batch.x.clone())  # a network may begin in place; hooks and second passes see the rows too
             loss = self.objective(batch, output)
             for hook in self.loss_hooks:
                 loss = hook(self, batch, output, loss)

@@ -25,7 +25,7 @@ from probatum.numerics.continual.stages import (
     unpack,
 )
 from probatum.spec import Batch, Budget, Optimisation, Stage
-from small_networks import generator, normal, small
+from small_networks import Begins, WithObjective, generator, normal, small
 
 pytestmark = pytest.mark.fast
 
@@ -322,3 +322,11 @@ def test_a_buffer_registered_meanwhile_goes_and_rows_are_left() -> None:
     assert not net.state_dict()
     assert evaluate(net, x, 2).eq(2).all()
     assert x.eq(1).all()
+
+
+def test_an_objective_sees_the_rows_as_they_came() -> None:
+    same: list[bool] = []
+    net = WithObjective(nn.Sequential(Begins(), nn.Linear(5, 2)), same.append)
+    seen = seen_loss(net, torch.ones(2, dtype=torch.bool))
+    train_stage(net, normal(20, 5), torch.arange(20) % 2, Budget(3, 5, 4), Optimisation(), generator(), seen)
+    assert same == [True] * 3

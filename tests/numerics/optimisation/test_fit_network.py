@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.optimisation.fit_network import fit_network, mean_loss, row_losses
+from small_networks import Begins, WithObjective
 
 pytestmark = pytest.mark.fast
 
@@ -103,3 +104,10 @@ def test_no_rows_and_no_batches_are_refused() -> None:
     for rows, size in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match=f"there are {rows} rows and batch_size is {size}"):
             fit_network(nn.Linear(2, 2), torch.ones(rows, 2), torch.zeros(rows).long(), 1, size, 0.1, torch.Generator())
+
+
+def test_an_objective_sees_the_rows_as_they_came() -> None:
+    same: list[bool] = []
+    net = WithObjective(nn.Sequential(Begins(), nn.Linear(2, 2)), same.append)
+    fit_network(net, torch.randn(20, 2), torch.arange(20) % 2, 3, 5, 1e-2, torch.Generator().manual_seed(0))
+    assert same == [True] * 3

@@ -14,7 +14,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from probatum.numerics.networks.frozen import freeze
-from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive, Stacked
+from probatum.numerics.posterior.predictive import ONE_DRAW, ClassPredictive, RealPredictive
+from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.numerics.tensors.draws import own_draws
 
 pytestmark = pytest.mark.fast

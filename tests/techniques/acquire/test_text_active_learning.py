@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -344,3 +347,29 @@ def test_uncertainty_is_that_of_any_network() -> None:
     for strategy in ("confidence", "margin", "entropy"):
         asked = [ask(one, 4, torch.Generator(), strategy=strategy).tolist() for one in (mine, other)]
         assert asked[0] == asked[1]
+
+
+class CutIds(nn.Module):
+    """Ids beyond the vocabulary become its last one, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_(max=19)
+
+
+def test_ids_stay_where_a_network_begins_in_place() -> None:
+    x = torch.full((3, 4), 40)
+    word_gradient_length(nn.Sequential(CutIds(), Words().eval()), x)
+    assert x.eq(40).all()
+
+
+def test_copies_of_what_bald_looks_at_ask_alike_and_leave_the_original_alone() -> None:
+    mine = pool()
+    expected = ask(mine, 5, torch.Generator().manual_seed(3), strategy="bald")
+    predicted = dropout_predictions(mine.model, mine.x, 3, torch.Generator().manual_seed(3))
+    for copied in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert torch.equal(ask(copied, 5, torch.Generator().manual_seed(3), strategy="bald"), expected)
+        with torch.no_grad():
+            copied.model.head.weight.zero_()
+        copied.x.zero_()
+    assert torch.equal(ask(mine, 5, torch.Generator().manual_seed(3), strategy="bald"), expected)
+    assert torch.equal(dropout_predictions(mine.model, mine.x, 3, torch.Generator().manual_seed(3)), predicted)

@@ -423,3 +423,29 @@ def test_shrinking_ends_what_is_sampled_and_streams_are_one_s_own() -> None:
 
     assert drawn(None) == drawn(None) == drawn(torch.Generator().manual_seed(0))
     assert drawn(torch.Generator().manual_seed(1)) != drawn(torch.Generator().manual_seed(2))
+
+
+def test_copies_draw_as_the_original_would_and_leave_it_alone() -> None:
+    torch.manual_seed(0)
+    maestro, x = Maestro(lasso=1e-2).attach(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))), draw(3, 6)
+    copies = [copy.deepcopy(maestro), pickle.loads(pickle.dumps(maestro))]
+    full, expected = maestro.net(x), []
+    for _ in range(3):
+        maestro.sample()
+        expected.append(maestro.net(x))
+    for copied in copies:
+        assert all(layer is copied.net.get_submodule(name) for name, layer in copied.layers.items())
+        assert torch.equal(copied.net(x), full)
+        for one in expected:
+            copied.sample()
+            assert torch.equal(copied.net(x), one)
+        assert torch.equal(copied.penalty(), maestro.penalty())
+        copied.release()
+        optimizer = torch.optim.SGD(copied.net.parameters(), lr=0.1)
+        copied.net(x).square().sum().backward()
+        optimizer.step()
+        copied.layers["0"].use(1)
+        copied.finish_plain()
+    maestro.release()
+    assert torch.equal(maestro.net(x), full)
+    assert maestro.ranks() == {"0": 6, "2": 4}

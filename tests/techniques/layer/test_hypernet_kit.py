@@ -27,6 +27,7 @@ from probatum.techniques.layer.hypernet_kit import (
     output_penalty,
     pieces_of,
 )
+from small_networks import Begins
 
 SPEC = Spec("image", "classes", (1, 8, 8), 10)
 ALL = [
@@ -351,3 +352,16 @@ def test_writing_to_a_made_weight_has_no_effect() -> None:
         net[0].weight.zero_()
         assert torch.equal(net(x), before)
         assert torch.equal(net(x), before)
+
+
+def test_every_draw_sees_the_rows_as_they_came() -> None:
+    def begun(inside: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(inside, nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
+
+    x, plain, odd = torch.randn(4, 64, generator=own()), begun(nn.Identity()), begun(Begins())
+    for model in (plain, odd):
+        apply(model, condition="noise", draws=3, inputs=4, width=16, chunk=128, generator=own())
+        model.eval()
+    torch.testing.assert_close(odd(x.clone()), plain(x + 1))
+    assert supplier_of(odd)._given == ()

@@ -21,6 +21,7 @@ from probatum.techniques.method.cyclical_curriculum import (
     log_weights,
     score,
 )
+from small_networks import Begins
 
 pytestmark = pytest.mark.fast
 
@@ -235,3 +236,9 @@ def test_scores_of_a_reference_model_are_charged() -> None:
     assert run.extra_passes == pytest.approx(20 * 7 + 40 / 3)  # as many updates as the training takes
     with pytest.raises(ValueError, match="model_factory is None"):
         CyclicalCurriculum().prepare(run)
+
+
+def test_rows_stay_where_the_model_begins_in_place() -> None:
+    x, y = torch.zeros(6, 3), torch.arange(6) % 2
+    score(nn.Sequential(Begins(), nn.Linear(3, 2)), x, y)
+    assert not bool(x.any())

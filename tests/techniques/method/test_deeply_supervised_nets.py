@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -360,3 +362,16 @@ def test_heads_are_judged_on_labels_that_are_classes() -> None:
             dsn.head_accuracy(x, y + 1)
     with pytest.raises(ValueError, match="nothing is attached"):
         DeeplySupervisedNets().head_accuracy(x, y)
+
+
+def test_heads_of_rows_without_labels_are_told_and_end_no_training() -> None:
+    net, (x, y) = network(), images()
+    none = torch.full_like(y, -100)
+    with DeeplySupervisedNets(1.0).attach(net, x, 3) as dsn:
+        with pytest.raises(ValueError, match="none of 12 rows has a label"):
+            dsn.head_accuracy(x, none)
+        optimizer = torch.optim.SGD([{"params": list(part.parameters())} for part in (net, dsn.heads)], lr=0.1)
+        run = SimpleNamespace(valid=SimpleNamespace(x=x, y=none), notes={}, optimizer=optimizer)
+        dsn.finish(run)
+    assert run.notes == {}
+    assert len(optimizer.param_groups) == 1

@@ -557,3 +557,17 @@ def test_roadblocks_are_built_from_labelled_rows_however_few_there_are_of_them()
     blocks.batch(run, Batch(part.x[:50], y[:50], part.rows[:50]))
     assert blocks.built == 1
     assert run.extra_passes == 2 * 40  # 40 of 600 rows have labels, and all of them are looked at
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("kind", ["swap", "sample", "sign"])
+def test_networks_and_rows_may_differ_in_precision(kind: str, weights: torch.dtype, dtype: torch.dtype) -> None:
+    spec = Spec("table", "classes", (3,), 2, numeric=2, cardinalities=(3,))
+    x = torch.randn(40, 3, generator=generator())
+    y = (x[:, 0] > 0).long()
+    x[:, 2] = torch.randint(3, (40,), generator=generator())
+    blocks = Roadblocks(kind=kind, share=0.3, generator=generator())
+    blocks.build(nn.Linear(3, 2).to(weights), x.to(dtype), y, spec)
+    out = blocks.block(x.to(dtype), y, x.to(dtype))
+    assert out.dtype == dtype
+    assert bool((out != x.to(dtype)).any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -283,3 +284,19 @@ def test_draws_in_a_recomputed_pass_are_refused(kind: str) -> None:
 def test_local_windows_keep_no_tokens() -> None:
     with pytest.raises(ValueError, match=r"keep is 2, but local windows .* kind='uniform'"):
         SubsampledAttention(3.0, keep=2)
+
+
+def test_copies_draw_as_the_original_would_and_leave_it_alone() -> None:
+    model = nn.Sequential(CausalSelfAttention(16, 4), nn.Linear(16, 2)).train()
+    ssa, rows = SubsampledAttention(2.0, generator=seeded()).attach(model), draw(2, 8, 16).float()
+    copies = [copy.deepcopy((ssa, model)), pickle.loads(pickle.dumps((ssa, model)))]
+    dense, first, second = model.eval()(rows), model.train()(rows), model(rows)
+    for own, copied in copies:
+        assert torch.equal(copied.train()(rows), first)
+        assert torch.equal(copied(rows), second)
+        own.detach()
+        torch.testing.assert_close(copied(rows), dense)
+        with torch.no_grad():
+            copied[1].weight.zero_()
+    assert type(model[0].attend) is SubsampledMixing
+    assert torch.equal(model.eval()(rows), dense)

@@ -18,6 +18,7 @@ from probatum.techniques.probe.label_noise_dilution import label_noise_dilution
 from probatum.techniques.probe.lm_cascade.lm_cascade import lm_cascade
 from probatum.techniques.probe.perceptual_score import probe
 from probatum.techniques.probe.randomization_tests.randomization_tests import randomization_tests
+from small_networks import Begins, WithObjective
 
 pytestmark = pytest.mark.fast
 
@@ -115,3 +116,11 @@ def test_networks_that_always_draw_leave_the_global_stream_alone(name: str) -> N
         told.append(PROBES[name](lambda: network(AlwaysDrawing()), rows()))
         assert torch.equal(torch.get_rng_state(), before)
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "oscillation"])  # which has a loss of its own
+def test_an_objective_sees_the_rows_as_they_came(name: str) -> None:
+    same: list[bool] = []
+    PROBES[name](lambda: WithObjective(network(Begins()), same.append), rows())
+    assert same
+    assert all(same)

@@ -280,3 +280,10 @@ def test_outputs_without_a_column_and_targets_that_are_missing() -> None:
     y[3] = float("nan")
     with pytest.raises(ValueError, match=r"1 of 60 rows have no target \(NaN\)"):
         perceptual_scores(lambda x: x[:, :1], x, y, {"a": [0]}, draws)
+
+
+def test_rows_stay_where_the_model_begins_in_place() -> None:
+    x, y = rows()
+    found = perceptual_scores(lambda given: reader(given.add_(1)), x, y, {"code": [0, 1, 2]}, draws(400, 5))
+    assert torch.equal(x, rows()[0])
+    assert found == perceptual_scores(reader, x, y, {"code": [0, 1, 2]}, draws(400, 5))

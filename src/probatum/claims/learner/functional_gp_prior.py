@@ -18,7 +18,7 @@ from torch import Tensor
 from probatum.claims.base import Claim, Evidence
 from probatum.claims.tools import interval, mean
 from probatum.data.library import library
-from probatum.numerics.posterior.stacked import RealPredictive
+from probatum.numerics.posterior.predictive import RealPredictive
 from probatum.techniques.learner.functional_gp_prior.functional_gp_prior import Inputs, process_for, sample_posterior
 from probatum.techniques.learner.functional_gp_prior.functional_prior import (
     Functions,

@@ -175,7 +175,7 @@ def _updates(
                 batches = [b for b in visit.split(budget.batch_size) if len(b) > 1] or [visit.repeat(2)]
             index = batches.pop(0)
             batch = Batch(widened(x[index]) if wide else x[index], y[index], index)
-            value = loss(batch, model(batch.x))
+            value = loss(batch, model(batch.x.clone()))  # which may begin in place; an objective sees the rows too
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             if optimisation.clip is not None:

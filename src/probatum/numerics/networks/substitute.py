@@ -7,7 +7,7 @@ older norms of weights have made of the lent ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -60,20 +60,39 @@ class Substitute:
         Raises:
             KeyError: a name that is neither a parameter nor a buffer.
         """
-        uses, aliases = self._uses, self._aliases
-        before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._left()]
-        try:
-            for name, value in values.items():
-                if name not in aliases:
-                    raise KeyError(f"{type(self.net).__name__} has no parameter and no buffer {name!r}")
-                for module, key, parameter in uses[aliases[name]]:
-                    held: dict[str, Any] = module._parameters if parameter else module._buffers
+        return self.bound({})(values, *inputs)
+
+    def bound(self, values: Mapping[str, Tensor]) -> Callable[..., Any]:
+        """This, as a function of more values and the inputs, the places of `values` looked up once.
+
+        Raises:
+            KeyError: a name that is neither a parameter nor a buffer.
+        """
+        always = [(held, key, value) for name, value in values.items() for held, key in self._places(name)]
+        net = self.net
+
+        def run(more: Mapping[str, Tensor], *inputs: Any) -> Any:
+            before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._left()]
+            try:
+                for held, key, value in always:
                     before.append((held, key, held[key]))
                     held[key] = value
-            return self.net(*inputs)
-        finally:
-            for held, key, old in reversed(before):
-                held[key] = old
+                for name, value in more.items():
+                    for held, key in self._places(name):
+                        before.append((held, key, held[key]))
+                        held[key] = value
+                return net(*inputs)
+            finally:
+                for held, key, old in reversed(before):
+                    held[key] = old
+
+        return run
+
+    def _places(self, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+        if name not in self._aliases:
+            raise KeyError(f"{type(self.net).__name__} has no parameter and no buffer {name!r}")
+        for module, key, parameter in self._uses[self._aliases[name]]:
+            yield (module._parameters if parameter else module._buffers), key
 
     def _left(self) -> list[tuple[dict[str, Any], str]]:
         """Where computed weights lie now: on a copy's own modules, and not where a norm has been taken off."""
@@ -83,11 +102,7 @@ class Substitute:
         """Its outputs with each set of tensors in turn, all sets of the same names; `rows` gives the inputs of the k-th."""
         if not values:
             return []
-        places = [
-            (module._parameters if parameter else module._buffers, key, name)
-            for name in values[0]
-            for module, key, parameter in self._uses[self._aliases[name]]
-        ]
+        places = [(held, key, name) for name in values[0] for held, key in self._places(name)]
         touched = [*((held, key) for held, key, _ in places), *self._left()]
         before, found, net = [held[key] for held, key in touched], [], self.net
         try:

@@ -94,7 +94,7 @@ def fit_network(
                     batches.pop()
             index = batches.pop()
             rows = widened(x[index])
-            output = model(rows)
+            output = model(rows.clone())  # a network may begin in place, and its objective sees the rows as they came
             loss = mean_loss(output, y[index]) if own is None else own(rows, output, y[index], mean_loss)
             optimizer.zero_grad()
             loss.backward()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 from probatum.numerics.posterior.stacked import Stacked
 from probatum.numerics.tensors.precision import widened
@@ -217,19 +218,41 @@ def _stacked_updates(
 
 
 def _lone_updates(members: Members, optimisation: Optimisation, row_losses: RowLoss, own: bool) -> Update:
-    """Of one network, as it is trained alone: its parameters are leaves that lie in the flat weights."""
+    """Of one network, as it is trained alone: its parameters are leaves that lie in the flat weights.
+
+    By AdamW's function: the class looks at every parameter anew in each step, a tenth of the time of small networks.
+    """
     stacked, state = members.stacked, {name: value[0] for name, value in members.buffers.items()}
     leaves = [nn.Parameter(value[0]) for value in stacked.named(members.weights, cast=False).values()]
-    optimizer = torch.optim.AdamW(leaves, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=True)
+    means, squares = [torch.zeros_like(leaf) for leaf in leaves], [torch.zeros_like(leaf) for leaf in leaves]
+    counts, output = [torch.zeros((), device=leaf.device) for leaf in leaves], stacked.one(leaves, state)
 
     def update(x: Tensor, y: Tensor, factor: float) -> None:
         rows, targets = (x[0], y[0]) if own else (x, y)
-        optimizer.zero_grad(set_to_none=True)
-        row_losses(widened(stacked.one(leaves, state, rows)), widened(targets)).mean().backward()
+        loss = row_losses(widened(output(rows)), widened(targets)).mean()
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+        used = [k for k, slope in enumerate(slopes) if slope is not None]
         if optimisation.clip is not None:
-            nn.utils.clip_grad_norm_(leaves, optimisation.clip)
-        optimizer.param_groups[0]["lr"] = optimisation.lr * factor
-        optimizer.step()
+            for k in used:
+                leaves[k].grad = slopes[k]
+            nn.utils.clip_grad_norm_(leaves, optimisation.clip)  # in place
+        with torch.no_grad():
+            adamw(
+                [leaves[k] for k in used],
+                [slope for slope in slopes if slope is not None],
+                [means[k] for k in used],
+                [squares[k] for k in used],
+                [],
+                [counts[k] for k in used],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=optimisation.lr * factor,
+                weight_decay=optimisation.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
     return update
 

@@ -176,7 +176,7 @@ def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:
     with hooked(model, {"": embedding}, leaf):
         for rows in x.split(256):
             caught.clear()
-            log_p = model(rows).log_softmax(dim=1)
+            log_p = model(rows.clone()).log_softmax(dim=1)  # which may begin by changing them in place
             likely = log_p.detach().exp().topk(min(LIKELY, log_p.shape[1]), dim=1)
             total = torch.zeros(rows.shape, dtype=log_p.dtype)
             for share, c in zip(likely.values.T, likely.indices.T, strict=True):

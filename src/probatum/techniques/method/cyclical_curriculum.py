@@ -100,7 +100,8 @@ def draw(log_q: Tensor, size: int, generator: torch.Generator) -> Tensor:
 def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Loss of every row in evaluation mode (n,); the model's mode is put back."""
     with evaluating(model):
-        return torch.cat([row_losses(model(a), b) for a, b in zip(x.split(1024), y.split(1024), strict=True)])
+        parts = zip(x.split(1024), y.split(1024), strict=True)
+        return torch.cat([row_losses(model(a.clone()), b) for a, b in parts])  # a network may begin in place
 
 
 class CyclicalCurriculum:

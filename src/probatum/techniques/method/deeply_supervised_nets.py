@@ -194,9 +194,15 @@ class DeeplySupervisedNets:
         return torch.stack(losses).sum()
 
     def head_accuracy(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart."""
+        """Accuracy of every layer's head, without rows of -100: how early in the network the classes can be told apart.
+
+        Raises:
+            ValueError: no row with a label, or labels outside the classes.
+        """
         net = self._watched().net
         target = class_codes(target, len(x), self.classes, IGNORED)
+        if not bool((target != IGNORED).any()):
+            raise ValueError(f"none of {len(x)} rows has a label ({IGNORED} is none); an accuracy needs one at least")
         x, target = x[target != IGNORED], target[target != IGNORED]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for rows in x.split(BLOCK):
@@ -237,9 +243,10 @@ class DeeplySupervisedNets:
         return loss + self.companion_loss(batch.y)
 
     def finish(self, run: Any) -> None:
-        """Note each head's validation accuracy and take the heads out of the optimizer."""
-        for name, value in self.head_accuracy(run.valid.x, run.valid.y).items():
-            run.notes[f"head accuracy at {name}"] = value
+        """Note each head's validation accuracy, where rows have labels, and take the heads out of the optimizer."""
+        if bool((run.valid.y != IGNORED).any()):
+            for name, value in self.head_accuracy(run.valid.x, run.valid.y).items():
+                run.notes[f"head accuracy at {name}"] = value
         own = {id(parameter) for parameter in self.heads.parameters()}
         groups = run.optimizer.param_groups
         groups[:] = [group for group in groups if not any(id(parameter) in own for parameter in group["params"])]

@@ -26,6 +26,7 @@ from probatum.card import Card
 from probatum.numerics.networks.copies import copied
 from probatum.numerics.networks.watch import last_features
 from probatum.numerics.tensors.columns import varying
+from probatum.numerics.tensors.precision import as_weights
 from probatum.numerics.tensors.targets import IGNORED, class_codes
 from probatum.spec import Spec
 
@@ -116,16 +117,16 @@ def importance(model: nn.Module, x: Tensor, y: Tensor, units: Units, spec: Spec,
     """
     inputs = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        own = model(inputs.clone()).gather(1, y[:, None]).sum()  # which may begin by changing them in place
+        own = model(as_weights(model, inputs.clone())).gather(1, y[:, None]).sum()  # it may begin in place
     gradient = torch.autograd.grad(own, inputs, allow_unused=True)[0]
     gradient = torch.zeros_like(x) if gradient is None else gradient
     found = units.total(((x - x.mean(dim=0)) * gradient).abs())
     with torch.no_grad():
-        plain = model(x.clone()).gather(1, y[:, None])
+        plain = model(as_weights(model, x.clone())).gather(1, y[:, None])
         for column in range(spec.numeric, spec.numeric + len(spec.cardinalities)):
             other = x.clone()
             other[:, column] = x[torch.randperm(len(x), generator=generator).to(x.device), column]
-            found[:, column] = (plain - model(other).gather(1, y[:, None])).abs().squeeze(1)
+            found[:, column] = (plain - model(as_weights(model, other)).gather(1, y[:, None])).abs().squeeze(1)
     return found
 
 
@@ -169,7 +170,7 @@ def signed_steps(
     for _ in range(steps):
         moved.requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(model(moved.clone()), y)
+            loss = F.cross_entropy(model(as_weights(model, moved.clone())), y)
         gradient = torch.autograd.grad(loss, moved, allow_unused=True)[0]
         step = torch.zeros_like(x) if gradient is None else gradient.sign()
         moved = (moved.detach() + 1.5 * eps / steps * step).clamp(least, most)
@@ -320,8 +321,8 @@ class Roadblocks:
         shuffled = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
         blocked = self._changed(x, y, shuffled, block)
         with torch.no_grad():
-            before = float(frozen(x.clone()).argmax(dim=1).eq(y).double().mean())
-            after = float(frozen(blocked.clone()).argmax(dim=1).eq(y).double().mean())
+            before = float(frozen(as_weights(frozen, x.clone())).argmax(dim=1).eq(y).double().mean())
+            after = float(frozen(as_weights(frozen, blocked.clone())).argmax(dim=1).eq(y).double().mean())
         self.built += 1
         rest = learnable(blocked, y, spec.outputs)
         accepted = before - after >= self.accept and rest

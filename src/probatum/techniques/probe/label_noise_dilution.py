@@ -160,7 +160,7 @@ def fit(
                 batches = [part for part in order.split(batch_size) if len(part) > 1]
             rows = batches.pop()
             inputs, labels = widened(x[diluted.index[rows]]), diluted.y[rows]
-            output = model(inputs)
+            output = model(inputs.clone())  # which may begin in place; an objective sees the rows too
             loss = F.cross_entropy(output, labels) if own is None else own(inputs, output, labels, F.cross_entropy)
             optimizer.zero_grad()
             loss.backward()

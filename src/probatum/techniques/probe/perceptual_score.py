@@ -137,7 +137,7 @@ def right(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
         ValueError: outputs and targets of shapes that do not go together, classes without an output, or a target that is the
             same in all rows.
     """
-    output = widened(predict(x))
+    output = widened(predict(x.clone()))  # a network may begin by changing them in place
     if y.is_floating_point():
         output = output[:, None] if output.ndim == 1 else output
         y = widened(real_targets(output, y))

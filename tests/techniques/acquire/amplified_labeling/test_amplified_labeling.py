@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -323,3 +326,24 @@ def test_answers_of_ones_and_zeros_are_truth_values() -> None:
         choose_thresholds(scores, truth.float())
     with pytest.raises(ValueError, match=r"scores have shape \(300, 1\)"):
         choose_thresholds(scores[:, None], truth[:, None])
+
+
+def test_copies_go_on_alike_and_leave_the_original_alone() -> None:
+    x, truth = pool_of(300)
+    rows, more = torch.arange(100), torch.arange(100, 200)
+    crowd = Crowd(truth, torch.Generator().manual_seed(3), errors=(0.1, 0.3, 0.45, 0.2), gold=0.3)
+    crowd(rows)
+    copies = [copy.deepcopy(crowd), pickle.loads(pickle.dumps(crowd))]
+    state = (crowd.answers, list(crowd.active), copy.deepcopy(crowd.tested))
+    told = [copied(more) for copied in copies]
+    assert (crowd.answers, crowd.active, crowd.tested) == state
+    expected = crowd(more)
+    for copied, found in zip(copies, told, strict=True):
+        assert torch.equal(found, expected)
+        assert (copied.answers, copied.active, copied.tested) == (crowd.answers, crowd.active, crowd.tested)
+    found = amplify(x, lambda rows: truth[rows], perfect, torch.Generator().manual_seed(0))
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert copied.rounds == found.rounds
+        kept = found.positive.clone()
+        copied.positive.zero_()
+        assert torch.equal(found.positive, kept)

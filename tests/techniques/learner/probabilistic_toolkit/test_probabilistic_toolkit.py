@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.posterior.gaussian_process import SparseProcess
-from probatum.numerics.posterior.stacked import ONE_DRAW, ClassPredictive, Posterior, RealPredictive
+from probatum.numerics.posterior.predictive import ONE_DRAW, ClassPredictive, RealPredictive
+from probatum.numerics.posterior.stacked import Posterior
 from probatum.spec import Budget, Data, Optimisation, Part, Spec
 from probatum.techniques.learner.probabilistic_toolkit import probabilistic_toolkit
 from probatum.techniques.learner.probabilistic_toolkit.probabilistic_toolkit import (

@@ -37,6 +37,7 @@ from probatum.train.assemble import assemble
 from probatum.train.loop import train
 from probatum.train.rng import generator_for, seeded
 from probatum.train.run import Run
+from small_networks import Begins
 
 SPEC = Spec("table", "classes", (5,), 2, numeric=4, cardinalities=(4,), features=("a", "b", "c", "d", "drug"))
 SHORT = Training(steps=30, batch_size=32)
@@ -479,3 +480,9 @@ def test_features_are_what_the_head_that_runs_last_takes_in() -> None:
 
     model, x = HeadFirst(), torch.randn(6, 5)
     torch.testing.assert_close(CMLE("drug")._features(model, x), model.body(x))
+
+
+def test_rows_stay_where_the_encoder_begins_in_place() -> None:
+    x, t = torch.zeros(6, 3), torch.arange(6) % 2
+    balanced_nll(nn.Sequential(Begins(), nn.Linear(3, 2)), nn.Linear(4, 2), x, t, t, 0.5)
+    assert not bool(x.any())

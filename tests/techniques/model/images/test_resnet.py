@@ -15,6 +15,7 @@ from probatum.recipe import Training
 from probatum.spec import Spec
 from probatum.techniques.model.images import resnet
 from probatum.techniques.model.images.resnet import Block, PadShortcut, build, residual, response_std
+from small_networks import Begins
 
 pytestmark = pytest.mark.fast
 
@@ -193,3 +194,10 @@ def test_trains_on_the_bench() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(resnet).failed == 0
+
+
+def test_a_sub_network_that_begins_in_place_leaves_the_shortcut() -> None:
+    torch.manual_seed(0)
+    inside, x = nn.Sequential(Begins(), nn.Linear(4, 4)), torch.randn(3, 4)
+    expected = inside(x.clone()) + x
+    assert torch.equal(residual(inside)(x), expected)

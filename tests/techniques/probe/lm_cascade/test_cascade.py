@@ -177,6 +177,9 @@ def test_bad_qualities_and_settings() -> None:
         chow_quantile(tokens([[-1.0]]), 1.5)
     with pytest.raises(ValueError, match="rate is 2"):
         threshold_for([0.0], 2)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"a score is {bad}, 1 of 3 are not finite; leave these rows out"):
+            threshold_for([0.0, bad, 1.0], 0.5)
     with pytest.raises(ValueError, match="partial 3"):
         cost_curve(deferral_curve([0], [0], [1]), 1, 2, 3)
     with pytest.raises(ValueError, match="thresholds"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from probatum.techniques.select.data_filtering_network.data_filtering_network im
     keep_top,
     score,
 )
+from small_networks import Begins
 
 pytestmark = pytest.mark.fast
 
@@ -278,3 +281,46 @@ def test_labels_in_a_column_or_of_another_whole_type(kind: str) -> None:
     other = Part(trusted.x, trusted.y[:, None].int(), trusted.rows)
     found = [score(seeded_layer, x, y, torch.Generator(), part, kind=kind, steps=3) for part in (trusted, other)]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_stay_where_a_network_begins_in_place(kind: str) -> None:
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    y, before = (x[:, 0] > 0).long(), x.clone()
+    trusted = Part(x[:10], y[:10], torch.arange(10))
+    score(
+        lambda: nn.Sequential(Begins(), nn.Linear(3, 2)), x, y, torch.Generator().manual_seed(0), trusted,
+        kind=kind, steps=2, batch_size=5,
+    )  # fmt: skip
+    assert torch.equal(x, before)
+
+
+def test_classifying_leaves_rows_and_prompts_as_they_are() -> None:
+    towers, x = (
+        TwoTowers(nn.Sequential(Begins(), nn.Linear(3, 2)), nn.Sequential(Begins(), nn.Linear(3, 2))),
+        torch.zeros(4, 3),
+    )
+    towers.classify(x, x)
+    towers.scores(x, x)
+    assert not bool(x.any())
+
+
+def test_copies_go_on_alike_and_leave_the_original_alone() -> None:
+    own = torch.Generator().manual_seed(0)
+    stream = StreamingThreshold(0.3, torch.Generator().manual_seed(1), size=20)
+    stream.update(torch.randn(50, generator=own))
+    more, kept, before = torch.randn(50, generator=own), stream.sample.clone(), stream.value()
+    copies = [copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))]
+    for copied in copies:
+        assert copied.value() == before
+        copied.update(more)
+    assert torch.equal(stream.sample, kept)
+    stream.update(more)
+    assert all(torch.equal(copied.sample, stream.sample) for copied in copies)
+    towers, x = TwoTowers(nn.Linear(3, 2), nn.Linear(3, 2)), torch.randn(12, 3, generator=own)
+    scores = towers.scores(x, x)
+    for copied in (copy.deepcopy(towers), pickle.loads(pickle.dumps(towers))):
+        assert torch.equal(copied.scores(x, x), scores)
+        fit_pairs(copied, x, x, 24, 6, 0.1, torch.Generator().manual_seed(2))
+        assert not torch.equal(copied.scores(x, x), scores)
+    assert torch.equal(towers.scores(x, x), scores)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -308,3 +310,18 @@ def test_misuse() -> None:
         outlier_scores(lambda: nn.Linear(2, 3), x.long(), y, stream())
     with pytest.raises(ValueError, match="one class"):
         outlier_scores(lambda: nn.Linear(2, 3), x, y[:5], stream())
+
+
+def test_copies_combine_alike_and_leave_the_original_alone() -> None:
+    x, y = blobs(60)
+    found = scores(
+        lambda: nn.Linear(2, 3), x, y, stream(), members=2, steps=5, noises=(2.0,), private_models=1, private_steps=2
+    )  # fmt: skip
+    expected = combine(found, x)
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        again = combine(copied, x)
+        assert all(torch.equal(again[name], value) for name, value in expected.items())
+        for value in copied.ranks.values():
+            value.zero_()
+        copied.right.zero_()
+    assert all(torch.equal(combine(found, x)[name], value) for name, value in expected.items())

@@ -11,7 +11,7 @@ from torch import nn
 from probatum.numerics.continual.stages import Split, class_mask, module_bytes, seen_loss, train_stage
 from probatum.spec import Budget, Optimisation
 from probatum.techniques.stream.class_incremental.growth import Growing, blocks, last_block
-from small_networks import generator, normal, small
+from small_networks import Begins, generator, normal, small
 
 pytestmark = pytest.mark.fast
 
@@ -62,3 +62,13 @@ def test_the_last_block_begins_at_the_last_weight_matrix() -> None:
     assert last_block(body) == blocks(body)[2:]
     with pytest.raises(ValueError, match=r"1 block\(s\)"):
         last_block(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_every_extractor_sees_the_rows_as_they_came() -> None:
+    net = Growing(lambda: nn.Sequential(Begins(), small(6)), 6, generator())
+    net.grow((4, 1))
+    x = normal(30, 5)
+    before = net.eval().features(x.clone())
+    net.grow((0,))  # which begins as a copy
+    assert torch.equal(net.eval().features(x), torch.cat([before, before], dim=1))
+    assert torch.equal(x, normal(30, 5))

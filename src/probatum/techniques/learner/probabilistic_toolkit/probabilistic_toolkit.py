@@ -29,6 +29,7 @@ from probatum.numerics.networks.watch import last_features
 from probatum.numerics.posterior.approximations import fit_mean_field, fit_swag, repeated
 from probatum.numerics.posterior.ensembles import Members, train_members
 from probatum.numerics.posterior.gaussian_process import bayesian_linear, fit_rbf, gaussian_process, rbf, sparse_process
+from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 from probatum.numerics.posterior.predictors import (
     Drawn,
     Factory,
@@ -39,7 +40,7 @@ from probatum.numerics.posterior.predictors import (
     residual_noise,
     started,
 )
-from probatum.numerics.posterior.stacked import ClassPredictive, Posterior, RealPredictive
+from probatum.numerics.posterior.stacked import Posterior
 from probatum.numerics.tensors.draws import own_draws
 from probatum.numerics.tensors.targets import real_targets
 from probatum.spec import Budget, Data, Optimisation, Part, Spec

@@ -420,7 +420,7 @@ def balanced_nll(
     Raises:
         ValueError: a treatment that is not among them.
     """
-    features = encoder(x)
+    features = encoder(x.clone())  # which may begin by changing them in place
     known = torch.arange(int(treatment.max()) + 1) if among is None else torch.tensor(list(among))
     equal = treatment.reshape(-1, 1) == known.to(treatment.device)[None]
     if not bool(equal.any(dim=1).all()):

@@ -204,7 +204,7 @@ class Residual(nn.Module):
         self.act = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        inner, straight = self.subnet(x), self.projection(x)
+        inner, straight = self.subnet(x.clone()), self.projection(x)  # a sub-network may begin in place
         if inner.shape != straight.shape:
             raise ValueError(
                 f"the sub-network gives shape {tuple(inner.shape)}, the shortcut {tuple(straight.shape)}; "

@@ -155,7 +155,13 @@ def threshold_for(score: Numbers, rate: float) -> float:
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}; use a share of rows in [0, 1]")
-    (values,) = checked(score)
+    given = numbers(score)
+    if not (finite := np.isfinite(given)).all():
+        raise ValueError(
+            f"a score is {given[~finite][0]}, {int((~finite).sum())} of {given.size} are not finite; leave these rows out, or "
+            "give them finite scores below or above all others"
+        )
+    (values,) = checked(given)
     place = int(np.floor(rate * len(values) + 1e-9))  # 0.57 * 100 is a little less than 57
     return float(np.sort(values)[place]) if place < len(values) else float("inf")
 

@@ -221,7 +221,7 @@ def fit(model: nn.Module, part: Part, steps: int, batch: int, lr: float, generat
         for _ in range(steps):
             rows = torch.randperm(len(part), generator=generator)[:size]
             x, y = widened(part.x[rows]), part.y[rows]
-            output = model(x)
+            output = model(x.clone())  # which may begin in place; an objective sees the rows too
             loss = cross_entropy(output, y) if own is None else own(x, output, y, cross_entropy)
             optimizer.zero_grad()
             loss.backward()

@@ -197,7 +197,7 @@ def _until_fit(
             if len(index) < 2 or step == settings.max_steps:
                 continue
             inputs = shift(x[index], generator) if augment else x[index]
-            output = model(inputs)
+            output = model(inputs.clone())  # which may begin in place; an objective sees the rows too
             loss = (
                 F.cross_entropy(output, y[index])
                 if objective is None

@@ -56,7 +56,7 @@ class TwoTowers(nn.Module):
         """Cosine of each pair, (n,), in evaluation mode."""
         with evaluating(self):
             found = [
-                (unit(self.left(rows)) * unit(self.right(texts))).sum(dim=1)
+                (unit(self.left(rows.clone())) * unit(self.right(texts.clone()))).sum(dim=1)  # they may begin in place
                 for rows, texts in zip(x.split(block), t.split(block), strict=True)
             ]
         return torch.cat([self.log_scale.new_zeros(0), *found])
@@ -65,8 +65,8 @@ class TwoTowers(nn.Module):
     def classify(self, x: Tensor, prompts: Tensor, block: int = 1024) -> Tensor:
         """Zero-shot: cosines (n, classes) to the prompts (classes, ...), in evaluation mode."""
         with evaluating(self):
-            to = unit(self.right(prompts))
-            return torch.cat([unit(self.left(rows)) @ to.T for rows in x.split(block)])
+            to = unit(self.right(prompts.clone()))
+            return torch.cat([unit(self.left(rows.clone())) @ to.T for rows in x.split(block)])
 
 
 def fit_pairs(

@@ -223,7 +223,7 @@ def _clean_odds(
 
 def _width(net: nn.Module, x: Tensor) -> int:
     with torch.no_grad():
-        return int(net.eval()(x[:2]).shape[1])
+        return int(net.eval()(x[:2].clone()).shape[1])  # which may begin by changing them in place
 
 
 def _codes(net: nn.Module, trusted: Part, y: Tensor) -> tuple[Part, Tensor]:

@@ -107,7 +107,7 @@ class Growing(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x (n, ...) -> (n, extractors * d)."""
-        return torch.cat([body(x) for body in self.bodies], dim=1)
+        return torch.cat([body(x.clone()) for body in self.bodies], dim=1)  # each may begin in place
 
     def spread(self, output: Tensor) -> Tensor:
         """Outputs over the classes seen (n, seen) -> logits (n, outputs)."""
