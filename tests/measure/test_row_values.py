@@ -23,7 +23,7 @@ from probatum.measure.quality import checked, quality
 from probatum.measure.selective import selection
 from probatum.measure.uncertainty import class_uncertainty, real_uncertainty
 from probatum.numerics.calibration.reliability import Bins, debiased_square, equal_mass, equal_width, mean_gap
-from probatum.numerics.posterior.stacked import ClassPredictive, RealPredictive
+from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 
 pytestmark = pytest.mark.fast
 
