@@ -47,6 +47,16 @@ def test_a_named_number_of_seeds_decides_with_the_stated_chance(shared: float) -
     assert held / named > 0.8 - 3 * math.sqrt(0.8 * 0.2 / named), (held, named)
 
 
+def test_no_number_is_named_for_other_data_sets() -> None:
+    rng = np.random.default_rng(0)
+    found = over_rows(trials(rng, 0.005, 0.0, 8), kappa=1.5)
+    decision = decide(found, margin=MARGIN, p_adjusted=found.p, ratio=None)
+    assert decision.word == "undecided"
+    assert decision.seeds_needed is None
+    assert found.components is not None
+    assert f"do not remove {found.components.common:.0%}" in decision.note
+
+
 def test_shared_rows_stay_in_the_width() -> None:
     def quantile(seeds: int, level: float) -> float:
         return 2.0

@@ -76,8 +76,22 @@ def test_a_pair_counts_every_row_once() -> None:
     assert trial.rows == 5
     assert trial.discordant == 1
     assert trial.units.tolist() == [0, 1, 2, 5, 6]
-    # differences 0, 1, 0 of mean 1/3 and 0, 1 of mean 1/2
-    np.testing.assert_allclose(trial.deviations, [-1 / 3, 2 / 3, -1 / 3, -1 / 2, 1 / 2], atol=1e-6)
+    # differences 0, 1, 0 and 0, 1, of mean 2/5 together: so few rows have no mean of their own half
+    np.testing.assert_allclose(trial.deviations, [-2 / 5, 3 / 5, -2 / 5, -2 / 5, 3 / 5], atol=1e-6)
+
+
+@pytest.mark.fast
+def test_halves_of_many_rows_keep_means_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    test, valid = np.arange(30), np.arange(30, 55)
+    drawn = {arm: (rng.integers(0, 2, 30), rng.integers(0, 2, 25)) for arm in ("baseline", "arm")}
+    records = [
+        record(arm, 0, (test, one.tolist()), (valid, other.tolist()), "accuracy") for arm, (one, other) in drawn.items()
+    ]
+    arms = by_arm(records)
+    (trial,) = pair("arm", arms["baseline"], arms["arm"], ACCURACY).trials or ()
+    halves = [mine - base for base, mine in zip(drawn["baseline"], drawn["arm"], strict=True)]
+    np.testing.assert_allclose(trial.deviations, np.concatenate([half - half.mean() for half in halves]), atol=1e-6)
 
 
 @pytest.mark.fast

@@ -68,7 +68,8 @@ def test_components_row_by_row(binary: bool, kappa: float) -> None:
     assert found.p == pytest.approx(min(p, 1))
     assert found.sd == pytest.approx(np.std(means, ddof=1))
     assert found.components is not None
-    assert found.components.common == pytest.approx(shared / variance)
+    lasting = shared + kappa * count * max(spread - within, 0)
+    assert found.components.common == pytest.approx(lasting / variance)
     assert found.components.lead == pytest.approx(
         max(v * v for v in total.values()) / sum(v * v for v in total.values())
     )
@@ -148,3 +149,70 @@ def test_given_test_rows_and_equal_risks(discordant: float, trials: int) -> None
         plain += paired(x.mean(axis=1).tolist(), test_fraction_ratio=None).p <= 0.05
     assert wrong <= stats.binom.ppf(0.999, studies, 0.05)
     assert plain > 0.4 * studies
+
+
+def folds_of(generator: np.random.Generator, groups: int, trials: int, per: int) -> list[np.ndarray]:
+    """Groups that each trial tests: repeated folds of `per` groups."""
+    found: list[np.ndarray] = []
+    while len(found) < trials:
+        order = generator.permutation(groups)
+        found += [np.sort(order[k : k + per]) for k in range(0, groups - per + 1, per)]
+    return found[:trials]
+
+
+@pytest.mark.parametrize(("groups", "per", "most"), [(6, 2, 0.13), (8, 2, 0.09), (12, 3, 0.08), (60, 12, 0.07)])
+def test_few_groups_with_effects_of_their_own(groups: int, per: int, most: float) -> None:
+    """The truth is the mean over groups like these: units' own means would hide a third of all intervals' errors."""
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(300):
+        own = rng.normal(size=groups)
+        tried = []
+        for units in folds_of(rng, groups, 24, per):
+            x = own[units] + 0.3 * rng.normal() + 0.5 * rng.normal(size=per)
+            tried.append(trial(units, x))
+        missed += abs(over_rows(tried).mean) > over_rows(tried).high - over_rows(tried).mean
+    assert missed / 300 <= most
+
+
+def test_trials_of_a_single_group_tell_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    alone = [Trial(float(rng.normal()), np.array([k % 5]), np.zeros(1), 40) for k in range(10)]
+    found = over_rows(alone)
+    assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1.0)
+    assert found.components is not None
+    assert found.components.common == 0
+    assert "a single group" in found.components.remark()
+    x = rng.normal(size=4)
+    mixed = over_rows([*alone, *(trial(np.arange(4), x + 0.1 * rng.normal(size=4)) for _ in range(4))])
+    assert math.isfinite(mixed.high)
+    assert mixed.components is not None
+    assert "only 5 groups" in mixed.components.remark()
+
+
+def test_equal_answers_carry_no_warning() -> None:
+    found = over_rows([trial(np.arange(150), np.zeros(150), 1.0) for _ in range(6)])
+    assert found.components is not None
+    assert not found.components.remark()
+
+
+def test_failures_counted_as_losses_have_no_rows() -> None:
+    rng = np.random.default_rng(0)
+    tried = [trial(np.arange(k % 5, 100, 5), rng.normal(size=20)) for k in range(10)]
+    lost = Trial(-1.0, np.empty(0, dtype=np.int64), np.empty(0), 1)
+    found = over_rows([*tried, lost])
+    assert found.mean < over_rows(tried).mean
+    assert math.isfinite(found.high)
+    few = over_rows([*(trial(np.arange(6), rng.normal(size=6)) for _ in range(10)), lost])
+    assert math.isfinite(few.high)
+
+
+def test_with_other_data_sets_asked_of_no_number_of_trials_removes_what_training_sets_bring() -> None:
+    rng = np.random.default_rng(0)
+    tried = [trial(np.arange(100) + 100 * (k % 5), 0.2 * rng.normal(size=100) + 0.1 * rng.normal()) for k in range(24)]
+    parts = two_way(tried, 1.5)
+    assert parts.at(100_000).variance == pytest.approx(parts.lasting, rel=0.01)
+    assert parts.common == pytest.approx(parts.lasting / parts.variance)
+    assert parts.lasting > 0.5 * parts.variance
+    plain = two_way(tried)
+    assert plain.lasting == plain.shared

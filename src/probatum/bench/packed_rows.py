@@ -19,6 +19,8 @@ ALONE = 2048
 """Units of a data set up to which each is kept by itself."""
 GROUPS = 512
 """Groups into which the units of larger data sets are thrown."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Deviations beyond it, of arms that diverged, are kept as this."""
 _MAGIC, _BOTH = b"rows1", b"rows2"
 
 
@@ -71,7 +73,8 @@ def gather(values: Mapping[str, np.ndarray], units: np.ndarray, known: int) -> U
     for measure, rows in values.items():
         counted = ~np.isnan(rows)
         kept = np.where(counted, rows - rows[counted].mean() if counted.any() else 0.0, 0.0)
-        deviations[measure] = np.bincount(where, kept, len(names)).astype(np.float32)
+        summed = np.bincount(where, kept, len(names))
+        deviations[measure] = np.clip(summed, -LARGEST, LARGEST).astype(np.float32)
         counts[measure] = np.bincount(where[counted], minlength=len(names))
         if np.isin(rows[counted], (0.0, 1.0)).all():
             binary.append(measure)

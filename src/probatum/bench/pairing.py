@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from probatum.bench.packed_rows import UnitRows
-from probatum.bench.two_way import Trial
+from probatum.bench.two_way import FEW_UNITS, Trial
 from probatum.measure.base import Measure
 
 STATUSES = ("ok", "failed", "not applicable")
@@ -149,8 +149,25 @@ def _paired(
         trial = _trial(measure, theirs, its, _rows(base, swapped), _rows(mine, swapped))
         if trial is None:
             return left, right, None
-        trials.append(trial)
+        trials.append(_from_one_mean(trial, measure, base, mine) if swapped else trial)
     return left, right, tuple(trials) or None
+
+
+def _from_one_mean(trial: Trial, measure: Measure, base: Mapping[str, Any], mine: Mapping[str, Any]) -> Trial:
+    """Deviations from the mean of both halves where a half has few units: of its own mean a single one would have none.
+
+    Otherwise each half has its own, since how many rows it has is given, not drawn.
+    """
+    name, rows = measure.name, base["rows"]
+    tested = np.isin(trial.units, rows.units)
+    if min(tested.sum(), len(tested) - tested.sum()) >= FEW_UNITS:
+        return trial
+    moved = trial.deviations.copy()
+    for half, values in ((tested, "measures"), (~tested, "swapped")):
+        (own,) = differences([float(base[values][name])], [float(mine[values][name])], measure)
+        counts = (rows if half is tested else rows.swapped).counts[name]
+        moved[half] += (own - trial.mean) * counts[counts > 0]
+    return replace(trial, deviations=moved)
 
 
 def _rows(record: Mapping[str, Any], swapped: bool) -> UnitRows | None:

@@ -12,7 +12,8 @@ several trials. With d_s the mean of trial s, J trials, and w_us the sum over ro
 
 answers for new rows like these and models trained on samples of these rows. Two-way clustering (Cameron, Gelbach & Miller,
 "Robust inference with multiway clustering", JBES 29, 2011) is V without its max. Degrees of freedom are Satterthwaite's;
-what they claim too much with few trials, the nominal level 1 - alpha (1 - 1.5 / J) pays for. Differences of 0/1 losses get
+what they claim too much with few trials, the nominal level 1 - alpha (1 - 1.5 / J) pays for. Of few units (groups, as a
+rule) the deviations from d_s are smaller than those from the mean of all units, and so are their products. Differences of 0/1 losses get
 one more discordant row in all (Agresti & Min, "Simple improved confidence intervals for comparing matched proportions",
 Statistics in Medicine 24, 2005), so that no interval has width 0.
 """
@@ -29,6 +30,10 @@ LEAD = 0.2
 """Share of the rows' variance beyond which one unit is said to carry the answer."""
 FEW_FREEDOM = 10
 """Degrees of freedom of the rows below which a few of them are said to carry it."""
+FEW_UNITS = 20
+"""Units of a trial below which what centring takes from products of trials is reckoned pair by pair."""
+FEWEST = 10
+"""Units in all below which the error is larger than stated, and said to be."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Components:
         spread: T, what the trials' spread says.
         freedom: degrees of freedom of the rows' part.
         lead: the largest unit's share of the rows' variance.
+        units: how many were tested.
         kappa: training over remaining rows where the question is about other data sets, else 0.
     """
 
@@ -75,17 +81,27 @@ class Components:
     freedom: float
     lead: float
     kappa: float = 0.0
+    units: int = 0
 
     @property
     def variance(self) -> float:
         """V."""
-        beyond = self.kappa * self.trials * max(self.spread - self.within, 0.0)
-        return self.shared + max(self.within, self.spread) + beyond
+        return self.shared + max(self.within, self.spread) + self._beyond
+
+    @property
+    def _beyond(self) -> float:
+        """What training sets of other data add, however many trials there are."""
+        return self.kappa * self.trials * max(self.spread - self.within, 0.0) if self.kappa else 0.0
+
+    @property
+    def lasting(self) -> float:
+        """The part of V that no further trial removes."""
+        return self.shared + self._beyond
 
     @property
     def common(self) -> float:
-        """C / V, the share of the variance that no further trial removes; 0 where nothing varies."""
-        return self.shared / self.variance if self.variance > 0 else 0.0
+        """Share of V that no further trial removes; 0 where nothing varies."""
+        return self.lasting / self.variance if 0 < self.variance < math.inf else 0.0
 
     def at(self, trials: int, sd: float | None = None) -> Components:
         """The same after so many trials: shared rows stay, the rest shrinks; `sd` replaces the spread over trials."""
@@ -95,12 +111,14 @@ class Components:
         spread = own * less * scale + self.shared / (trials - 1)
         return Components(
             self.mean, self.sd if sd is None else sd, trials, self.within * less, self.shared, spread, self.freedom,
-            self.lead, self.kappa,
+            self.lead, self.kappa, self.units,
         )  # fmt: skip
 
     def degrees(self) -> float:
         """Satterthwaite's degrees of freedom of V, at least 1."""
         few = max(self.trials - 1, 1)
+        if not math.isfinite(self.variance):
+            return 1.0
         rows, total = self.within + self.shared, self.shared + max(self.within, self.spread)
         over = max(self.spread**2 - self.within**2, 0.0) if self.spread > self.within else 0.0
         noise = rows**2 / self.freedom + over / few
@@ -129,10 +147,18 @@ class Components:
         return min(1.0, float(2 * special.stdtr(self.degrees(), -t)) / nominal(self.trials))
 
     def remark(self) -> str:
-        """A warning where a few rows carry the answer, else ""."""
+        """A warning where rows are too few, or a few carry the answer, else ""."""
+        if not math.isfinite(self.within):
+            return (
+                "each seed tests a single group, so that no interval can be told; bring more groups, or hold out more"
+            )
+        if self.within + self.shared == 0 or self.lead == 0:
+            return ""
+        if self.units < FEWEST:
+            return f"only {self.units} groups were tested: of so few, intervals miss about twice as often as stated"
         if self.lead > LEAD:
             return f"one row or group carries {self.lead:.0%} of what rows differ by; judge by a measure that it cannot rule"
-        if self.freedom < FEW_FREEDOM and self.within + self.shared > 0:
+        if self.freedom < FEW_FREEDOM:
             return "a few rows carry the answer; judge by a measure that they cannot rule"
         return ""
 
@@ -146,7 +172,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     """The components of the variance of the mean over trials.
 
     Args:
-        trials: at least one; those with a single unit say nothing of rows.
+        trials: at least one; those with a single unit say nothing of rows, and without others the interval is infinite.
         kappa: n_train / (n - n_train) if the question is about other data sets of this kind (each trial's training rows
             are a sample of its own there), else 0.
 
@@ -162,22 +188,53 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
         raise ValueError(f"differences contain {means[~np.isfinite(means)][0]}; leave out trials that are not finite")
     count = len(trials)
     size = 1 + max(int(trial.units.max(initial=0)) for trial in trials)
-    total, seen, within = np.zeros(size), np.zeros(size, dtype=bool), 0.0
+    total, seen, own = np.zeros(size), np.zeros(size, dtype=bool), []
     for trial in trials:
         groups = len(trial.units)
-        own = trial.deviations / trial.rows * math.sqrt(groups / (groups - 1) if groups > 1 else math.inf)
-        total[trial.units] += own
+        part = trial.deviations / trial.rows
+        own.append(part * math.sqrt(groups / (groups - 1)) if groups > 1 else part)
+        total[trial.units] += own[-1]
         seen[trial.units] = True
-        within += float(own @ own) + trial.discordant**2 / (count * trial.rows**2)
     squares = total**2
-    within, rows = within / count**2, float(squares.sum()) / count**2
-    shared = max(rows - within, 0.0)
+    discordant = sum(trial.discordant**2 / trial.rows**2 for trial in trials) / count**3
+    told = [float(part @ part) for part in own if len(part) > 1]  # a single unit says nothing of how units differ
+    tested = [trial for trial in trials if len(trial.units)]  # but for failures that are counted as losses
+    within = math.fsum(told) * len(tested) / len(told) / count**2 + discordant if told else math.inf
+    rows = float(squares.sum()) / count**2
+    if min((len(trial.units) for trial in tested), default=0) < FEW_UNITS:
+        shared = max(_of_pairs(tested, size) / count**2 - discordant, 0.0)
+    else:
+        shared = max(rows - within, 0.0)
     sd = 0.0 if (means == means[0]).all() else float(means.std(ddof=1))  # np.std of equal numbers need not be 0
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
     freedom = 2 * rows**2 / max(fourth - rows**2 / seen.sum(), 1e-300)
+    if seen.sum() < FEW_UNITS:  # of which the kurtosis is not known
+        freedom = min(freedom, seen.sum() - 1.0)
     if rows == 0 and within > 0:  # the one discordant row alone
         freedom = 2.0
     lead = float(squares.max() / squares.sum()) if rows > 0 else 0.0
     mean = float(means[0]) if sd == 0 else float(means.mean())
-    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa)
+    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa, int(seen.sum()))
+
+
+def _of_pairs(trials: Sequence[Trial], size: int) -> float:
+    """What the units that trials s and t share make of cov(d_s, d_t), summed over all pairs; of trials of few units.
+
+    The deviations of g_s and g_t units of which k are the same have products 1 - 1 / g_s - 1 / g_t + k / (g_s g_t) as large
+    as those from the units' own mean. Pairs that share no unit have none; pairs of a single unit take the mean of the others.
+    """
+    count = len(trials)
+    moved, tested = np.zeros((count, size)), np.zeros((count, size))
+    for s, trial in enumerate(trials):
+        moved[s, trial.units] = trial.deviations / trial.rows
+        tested[s, trial.units] = 1
+    groups = tested.sum(axis=1)
+    both = tested @ tested.T
+    left = 1 - 1 / groups[:, None] - 1 / groups + both / np.outer(groups, groups)
+    pairs = (both > 0) & ~np.eye(count, dtype=bool)
+    told = pairs & (groups[:, None] > 1) & (groups > 1)
+    if not told.any():
+        return 0.0
+    products = (moved @ moved.T)[told] / left[told]
+    return float(products.sum()) * float(pairs.sum() / told.sum())

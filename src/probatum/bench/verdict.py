@@ -376,13 +376,13 @@ def outlook(interval: Interval, margin: float, ratio: float | None, level: float
     if parts is None:
         shared = (ratio or 0.0) * interval.sd**2
         return Outlook(interval.mean, interval.sd, n, shared, margin, level, level, multiplicity, _student)
-    own = math.sqrt(max(parts.variance - parts.shared, 0.0) * n)
+    own = math.sqrt(max(parts.variance - parts.lasting, 0.0) * n)
     inner = max(1 - 2 * (1 - level), 0.0)
 
     def quantile(seeds: int, level: float) -> float:
         return parts.at(seeds).quantile(level)
 
-    return Outlook(interval.mean, own, n, parts.shared, margin, level, inner, multiplicity, quantile)
+    return Outlook(interval.mean, own, n, parts.lasting, margin, level, inner, multiplicity, quantile)
 
 
 def _student(seeds: int, level: float) -> float:
@@ -394,6 +394,13 @@ def _more_seeds(
 ) -> tuple[int | None, str]:
     if interval.n < 2:
         return FEWEST_SEEDS, ""
+    if interval.components is not None and not math.isfinite(interval.components.within):
+        return None, ""  # its remark tells why
+    if interval.components is not None and interval.components.kappa:  # of which few seeds tell too little to foretell
+        return (
+            None,
+            f"more seeds do not remove {interval.components.common:.0%} of what is unsure about other data sets",
+        )
     if not math.isfinite(interval.high):
         return None, "the seeds differ by the same amount each time, which tells nothing of how sure it is"
     known = outlook(interval, margin, ratio, level, multiplicity)
