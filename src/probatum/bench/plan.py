@@ -32,7 +32,8 @@ class DataPlan:
     """Which data: identity, task, how they are split, and which world they are put into ("" = as they are).
 
     `splits` says how the seeds' parts come about: "folds" (`probatum.data.folds.draw_folds`), "given" (every seed has the
-    same test rows, by the user's word or by time), or "random", as earlier versions drew them.
+    same test rows, by the user's word or by time), or "random", as earlier versions drew them. `grouped`: whether groups of
+    the user's are kept together, so that the question is about new groups.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DataPlan:
     fixed_split: bool
     world: str = ""
     splits: str = "random"
+    grouped: bool = False
 
     @property
     def ratio(self) -> float | None:

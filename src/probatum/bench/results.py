@@ -137,11 +137,12 @@ class Results:
     def asked_of(self) -> str:
         """What the intervals are about, in words."""
         data = self.plan.data
+        new = "new groups of rows" if data.grouped else "new rows"
         if self.plan.question == "datasets":
             return f"other data sets like these, models trained on {data.fractions[0]:.0%} of one"
         if data.fixed_split:
-            return "new rows like the test rows, models trained on the training rows given"
-        return f"new rows like these, models trained on {data.fractions[0]:.0%} samples of them"
+            return f"{new} like the test rows, models trained on the training rows given"
+        return f"{new} like these, models trained on {data.fractions[0]:.0%} samples of them"
 
     def rows_note(self) -> str:
         """A sentence where trials are without the test rows that others of this kind keep; "" where none is."""
