@@ -311,7 +311,7 @@ class Results:
         return all_measures()[name]
 
     def mean(self, arm: str, measure: str) -> float | None:
-        """An arm's mean over its finished trials, of the rows that its verdicts rest on; None where it has none."""
+        """An arm's mean over its finished trials with a finite value, of the rows that verdicts rest on; None without any."""
         return self._means.get((arm, measure))
 
     @cached_property
@@ -322,8 +322,9 @@ class Results:
             for name in dict.fromkeys(name for record in mine for name in record["measures"]):
                 having = [record for record in mine if name in record["measures"]]
                 both = name in all_measures() and all(tests_both(record, self.measure(name)) for record in having)
-                values = [value_of(record, name, both) for record in having]
-                found[arm, name] = sum(values) / len(values)
+                values = [value for record in having if math.isfinite(value := value_of(record, name, both))]
+                if values:
+                    found[arm, name] = sum(values) / len(values)
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -404,12 +405,25 @@ def change_text(verdict: Verdict, measure: Measure) -> str:
     if not math.isfinite(verdict.mean):
         return ""
     sign = 1 if measure.higher_is_better else -1
+    mean, *ends = (sign * value for value in (verdict.mean, verdict.low, verdict.high))
     if measure.kind == "ratio":
-        low, high = sorted((math.exp(sign * verdict.low), math.exp(sign * verdict.high)))
-        return f"x{math.exp(sign * verdict.mean):.2f} [{low:.2f}, {high:.2f}]"
-    low, high = sorted((sign * verdict.low, sign * verdict.high))
-    form = "+,.0f" if max(abs(low), abs(high)) >= 1000 else "+.4f"  # bytes and parameters are counted
-    return f"{sign * verdict.mean:{form}} [{low:{form}}, {high:{form}}]"
+        mean, *ends = map(_exp, (mean, *ends)) if all(map(math.isfinite, ends)) else (_exp(mean), math.nan)
+    finite = all(map(math.isfinite, ends))
+    if measure.kind == "ratio":
+        before, form = "x", ".2f"
+    else:  # bytes and parameters are counted
+        before, form = "", "+,.0f" if max(map(abs, [mean, *(ends if finite else ())])) >= 1000 else "+.4f"
+    if not finite:
+        return f"{before}{mean:{form}}, interval unknown"
+    low, high = sorted(ends)
+    return f"{before}{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:  # an interval of two seeds on logarithms
+        return math.inf
 
 
 def _winner_text(
@@ -423,7 +437,7 @@ def _winner_text(
         return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds{_same_rows(confirmed)}."
     return (
         f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
-        f"{confirmed.word!r} ({again}): do not count on it."
+        f"{confirmed.word!r}{f' ({again})' if again else ''}: do not count on it."
     )
 
 
