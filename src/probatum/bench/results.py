@@ -195,7 +195,8 @@ class Results:
         plan = self.plan
         if not plan.race:
             return []
-        levels = Race(plan.race, plan.data.ratio, plan.confidence).levels()
+        known = any(math.isfinite(v.error) for v in self.primary_verdicts())  # rows need no guess at what splits share
+        levels = Race(plan.race, None if known else plan.data.ratio, plan.confidence).levels()
         return list(zip(plan.race, levels.tolist(), strict=True))
 
     def primary_verdicts(self) -> list[Verdict]:
