@@ -376,10 +376,14 @@ class Results:
     def _records(self, trials: Sequence[Trial], timings: Sequence[Trial]) -> list[dict[str, Any]]:
         speed = {(trial.arm, trial.seed): trial.timing.get("measures", {}) for trial in timings}
         ratios = {name for found in speed.values() for name in found}
+        timed = {seed for _, seed in speed}
         records = []
         for trial in trials:
             own = dict(trial.record.get("measures", {}))
-            own |= dict.fromkeys(ratios, 1.0) if trial.arm == self.baseline else speed.get((trial.arm, trial.seed), {})
+            if trial.arm != self.baseline:
+                own |= speed.get((trial.arm, trial.seed), {})
+            elif trial.seed in timed:
+                own |= dict.fromkeys(ratios, 1.0)
             records.append(
                 {
                     "arm": trial.arm,
@@ -389,6 +393,7 @@ class Results:
                     "reason": trial.record.get("reason", ""),
                     "digest": trial.record.get("digest", ""),
                     "rows": unpack(trial.rows) if trial.rows else None,
+                    "support": (trial.record.get("details") or {}).get("per_class", {}).get("support"),
                     "swapped": trial.record.get("swapped") if self.plan.swap else None,
                 }
             )
@@ -402,7 +407,10 @@ def winner_of(found: Sequence[Verdict], primary: str, arms: Sequence[str]) -> st
 
 
 def change_text(verdict: Verdict, measure: Measure) -> str:
-    """A verdict's difference and interval in words a person reads: "+0.012 [0.004, 0.020]" or "x0.50 [0.40, 0.60]"."""
+    """A verdict's difference and interval in words a person reads: "+0.012 [0.004, 0.020]" or "x0.50 [0.40, 0.60]".
+
+    "" where there is no difference; where its interval has no ends it is called unknown.
+    """
     if not math.isfinite(verdict.mean):
         return ""
     sign = 1 if measure.higher_is_better else -1
