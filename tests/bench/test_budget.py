@@ -162,7 +162,13 @@ def test_six_seeds_for_all_before_any_has_more(slots: int) -> None:
 
 
 def test_what_is_decided_hopeless_or_broken_stops() -> None:
-    differences = {"loses": LOSS, "same": [0.0] * 12, "open": OPEN, "breaks": [None] * 12, "wild": [0.5, -0.5] * 6}
+    differences = {
+        "loses": LOSS,
+        "same": [1e-4, -1e-4] * 6,
+        "open": OPEN,
+        "breaks": [None] * 12,
+        "wild": [0.5, -0.5] * 6,
+    }
     runs = Simulated(dict.fromkeys(["baseline", *differences], 1.0), differences)
     budget = budget_of(runs, 1000.0)
     results = results_of(budget, spend(budget, timing=False))

@@ -16,6 +16,7 @@ from scipy import stats
 from loosely import study_of
 from probatum import Study
 from probatum.bench.execute import Silent
+from probatum.bench.packed_rows import gather, pack
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
 from probatum.bench.race import Race, half_widths, law, looks_to, moments, nominal_p
 from probatum.bench.race_run import race_through
@@ -23,7 +24,7 @@ from probatum.bench.results import Results
 from probatum.bench.statistics import Interval, binomial_upper, paired
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import find_study, progress_of, results_of
-from probatum.bench.verdict import decide
+from probatum.bench.verdict import decide, verdicts
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.settings import Judging
@@ -214,7 +215,7 @@ def noise(effect: float, sd: float, seed: int, n: int = 24) -> list[float]:
 
 
 def test_clear_arms_stop_at_once_and_open_ones_go_on() -> None:
-    results, made = raced({"loser": noise(-0.2, 0.01, 0), "open": noise(0.025, 0.015, 1), "twin": [0.0] * 24})
+    results, made = raced({"loser": noise(-0.2, 0.01, 0), "open": noise(0.025, 0.015, 1), "twin": noise(0, 1e-4, 2)})
     words = {v.arm: v for v in results.primary_verdicts()}
     assert (words["loser"].word, words["twin"].word) == ("hurts", "no material difference")
     ran = results.seeds_run()
@@ -362,6 +363,22 @@ def test_trials_of_a_full_study_do_not_change_a_race_in_the_same_store(tmp_path:
         assert words_of(results_of(store, other)) == words_of(full)
     assert not full.race_note()
     assert full.as_json()["race"] is None
+
+
+def test_levels_that_are_shown_are_those_of_verdicts_with_and_without_rows() -> None:
+    results, _ = raced({"open": noise(0.025, 0.015, 1)})
+    assert [level for _, level in results.race_looks()] == Race(LOOKS, results.plan.data.ratio).levels().tolist()
+    answers = np.random.default_rng(0).integers(0, 2, (len(results.trials), 20)).astype(float)
+    kept = [pack(gather({results.plan.primary: row}, np.arange(20), 20)) for row in answers]
+    known = replace(results, trials=tuple(replace(t, rows=rows) for t, rows in zip(results.trials, kept, strict=True)))
+    levels = Race(LOOKS, None).levels().tolist()
+    assert [level for _, level in known.race_looks()] == levels
+    assert [look["level"] for look in known.as_json()["race"]["looks"]] == levels
+    (verdict,) = known.primary_verdicts()
+    look = LOOKS.index(known.seeds_run()["open"])
+    records = [r for r in known._records(known.trials, ()) if r["arm"] in ("baseline", "open")]
+    one_look = verdicts(records, "baseline", [known.measure(known.plan.primary)], ratio=None, confidence=levels[look])
+    assert (verdict.low, verdict.high) == (one_look[0].low, one_look[0].high)
 
 
 def test_report_and_command_say_that_it_was_raced(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_rows_of_a_study_are_those_of_its_measures() -> None:
         right = trial.record["measures"]["accuracy"]
         assert sorted(set(np.round(rows.deviations["accuracy"] + right, 5).tolist())) in ([0.0, 1.0], [1.0], [0.0])
         assert rows.binary >= {"accuracy"}
+    support = {r["seed"]: r["support"] for r in results._records(results.trials, ())}
+    assert all(sum(counts) == len(made.context.data(seed).test) for seed, counts in support.items())
     verdict = results.primary_verdicts()[0]
     assert math.isfinite(verdict.error)
     assert 0 <= verdict.common <= 1

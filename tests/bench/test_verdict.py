@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from probatum.bench.packed_rows import gather
+from probatum.bench.pairing import COSTS, differences
 from probatum.bench.statistics import power
 from probatum.bench.verdict import CANNOT, NO_EFFECT, Verdict, verdicts
-from probatum.measure.base import Measure
+from probatum.measure import cost, row_values
+from probatum.measure.base import Measure, all_measures
 
 pytestmark = pytest.mark.fast
 
@@ -91,8 +95,22 @@ def test_equal_differences_are_no_certainty_but_for_costs() -> None:
     assert "same amount" in verdict.note
     base = [record("baseline", seed, "size", 100.0) for seed in range(len(deltas))]
     half = [record("arm", seed, "size", 50.0) for seed in range(len(deltas))]
-    size = Measure("size", "cost", False, 0.01, kind="ratio")
+    size = Measure("size", "size", False, 0.01, kind="ratio")
     assert verdicts([*base, *half], "baseline", [size], ratio=0.25)[0].word == "helps"
+
+
+def test_axes_of_costs_are_those_of_measures() -> None:
+    assert {measure.axis for measure in cost.MEASURES} == COSTS
+
+
+def test_no_difference_on_any_seed_is_no_certainty_and_says_so_but_for_costs() -> None:
+    for primary in ("accuracy", "other"):
+        (verdict,) = verdicts(records({"arm": [0.0] * 8}), "baseline", [ACCURACY], ratio=0.25, primary=primary)
+        assert (verdict.word, verdict.seeds_needed, verdict.p) == ("undecided", None, 1.0)
+        assert "same amount" in verdict.note
+        assert math.isinf(verdict.high)
+    size = Measure("accuracy", "size", False, 0.01)
+    assert one([0.0] * 8, size).word == "no material difference"
 
 
 def test_five_seeds_are_too_few_however_clear() -> None:
@@ -110,8 +128,43 @@ def test_bit_identical_arm_is_said_to_have_no_effect() -> None:
     tied = [record("tied", seed, value=0.8, digest="other") for seed in range(6)]
     blank = [record("blank", seed, value=0.8, digest="") for seed in range(6)]
     found = {v.arm: v for v in verdicts([*base, *same, *tied, *blank], "baseline", [ACCURACY], ratio=0.2)}
-    assert {v.word for v in found.values()} == {"no material difference"}
-    assert (found["same"].note, found["tied"].note, found["blank"].note) == (NO_EFFECT, "", "")
+    assert (found["same"].word, found["same"].note) == ("no material difference", NO_EFFECT)
+    assert {found[arm].word for arm in ("tied", "blank")} == {"undecided"}  # equal numbers of other answers
+
+
+def class_record(arm: str, seed: int, guesses: np.ndarray, y: np.ndarray, support: bool, **more: Any) -> dict[str, Any]:
+    """A trial on 20 of 100 rows, from the answers (n,) and the classes (n,)."""
+    p = np.eye(3)[guesses] * 0.6 + 0.1
+    rows = row_values.of_classes(torch.tensor(p / p.sum(1, keepdims=True)), torch.tensor(y))
+    kept = gather(rows, np.arange(20) + 20 * (seed % 5), 100)
+    values = {name: float(value.mean()) for name, value in rows.items()}
+    counts = {"support": np.bincount(y, minlength=3).tolist()} if support else {}
+    return record(arm, seed) | {"measures": values, "rows": kept} | counts | more
+
+
+@pytest.mark.parametrize("name", ["balanced-accuracy", "macro-f1"])
+def test_equal_answers_are_no_certainty_where_classes_are_averaged(name: str) -> None:
+    """17 rows of two classes and 3 of a third: one row moves the mean over classes by 1/9, 1/8 or 1/3 of a third."""
+    y = np.repeat([0, 1, 2], [9, 8, 3])
+    guesses = np.where(np.arange(20) == 0, 1, y)
+    measures = [all_measures()[one] for one in ("accuracy", name)]
+
+    def judged(support: bool, **more: Any) -> list[Verdict]:
+        arms = ("baseline", "arm")
+        found = [class_record(arm, seed, guesses, y, support, **more) for arm in arms for seed in range(8)]
+        return verdicts(found, "baseline", measures, ratio=None, primary=name)
+
+    accuracy, known = judged(support=True)
+    assert known.mean == 0
+    row = math.sqrt((9 / 27**2 + 8 / 24**2 + 3 / 9**2) / 20)
+    assert known.error == pytest.approx(accuracy.error * 20 * row)
+    assert (known.word, known.high > known.margin) == ("undecided", True)
+    _, unknown = judged(support=False)
+    assert (unknown.word, unknown.high) == ("undecided", math.inf)
+    assert "same amount" in unknown.note
+    for support in (True, False):
+        _, same = judged(support, digest="same")
+        assert (same.word, same.note.split(";")[0]) == ("no material difference", NO_EFFECT)
 
 
 def test_not_applicable_and_failed_keep_their_reasons() -> None:
@@ -149,6 +202,40 @@ def test_what_failures_are_worth() -> None:
     assert words["worse"][0] == "hurts"
     assert words["same"][0] == "undecided"  # it failed four times
     assert words["same"][1].startswith("no material difference where it finishes, but it does not always")
+
+
+def test_failures_that_keep_an_arm_undecided_are_the_reason_and_no_seeds_are_named() -> None:
+    found = records({"clear": [0.05 + w for w in WIGGLE], "open": [0.01 + 10 * w for w in WIGGLE]})
+    for row in found:
+        if row["arm"] != "baseline" and row["seed"] < 2:
+            row.update(status="failed", reason="loss is nan")
+    by_arm = {v.arm: v for v in verdicts(found, "baseline", [ACCURACY], ratio=None)}
+    clear, open_ = by_arm["clear"], by_arm["open"]
+    assert (clear.low > 0, clear.p < 0.001, clear.p_adjusted > 0.05) == (True, True, True)
+    assert (clear.word, clear.seeds_needed) == ("undecided", None)
+    assert clear.note.startswith("with failures as losses it is not shown: helps; 2 of 8 seeds left out")
+    assert (open_.word, open_.seeds_needed) == ("undecided", None)
+    assert open_.note.startswith("how many seeds would decide is not known where some are lost")
+
+
+@pytest.mark.parametrize("axis", ["quality", "speed"])
+def test_seeds_without_a_measure_that_the_other_has_are_told_and_losses_but_of_costs(axis: str) -> None:
+    deltas = [0.05 + w for w in WIGGLE]
+    measure = Measure("accuracy", axis, True, 0.01)
+    found = records({"arm": deltas * 2, "worse": [-d for d in deltas * 2]})
+    for row in found:
+        lacks = (row["arm"] == "arm" and row["seed"] % 2) or (row["arm"] == "baseline" and row["seed"] == 2)
+        row["measures"] = {} if lacks else row["measures"]
+    better, worse = verdicts(found, "baseline", [measure], ratio=None)
+    assert better.n == 7
+    assert better.note.endswith("8 of 16 seeds without accuracy; the baseline: 1 of 16 seeds without accuracy")
+    assert worse.note == "the baseline: 1 of 16 seeds without accuracy"
+    assert worse.word == "hurts"
+    if axis == "quality":
+        assert (better.word, better.seeds_needed) == ("undecided", None)
+        assert better.note.startswith("with seeds without it as losses it is not shown: helps")
+    else:
+        assert better.word == "helps"
 
 
 def test_an_equal_arm_that_fails_on_its_worse_half_does_not_help() -> None:
@@ -211,9 +298,17 @@ def test_ratio_measures_are_compared_on_logs() -> None:
     assert verdict.word == "helps"
     assert verdict.mean == pytest.approx(math.log(2) - math.log(1.01) / 2)
     assert verdict.baseline_mean / verdict.arm_mean == pytest.approx(2 / 1.01**0.5)
-    found[-1]["measures"]["rmse"] = 0.0
+    better = [record("other", s, "rmse", row["measures"]["rmse"]) for s, row in enumerate(found[6:])]
+    better[-1]["measures"]["rmse"] = 0.0
+    first, other = verdicts([*found, *better], "baseline", [RMSE], ratio=0.25)
+    assert first == verdict, "an arm without any error keeps the others from being judged"
+    assert (other.word, other.note) == ("undecided", "rmse is 0 on seed 5; a ratio needs positive numbers")
+    assert math.isnan(other.mean)
+    found[2]["measures"]["rmse"] = 0.0
+    (verdict,) = verdicts(found, "baseline", [RMSE], ratio=0.25)
+    assert verdict.note == "the baseline: rmse is 0 on seed 2; a ratio needs positive numbers"
     with pytest.raises(ValueError, match=r"rmse.*0\.0.*positive"):
-        verdicts(found, "baseline", [RMSE], ratio=0.25)
+        differences([1.0], [0.0], RMSE)
 
 
 def test_p_values_are_adjusted_over_arms_within_a_measure() -> None:
@@ -230,7 +325,7 @@ def test_p_values_are_adjusted_over_arms_within_a_measure() -> None:
 def test_p_values_of_measures_beside_the_primary_one_are_adjusted_together() -> None:
     generator = np.random.default_rng(4)
     sizes = {"accuracy": 0.01, "f1": 0.01, "ece": 0.01, "size": 0.01}
-    measures = [Measure(name, "cost" if name == "size" else "quality", True, size) for name, size in sizes.items()]
+    measures = [Measure(name, "size" if name == "size" else "quality", True, size) for name, size in sizes.items()]
     rows = []
     for arm in ("baseline", "one", "two"):
         values = 0.8 + 0.02 * generator.normal(size=(8, 4)) + (0.02 if arm == "two" else 0.0)

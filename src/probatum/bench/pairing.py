@@ -14,6 +14,10 @@ from probatum.bench.two_way import FEW_UNITS, Trial
 from probatum.measure.base import Measure
 
 STATUSES = ("ok", "failed", "not applicable")
+COSTS = frozenset({"size", "speed"})
+"""Axes of what is counted of a network or timed: equal numbers are certain, and its tests are no part of the others' family."""
+OF_CLASSES = frozenset({"balanced-accuracy", "macro-f1"})
+"""Measures that are made of right and wrong answers, averaged over classes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Pairs:
         baseline_lost: seeds on which the baseline alone failed.
         own_lost: seeds on which the arm alone failed.
         swapped: whether validation rows count too, tested by the weights that test rows chose, on every seed of both.
+        lacking: seeds that both finished and on which the baseline alone has the measure.
+        baseline_lacking: seeds that both finished and on which the arm alone has it.
     """
 
     arm: str
@@ -47,6 +53,8 @@ class Pairs:
     baseline_lost: int
     own_lost: int
     swapped: bool = False
+    lacking: int = 0
+    baseline_lacking: int = 0
 
     def first(self, seeds: Sequence[int]) -> Pairs:
         """The same of these seeds alone; what was lost is left out."""
@@ -86,6 +94,7 @@ def pair(
     name = measure.name
     seeds, same, lost, own = [], [], [], []
     baseline_lost = own_lost = 0
+    lacking = [0, 0]
     for seed in sorted(set(base) & set(mine)):
         theirs, its = _problem(base[seed], name, "the baseline: "), _problem(mine[seed], name, "")
         if its:
@@ -94,7 +103,11 @@ def pair(
             lost.append(f"seed {seed}: {theirs or its}")
             own_lost += not theirs
             baseline_lost += not its
-        elif name in base[seed]["measures"] and name in mine[seed]["measures"]:
+            continue
+        has = [name in record[seed]["measures"] for record in (base, mine)]
+        lacking[0] += has == [True, False]
+        lacking[1] += has == [False, True]
+        if all(has):
             seeds.append(seed)
             digests = base[seed].get("digest"), mine[seed].get("digest")
             same.append(bool(digests[0]) and digests[0] == digests[1])
@@ -117,7 +130,21 @@ def pair(
         baseline_lost,
         own_lost,
         swapped and bool(seeds),
+        *lacking,
     )
+
+
+def no_ratio(base: Mapping[int, Mapping[str, Any]], mine: Mapping[int, Mapping[str, Any]], measure: Measure) -> str:
+    """Why an arm cannot be compared by ratio, where one of its or the baseline's values is not positive; else ""."""
+    name = measure.name
+    for seed in sorted(set(base) & set(mine)) if measure.kind == "ratio" else ():
+        both = (base[seed], mine[seed])
+        if any(name not in record["measures"] or _problem(record, name, "") for record in both):
+            continue
+        for record, whose in zip(both, ("the baseline: ", ""), strict=True):
+            if record["measures"][name] <= 0:
+                return f"{whose}{name} is {record['measures'][name]:g} on seed {seed}; a ratio needs positive numbers"
+    return ""
 
 
 def value_of(record: Mapping[str, Any], name: str, swapped: bool) -> float:
@@ -149,6 +176,9 @@ def _paired(
         trial = _trial(measure, theirs, its, _rows(base, swapped), _rows(mine, swapped))
         if trial is None:
             return left, right, None
+        size = _of_a_row_of_classes(measure, base)
+        if size is not None:
+            trial = replace(trial, discordant=size)
         trials.append(_from_one_mean(trial, measure, base, mine) if swapped else trial)
     return left, right, tuple(trials) or None
 
@@ -168,6 +198,20 @@ def _from_one_mean(trial: Trial, measure: Measure, base: Mapping[str, Any], mine
         counts = (rows if half is tested else rows.swapped).counts[name]
         moved[half] += (own - trial.mean) * counts[counts > 0]
     return replace(trial, deviations=moved)
+
+
+def _of_a_row_of_classes(measure: Measure, record: Mapping[str, Any]) -> float | None:
+    """The size of one discordant row where classes are averaged; None for other measures, or if supports are not known.
+
+    In a mean over K classes an answer to a row of a class with s of the n rows moves the measure by 1 / (K s): in a recall
+    by all of it, in F1 one half by its own class and about the other by the class that was taken for it. A difference
+    of plain 0/1 answers moves by 1 / n, so that the row is worth n / (K s) of those. Which class the row belongs to is not
+    known: the mean square over the rows is (n / K^2) sum_c 1 / s_c.
+    """
+    support = [count for count in record.get("support") or () if count > 0]
+    if measure.name not in OF_CLASSES or not support:
+        return None
+    return math.sqrt(sum(support) * math.fsum(1 / count for count in support)) / len(support)
 
 
 def _rows(record: Mapping[str, Any], swapped: bool) -> UnitRows | None:

@@ -196,7 +196,8 @@ class Results:
         plan = self.plan
         if not plan.race:
             return []
-        levels = Race(plan.race, plan.data.ratio, plan.confidence).levels()
+        known = any(math.isfinite(v.error) for v in self.primary_verdicts())  # rows need no guess at what splits share
+        levels = Race(plan.race, None if known else plan.data.ratio, plan.confidence).levels()
         return list(zip(plan.race, levels.tolist(), strict=True))
 
     def primary_verdicts(self) -> list[Verdict]:
@@ -312,7 +313,7 @@ class Results:
         return all_measures()[name]
 
     def mean(self, arm: str, measure: str) -> float | None:
-        """An arm's mean over its finished trials, of the rows that its verdicts rest on; None where it has none."""
+        """An arm's mean over its finished trials with a finite value, of the rows that verdicts rest on; None without any."""
         return self._means.get((arm, measure))
 
     @cached_property
@@ -323,8 +324,9 @@ class Results:
             for name in dict.fromkeys(name for record in mine for name in record["measures"]):
                 having = [record for record in mine if name in record["measures"]]
                 both = name in all_measures() and all(tests_both(record, self.measure(name)) for record in having)
-                values = [value_of(record, name, both) for record in having]
-                found[arm, name] = sum(values) / len(values)
+                values = [value for record in having if math.isfinite(value := value_of(record, name, both))]
+                if values:
+                    found[arm, name] = sum(values) / len(values)
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -375,10 +377,14 @@ class Results:
     def _records(self, trials: Sequence[Trial], timings: Sequence[Trial]) -> list[dict[str, Any]]:
         speed = {(trial.arm, trial.seed): trial.timing.get("measures", {}) for trial in timings}
         ratios = {name for found in speed.values() for name in found}
+        timed = {seed for _, seed in speed}
         records = []
         for trial in trials:
             own = dict(trial.record.get("measures", {}))
-            own |= dict.fromkeys(ratios, 1.0) if trial.arm == self.baseline else speed.get((trial.arm, trial.seed), {})
+            if trial.arm != self.baseline:
+                own |= speed.get((trial.arm, trial.seed), {})
+            elif trial.seed in timed:
+                own |= dict.fromkeys(ratios, 1.0)
             records.append(
                 {
                     "arm": trial.arm,
@@ -388,6 +394,7 @@ class Results:
                     "reason": trial.record.get("reason", ""),
                     "digest": trial.record.get("digest", ""),
                     "rows": unpack(trial.rows) if trial.rows else None,
+                    "support": (trial.record.get("details") or {}).get("per_class", {}).get("support"),
                     "swapped": trial.record.get("swapped") if self.plan.swap else None,
                 }
             )
@@ -401,16 +408,32 @@ def winner_of(found: Sequence[Verdict], primary: str, arms: Sequence[str]) -> st
 
 
 def change_text(verdict: Verdict, measure: Measure) -> str:
-    """A verdict's difference and interval in words a person reads: "+0.012 [0.004, 0.020]" or "x0.50 [0.40, 0.60]"."""
+    """A verdict's difference and interval in words a person reads: "+0.012 [0.004, 0.020]" or "x0.50 [0.40, 0.60]".
+
+    "" where there is no difference; where its interval has no ends it is called unknown.
+    """
     if not math.isfinite(verdict.mean):
         return ""
     sign = 1 if measure.higher_is_better else -1
+    mean, *ends = (sign * value for value in (verdict.mean, verdict.low, verdict.high))
     if measure.kind == "ratio":
-        low, high = sorted((math.exp(sign * verdict.low), math.exp(sign * verdict.high)))
-        return f"x{math.exp(sign * verdict.mean):.2f} [{low:.2f}, {high:.2f}]"
-    low, high = sorted((sign * verdict.low, sign * verdict.high))
-    form = "+,.0f" if max(abs(low), abs(high)) >= 1000 else "+.4f"  # bytes and parameters are counted
-    return f"{sign * verdict.mean:{form}} [{low:{form}}, {high:{form}}]"
+        mean, *ends = map(_exp, (mean, *ends)) if all(map(math.isfinite, ends)) else (_exp(mean), math.nan)
+    finite = all(map(math.isfinite, ends))
+    if measure.kind == "ratio":
+        before, form = "x", ".2f"
+    else:  # bytes and parameters are counted
+        before, form = "", "+,.0f" if max(map(abs, [mean, *(ends if finite else ())])) >= 1000 else "+.4f"
+    if not finite:
+        return f"{before}{mean:{form}}, interval unknown"
+    low, high = sorted(ends)
+    return f"{before}{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:  # an interval of two seeds on logarithms
+        return math.inf
 
 
 def _winner_text(
@@ -424,7 +447,7 @@ def _winner_text(
         return f"{winner} helps: {again} on {primary}, confirmed on {confirmed.n} fresh seeds{_same_rows(confirmed)}."
     return (
         f"{winner} looked best ({change} on {primary}) but on {confirmed.n} fresh seeds the answer is "
-        f"{confirmed.word!r} ({again}): do not count on it."
+        f"{confirmed.word!r}{f' ({again})' if again else ''}: do not count on it."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from probatum.bench.foresight import CAP, Outlook, decidable, seeds_to_decide
-from probatum.bench.pairing import Pairs, by_arm, differences, pair
+from probatum.bench.pairing import COSTS, Pairs, by_arm, differences, no_ratio, pair
 from probatum.bench.race import Race
 from probatum.bench.statistics import FEWEST_SEEDS, Interval, adjust, over_rows, paired
 from probatum.bench.two_way import Trial
@@ -24,8 +24,8 @@ NOT_MEASURED = "no seed has this measure for both arms"
 NO_EFFECT = "no effect: the arm is bit-identical to the baseline"
 CANNOT = "more seeds cannot decide: what all of them share is too wide; bring more rows"
 MARGINAL = "more seeds cannot decide; the mean lies on the margin"
-COSTS = "cost"
-"""Axis of times and sizes, whose tests are no part of the others' family."""
+SAME = "the seeds differ by the same amount each time, which tells nothing of how sure it is"
+FAILING = "how many seeds would decide is not known where some are lost"
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def decide(
         return Decision("helps", None, "")
     if interval.high < 0 and interval.mean <= -margin and significant:
         return Decision("hurts", None, "")
+    if not math.isfinite(interval.high):
+        return Decision("undecided", None, SAME)
     if not ahead:
         return Decision("undecided", None, "")
     multiplicity = max(p_adjusted / interval.p, 1.0) if interval.p > 0 else 1.0
@@ -168,13 +170,16 @@ def verdicts(
     that of Nadeau and Bengio. P-values are Benjamini-Hochberg adjusted over the arms of the primary measure, over the arms
     within each measure of cost, and over the arms and all other measures at once. A seed counts only if both arms are "ok"
     and have a finite value; an arm that fails where the baseline does not helps, or is the same, only if it does with its
-    failures counted as losses. An arm with failures that is left with fewer than 6 pairs has "failed". A measure that no
-    trial reports gives no verdict, unless it is the primary one.
+    failures counted as losses, and so for seeds that finish without a measure (of cost excepted) that the other has there;
+    adjusted p-values are those with losses counted. An arm with failures that is left with fewer than 6 pairs has "failed".
+    An arm with a value that is not positive is not judged on a ratio measure. Seeds that all differ by the same amount are
+    no certainty, but for costs and for results that are equal bit for bit. A measure that no trial reports gives no
+    verdict, unless it is the primary one.
 
     Args:
         records: mappings with arm, seed, status ("ok", "failed", "not applicable"), measures (name -> number), and
             optionally reason, digest (equal digests = bit-identical results), rows
-            (`probatum.bench.packed_rows.UnitRows`) and swapped: measures of the validation rows by weights that test rows
+            (`probatum.bench.packed_rows.UnitRows`), support (test rows of each class) and swapped: measures of the validation rows by weights that test rows
             chose. These count as well, the halves each by its rows, where both arms have them on every paired seed.
         baseline: name of the arm to compare with.
         measures: those to judge.
@@ -187,8 +192,8 @@ def verdicts(
         kappa: of `probatum.bench.two_way.two_way`: above 0 where the question is about other data sets.
 
     Raises:
-        ValueError: for two records of one arm and seed, an unknown status, no record of the baseline, a margin for an
-            unknown measure, or a ratio measure with a value that is not positive.
+        ValueError: for two records of one arm and seed, an unknown status, no record of the baseline, or a margin for an
+            unknown measure.
     """
     chosen = list(measures.values()) if isinstance(measures, Mapping) else list(measures)
     margins = dict(margins or {})
@@ -207,27 +212,35 @@ def verdicts(
                 arms, baseline, measure, margin, ratio, confidence, tuple(looks), kappa, primary in ("", measure.name)
             )
             found += [_tested_or_not(question, arm) for arm in arms if arm != baseline]
-    adjusted = _adjusted([one for one in found if isinstance(one, _Tested)], primary)
-    return [one if isinstance(one, Verdict) else _worded(one, adjusted[id(one)]) for one in found]
+    tested = [one for one in found if isinstance(one, _Tested)]
+    plain, charged = (_adjusted(tested, primary, losses) for losses in (False, True))
+    return [one if isinstance(one, Verdict) else _worded(one, plain[id(one)], charged[id(one)]) for one in found]
 
 
-def _adjusted(tested: Sequence[_Tested], primary: str) -> dict[int, float]:
-    """Adjusted p-values by identity; NaN for an arm with too few seeds, which gets no verdict and so costs nobody."""
+def _adjusted(tested: Sequence[_Tested], primary: str, losses: bool) -> dict[int, float]:
+    """Adjusted p-values by identity, `losses` says whether failures count as such.
+
+    NaN for an arm with too few seeds, which gets no verdict and so costs nobody.
+    """
     families: dict[str, list[_Tested]] = {}
     for one in tested:
         measure = one.question.measure
-        own = not primary or measure.name == primary or measure.axis == COSTS
+        own = not primary or measure.name == primary or measure.axis in COSTS
         families.setdefault(measure.name if own else "", []).append(one)
     found = {id(one): math.nan for one in tested}
     for family in families.values():
         judged = [one for one in family if one.interval.n >= FEWEST_SEEDS]
-        p = adjust([max(one.interval.p, one.charged.p) for one in judged])
+        p = adjust([max(one.interval.p, one.charged.p) if losses else one.interval.p for one in judged])
         found |= {id(one): value for one, value in zip(judged, p, strict=True)}
     return found
 
 
 def _tested_or_not(question: _Question, arm: str) -> Verdict | _Tested:
-    pairs = pair(arm, question.arms[question.baseline], question.arms[arm], question.measure)
+    base, mine = question.arms[question.baseline], question.arms[arm]
+    why = no_ratio(base, mine, question.measure)
+    if why:
+        return _untested(arm, question.measure, question.margin, "undecided", why)
+    pairs = pair(arm, base, mine, question.measure)
     without = _without_test(question, pairs)
     if without is not None:
         return without
@@ -261,36 +274,58 @@ def _interval(question: _Question, pairs: Pairs) -> tuple[Interval, float]:
 def _plain(question: _Question, pairs: Pairs, level: float) -> Interval:
     """The interval of these pairs without a race's correction."""
     if pairs.trials is not None:
-        return over_rows(pairs.trials, confidence=level, kappa=question.kappa)
-    found = paired(pairs.delta, test_fraction_ratio=question.ratio, confidence=level)
-    if found.sd == 0 and found.mean != 0 and question.measure.axis != COSTS:  # equal differences are no certainty
-        return found._replace(low=-math.inf, high=math.inf, p=1.0)
+        found = over_rows(pairs.trials, confidence=level, kappa=question.kappa)
+    else:
+        found = paired(pairs.delta, test_fraction_ratio=question.ratio, confidence=level)
+    sure = question.measure.axis in COSTS or (pairs.identical and found.mean == 0)
+    if found.low == found.high and not sure:  # equal differences are no certainty
+        return found._replace(low=-math.inf, high=math.inf, p=1.0, inner=None)
     return found
 
 
 def _charged(question: _Question, pairs: Pairs, interval: Interval, level: float) -> Interval:
-    """The interval with seeds on which one of both failed counted as a loss of that one, as large as any difference seen."""
-    if not pairs.own_lost and not pairs.baseline_lost:
+    """The interval with seeds on which one of both failed counted as a loss of that one, as large as any difference seen.
+
+    So are those that only one of both finished without the measure: which seeds lack it hangs on how that one did there.
+    Costs are missing where nothing was timed or counted, which is nobody's loss.
+    """
+    counts = question.measure.axis not in COSTS
+    own = pairs.own_lost + counts * pairs.lacking
+    others = pairs.baseline_lost + counts * pairs.baseline_lacking
+    if not own and not others:
         return interval
     worst = max(question.margin, *map(abs, pairs.delta))
-    gap = [-worst] * pairs.own_lost + [worst] * pairs.baseline_lost
+    gap = [-worst] * own + [worst] * others
     lost = [Trial(value, np.empty(0, dtype=np.int64), np.empty(0), 1) for value in gap]
     trials = None if pairs.trials is None else (*pairs.trials, *lost)
     return _plain(question, replace(pairs, delta=(*pairs.delta, *gap), trials=trials), level)
 
 
-def _worded(tested: _Tested, p_adjusted: float) -> Verdict:
+def _decided(tested: _Tested, plain: float, p_adjusted: float) -> Decision:
+    """The word of an arm; with failures both that of its pairs alone and that with losses counted must be the same."""
     question, pairs, interval, level, charged = tested
-    measure = question.measure
     terms: dict[str, Any] = {
-        "margin": question.margin, "p_adjusted": p_adjusted, "ratio": question.ratio,
-        "confidence": question.confidence, "level": level, "ahead": question.decides,
+        "margin": question.margin, "ratio": question.ratio, "confidence": question.confidence, "level": level,
     }  # fmt: skip
-    decision = decide(interval, identical=pairs.identical and not pairs.own_lost, **terms)
-    if charged is not interval and decision.word not in ("undecided", decide(charged, **terms).word):
-        decision = Decision("undecided", None, f"with failures as losses it is not shown: {decision.word}")
-    elif decision.word == "no material difference" and pairs.own_lost:
-        decision = Decision("undecided", None, "no material difference where it finishes, but it does not always")
+    if charged is interval:
+        return decide(interval, identical=pairs.identical, p_adjusted=p_adjusted, ahead=question.decides, **terms)
+    # p-values with losses would hide what the pairs say
+    decision = decide(
+        interval, identical=pairs.identical and not pairs.own_lost, p_adjusted=plain, ahead=False, **terms
+    )
+    if decision.word == "undecided":
+        return decision._replace(note=decision.note or (FAILING if question.decides else ""))
+    if decision.word != decide(charged, p_adjusted=p_adjusted, ahead=False, **terms).word:
+        lost = "failures" if pairs.lost else "seeds without it"
+        return Decision("undecided", None, f"with {lost} as losses it is not shown: {decision.word}")
+    if decision.word == "no material difference" and pairs.own_lost:
+        return Decision("undecided", None, "no material difference where it finishes, but it does not always")
+    return decision
+
+
+def _worded(tested: _Tested, plain: float, p_adjusted: float) -> Verdict:
+    question, pairs, interval = tested[:3]
+    measure, decision = question.measure, _decided(tested, plain, p_adjusted)
     parts = interval.components
     return Verdict(
         arm=pairs.arm,
@@ -312,6 +347,7 @@ def _worded(tested: _Tested, p_adjusted: float) -> Verdict:
             decision.note,
             "" if parts is None else parts.remark(),
             _lost(pairs),
+            *_without_measure(pairs, measure),
         ),
         sd=interval.sd,
         error=math.nan if parts is None else math.sqrt(parts.variance),
@@ -359,6 +395,13 @@ def _lost(pairs: Pairs) -> str:
     return f"{len(pairs.lost)} of {total} seeds left out ({pairs.lost[0]})" if pairs.lost else ""
 
 
+def _without_measure(pairs: Pairs, measure: Measure) -> list[str]:
+    """How many seeds lack a measure that the other of both has there."""
+    total = pairs.lacking + pairs.baseline_lacking + len(pairs.lost) + len(pairs.values)
+    told = (("", pairs.lacking), ("the baseline: ", pairs.baseline_lacking))
+    return [f"{whose}{count} of {total} seeds without {measure.name}" for whose, count in told if count]
+
+
 def _untested(arm: str, measure: Measure, margin: float, word: str, note: str, n: int = 0) -> Verdict:
     nan = math.nan
     return Verdict(arm, measure.name, measure.axis, word, nan, nan, nan, n, nan, nan, margin, None, nan, nan, note)
@@ -402,7 +445,7 @@ def _more_seeds(
             f"more seeds do not remove {interval.components.common:.0%} of what is unsure about other data sets",
         )
     if not math.isfinite(interval.high):
-        return None, "the seeds differ by the same amount each time, which tells nothing of how sure it is"
+        return None, SAME
     known = outlook(interval, margin, ratio, level, multiplicity)
     needed = seeds_to_decide(known, FEWEST_SEEDS)
     if needed is not None:

@@ -32,11 +32,15 @@ class Interval:
 
 
 def forest(rows: Sequence[Interval], margin: float, better: str, worse: str, title: str) -> str:
-    """A forest plot: positive = better to the right, the region of practical equivalence shaded."""
+    """A forest plot: positive = better to the right, the region of practical equivalence shaded.
+
+    Of an interval without ends the mean alone is drawn.
+    """
     rows = [row for row in rows if math.isfinite(row.mean)]
     if not rows:
         return ""
-    reach = max([margin * 1.5, *(abs(v) for row in rows for v in (row.low, row.high))]) * 1.08 or 1.0
+    ends = [abs(v) for row in rows for v in (row.mean, row.low, row.high) if math.isfinite(v)]
+    reach = max([margin * 1.5, *ends]) * 1.08 or 1.0
     width, left, right, line = 800, 210, 220, 30
     height = 46 + line * len(rows)
     span = width - left - right
@@ -55,9 +59,10 @@ def forest(rows: Sequence[Interval], margin: float, better: str, worse: str, tit
         y = 14 + line * i + line / 2
         kind = WORD_CLASSES.get(row.word, "open")
         parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(row.label, 27))}</text>')
-        parts.append(
-            f'<line class="range {kind}" x1="{at(row.low):.1f}" y1="{y:.1f}" x2="{at(row.high):.1f}" y2="{y:.1f}"/>'
-        )
+        if math.isfinite(row.low) and math.isfinite(row.high):
+            parts.append(
+                f'<line class="range {kind}" x1="{at(row.low):.1f}" y1="{y:.1f}" x2="{at(row.high):.1f}" y2="{y:.1f}"/>'
+            )
         parts.append(
             f'<circle class="dot {kind}" cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5"><title>{escape(row.label)}: {escape(row.text)}, {escape(row.word)}</title></circle>'
         )
@@ -71,7 +76,7 @@ def forest(rows: Sequence[Interval], margin: float, better: str, worse: str, tit
 
 def scatter(points: Sequence[tuple[str, float, float, str]], x_label: str, y_label: str, title: str) -> str:
     """Points (label, x > 0, y, class) with a logarithmic x axis."""
-    points = [p for p in points if p[1] > 0 and math.isfinite(p[2])]
+    points = [p for p in points if 0 < p[1] < math.inf and math.isfinite(p[2])]
     if len(points) < 2:
         return ""
     width, height, left, bottom, top, right = 760, 340, 70, 48, 16, 150

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from probatum import catalogue
@@ -45,7 +46,8 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
     mine = [v for v in results.verdicts() if v.arm == arm and v.n]
     for v in mine:
         change = change_text(v, measures[v.measure])
-        lines.append(f"| {v.measure} | {v.baseline_mean:.4g} | {v.arm_mean:.4g} | {change} | {v.word} |")
+        means = [f"{mean:.4g}" if math.isfinite(mean) else "" for mean in (v.baseline_mean, v.arm_mean)]
+        lines.append(f"| {v.measure} | {means[0]} | {means[1]} | {change} | {v.word} |")
     if not mine:
         shown = [name for name in measures if results.mean(arm, name) is not None]
         lines += [f"| {name} | {results.mean(arm, name):.4g} | | | |" for name in shown]
@@ -57,10 +59,8 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
         lines += ["", results.reference_note()]
     confirmed = results.confirmed()
     if confirmed is not None:
-        lines += [
-            "",
-            f"On {confirmed.n} fresh seeds: {confirmed.word} ({change_text(confirmed, measures[confirmed.measure])}).",
-        ]
+        change = change_text(confirmed, measures[confirmed.measure])
+        lines += ["", f"On {confirmed.n} fresh seeds: {confirmed.word}{f' ({change})' if change else ''}."]
     if description["digest_in_study"] != description["digest"]:
         told = sameness(description)
         lines += ["", f"{told[:1].upper()}{told[1:]}."]
