@@ -118,6 +118,11 @@ class Study:
         """What is run, frozen."""
         return self.context.plan
 
+    @property
+    def spent(self) -> float:
+        """Seconds that making the study took, which are part of its budget of time until it has run."""
+        return self._spent
+
     def run(self, listener: Listener | None = None) -> Results:
         """Run what the store lacks; safe to interrupt and to call again."""
         with closing(self.executor()) as executor:

@@ -40,7 +40,10 @@ def test_flipped_labels_are_found_at_their_rate(share: float) -> None:
     assert labels["low"] <= share <= labels["high"]
     assert labels["wrong"] == pytest.approx(share * labels["of"], abs=0.06 * labels["of"])
     assert ("noisy-labels" in found.traits) is (share > 0)
-    assert f"of the 225 labels that models of other rows are surest of, {labels['wrong']} are contradicted" in found["labels"].words
+    assert (
+        f"of the 225 labels that models of other rows are surest of, {labels['wrong']} are contradicted"
+        in found["labels"].words
+    )
 
 
 @pytest.mark.parametrize("slope", [0.8, 1.0, 1.5, 2.5])

@@ -90,9 +90,7 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
     sure, against = contradictions(both, found.part.y.numpy())
     wrong, of = int(against.sum()), len(sure)
     doubts = 1 - each[0, sure, both[sure].argmax(axis=1)]
-    return Suspicion(
-        wrong / of, *wilson(wrong, of), wrong, of, float(doubts.sum()), at_least(wrong, doubts), len(rows)
-    )
+    return Suspicion(wrong / of, *wilson(wrong, of), wrong, of, float(doubts.sum()), at_least(wrong, doubts), len(rows))
 
 
 def at_least(count: int, chances: np.ndarray) -> float:
