@@ -42,6 +42,10 @@ class Outputs:
 def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> None:
     """Run the study of these arguments of `Study` and show it."""
     console, begun = Console(), time.monotonic()
+    with console.status("starting ..."):
+        from probatum.study import check
+
+        check(ids, arguments)
     waiting = Waiting(console, SAID)
     with console.status(f"{SAID} ...") as status, Ticker(waiting.beat):
         from probatum.bench.plan import key_of
