@@ -214,8 +214,8 @@ def _wishes(
     """What is asked beside the data, checked, and the engine."""
     chosen = None if techniques is None else list(fitting(techniques, tuple[str, ...], "techniques"))
     where, engine = making.checked_running(checked(running, Running))
-    tuning = fine_tuning and checked(fine_tuning, FineTuning)
-    return making.Wishes(chosen, *training, checked(judging, Judging), where, tuning, rules).checked(), engine
+    others = (checked(judging, Judging), where, fine_tuning and checked(fine_tuning, FineTuning), rules)
+    return making.Wishes(*(chosen, *training, *others)).checked(), engine
 
 
 def _in_full(bench: Bench, jobs: list[Job], timing_jobs: list[Job], summary: dict[str, Any]) -> Results:
