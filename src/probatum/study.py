@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
 from probatum.bench.workers import AUTO
+from probatum.engine import Engine
 from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target, with_test
 
 if TYPE_CHECKING:
@@ -89,12 +90,9 @@ class Study:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         begun, asked = time.monotonic(), checked(running, Running)
-        self.running, engine = making.checked_running(asked)
-        chosen = None if techniques is None else list(fitting(techniques, tuple[str, ...], "techniques"))
-        wishes = making.Wishes(
-            *(chosen, model, seeds, epochs, steps, batch_size, primary, margin, tune),
-            *(checked(judging, Judging), self.running, fine_tuning and checked(fine_tuning, FineTuning), rules),
-        ).checked()
+        training = (model, seeds, epochs, steps, batch_size, primary, margin, tune)
+        wishes, engine = _wishes(techniques, training, judging, asked, fine_tuning, rules)
+        self.running, chosen = wishes.running, wishes.techniques
         self.store = Store(fitting(":memory:" if store is None else store, str | Path, "store"))
         dataset, self._source = making.read(data, with_test(with_target(checked(reading, Reading), target), test))
         base = making.baseline(dataset, wishes)
@@ -117,6 +115,11 @@ class Study:
     def plan(self) -> StudyPlan:
         """What is run, frozen."""
         return self.context.plan
+
+    @property
+    def spent(self) -> float:
+        """Seconds that making the study took, which are part of its budget of time until it has run."""
+        return self._spent
 
     def run(self, listener: Listener | None = None) -> Results:
         """Run what the store lacks; safe to interrupt and to call again."""
@@ -195,6 +198,24 @@ class Study:
         from probatum.report.table import verdict_table_html
 
         return verdict_table_html(self.results)
+
+
+def check(techniques: Sequence[str] | None, arguments: Mapping[str, Any]) -> None:
+    """InputError where these arguments of `Study` cannot be used whatever the data are; nothing is read."""
+    training = ("model", "seeds", "epochs", "steps", "batch_size", "primary", "margin")
+    said = (*(arguments.get(name) for name in training), arguments.get("tune", 0))
+    _wishes(techniques, said, *(arguments.get(name) for name in ("judging", "running", "fine_tuning", "rules")))
+    with_target(checked(arguments.get("reading"), Reading), arguments.get("target"))
+
+
+def _wishes(
+    techniques: Any, training: Sequence[Any], judging: Any, running: Any, fine_tuning: Any, rules: Any
+) -> tuple[making.Wishes, Engine]:
+    """What is asked beside the data, checked, and the engine."""
+    chosen = None if techniques is None else list(fitting(techniques, tuple[str, ...], "techniques"))
+    where, engine = making.checked_running(checked(running, Running))
+    others = (checked(judging, Judging), where, fine_tuning and checked(fine_tuning, FineTuning), rules)
+    return making.Wishes(*(chosen, *training, *others)).checked(), engine
 
 
 def _in_full(bench: Bench, jobs: list[Job], timing_jobs: list[Job], summary: dict[str, Any]) -> Results:

@@ -81,6 +81,23 @@ def test_noisy_labels_bring_what_is_made_for_them_to_the_front(
         assert one["points"] == pytest.approx(sum(reason["points"] for reason in one["reasons"]))
 
 
+def test_what_was_done_on_reading_is_told_as_try_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.arange(120) % 3
+    names = [f"name {i}" for i in range(120)]
+    pl.DataFrame({"x": x, "name": names, "z": np.arange(120) % 7, "y": [f"c{i}" for i in x]}).write_csv("exact.csv")
+    code, out, err = run(["advise", "--data", "exact.csv", "--target", "y"], monkeypatch, capsys)
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "note: column 'name' has 120 distinct words in 120 rows, like an id: dropped" in told
+    assert "note: column 'x' gives the target 'y' away one to one: drop it" in told
+    assert told.index("note: column") < told.index("120 rows of"), "facts are of what reading has left"
+    code, out, err = run(["advise", "--data", "exact.csv", "--target", "y", "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    assert len(json.loads(out)["notices"]) >= 2
+
+
 def test_the_text_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(["advise", "--data", "iris", "--top", "3"], monkeypatch, capsys)
     assert code == 0, err

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from probatum.advising.facts import DataFacts, facts_of, profile
+from probatum.advising.looks import at_least
 from probatum.data.open import open_dataset
 from probatum.settings import Reading
 
@@ -39,7 +40,53 @@ def test_flipped_labels_are_found_at_their_rate(share: float) -> None:
     assert labels["low"] <= share <= labels["high"]
     assert labels["wrong"] == pytest.approx(share * labels["of"], abs=0.06 * labels["of"])
     assert ("noisy-labels" in found.traits) is (share > 0)
-    assert f"{labels['wrong']} of the 225" in found["labels"].words
+    assert (
+        f"of the 225 labels that models of other rows are surest of, {labels['wrong']} are contradicted"
+        in found["labels"].words
+    )
+
+
+@pytest.mark.parametrize("slope", [0.8, 1.0, 1.5, 2.5])
+def test_classes_that_overlap_are_no_wrong_labels(slope: float) -> None:
+    """Drawn with the chances of a logistic curve: the surest 15 % are contradicted as often as the curve says."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((4000, 4))
+    y = rng.random(4000) < 1 / (1 + np.exp(-slope * x[:, 0]))
+    table = pl.DataFrame({**{f"x{i}": x[:, i] for i in range(4)}, "y": np.where(y, "yes", "no")})
+    found = facts(table)
+    labels = found["labels"].numbers
+    surest = np.sort(1 / (1 + np.exp(slope * np.abs(x[:, 0]))))[:600]
+    assert labels["expected"] == pytest.approx(surest.mean() * labels["of"], abs=0.05 * labels["of"])
+    assert labels["p"] > 0.01
+    assert "noisy-labels" not in found.traits
+    assert "no sign of wrong labels" in found["labels"].words
+    assert "of labels look wrong" not in found["labels"].words
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_altered_labels_are_more_than_overlap_explains(share: float, seed: int) -> None:
+    found = facts(frame(np.random.default_rng(seed), share))
+    labels = found["labels"].numbers
+    assert "noisy-labels" in found.traits
+    assert labels["wrong"] > 1.25 * labels["expected"]
+    assert labels["p"] < 0.01
+
+
+def test_a_border_that_no_line_follows_is_no_wrong_label() -> None:
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((4000, 3))
+    y = rng.random(4000) < 1 / (1 + np.exp(-3 * x[:, 0] * x[:, 1]))
+    table = pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": np.where(y, "yes", "no")})
+    assert "noisy-labels" not in facts(table).traits
+
+
+def test_the_chance_of_so_many_or_more() -> None:
+    chances = np.array([0.5, 0.2, 0.1])
+    assert at_least(0, chances) == 1.0
+    assert at_least(3, chances) == pytest.approx(0.01)
+    assert at_least(1, chances) == pytest.approx(1 - 0.5 * 0.8 * 0.9)
+    assert at_least(4, chances) == 0.0
 
 
 def test_imbalance_is_told_below_a_fifth_of_an_even_share() -> None:
@@ -78,7 +125,13 @@ def test_columns_that_hardly_vary() -> None:
         rare=pl.Series([1.0] * 10 + [0.0] * (N - 10)),
         often=pl.Series([1.0] * 30 + [0.0] * (N - 30)),
     )
-    assert facts(table)["constant"].numbers == {"constant": 1, "near": ["rare"]}
+    found = facts(table)
+    assert found["constant"].numbers == {"constant": 1, "near": ["rare"]}
+    assert found["constant"].words == "1 constant column was dropped; 1 column is nearly constant (rare)"
+    assert any("column 'still' is constant" in notice for notice in found.notices)
+    assert facts(table.drop("rare"))["constant"].words == "1 constant column was dropped"
+    two = table.drop("still").with_columns(too=pl.col("rare") + 1)
+    assert facts(two)["constant"].words == "2 columns are nearly constant (rare, too)"
 
 
 @pytest.mark.parametrize("moved", [0.0, 1.0])

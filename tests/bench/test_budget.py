@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from commands import told
-from probatum.bench.budget import Budget, Costs, Found, clock_words, confirmation, order_of, spend, whole
+from probatum.bench.budget import Budget, Costs, Found, confirmation, order_of, spend, whole
 from probatum.bench.context import Context, Job
 from probatum.bench.execute import Bench, Listener, Silent
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
@@ -23,6 +23,7 @@ from probatum.bench.statistics import paired
 from probatum.bench.store import Store, Trial
 from probatum.bench.stored import progress_of
 from probatum.bench.stored import results_of as stored_results
+from probatum.bench.time_words import before, clock_words, time_note
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.settings import Running
@@ -334,6 +335,73 @@ def test_references_and_timings_come_when_six_seeds_are_there_and_all_else_is_do
     assert len(found.timings) == 12
 
 
+def slow(store: Store, now: float = 0.0) -> tuple[Simulated, Results, list[str]]:
+    """A run of 30 seconds, of which so many are gone when it begins, where a trial takes 5, and references 1."""
+
+    class Heard(Silent):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def said(self, line: str) -> None:
+            self.lines.append(line)
+
+    heard = Heard()
+    runs = Simulated({"baseline": 5.0, "first": 5.0, "second": 5.0, "reference": 1.0})
+    runs.now = now
+    plan = plan_of(["first", "second"], references=("reference",))
+    bench = Bench(Context(plan, None, stack="never"), store, heard, runs)  # type: ignore[arg-type]
+    budget = Budget(bench, ("first", "second"), 30.0, 6.0, lambda: runs.now, 1, runs)
+    return runs, results_of(budget, spend(budget, timing=False)), heard.lines
+
+
+def test_where_no_arm_can_come_to_six_seeds_the_first_is_begun_and_no_reference() -> None:
+    store = Store(":memory:")
+    runs, results, (told_after,) = slow(store)
+    assert runs.seeds() == {"baseline": [0, 1, 2, 3], "first": [0, 1]}, "pairs, and what else fits counts later"
+    assert runs.now <= 30.0
+    assert "No arm comes to 6 seeds in the 0:19 left: first with the baseline would take about 0:55." in told_after
+    assert "0 arm(s)" not in told_after
+    assert results.race_note().startswith("1 minute at a time: 4 trials of the baseline and the arms count.")
+    runs, results, _ = slow(store)
+    assert "first" in runs.seeds()
+    for _ in range(3):
+        runs, results, _ = slow(store)
+    assert "first" not in results.no_time(), "it is judged in the end"
+
+
+@pytest.mark.parametrize("now", [28.0, 45.0])
+def test_each_run_begins_something_of_an_arm_even_where_starting_took_all_the_time(now: float) -> None:
+    store = Store(":memory:")
+    for seed in range(6):
+        runs, results, _ = slow(store, now)
+        assert runs.seeds() == {"baseline": [seed], "first": [seed]}
+    assert set(results.no_time()) == {"second"}
+    runs, results, _ = slow(store, now)
+    assert "second" in runs.seeds()
+
+
+def test_references_wait_for_a_verdict() -> None:
+    runs = Simulated({"baseline": 1.0, "a": 1.0, "b": 9.0, "reference": 1.0})
+    spend(budget_of(runs, 40.0, order=["a", "b"], references=("reference",)), timing=False)
+    names = [name for _, name, _, _ in runs.begun]
+    assert names.index("reference") > max(i for i, name in enumerate(names[: names.index("reference")]) if name == "a")
+    assert names[: names.index("reference")].count("a") == 6
+
+
+def test_words_of_a_budget_agree_with_their_numbers() -> None:
+    plan = plan_of(["a"])
+    one = time_note(plan, {"baseline": 1, "a": 0}, {"a": "no time"}, confirmed=True)
+    assert one.startswith("1 minute at a time: 1 trial of the baseline and the arms counts.")
+    assert one.endswith("No arm has a trial that counts: give more minutes.")
+    assert "goes on" not in one
+    assert time_note(plan, {"baseline": 6, "a": 6}, {}, confirmed=True).endswith("The same command goes on from here.")
+    assert not any("Reading" in line for line in before(plan, 10.0, 12.0))
+    assert before(plan, 45.0, 12.0)[-1].startswith(
+        "Reading and rehearsing took 0:45 of the 1:00, as it will every time; 0:15 are left"
+    )
+    assert "as far as the time allows" in before(plan, 45.0, 12.0)[0]
+
+
 def test_only_whole_looks_count_and_hold_whenever_one_stops() -> None:
     plan = plan_of(["a", "b"])
     made = Simulated({})
@@ -385,7 +453,7 @@ def test_what_is_told_after_the_pilot() -> None:
     spend(Budget(bench, ("a", "b"), 60.0, 0.0, lambda: runs.now, 1, runs), timing=False)
     (told_after,) = heard.lines
     assert "baseline 1, a 2, b 30" in told_after
-    assert "1 arm(s) come to 6 seeds in about 0:12; 0:24 are left" in told_after, "4 seeds each of 1 and 2 seconds"
+    assert "1 arm comes to 6 seeds in about 0:12; 0:24 are left" in told_after, "4 seeds each of 1 and 2 seconds"
     assert told_after.endswith("No time: b.")
     assert clock_words(125.4) == "2:05"
 

@@ -91,7 +91,27 @@ def test_two_workers_find_what_one_process_finds(records: Records) -> None:
     last_fit = max(i for i, (word, key) in enumerate(log.lines) if word == "ended" and key not in timings)
     assert last_fit < first_timing
     assert [word for word, _ in log.lines[first_timing:]] == ["started", "ended"] * len(timings)
-    assert log.lines[1][0] == log.lines[2][0] == "started", "two trials are under way at once"
+
+
+def test_two_trials_are_under_way_at_once(warm: None, holding: Holding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is held until both are in the middle of a training: however slow a worker is, none can end before."""
+    monkeypatch.setattr(catalogue, "_added", {})
+    catalogue.add_file(holding.file)
+    study = study_of("iris", [holding.arm(free=0)], **_without("epochs"), steps=150, running=Running(workers=2))
+    seen: list[set[int]] = []
+
+    def watch() -> None:
+        try:
+            seen.append(until(lambda: held if len(held := holding.held()) == 2 else set()))
+        finally:
+            holding.let_go()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    results = study.run()
+    watching.join()
+    assert len(seen) == 1, "one was held alone to the end"
+    assert {t.status for t in results.trials} == {"ok"}
 
 
 def test_stacked_seeds_are_the_same_in_any_process(warm: None, records: Records) -> None:

@@ -149,6 +149,34 @@ def test_one_clear_line(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert named in err, err
 
 
+EARLY = [
+    *("unknown technique", "techniques of two arenas", "no seeds", "no steps", "unknown budget", "negative tuning"),
+    *("unknown measure", "negative margin"),
+]
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_values_are_looked_at_before_anything_is_read(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["probatum", *CASES[case][0]])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr()
+    assert CASES[case][1] in told.err
+    assert "reading the data" not in told.out
+
+
+@pytest.mark.parametrize("cost", ["parameters", "latency-ratio"])
+def test_what_costs_decides_nothing(
+    cost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err = run(["try", "gradient-noise", "--data", "iris", "--primary", cost], monkeypatch, capsys)
+    assert code == 2
+    assert f"primary is '{cost}', a cost" in err
+    assert "what can decide here are accuracy" in err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_unwritable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     closed = tmp_path / "closed"

@@ -135,7 +135,7 @@ def test_the_ticker_beats_beside_long_work_and_ends() -> None:
     assert not ticker._thread.is_alive()
 
 
-def study(minutes: float = 0.0) -> Any:
+def study(minutes: float = 0.0, spent: float = 0.0) -> Any:
     data = DataPlan("made up", "0", "table", "classes", "y", 100, (0.6, 0.2, 0.2), True)
     skipped = {f"unfit{i}": f"unfit{i}: is for images" for i in range(21)}
     plan = StudyPlan(
@@ -151,7 +151,7 @@ def study(minutes: float = 0.0) -> Any:
         race=(6, 24) if minutes else (),
         minutes=minutes,
     )
-    return SimpleNamespace(plan=plan, hands=Hands(), running=SimpleNamespace(on=None, workers=1))
+    return SimpleNamespace(plan=plan, hands=Hands(), spent=spent, running=SimpleNamespace(on=None, workers=1))
 
 
 def test_what_does_not_apply_is_one_line_unless_it_was_named() -> None:

@@ -187,6 +187,39 @@ def test_few_groups_make_fewer_folds():
         draw_folds(SplitPlan(None, groups % 2, grouped=True), 0, FRACTIONS)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("groups", [3, 4])
+def test_three_groups_train_validate_and_test_in_turn(groups, labelled):
+    units = np.repeat(np.arange(groups), 20)
+    plan = SplitPlan(np.tile([0, 1], 10 * groups) if labelled else None, units, grouped=True)
+    assert set(counted(plan, 4 * groups)) == {4}
+    for seed in range(4 * groups):
+        assert [len(np.unique(units[part])) for part in draw_folds(plan, seed, FRACTIONS, "ab")] == [groups - 2, 1, 1]
+        assert all(len(part) for part in draw_split(plan, seed, FRACTIONS, "ab"))
+
+
+def test_halves_of_groups_leave_two_to_learn_from():
+    groups = np.repeat(np.arange(4), [100, 1, 2, 1])
+    half = fractions_of(0.5)
+    assert set(counted(SplitPlan(None, groups, grouped=True), 2, half)) == {1}
+    for seed in range(6):
+        assert all(len(part) for part in draw_folds(SplitPlan(None, groups, grouped=True), seed, half))
+    with pytest.raises(InputError, match="3 groups, and 2 of them at a time would be tested"):
+        draw_folds(SplitPlan(None, groups % 3, grouped=True), 0, half)
+
+
+def test_a_class_that_two_groups_cannot_both_hold_is_named():
+    plan = SplitPlan(np.repeat([0, 1, 0, 1], 20), np.repeat([0, 1, 2, 2], 20), grouped=True)
+    with pytest.raises(InputError, match=r"class '[ab]' is in training"):
+        _ = [draw_folds(plan, seed, FRACTIONS, "ab") for seed in range(3)]
+
+
+def test_a_class_of_one_row_is_trained_on_and_never_tested():
+    counts = counted(SplitPlan(np.repeat([0, 1], [60, 1]), np.arange(61)), 10)
+    assert set(counts[:60]) == {2}
+    assert counts[60] == 0
+
+
 def test_a_class_in_one_group_is_refused_and_in_two_is_trained_on():
     labels = np.repeat([0, 1], [30, 10])
     alone = SplitPlan(labels, np.concatenate([np.arange(30), np.full(10, 30)]), grouped=True)

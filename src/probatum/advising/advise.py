@@ -71,6 +71,7 @@ class Advice:
         """Everything as JSON values."""
         return {
             "data": self.facts.name,
+            "notices": list(self.facts.notices),
             "facts": [asdict(fact) for fact in self.facts.facts],
             "techniques": self.techniques,
             "order": [asdict(one) for one in self.order],
@@ -82,7 +83,8 @@ class Advice:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.facts.name}: {'; '.join(fact.words for fact in self.facts.facts)}"]
+        told = [*self.facts.notices, *(fact.words for fact in self.facts.facts)]
+        lines = [f"{self.facts.name}: {'; '.join(told)}"]
         lines += [f"{i}. {one.technique} ({one.points:+.2f}): {why(one)}" for i, one in enumerate(self.advised, 1)]
         return "\n".join((*lines, self.rests, self.measured))
 

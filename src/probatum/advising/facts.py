@@ -15,7 +15,9 @@ from probatum.data.facts import told_constant
 FEW_ROWS = 1000
 """Fewer rows than this are few."""
 SUSPICIOUS = 0.05
-"""Labels are noisy where the lower end of the interval on the share that is contradicted lies above this."""
+"""Labels are noisy only where the lower end of the interval on the share that is contradicted lies above this,"""
+MORE_THAN_EXPECTED, BY_CHANCE = 1.25, 0.01
+"""and where so many times as many are contradicted as where classes overlap, which has at most this chance if none is wrong."""
 DRIFT_AUC, DRIFT_P = 0.6, 0.01
 """Two sets of rows differ where a classifier tells them apart as well as this, and chance would not."""
 NEAR_CONSTANT = 0.99
@@ -68,6 +70,7 @@ class DataFacts:
         profile: what other data are compared by.
         facts: one after another, as they are told.
         notes: what could not be looked at, and why.
+        notices: what was found and done on reading, such as columns that were dropped; facts are of what that left.
     """
 
     name: str
@@ -75,6 +78,7 @@ class DataFacts:
     profile: Profile
     facts: tuple[Fact, ...]
     notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def traits(self) -> dict[str, Fact]:
@@ -116,7 +120,8 @@ def facts_of(dataset: Any, *, time: str | None = None, seed: int = 0) -> DataFac
                 notes.append(look)
     elif raw is not None:
         notes.append("the rows stay on disk: repeated rows, labels and drift were not looked at")
-    return DataFacts(dataset.name, dataset.fingerprint, profile_of(dataset), tuple(found), tuple(notes))
+    about = (dataset.name, dataset.fingerprint, profile_of(dataset))
+    return DataFacts(*about, tuple(found), tuple(notes), tuple(getattr(dataset, "notices", ())))
 
 
 def profile_of(dataset: Any) -> Profile:
@@ -170,7 +175,9 @@ def _columns(dataset: Any, raw: Any) -> list[Fact]:
     near = [] if frame is None else [c for c in frame.columns if _top_share(frame[c]) >= NEAR_CONSTANT]
     if constant or near:
         shown = f" ({', '.join(near[:3])}{' ...' if len(near) > 3 else ''})" if near else ""
-        words = f"{constant} constant columns were dropped; {len(near)} are nearly constant{shown}"
+        told = [f"{constant} constant column{_s(constant)} {_were(constant)} dropped"] if constant else []
+        told += [f"{len(near)} column{_s(len(near))} {_are(len(near))} nearly constant{shown}"] if near else []
+        words = "; ".join(told)
         found.append(Fact("constant", words, {"constant": constant, "near": near}))
     return found
 
@@ -208,12 +215,13 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     look = looks.suspicious_labels(dataset, np.fromiter(seen.values(), dtype=np.int64), seed)
     if isinstance(look, str):
         return look
-    interval = f"[{percent(look.low)}, {percent(look.high)}]"
+    noisy = look.low > SUSPICIOUS and look.wrong > MORE_THAN_EXPECTED * look.expected and look.p < BY_CHANCE
     words = (
-        f"{percent(look.share)} {interval} of labels look wrong: models of the other rows contradict {look.wrong} of the "
-        f"{look.of} that they are surest of"
+        f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
+        f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}]); by overlap of the classes alone logistic "
+        f"regression expects {look.expected:.0f}{'' if noisy else ': no sign of wrong labels'}"
     )
-    return Fact("labels", words, look._asdict(), "noisy-labels" if look.low > SUSPICIOUS else "")
+    return Fact("labels", words, look._asdict(), "noisy-labels" if noisy else "")
 
 
 def _drift(dataset: Any, time: str | None, seed: int) -> Fact | str:
@@ -231,6 +239,18 @@ def _drift(dataset: Any, time: str | None, seed: int) -> Fact | str:
         words += "; if their order is one in time, say --time COLUMN"
     # rows that are split at random are tested on rows of all times: techniques against drift have nothing to mend there
     return Fact("drift", words, look._asdict(), "drift" if apart and look.by != "order" else "")
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def percent(share: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from probatum.auditing.case import FOLDS, input_features, out_of_fold
+from probatum.auditing.case import FOLDS, both_out_of_fold, input_features
 from probatum.auditing.labels import contradictions
 from probatum.auditing.rows import Rows
 from probatum.auditing.shift import two_sample
@@ -32,6 +32,8 @@ class Suspicion(NamedTuple):
         low, high: its 95 % interval (Wilson).
         wrong: how many of those rows are contradicted.
         of: how many of those rows there are.
+        expected: how many of them would be contradicted where classes overlap and no label is wrong.
+        p: chance of so many contradictions, or more, where no label is wrong.
         rows: how many rows were looked at.
     """
 
@@ -40,6 +42,8 @@ class Suspicion(NamedTuple):
     high: float
     wrong: int
     of: int
+    expected: float
+    p: float
     rows: int
 
 
@@ -60,10 +64,13 @@ class Drift(NamedTuple):
 
 
 def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Suspicion | str:
-    """The share of contradicted labels among the surest rows, out of five folds; or why that cannot be told.
+    """How many labels are contradicted among the surest rows, out of five folds, and how many would be; or why not.
 
     Confident learning's idea (Northcutt et al. 2021, arXiv:1911.00068), asked only where models of the other rows are
-    surest, since elsewhere classes may overlap: `probatum.auditing.labels.contradictions`.
+    surest: `probatum.auditing.labels.contradictions`. Where classes overlap, sure models are contradicted as well. How
+    often is told by the logistic regression among them: its log-odds grow without bound, so that it is right about an
+    overlap that fades away from the border, and cannot take for one that labels are altered far from it. A forest can: it
+    learns from altered labels to be as unsure as they make it. What nothing smooth tells apart is taken for overlap.
 
     Args:
         dataset: of classes, in memory.
@@ -78,9 +85,20 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
     if len(rows) < FEW or len(frequent) < 2:
         return f"labels were not looked at: {len(rows)} distinct rows of frequent classes are too few ({FEW} or more)"
     found = encoded(dataset, rows)
-    sure, against = contradictions(out_of_fold(found, seed), found.part.y.numpy())
+    each = both_out_of_fold(found, seed)
+    both = each.mean(axis=0)
+    sure, against = contradictions(both, found.part.y.numpy())
     wrong, of = int(against.sum()), len(sure)
-    return Suspicion(wrong / of, *wilson(wrong, of), wrong, of, len(rows))
+    doubts = 1 - each[0, sure, both[sure].argmax(axis=1)]
+    return Suspicion(wrong / of, *wilson(wrong, of), wrong, of, float(doubts.sum()), at_least(wrong, doubts), len(rows))
+
+
+def at_least(count: int, chances: np.ndarray) -> float:
+    """Chance that so many or more of independent events happen: the upper tail of a Poisson binomial distribution."""
+    mass = np.ones(1)
+    for chance in np.clip(chances, 0.0, 1.0):
+        mass = np.convolve(mass, [1 - chance, chance])
+    return float(min(1.0, mass[count:].sum()))
 
 
 def drift(dataset: Any, time: str | None, seed: int = 0) -> Drift | str:

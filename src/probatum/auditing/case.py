@@ -131,12 +131,17 @@ def learned_features(subject: Subject, rows: Rows) -> np.ndarray | None:
 
 def out_of_fold(rows: Rows, seed: int) -> np.ndarray:
     """Probabilities (n, classes) of each row by models of the other folds: mean of logistic regression and of a forest."""
+    return np.asarray(both_out_of_fold(rows, seed).mean(axis=0))
+
+
+def both_out_of_fold(rows: Rows, seed: int) -> np.ndarray:
+    """The same (2, n, classes) by each of the two models, logistic regression first."""
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
     x, y = input_features(rows)[0], rows.part.y.numpy()
-    found = np.zeros((len(y), rows.spec.outputs))
+    found = np.zeros((2, len(y), rows.spec.outputs))
     for train, out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
         models = (
             LogisticRegression(max_iter=300),
@@ -144,7 +149,7 @@ def out_of_fold(rows: Rows, seed: int) -> np.ndarray:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a fit stopped early is good enough for a second opinion
-            for model in models:
+            for mine, model in zip(found, models, strict=True):
                 model.fit(x[train], y[train])
-                found[np.ix_(out, model.classes_)] += model.predict_proba(x[out]) / len(models)
+                mine[np.ix_(out, model.classes_)] = model.predict_proba(x[out])
     return found

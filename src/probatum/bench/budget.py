@@ -3,6 +3,8 @@
 It is a race over seeds (`probatum.bench.race`) whose stages are cut by the clock. Rounds bring arms to 1 and 2 seeds, which
 say what a trial costs, then to the looks of the race. An arm whose way to the first look does not fit in the time that is
 left is passed over, and in the rounds no block of seeds is begun that would not end in time, so that arms stop at looks.
+Where no arm can come so far, what time there is goes into pairs of trials of the most promising one, and every run begins
+at least one more of them, so that the same command always comes further. References wait until some arm has a verdict.
 Whatever came of the results so far, p-values and intervals of a race hold at whichever look one stops; which look that is
 may hang on the clock or on anything else.
 
@@ -23,6 +25,7 @@ from probatum.bench.plan import StudyPlan
 from probatum.bench.race_run import goes_on
 from probatum.bench.results import Results, winner_of
 from probatum.bench.store import Trial
+from probatum.bench.time_words import clock_words
 from probatum.bench.verdict import Verdict
 from probatum.recipe import Arm
 from probatum.rooms.arena import arena
@@ -151,6 +154,8 @@ class Budget:
     fresh: dict[tuple[str, int], Trial] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
     keeping: bool = True
+    _tried: bool = False
+    _must: bool = False
     _flying: dict[str, tuple[float, float]] = field(default_factory=dict)
     _jobs: dict[tuple[str, int], Job] = field(default_factory=dict)
     _judged: tuple[int, list[str]] = (-1, [])
@@ -194,7 +199,8 @@ class Budget:
         if tell:
             self.bench.listener.said(self.reach_words())
         self._play(self.plan.race[0])
-        self._run([self._block(name, self.plan.race[0]) for name in self.plan.references], self.trials)
+        if any(self.seeds(name) >= self.plan.race[0] for name in self.order):
+            self._run([self._block(name, self.plan.race[0]) for name in self.plan.references], self.trials)
         index = 0
         while index + 1 < len(self.plan.race) and self.clock() < self.until:
             index = self._next(index)
@@ -228,13 +234,28 @@ class Budget:
             self._run(pairs, self.fresh)
 
     def ahead(self) -> None:
-        """Use what time is left, too little for any arm's next look, for trials that count when the same command goes on."""
+        """Use what time is left, too little for any arm's next look, for trials that count when the same command goes on.
+
+        One arm after another, in pairs with the baseline. Where nothing of any arm was begun, one pair always is.
+        """
         for target in self.plan.race:
             names = self.ranking(target)
             if not names or self.clock() >= self.until:
-                return
+                break
             known = [name for name in names if self.costs.knows(name)]  # the end is no time for surprises
-            self._run((self._block(name, target) for name in (self.baseline, *(known or names))), self.trials)
+            self._run(self._pairs_to(target, known or names), self.trials)
+        names = next(filter(None, map(self.ranking, self.plan.race)), [])
+        if names and not self._tried:
+            self._must = True
+            self._run(self._pairs_to(self.seeds(names[0]) + 1, names[:1]), self.trials)
+            self._must = False
+
+    def _pairs_to(self, target: int, names: Sequence[str]) -> Iterator[list[Job]]:
+        """Blocks that bring one arm after another to a number of seeds, and the baseline as far as each of them."""
+        for name in names:
+            for seeds in sorted({min(PILOT, target), target}):
+                yield self._block(self.baseline, seeds)
+                yield self._block(name, seeds)
 
     def timings(self) -> tuple[Trial, ...]:
         """Measure speed as long as the time lasts, arms that help first; nothing else runs beside it."""
@@ -363,12 +384,13 @@ class Budget:
             yield block
 
     def _admits(self, group: Sequence[Job]) -> bool:
-        """Whether a group would end in time if it began now; the first trial of all is always begun."""
+        """Whether a group would end in time if it began now; the first trial of all is always begun, and what must be."""
         now, cost = self.clock(), fsum(self._cost(job) for job in group)
-        if (self.trials or self._flying) and (now >= self.until or now + cost > self.until):
+        if (self.trials or self._flying) and not self._must and (now >= self.until or now + cost > self.until):
             return False
         for job in group:
             self._flying[job.key] = (now, self._cost(job))
+            self._tried |= job.arm.name in self.order
         return True
 
     def _cost(self, job: Job) -> float:
@@ -405,19 +427,18 @@ class Budget:
         work = fsum(self.need(name, first) for name in (self.baseline, *reached)) / self.slots
         left = max(0.0, self.until - self.clock())
         told = f"seconds of a trial: {costs}. "
-        told += (
-            f"{len(reached)} arm(s) come to {first} seeds in about {clock_words(work)}; {clock_words(left)} are left"
-        )
+        if open_arms and not reached:
+            work = fsum(self.need(name, first) for name in (self.baseline, open_arms[0])) / self.slots
+            return (
+                f"{told}No arm comes to {first} seeds in the {clock_words(left)} left: {open_arms[0]} with the baseline "
+                f"would take about {clock_words(work)}. The time goes into their trials, which count in the next run."
+            )
+        come = f"{len(reached)} arm{' comes' if len(reached) == 1 else 's come'}"
+        told += f"{come} to {first} seeds in about {clock_words(work)}; {clock_words(left)} are left"
         if not missed:
             return f"{told} for these and further seeds."
         more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
         return f"{told}. No time: {', '.join(missed[:NAMED])}{more}."
-
-
-def clock_words(seconds: float) -> str:
-    """Minutes and seconds as people write them: 2:05."""
-    whole_seconds = round(seconds)
-    return f"{whole_seconds // 60}:{whole_seconds % 60:02d}"
 
 
 def run_budget(bench: Bench, order: tuple[str, ...], *, begun: float, timing: bool) -> Found:

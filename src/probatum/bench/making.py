@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -47,6 +48,8 @@ from probatum.train.speed import SPEEDS
 SEEDS = 8
 """Paired seeds where nothing is said."""
 QUESTIONS = ("data", "datasets")
+COST_AXES = ("size", "speed")
+"""Axes whose measures are told beside the one that decides; only in fine-tuning what is stored may decide."""
 FEWEST_TESTED = 10
 """Test rows of a seed that a smaller share than usual must leave."""
 
@@ -92,6 +95,16 @@ class Wishes:
     def _check(self) -> None:
         if self.count < 1:
             raise InputError(f"seeds is {self.seeds!r}; give a whole number, 6 or more for verdicts")
+        for name in ("epochs", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give 1 or more")
+        if self.margin is not None and self.margin < 0:
+            raise InputError(f"margin is {self.margin}; give the smallest difference that matters, 0 or more")
+        if self.primary is not None and self.primary not in all_measures():
+            near = difflib.get_close_matches(self.primary, all_measures(), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"measures are {', '.join(all_measures())}"
+            raise InputError(f"primary is {self.primary!r}, which no measure is called; {hint}")
         if self.tune < 0:
             raise InputError(f"tune is {self.tune}; give 0 or more tuner trials")
         if self.judging.budget not in ("steps", "compute"):
@@ -104,8 +117,9 @@ class Wishes:
         minutes = self.running.minutes
         if minutes is not None and minutes <= 0:
             raise InputError(f"minutes is {minutes:g}; give the time to use, above 0")
+        where = self.arena  # named techniques are there, and play in one arena
         if self.raced:
-            _check_race(self.count, self.arena, "race" if minutes is None else "minutes")
+            _check_race(self.count, where, "race" if minutes is None else "minutes")
 
     @property
     def count(self) -> int:
@@ -467,9 +481,15 @@ def _check_race(seeds: int, where: str, asked: str) -> None:
 def _primary(primary: str | None, names: Sequence[str]) -> str:
     if primary is None:
         return names[0]
-    if primary not in names:
-        raise InputError(f"primary is {primary!r}; the measures here are {', '.join(names)}")
-    return primary
+    able = [name for name in names if name in MEASURES or all_measures()[name].axis not in COST_AXES]
+    if primary in able:
+        return primary
+    if primary in names:
+        raise InputError(
+            f"primary is {primary!r}, a cost, which is told beside and decides nothing; what can decide here are "
+            f"{', '.join(able)}"
+        )
+    raise InputError(f"primary is {primary!r}; the measures here are {', '.join(able)}")
 
 
 def _checked_margin(margin: float, primary: str) -> float:

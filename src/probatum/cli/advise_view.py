@@ -36,6 +36,8 @@ def show(console: Console, advice: Advice) -> None:
     """The advice as text and a table."""
     profile = advice.facts.profile
     console.print(Text(f"{advice.facts.name}: {profile.modality}, task {profile.task}", style="bold"))
+    for notice in advice.facts.notices:
+        console.print(Text(f"  note: {notice}", style="yellow"))
     for fact in advice.facts.facts:
         console.print(Text(f"  {fact.words}", style="yellow" if fact.trait else ""))
     for note in advice.notes:

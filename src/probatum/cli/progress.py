@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from probatum.bench.budget import Costs, account, clock_words
+from probatum.bench.budget import Costs, account
 from probatum.bench.execute import Job
 from probatum.bench.store import Trial
+from probatum.bench.time_words import clock_words
 
 NAMED = 4
 """Running trials that are named."""

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from probatum.bench.budget import KEPT, clock_words
-from probatum.bench.plan import StudyPlan
+from probatum.bench.budget import KEPT
 from probatum.bench.results import Results
+from probatum.bench.time_words import before
 from probatum.bench.workers import too_many
 from probatum.cli.progress import LiveTable, Ticker, Waiting
 from probatum.drawing.blocks import terminal_table
@@ -42,6 +42,10 @@ class Outputs:
 def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> None:
     """Run the study of these arguments of `Study` and show it."""
     console, begun = Console(), time.monotonic()
+    with console.status("starting ..."):
+        from probatum.study import check
+
+        check(ids, arguments)
     waiting = Waiting(console, SAID)
     with console.status(f"{SAID} ...") as status, Ticker(waiting.beat):
         from probatum.bench.plan import key_of
@@ -146,21 +150,8 @@ def _print_plan(console: Console, study: Any, *, named: bool) -> None:
     if plan.skipped and not named:
         told = f"  {len(plan.skipped)} technique(s) do not apply to these data; the report and --json say why"
         console.print(Text(told, style="dim"))
-    for line in _time_lines(plan):
+    for line in before(plan, study.spent, 60 * KEPT * plan.minutes):
         console.print(line, highlight=False)
-
-
-def _time_lines(plan: StudyPlan) -> list[str]:
-    """What a budget of time will be used for, beforehand."""
-    if not plan.minutes:
-        return []
-    kept = f"; up to {clock_words(60 * KEPT * plan.minutes)} are kept to confirm a winner on {len(plan.confirm)} fresh seeds"
-    return [
-        f"{plan.minutes:g} minutes in all: two seeds of each arm tell what a trial costs; then every arm gets {plan.race[0]} "
-        f"before any gets more (at most {len(plan.seeds)}), the most promising per second first.",
-        f"Arms that are decided or hopeless stop{kept if plan.confirm else ''}.",
-        "What is said at the end holds whenever it ends, and the same command goes on for as long again.",
-    ]
 
 
 def _runs_folder() -> Path:

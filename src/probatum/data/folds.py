@@ -69,7 +69,9 @@ def draw_folds(
 
     Training has every class. A class with fewer units than there are folds is missing from the test rows of some of them
     (three rows in five folds: two test none), or else its rows would be tested more often than others; validation rows
-    may lack a class only where one unit of it is left to train on.
+    may lack a class only where one unit of it is left to train on. A class of a single unit is trained on by every seed
+    and never tested: one that is to be predicted cannot be learned from nothing. (Data sets are refused before, where a
+    class has fewer than three rows.) A class of a single group of the user is refused.
 
     All seeds train and validate on the same numbers of rows where single rows can even them out, so that they can be
     trained as one computation: a row, or as many as the largest group of copies has, may then be in no part. With given
@@ -90,9 +92,10 @@ def draw_folds(
     if fractions[TEST] > MOST_TESTED:
         raise InputError(f"a test share of {fractions[TEST]:g} makes no folds; give at most {MOST_TESTED}")
     units = len(_rows_of(plan.units)[1])
-    if plan.grouped and units < len(PART_NAMES):
-        raise InputError(f"there are {units} groups for 3 parts; bring more groups or drop --group")
-    repeat, fold = divmod(seed, fold_count(units, fractions[TEST]))
+    count = fold_count(units, fractions[TEST])
+    if plan.grouped:
+        _check_groups(units, count)
+    repeat, fold = divmod(seed, count)
     parts = np.full(len(plan.units), TEST, dtype=np.int8)
     rest = np.flatnonzero(folds_of(plan, fractions[TEST], repeat, classes) != fold)
     labels = None if plan.labels is None else plan.labels[rest]
@@ -129,6 +132,8 @@ def folds_of(plan: SplitPlan, share: float, repeat: int, classes: Sequence[str] 
         if left:
             kept = own[~_resting(sizes[own], repeat * left, left, fixed)]
             own = kept if len(kept) >= min(count, len(own)) else own
+        if len(own) == 1 and plan.labels is not None:
+            continue  # no seed tests it, or else that seed would have nothing to learn the class from
         if plan.grouped:
             fold[own] = _placed(_tally(plan, inverse, len(sizes))[own], count, rng, classes)
             continue
@@ -173,6 +178,17 @@ def _cut(sizes: np.ndarray, count: int) -> np.ndarray:
     return np.minimum((middle * (count / width.sum()) + 1e-9).astype(np.int64), count - 1)
 
 
+def _check_groups(groups: int, folds: int) -> None:
+    """InputError where a fold would leave fewer than two groups to train and to validate on."""
+    if groups < len(PART_NAMES):
+        raise InputError(f"there are {groups} groups for 3 parts; bring more groups or drop --group")
+    if groups - -(-groups // folds) < len(PART_NAMES) - 1:
+        raise InputError(
+            f"there are {groups} groups, and {-(-groups // folds)} of them at a time would be tested, which leaves one to "
+            "train and to validate on; bring more groups, test a smaller share or drop --group"
+        )
+
+
 def _tally(plan: SplitPlan, inverse: np.ndarray, count: int) -> np.ndarray:
     """(groups, classes) rows of each class in each group."""
     codes = np.zeros(len(inverse), dtype=np.int64) if plan.labels is None else plan.labels
@@ -193,7 +209,8 @@ def _placed(tally: np.ndarray, count: int, rng: np.random.Generator, classes: Se
         holders = np.stack([(tally[fold == f] > 0).sum(axis=0) for f in range(count)])
         left = holders.sum(axis=0) - holders  # groups of each class that are not in the fold
         spread = float(((rows - rows.mean(axis=0)) ** 2).sum())
-        score = (float((left < 1).sum()), float((left < 2).sum()), spread)
+        alone = len(tally) - np.bincount(fold, minlength=count) < len(PART_NAMES) - 1  # none is left to validate on
+        score = (float((left < 1).sum()), float(alone.sum()), float((left < 2).sum()), spread)
         if best is None or score < best:
             best, found, lacking = score, fold, np.flatnonzero((left < 1).any(axis=0) & (rows.sum(axis=0) > 0))
     if len(lacking):

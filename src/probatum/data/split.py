@@ -208,7 +208,8 @@ def draw_groups(
 ) -> np.ndarray:
     """Part of each row, whole groups at a time, with class counts as near to the shares as the groups allow.
 
-    Every class must be in the first `needed` parts, and is in all of them where some order of the groups allows it.
+    Every class must be in the first `needed` parts, and is in all of them where some order of the groups allows it. Where
+    groups are so few that every order leaves a part without rows, the last ones fill the parts that are empty.
     """
     names, inverse = np.unique(units, return_inverse=True)
     if len(names) < len(shares):
@@ -216,22 +217,39 @@ def draw_groups(
     codes = np.zeros(len(units), dtype=np.int64) if labels is None else labels
     tally = np.zeros((len(names), int(codes.max()) + 1))
     np.add.at(tally, (inverse, codes), 1)
-    want = shares[:, None] * tally.sum(axis=0)
     lacking, found = np.empty(0, dtype=np.int64), None
-    for _ in range(GROUP_TRIES):
-        have = np.zeros_like(want)
-        part_of = np.zeros(len(names), dtype=np.int64)
-        for unit in rng.permutation(len(names)):
-            # How full each part would be, class by class, weighed by the group's own classes.
-            filled = ((have + tally[unit]) / np.maximum(want, 1e-12)) @ tally[unit]
-            part_of[unit] = part = int(np.argmin(filled))
-            have[part] += tally[unit]
-        missing = (have == 0) & (want.sum(axis=0) > 0)
+    for attempt in range(2 * GROUP_TRIES):
+        if attempt == GROUP_TRIES and found is not None:
+            break
+        part_of, have = _greedy_groups(tally, shares, rng, filling=attempt >= GROUP_TRIES)
+        missing = (have == 0) & (tally.sum(axis=0) > 0)
         if not missing.any():
             return part_of[inverse]
         lacking = np.flatnonzero(missing[:needed].any(axis=0))
-        found = part_of[inverse] if len(lacking) == 0 and found is None else found
+        if len(lacking) == 0 and found is None and not missing.all(axis=1).any():
+            found = part_of[inverse]
     if found is not None:
         return found
     what = "the target" if labels is None else f"class {classes[lacking[0]]!r}"
-    raise InputError(f"the groups cannot be split so that {what} is in every part; bring more groups or drop --group")
+    where = "training" if needed == 1 else "every part"
+    raise InputError(f"the groups cannot be split so that {what} is in {where}; bring more groups or drop --group")
+
+
+def _greedy_groups(
+    tally: np.ndarray, shares: np.ndarray, rng: np.random.Generator, *, filling: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part of each group, in random order to the part that is least full, and (parts, classes) rows of each class in each.
+
+    With `filling`, groups go to the parts that are empty as soon as there are only as many groups left as such parts.
+    """
+    want = shares[:, None] * tally.sum(axis=0)
+    have, part_of = np.zeros_like(want), np.zeros(len(tally), dtype=np.int64)
+    for done, group in enumerate(rng.permutation(len(tally))):
+        # How full each part would be, class by class, weighed by the group's own classes.
+        filled = ((have + tally[group]) / np.maximum(want, 1e-12)) @ tally[group]
+        empty = have.sum(axis=1) == 0
+        if filling and len(tally) - done <= empty.sum():
+            filled = np.where(empty, filled, np.inf)
+        part_of[group] = part = int(np.argmin(filled))
+        have[part] += tally[group]
+    return part_of, have
