@@ -270,6 +270,7 @@ def test_an_earlier_study_is_reported_and_repeated(earlier: str, tmp_path: Path,
         one.pop("versions")
     assert "splits" not in before["data"], "they were drawn at random"
     assert plan["data"].pop("splits") == "folds"
+    assert plan["data"].pop("grouped") is False
     assert plan == before
 
 

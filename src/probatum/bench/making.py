@@ -465,7 +465,7 @@ def _data_plan(dataset: Any, truth: Truth | None, splits: Splits) -> DataPlan:
         dataset.fixed_split,
         "" if truth is None else truth.world,
         "given" if dataset.fixed_split else "folds" if splits.folds else "random",
-        dataset.plan.grouped,
+        dataset.grouped,
     )
 
 

@@ -75,6 +75,11 @@ class Dataset:
         return bool(getattr(self.raw, "streamed", False))
 
     @property
+    def grouped(self) -> bool:
+        """Whether groups of the user's are kept together."""
+        return self.plan.grouped
+
+    @property
     def memory(self) -> int | None:
         """Data on disk: a limit in bytes with which they are opened as they are now; None for data in memory."""
         return cast(Streamed, self.raw).opened_with if self.streamed else None

@@ -121,6 +121,11 @@ class Opened(Protocol):
         ...
 
     @property
+    def grouped(self) -> bool:
+        """Whether groups of the user's are kept together."""
+        ...
+
+    @property
     def streamed(self) -> bool: ...
     @property
     def memory(self) -> int | None:

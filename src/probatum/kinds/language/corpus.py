@@ -107,6 +107,11 @@ class Corpus:
         """Whether the source gives the test text."""
         return self.given is not None
 
+    @property
+    def grouped(self) -> bool:
+        """Texts are cut at their own ends, and have no groups of the user's."""
+        return False
+
     def split(
         self, seed: int, fractions: Sequence[float] = FRACTIONS, *, folds: bool = False
     ) -> tuple[list[Span], list[Span], list[Span]]:
