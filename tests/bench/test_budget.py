@@ -36,6 +36,16 @@ LOSS = [-0.2 + 0.001 * (i % 3) for i in range(12)]
 GAIN = [0.2 + 0.001 * (i % 3) for i in range(12)]
 
 
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def plan_of(arms: Iterable[str], *, fresh: int = 8, references: tuple[str, ...] = ()) -> StudyPlan:
     data = DataPlan("made up", "0", "table", "classes", "y", 100, (0.6, 0.2, 0.2), True)
     return StudyPlan(
@@ -338,13 +348,6 @@ def test_references_and_timings_come_when_six_seeds_are_there_and_all_else_is_do
 def slow(store: Store, now: float = 0.0) -> tuple[Simulated, Results, list[str]]:
     """A run of 30 seconds, of which so many are gone when it begins, where a trial takes 5, and references 1."""
 
-    class Heard(Silent):
-        def __init__(self) -> None:
-            self.lines: list[str] = []
-
-        def said(self, line: str) -> None:
-            self.lines.append(line)
-
     heard = Heard()
     runs = Simulated({"baseline": 5.0, "first": 5.0, "second": 5.0, "reference": 1.0})
     runs.now = now
@@ -439,13 +442,6 @@ def test_many_hands_skip_looks_that_would_leave_them_idle() -> None:
 
 
 def test_what_is_told_after_the_pilot() -> None:
-    class Heard(Silent):
-        def __init__(self) -> None:
-            self.lines: list[str] = []
-
-        def said(self, line: str) -> None:
-            self.lines.append(line)
-
     heard = Heard()
     runs = Simulated({"baseline": 1.0, "a": 2.0, "b": 30.0})
     plan = plan_of(["a", "b"])
