@@ -69,6 +69,58 @@ def test_members_end_where_each_would_have_ended_alone(own: bool, apart: bool) -
         torch.testing.assert_close(members.buffers["1.running_mean"][k], net[1].running_mean, rtol=1e-3, atol=1e-4)
 
 
+class Transposed(nn.Module):
+    """Weights whose gradients come back transposed, expanded to all entries, or one for two of them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 4))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "transposed":
+            return F.linear(x, self.a.T.contiguous().T) * self.scale
+        if self.kind == "expanded":
+            return F.linear(x, self.a) + self.b.sum() * torch.arange(3.0)
+        return F.linear(x, self.a + self.b)
+
+
+class Last(nn.Module):
+    """Rows (n, channels, h, w) laid out with their channels last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 1, 2, 2).expand(-1, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    **{kind: lambda kind=kind: Transposed(kind) for kind in ("transposed", "expanded", "shared")},  # type: ignore[misc]
+    "channels last": lambda: nn.Sequential(Last(), nn.Conv2d(2, 6, 2), nn.Flatten(), nn.Linear(6, 3)),
+    "upwards": lambda: nn.Sequential(Last(), nn.ConvTranspose2d(2, 3, 2), nn.Flatten(), nn.Linear(27, 3)),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_of_other_layouts_than_their_weights_move_the_right_ones(name: str, clip: float | None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        nets = [NETS[name]() for _ in range(2)]
+    stacked, train = Stacked(nets[0]), rows()
+    members = Members(stacked, *stacked.gather(nets))
+    stacked.apart = True
+    train_members(members, train, None, 12, 16, generator(), Optimisation(1e-2, 1e-2, clip=clip), class_losses)
+    for k, net in enumerate(nets):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
+        for batch in orders(50, 16, 12, generator(), 2):
+            optimizer.zero_grad()
+            F.cross_entropy(net(train.x[batch[k]]), train.y[batch[k]]).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+        alone = stacked.gather([net])[0][0]
+        torch.testing.assert_close(members.weights[k], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_gradient_of_ones_own_sees_each_member_and_its_buffers() -> None:
     found = []
     for apart in (True, False):

@@ -356,3 +356,25 @@ def test_renewed_batch_norm_is_a_plain_pass_of_every_draw() -> None:
     expected = torch.stack([net(x).detach() for net in nets])
     torch.testing.assert_close(posterior.outputs(x), expected)
     assert posterior.stacked.model.body[1].momentum == 0.1
+
+
+def test_a_weight_that_is_a_single_number() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by, self.inner = nn.Parameter(torch.tensor(by)), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.by * self.inner(x)
+
+    nets, x = [Scaled(1.0), Scaled(3.0)], torch.ones(4, 3)
+    torch.testing.assert_close(Posterior.of(nets).outputs(x), torch.stack([net(x) for net in nets]).detach())
+
+
+def test_modes_of_the_copy_are_set_whatever_they_were() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).eval()
+    stacked = Stacked(net)
+    weights, buffers = stacked.gather([net])
+    stacked.model.train()
+    assert torch.equal(stacked(weights, torch.ones(4, 3), buffers)[0], net(torch.ones(4, 3)))
+    assert all(module.training for module in stacked.model.modules())

@@ -212,6 +212,8 @@ def test_data_based_strategies_take_networks_that_go_on_behind_the_last_layer() 
 def test_word_gradients_of_many_rows_are_those_of_each() -> None:
     model, x = Words().eval(), torch.randint(1, 20, (300, 4), generator=torch.Generator().manual_seed(1))
     whole, tail = word_gradient_length(model, x), word_gradient_length(model, x[256:])
+    with torch.no_grad():
+        assert torch.equal(word_gradient_length(model, x), whole)
     torch.testing.assert_close(whole[256:], tail)
     torch.testing.assert_close(whole[:3], torch.cat([word_gradient_length(model, x[i : i + 1]) for i in range(3)]))
 

@@ -6,6 +6,7 @@ import copy
 import doctest
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -364,4 +365,30 @@ def test_every_draw_sees_the_rows_as_they_came() -> None:
         apply(model, condition="noise", draws=3, inputs=4, width=16, chunk=128, generator=own())
         model.eval()
     torch.testing.assert_close(odd(x.clone()), plain(x + 1))
-    assert supplier_of(odd)._given == ()
+    assert supplier_of(odd)._given == ((), {})
+
+
+@pytest.mark.parametrize("way", ["by name", "tuple", "list", "mapping"])
+def test_every_draw_sees_the_rows_however_they_are_given(way: str) -> None:
+    class Taking(nn.Module):
+        def __init__(self, begins: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.begins = begins
+            self.inner = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+        def forward(self, x: Any) -> torch.Tensor:
+            rows = x["x"] if isinstance(x, dict) else x if isinstance(x, torch.Tensor) else x[0]
+            return self.inner(rows.add_(1) if self.begins else rows + 1)
+
+    def run(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        if way == "by name":
+            return net(x=rows)
+        return net({"tuple": (rows,), "list": [rows], "mapping": {"x": rows}}[way])
+
+    x, models = torch.randn(4, 64, generator=own()), [Taking(False).eval(), Taking(True).eval()]
+    for model in models:
+        apply(model, condition="noise", draws=3, inputs=4, width=16, chunk=128, generator=own())
+        model.eval()
+    plain, odd = (run(model, x.clone()) for model in models)
+    torch.testing.assert_close(odd, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -242,3 +243,13 @@ def test_rows_stay_where_the_model_begins_in_place() -> None:
     x, y = torch.zeros(6, 3), torch.arange(6) % 2
     score(nn.Sequential(Begins(), nn.Linear(3, 2)), x, y)
     assert not bool(x.any())
+
+
+def test_scores_of_rows_and_networks_in_half_precision() -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 2), torch.randn(6, 3), torch.arange(6) % 2
+    wanted = score(net, x.bfloat16().float(), y)
+    torch.testing.assert_close(score(net, x.bfloat16(), y), wanted)
+    found = score(copy.deepcopy(net).bfloat16(), x, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)

@@ -303,7 +303,7 @@ class Supplier(nn.Module):
         """One weight as it is in this pass, or would be in one that began now."""
         return self._made()[name] if self._now is None else self._now[name]
 
-    def begin(self, net: nn.Module, args: Any) -> None:
+    def begin(self, net: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the network."""
         self._now = self._made()
 
@@ -369,7 +369,7 @@ def supply(net: nn.Module, supplier: Supplier) -> int:
             if not count:
                 module.add_module(CHILD, supplier)
             count += len(sources)
-    net.register_forward_pre_hook(supplier.begin)
+    net.register_forward_pre_hook(supplier.begin, with_kwargs=True)
     net.register_forward_hook(supplier.end, with_kwargs=True, always_call=True)
     return count
 

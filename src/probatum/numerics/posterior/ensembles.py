@@ -207,7 +207,8 @@ def _stacked_updates(
         if gradient is None:
             weights.grad = torch.autograd.grad(losses(weights).sum(), weights)[0]
         else:
-            weights.grad = gradient(losses, weights.detach())
+            # a fused step reads it as it reads the weights
+            weights.grad = gradient(losses, weights.detach()).contiguous()
         if optimisation.clip is not None:
             norms = weights.grad.norm(dim=1, keepdim=True)
             weights.grad *= (optimisation.clip / (norms + 1e-6)).clamp(max=1.0)
@@ -230,16 +231,16 @@ def _lone_updates(members: Members, optimisation: Optimisation, row_losses: RowL
     def update(x: Tensor, y: Tensor, factor: float) -> None:
         rows, targets = (x[0], y[0]) if own else (x, y)
         loss = row_losses(widened(output(rows)), widened(targets)).mean()
-        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-        used = [k for k, slope in enumerate(slopes) if slope is not None]
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()  # which lays gradients out as the weights are, as the fused step takes them to be
         if optimisation.clip is not None:
-            for k in used:
-                leaves[k].grad = slopes[k]
-            nn.utils.clip_grad_norm_(leaves, optimisation.clip)  # in place
+            nn.utils.clip_grad_norm_(leaves, optimisation.clip)
+        used = [k for k, leaf in enumerate(leaves) if leaf.grad is not None]
         with torch.no_grad():
             adamw(
                 [leaves[k] for k in used],
-                [slope for slope in slopes if slope is not None],
+                [leaf.grad for leaf in leaves if leaf.grad is not None],
                 [means[k] for k in used],
                 [squares[k] for k in used],
                 [],

@@ -66,7 +66,6 @@ class Stacked:
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
-        self._modes = [module.training for module in self._parts]
         self._moving = list(dict(self.model.named_buffers()))
         heavy = any(isinstance(module, nn.modules.conv._ConvNd) for module in self._parts)
         self.apart = heavy or self.size > WIDE
@@ -106,26 +105,25 @@ class Stacked:
         """Rows -> the output of one network in training, its parameters in the order of `names`, followed as they change."""
         own = dict(zip(self.names, parameters, strict=True))
         half = {n: dtype for n, dtype in zip(self.names, self.dtypes, strict=True) if own[n].dtype != dtype}
-        wanted = set(self.trainable())
-        turned = [
-            module for module, mode in zip(self._parts, self._modes, strict=True) if (module in wanted) is not mode
-        ]
+        on = set(self.trainable())
+        modes = [(module, module in on) for module in self._parts]
         run = self._run.bound({**own, **state})
 
         def output(x: Tensor) -> Tensor:
-            for module in turned:
-                module.training = not module.training
+            found = [(module, module.training) for module, mode in modes if module.training is not mode]
+            for module, before in found:
+                module.training = not before
             try:
                 return run({n: own[n].to(dtype) for n, dtype in half.items()}, x)
             finally:
-                for module in turned:
-                    module.training = not module.training
+                for module, before in found:
+                    module.training = before
 
         return output
 
     def flat(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Stacked parameters by name -> (S, P)."""
-        return widened(torch.cat([samples[name].flatten(1) for name in self.names], dim=1))
+        return widened(torch.cat([samples[name].reshape(len(samples[name]), -1) for name in self.names], dim=1))
 
     def __call__(
         self,
@@ -217,18 +215,17 @@ class Stacked:
 
     @contextmanager
     def _in_modes(self, training: bool | Collection[nn.Module]) -> Iterator[None]:
-        """The copy's modules in these modes, and afterwards in those of the network that was given."""
+        """The copy's modules in these modes, and afterwards in those that they were in."""
         on = () if training is False else self.trainable() if training is True else training
         chosen = {id(module) for module in on}
-        wanted = [id(module) in chosen for module in self._parts]
-        changed = [k for k, mode in enumerate(wanted) if mode is not self._modes[k]]
+        changed = [part for part in self._parts if part.training is not (id(part) in chosen)]
         try:
-            for k in changed:
-                self._parts[k].training = wanted[k]  # not train(), which sets what is inside too
+            for part in changed:
+                part.training = not part.training  # not train(), which sets what is inside too
             yield
         finally:
-            for k in changed:
-                self._parts[k].training = self._modes[k]
+            for part in changed:
+                part.training = not part.training
 
 
 class Posterior:

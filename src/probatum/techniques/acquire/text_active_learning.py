@@ -173,7 +173,7 @@ def word_gradient_length(model: nn.Module, x: Tensor) -> Tensor:
         return caught[-1].clone()  # which a layer behind it may change in place
 
     found = []
-    with hooked(model, {"": embedding}, leaf):
+    with hooked(model, {"": embedding}, leaf), torch.enable_grad():
         for rows in x.split(256):
             caught.clear()
             log_p = model(rows.clone()).log_softmax(dim=1)  # which may begin by changing them in place

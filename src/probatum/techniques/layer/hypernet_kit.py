@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from probatum.card import Card
 from probatum.numerics.hypernetworks.hypernet import (
@@ -332,7 +333,7 @@ class InPlace(Supplier):
             self.fixed: Tensor = nn.Parameter(first)
         self._again = False
         self._turn = 0
-        self._given: tuple[Any, ...] = ()
+        self._given: tuple[Any, Any] = ((), {})
 
     def theta(self) -> Tensor:
         if self.condition == "noise" and self.training:
@@ -348,31 +349,33 @@ class InPlace(Supplier):
         )  # else the weights cost no more than to look at the parameters
         return "static" if split and self.condition == "static" else None
 
-    def begin(self, net: nn.Module, args: Any) -> None:
-        super().begin(net, args)
+    def begin(self, net: nn.Module, args: Any, kwargs: Any) -> None:
+        super().begin(net, args, kwargs)
         if not (self._again or self.training or len(self.fixed) == 1):
-            self._given = _copies(args)  # for the other draws: a network may begin in place
+            self._given = _copies((args, kwargs))  # for the other draws: a network may begin in place
 
     def end(self, net: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         super().end(net, args, kwargs, output)
         if self._again or self.training or len(self.fixed) == 1:
             return None
-        given, self._given = self._given, ()
+        given, self._given = self._given, ((), {})
         if not isinstance(output, Tensor):
             return None
         outputs, self._again = [output], True
         try:
             for turn in range(1, len(self.fixed)):
                 self._turn = turn
-                outputs.append(net(*_copies(given), **kwargs))
+                again, named = _copies(given)
+                outputs.append(net(*again, **named))
         finally:
             self._again, self._turn = False, 0
         every = torch.stack(outputs)
         return every.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(every)) if self.classes else every.mean(dim=0)
 
 
-def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+def _copies(values: Any) -> Any:
+    """The same with every tensor copied, in tuples, lists and mappings too."""
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, values)
 
 
 def apply(

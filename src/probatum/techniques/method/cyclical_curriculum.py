@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from probatum.card import Card
 from probatum.numerics.networks.modes import evaluating
 from probatum.numerics.optimisation.fit_network import fit_network, row_losses
+from probatum.numerics.tensors.precision import as_weights, widened
 
 CARD = Card(
     paper="arXiv:2202.05531",
@@ -101,7 +102,8 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Loss of every row in evaluation mode (n,); the model's mode is put back."""
     with evaluating(model):
         parts = zip(x.split(1024), y.split(1024), strict=True)
-        return torch.cat([row_losses(model(a.clone()), b) for a, b in parts])  # a network may begin in place
+        rows = ((as_weights(model, a.clone()), b) for a, b in parts)  # a network may begin in place
+        return torch.cat([row_losses(widened(model(a)), b) for a, b in rows])
 
 
 class CyclicalCurriculum:

@@ -201,3 +201,6 @@ def test_a_sub_network_that_begins_in_place_leaves_the_shortcut() -> None:
     inside, x = nn.Sequential(Begins(), nn.Linear(4, 4)), torch.randn(3, 4)
     expected = inside(x.clone()) + x
     assert torch.equal(residual(inside)(x), expected)
+    straight, before = nn.Sequential(Begins(), nn.Linear(4, 4)), x.clone()
+    residual(nn.Linear(4, 4), straight)(x)
+    assert torch.equal(x, before)

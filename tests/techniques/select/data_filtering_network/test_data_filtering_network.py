@@ -302,6 +302,7 @@ def test_classifying_leaves_rows_and_prompts_as_they_are() -> None:
     )
     towers.classify(x, x)
     towers.scores(x, x)
+    towers(x, x)
     assert not bool(x.any())
 
 

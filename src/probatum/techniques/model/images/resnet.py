@@ -204,7 +204,8 @@ class Residual(nn.Module):
         self.act = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        inner, straight = self.subnet(x.clone()), self.projection(x)  # a sub-network may begin in place
+        rows = x if isinstance(self.projection, nn.Identity) else x.clone()
+        inner, straight = self.subnet(x.clone()), self.projection(rows)  # both may begin in place
         if inner.shape != straight.shape:
             raise ValueError(
                 f"the sub-network gives shape {tuple(inner.shape)}, the shortcut {tuple(straight.shape)}; "

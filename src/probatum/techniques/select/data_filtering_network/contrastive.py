@@ -49,7 +49,7 @@ class TwoTowers(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The loss of a batch of pairs."""
         scale = self.log_scale.clamp(max=LARGEST_SCALE).exp()
-        return info_nce(unit(self.left(x)), unit(self.right(t)), scale)
+        return info_nce(unit(self.left(x.clone())), unit(self.right(t.clone())), scale)  # they may begin in place
 
     @torch.no_grad()
     def scores(self, x: Tensor, t: Tensor, block: int = 1024) -> Tensor:
