@@ -441,6 +441,17 @@ def test_many_hands_skip_looks_that_would_leave_them_idle() -> None:
     assert many.now == 4.0, "one, two, six seeds, then the other six at once"
 
 
+def test_an_arm_cheaper_than_the_baseline_never_runs_ahead_of_it() -> None:
+    store = Store(":memory:")
+    for run in range(6):
+        runs = Simulated({"baseline": 5.0, "a": 0.5})
+        budget = budget_of(runs, 10.0, order=["a"], store=store)
+        spend(budget, timing=False)
+        assert runs.now <= 10.0 + 5.5, f"run {run}: at most one pair is begun that does not fit"
+        assert budget.seeds("a") <= budget.seeds("baseline")
+    assert budget.seeds("a") >= 6
+
+
 def test_what_is_told_after_the_pilot() -> None:
     heard = Heard()
     runs = Simulated({"baseline": 1.0, "a": 2.0, "b": 30.0})

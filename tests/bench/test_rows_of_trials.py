@@ -108,7 +108,7 @@ def test_units_of_a_corpus_are_stretches_of_its_text() -> None:
 def test_few_groups_are_asked_of_as_groups_and_told_to_be_few() -> None:
     rng = np.random.default_rng(0)
     frame = pl.DataFrame({"a": rng.normal(size=100), "site": np.arange(100) % 5, "y": rng.integers(0, 2, 100)})
-    for swap, word in ((False, "each seed tests a single group"), (True, "only 5 groups were tested")):
+    for swap, word in ((False, "each seed tests a single group"), (True, "only 5 rows or groups were tested")):
         made = Study(
             frame, ["gradient-noise"], reading=Reading(target="y", group="site"),
             judging=Judging(references=False, confirm=False, swap=swap), **QUICK,  # type: ignore[arg-type]
@@ -117,5 +117,6 @@ def test_few_groups_are_asked_of_as_groups_and_told_to_be_few() -> None:
         assert "new groups of rows like these" in results.asked_of()
         (verdict,) = results.primary_verdicts()
         assert word in verdict.note
+        assert "same amount" not in verdict.note
         assert not math.isnan(verdict.low)
         assert math.isinf(verdict.low) != swap

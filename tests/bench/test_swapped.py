@@ -109,6 +109,18 @@ def test_ratios_are_those_of_the_measures_joined() -> None:
 
 
 @pytest.mark.fast
+def test_halves_of_other_scales_have_one_mean_where_ratios_are_compared() -> None:
+    test, valid = np.array([0, 1, 2]), np.array([5, 6])
+    base = record("baseline", 0, (test, [2.0, 1, 3]), (valid, [40.0, 50.0]), "rmse")
+    mine = record("arm", 0, (test, [1.0, 1, 1]), (valid, [20.0, 10.0]), "rmse")
+    (trial,) = pair("arm", {0: base}, {0: mine}, RMSE).trials or ()
+    left, right = np.array([2.0, 1, 3, 40, 50]), np.array([1.0, 1, 1, 20, 10])
+    # lower is better: each row's share of log(left) - log(right), from the mean of all five
+    np.testing.assert_allclose(trial.deviations, left / left.mean() - right / right.mean(), atol=1e-5)
+    assert trial.deviations.sum() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("lacking", ["arm", "baseline", "other rows"])
 def test_a_seed_without_validation_rows_leaves_the_pair_to_test_rows(lacking: str) -> None:
     test, valid, rng = np.arange(6), np.arange(10, 16), np.random.default_rng(0)

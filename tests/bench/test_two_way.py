@@ -187,7 +187,7 @@ def test_trials_of_a_single_group_tell_no_interval() -> None:
     mixed = over_rows([*alone, *(trial(np.arange(4), x + 0.1 * rng.normal(size=4)) for _ in range(4))])
     assert math.isfinite(mixed.high)
     assert mixed.components is not None
-    assert "only 5 groups" in mixed.components.remark()
+    assert "only 5 rows or groups" in mixed.components.remark()
 
 
 def test_equal_answers_carry_no_warning() -> None:

@@ -384,3 +384,29 @@ def test_planted_effect_is_found_at_the_planned_power(effect: float, n: int, rat
     found = words.count("helps" if effect > 0 else "hurts") / count
     print(f"effect {effect}, ratio {ratio}, {n} seeds: planned {expected:.3f}, found {found:.3f}")
     assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / count) + 0.002
+
+
+@pytest.mark.parametrize("count", [15, 30])
+def test_differences_that_are_equal_but_for_rounding_are_no_certainty(count: int) -> None:
+    values = {"baseline": [(8 + s % 5) / count for s in range(8)], "arm": [(9 + s % 5) / count for s in range(8)]}
+    assert len({b - a for a, b in zip(values["baseline"], values["arm"], strict=True)}) > 1
+    records = [
+        {"arm": arm, "seed": s, "status": "ok", "measures": {"accuracy": v}}
+        for arm, own in values.items()
+        for s, v in enumerate(own)
+    ]
+    (found,) = verdicts(records, "baseline", [all_measures()["accuracy"]], ratio=1 / 3)
+    assert found.word == "undecided"
+    assert math.isinf(found.high)
+
+
+def test_an_arm_that_fails_and_once_has_nothing_to_divide_by_has_failed() -> None:
+    measure = all_measures()["rmse"]
+    records = [{"arm": "baseline", "seed": s, "status": "ok", "measures": {"rmse": 1.0 + 0.1 * s}} for s in range(8)]
+    records += [
+        {"arm": "arm", "seed": s, "status": "failed", "reason": "out of memory", "measures": {}} for s in range(6)
+    ]
+    records += [{"arm": "arm", "seed": s, "status": "ok", "measures": {"rmse": s - 6.0}} for s in (6, 7)]
+    (found,) = verdicts(records, "baseline", [measure], ratio=1 / 3)
+    assert found.word == "failed"
+    assert "out of memory" in found.note

@@ -30,7 +30,7 @@ def verdict(mean: float, low: float, high: float) -> Verdict:
         (ACCURACY, (0.1, 0.05, 0.15), "+0.1000 [+0.0500, +0.1500]"),
         (ACCURACY, (math.nan, math.nan, math.nan), ""),
         (BYTES, (-2048.0, -math.inf, math.inf), "+2,048, interval unknown"),
-        (BYTES, (-2048.0, -4096.0, 0.0), "+2,048 [-0, +4,096]"),
+        (BYTES, (-2048.0, -4096.0, 0.0), "+2,048 [+0, +4,096]"),
         (RMSE, (math.log(2), -math.inf, math.inf), "x0.50, interval unknown"),
         (RMSE, (math.log(2), -800.0, 800.0), "x0.50, interval unknown"),
         (RMSE, (math.log(2), 0.0, math.log(4)), "x0.50 [0.25, 1.00]"),

@@ -219,9 +219,14 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     words = (
         f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
         f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}]); by overlap of the classes alone logistic "
-        f"regression expects {look.expected:.0f}{'' if noisy else ': no sign of wrong labels'}"
+        f"regression expects {look.expected:.0f}{'' if noisy else _not_noisy(look)}"
     )
     return Fact("labels", words, look._asdict(), "noisy-labels" if noisy else "")
+
+
+def _not_noisy(look: looks.Suspicion) -> str:
+    """Few contradictions are no sign of wrong labels; many that overlap could make as well are no proof of the contrary."""
+    return ": not to be told from overlap" if look.low > SUSPICIOUS else ": no sign of wrong labels"
 
 
 def _drift(dataset: Any, time: str | None, seed: int) -> Fact | str:

@@ -69,8 +69,9 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
     Confident learning's idea (Northcutt et al. 2021, arXiv:1911.00068), asked only where models of the other rows are
     surest: `probatum.auditing.labels.contradictions`. Where classes overlap, sure models are contradicted as well. How
     often is told by the logistic regression among them: its log-odds grow without bound, so that it is right about an
-    overlap that fades away from the border, and cannot take for one that labels are altered far from it. A forest can: it
-    learns from altered labels to be as unsure as they make it. What nothing smooth tells apart is taken for overlap.
+    overlap that fades away from the border, where a forest learns from altered labels to be as unsure as they make it. But
+    its slope, too, is the flatter the more labels are altered: from some fifth of them on, and with many classes, what is
+    altered may pass for overlap.
 
     Args:
         dataset: of classes, in memory.

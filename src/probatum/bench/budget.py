@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import fsum
 
 from probatum.bench.context import Job
@@ -247,15 +248,20 @@ class Budget:
         names = next(filter(None, map(self.ranking, self.plan.race)), [])
         if names and not self._tried:
             self._must = True
-            self._run(self._pairs_to(self.seeds(names[0]) + 1, names[:1]), self.trials)
+            self._run(self._pairs_to(self._paired(names[0]) + 1, names[:1]), self.trials)
             self._must = False
 
     def _pairs_to(self, target: int, names: Sequence[str]) -> Iterator[list[Job]]:
-        """Blocks that bring one arm after another to a number of seeds, and the baseline as far as each of them."""
+        """Blocks that bring one arm after another to a number of seeds, none of them further than the baseline comes."""
         for name in names:
             for seeds in sorted({min(PILOT, target), target}):
                 yield self._block(self.baseline, seeds)
-                yield self._block(name, seeds)
+                yield self._block(name, seeds - len(self._block(self.baseline, seeds)))
+
+    def _paired(self, name: str) -> int:
+        """Seeds, from the first on, that the arm and the baseline both have."""
+        both = ((name, seed) in self.trials and (self.baseline, seed) in self.trials for seed in self.plan.seeds)
+        return sum(1 for _ in takewhile(bool, both))
 
     def timings(self) -> tuple[Trial, ...]:
         """Measure speed as long as the time lasts, arms that help first; nothing else runs beside it."""

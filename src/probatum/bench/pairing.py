@@ -179,24 +179,29 @@ def _paired(
         size = _of_a_row_of_classes(measure, base)
         if size is not None:
             trial = replace(trial, discordant=size)
-        trials.append(_from_one_mean(trial, measure, base, mine) if swapped else trial)
+        trials.append(_from_one_mean(trial, measure, (base, theirs), (mine, its)) if swapped else trial)
     return left, right, tuple(trials) or None
 
 
-def _from_one_mean(trial: Trial, measure: Measure, base: Mapping[str, Any], mine: Mapping[str, Any]) -> Trial:
+def _from_one_mean(
+    trial: Trial, measure: Measure, base: tuple[Mapping[str, Any], float], mine: tuple[Mapping[str, Any], float]
+) -> Trial:
     """Deviations from the mean of both halves where a half has few units: of its own mean a single one would have none.
 
-    Otherwise each half has its own, since how many rows it has is given, not drawn.
+    Otherwise each half has its own, since how many rows it has is given, not drawn. `base` and `mine`: the record, and the
+    measure of both halves.
     """
-    name, rows = measure.name, base["rows"]
+    name, rows = measure.name, base[0]["rows"]
     tested = np.isin(trial.units, rows.units)
     if min(tested.sum(), len(tested) - tested.sum()) >= FEW_UNITS:
         return trial
     moved = trial.deviations.copy()
     for half, values in ((tested, "measures"), (~tested, "swapped")):
-        (own,) = differences([float(base[values][name])], [float(mine[values][name])], measure)
+        apart = [float(record[values][name]) - whole for record, whole in (base, mine)]
+        if measure.kind == "ratio":  # as the rows' own deviations
+            apart = [one / whole for one, (_, whole) in zip(apart, (base, mine), strict=True)]
         counts = (rows if half is tested else rows.swapped).counts[name]
-        moved[half] += (own - trial.mean) * counts[counts > 0]
+        moved[half] += (1.0 if measure.higher_is_better else -1.0) * (apart[1] - apart[0]) * counts[counts > 0]
     return replace(trial, deviations=moved)
 
 

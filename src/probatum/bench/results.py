@@ -423,6 +423,8 @@ def change_text(verdict: Verdict, measure: Measure) -> str:
         before, form = "x", ".2f"
     else:  # bytes and parameters are counted
         before, form = "", "+,.0f" if max(map(abs, [mean, *(ends if finite else ())])) >= 1000 else "+.4f"
+    digits = int(form[form.index(".") + 1])
+    mean, *ends = (round(value, digits) + 0.0 if math.isfinite(value) else value for value in (mean, *ends))  # no -0
     if not finite:
         return f"{before}{mean:{form}}, interval unknown"
     low, high = sorted(ends)

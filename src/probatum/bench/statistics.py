@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probatum.bench.two_way import Components, Trial, two_way
+from probatum.bench.two_way import Components, Trial, equal, two_way
 
 FEWEST_SEEDS = 6
 """Paired seeds below which no verdict is given."""
@@ -65,7 +65,7 @@ def paired(differences: Sequence[float], *, test_fraction_ratio: float | None, c
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf, math.nan, 1, 1.0)
-    if (values == values[0]).all():  # np.std of equal numbers need not be exactly 0
+    if equal(values):
         value = float(values[0])
         return Interval(value, value, value, 0.0, n, 1.0 if value == 0 else 0.0)
     sd = float(values.std(ddof=1))

@@ -32,6 +32,8 @@ FEW_FREEDOM = 10
 """Degrees of freedom of the rows below which a few of them are said to carry it."""
 FEW_UNITS = 20
 """Units of a trial below which what centring takes from products of trials is reckoned pair by pair."""
+ROUNDING = 1e-9
+"""Share of the largest difference below which differences differ by rounding alone."""
 FEWEST = 10
 """Units in all below which the error is larger than stated, and said to be."""
 
@@ -155,12 +157,17 @@ class Components:
         if self.within + self.shared == 0 or self.lead == 0:
             return ""
         if self.units < FEWEST:
-            return f"only {self.units} groups were tested: of so few, intervals miss about twice as often as stated"
+            return f"only {self.units} rows or groups were tested: of so few, intervals miss about twice as often as stated"
         if self.lead > LEAD:
             return f"one row or group carries {self.lead:.0%} of what rows differ by; judge by a measure that it cannot rule"
         if self.freedom < FEW_FREEDOM:
             return "a few rows carry the answer; judge by a measure that they cannot rule"
         return ""
+
+
+def equal(values: np.ndarray) -> bool:
+    """Whether numbers are all the same but for rounding, which would make a spread of next to nothing of it."""
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max(initial=0.0))
 
 
 def nominal(trials: int) -> float:
@@ -205,7 +212,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
         shared = max(_of_pairs(tested, size) / count**2 - discordant, 0.0)
     else:
         shared = max(rows - within, 0.0)
-    sd = 0.0 if (means == means[0]).all() else float(means.std(ddof=1))  # np.std of equal numbers need not be 0
+    sd = 0.0 if equal(means) else float(means.std(ddof=1))
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
     freedom = 2 * rows**2 / max(fourth - rows**2 / seen.sum(), 1e-300)

@@ -144,7 +144,7 @@ def decide(
     if interval.high < 0 and interval.mean <= -margin and significant:
         return Decision("hurts", None, "")
     if not math.isfinite(interval.high):
-        return Decision("undecided", None, SAME)
+        return Decision("undecided", None, "" if _single(interval) else SAME)
     if not ahead:
         return Decision("undecided", None, "")
     multiplicity = max(p_adjusted / interval.p, 1.0) if interval.p > 0 else 1.0
@@ -239,7 +239,11 @@ def _tested_or_not(question: _Question, arm: str) -> Verdict | _Tested:
     base, mine = question.arms[question.baseline], question.arms[arm]
     why = no_ratio(base, mine, question.measure)
     if why:
-        return _untested(arm, question.measure, question.margin, "undecided", why)
+        failed = [
+            f"seed {seed}: {r.get('reason') or r['status']}" for seed, r in mine.items() if r["status"] == "failed"
+        ]
+        word = "failed" if failed and len(mine) - len(failed) < FEWEST_SEEDS else "undecided"
+        return _untested(arm, question.measure, question.margin, word, _join(*failed[:1], why))
     pairs = pair(arm, base, mine, question.measure)
     without = _without_test(question, pairs)
     if without is not None:
@@ -432,18 +436,24 @@ def _student(seeds: int, level: float) -> float:
     return -float(special.stdtrit(seeds - 1, (1 - level) / 2))
 
 
+def _single(interval: Interval) -> bool:
+    """Whether each seed tests a single group, so that nothing is known of the rows."""
+    return interval.components is not None and not math.isfinite(interval.components.within)
+
+
 def _more_seeds(
     interval: Interval, margin: float, ratio: float | None, level: float, multiplicity: float
 ) -> tuple[int | None, str]:
     if interval.n < 2:
         return FEWEST_SEEDS, ""
-    if interval.components is not None and not math.isfinite(interval.components.within):
+    if _single(interval):
         return None, ""  # its remark tells why
     if interval.components is not None and interval.components.kappa:  # of which few seeds tell too little to foretell
-        return (
-            None,
-            f"more seeds do not remove {interval.components.common:.0%} of what is unsure about other data sets",
-        )
+        if interval.n < FEWEST_SEEDS:
+            return FEWEST_SEEDS, ""
+        lasting = f"{interval.components.common:.0%}"
+        some = "" if lasting == "0%" else f", and {lasting} of what is unsure stays however many there are"
+        return None, f"how many seeds would decide about other data sets is not foretold{some}"
     if not math.isfinite(interval.high):
         return None, SAME
     known = outlook(interval, margin, ratio, level, multiplicity)

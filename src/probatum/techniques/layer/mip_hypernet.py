@@ -214,12 +214,12 @@ class InPlace(Supplier):
         self.register_buffer("g", torch.tensor([at]))
         self.at = float(self.g)  # as it is stored, so that the two compare
 
-    def begin(self, net: nn.Module, args: Any) -> None:
+    def begin(self, net: nn.Module, args: Any, kwargs: Any) -> None:
         if self.training:
             self.g.copy_(torch.rand(1, generator=self.source))
         elif float(self.g) != self.at:
             self.g.fill_(self.at)
-        super().begin(net, args)
+        super().begin(net, args, kwargs)
 
     def theta(self) -> Tensor:
         return self.maker(self.g.clone())
