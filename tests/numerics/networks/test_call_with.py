@@ -75,7 +75,7 @@ def test_what_older_norms_compute_from_lent_weights_is_not_left_behind(norm: Any
 
     found = vmap(grad(loss), in_dims=(None, 0))(values, x)
     assert net[0].weight is before
-    Substitute(net).each([values, values], lambda k: x)
+    Substitute(net).in_turn([values, values])(lambda k: x)
     assert net[0].weight is before
     pickle.loads(pickle.dumps(net.requires_grad_(False)))
     net.requires_grad_(True)

@@ -72,12 +72,12 @@ def test_a_network_with_several_sets_of_tensors_in_turn() -> None:
     net, others, x = Twice().eval(), [Twice().eval() for _ in range(3)], torch.randn(3, 5, 4)
     kept = dict(net.named_parameters())
     values = [{**dict(other.named_parameters()), **dict(other.named_buffers())} for other in others]
-    found = Substitute(net).each(values, lambda k: x[k])
+    found = Substitute(net).in_turn(values)(lambda k: x[k])
     torch.testing.assert_close(torch.stack(found), torch.stack([other(x[k]) for k, other in enumerate(others)]))
     with pytest.raises(RuntimeError):
-        Substitute(net).each(values, lambda k: x[k, :, : 4 - k])
+        Substitute(net).in_turn(values)(lambda k: x[k, :, : 4 - k])
     assert all(value is kept[name] for name, value in net.named_parameters())
-    assert Substitute(net).each([], lambda k: x) == []
+    assert Substitute(net).in_turn([])(lambda k: x) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -91,7 +91,7 @@ def test_a_copy_puts_back_its_own_computed_weights_and_a_norm_may_be_taken_off()
     before, lent = other.net[0].weight.clone(), {"0.weight_g": torch.full((2, 1), 5.0)}
     other(lent, x)
     assert torch.equal(other.net[0].weight, before)
-    other.each([lent], lambda _: x)
+    other.in_turn([lent])(lambda _: x)
     assert torch.equal(other.net[0].weight, before)
     nn.utils.remove_weight_norm(net[0])
     assert run({}, x).shape == (1, 2)

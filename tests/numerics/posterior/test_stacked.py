@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from probatum.numerics.networks.frozen import freeze
 from probatum.numerics.posterior.predictive import ONE_DRAW, ClassPredictive, RealPredictive
@@ -177,6 +179,50 @@ def test_rows_are_not_changed_by_networks_that_begin_in_place() -> None:
         torch.testing.assert_close(posterior.stacked(weights, own, buffers, training=True, own=True), expected)
         assert torch.equal(own[2], before)
     assert torch.equal(x, before)
+
+
+class Halving(nn.Linear):
+    """Halves its rows in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
+def halve(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    inputs[0].mul_(0.5)
+
+
+@pytest.mark.parametrize("how", ["class", "hook", "function"])
+def test_rows_are_not_changed_whoever_does_so(how: str) -> None:
+    nets = [nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)) for _ in range(3)]
+    x = torch.randn(5, 4, generator=generator())
+    before, expected = x.clone(), torch.stack([net(0.5 * x).detach() for net in nets])
+    for net in nets:
+        first = net[0]
+        if how == "class":
+            first.__class__ = Halving
+        elif how == "hook":
+            first.register_forward_pre_hook(halve)
+        else:
+            first.forward = types.MethodType(lambda self, x: F.linear(x.mul_(0.5), self.weight, self.bias), first)
+    torch.testing.assert_close(Posterior.of(nets).outputs(x), expected)
+    assert torch.equal(x, before)
+
+
+def test_predictions_follow_weights_and_statistics_however_they_are_changed() -> None:
+    nets = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval() for _ in range(2)]
+    x, posterior = torch.randn(5, 4, generator=generator()), Posterior.of(nets)
+    posterior.outputs(x)
+    assert posterior.weights.stride() == (32, 1)
+    posterior.weights.data[1] *= 2.0
+    posterior.buffers["1.running_mean"].data[0] += 1.0
+    with torch.no_grad():
+        for p in nets[1].parameters():
+            p *= 2.0
+        nets[0][1].running_mean += 1.0
+        torch.testing.assert_close(posterior.outputs(x), torch.stack([net(x) for net in nets]))
+        posterior.weights = torch.zeros_like(posterior.weights)
+        assert not bool(posterior.outputs(x).any())
 
 
 @pytest.mark.parametrize("apart", [False, True])

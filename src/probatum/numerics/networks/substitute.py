@@ -98,22 +98,37 @@ class Substitute:
         """Where computed weights lie now: on a copy's own modules, and not where a norm has been taken off."""
         return [(vars(module), name) for module, name in self._computed if name in vars(module)]
 
-    def each(self, values: Sequence[Mapping[str, Tensor]], rows: Callable[[int], Any]) -> list[Any]:
-        """Its outputs with each set of tensors in turn, all sets of the same names; `rows` gives the inputs of the k-th."""
-        if not values:
-            return []
-        places = [(held, key, name) for name in values[0] for held, key in self._places(name)]
-        touched = [*((held, key) for held, key, _ in places), *self._left()]
-        before, found, net = [held[key] for held, key in touched], [], self.net
-        try:
-            for k, one in enumerate(values):
-                for held, key, name in places:
-                    held[key] = one[name]
-                found.append(net(rows(k)))
-        finally:
-            for (held, key), old in zip(touched, before, strict=True):
-                held[key] = old
-        return found
+    def in_turn(self, values: Sequence[Mapping[str, Tensor]]) -> Callable[[Callable[[int], Any]], list[Any]]:
+        """A function that gives its outputs with each of these sets of tensors in turn, what belongs where looked up once.
+
+        Args:
+            values: the sets, all of the same names.
+
+        Returns:
+            (k -> the inputs of the k-th set) -> outputs.
+
+        Raises:
+            KeyError: a name that is neither a parameter nor a buffer.
+        """
+        places = [(held, key, name) for name in (values[0] if values else ()) for held, key in self._places(name)]
+        lent = [[(held, key, one[name]) for held, key, name in places] for one in values]
+        net = self.net
+
+        def run(rows: Callable[[int], Any]) -> list[Any]:
+            before = [(held, key, held[key]) for held, key, _ in places]
+            before += [(held, key, held[key]) for held, key in self._left()]
+            found = []
+            try:
+                for k, one in enumerate(lent):
+                    for held, key, value in one:
+                        held[key] = value
+                    found.append(net(rows(k)))
+            finally:
+                for held, key, old in before:
+                    held[key] = old
+            return found
+
+        return run
 
 
 def call_with(net: nn.Module, values: Mapping[str, Tensor], *inputs: Any) -> Any:

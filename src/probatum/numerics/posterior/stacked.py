@@ -7,9 +7,10 @@ found = posterior.predict(x)                  # probabilities, total, aleatoric 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import is_not
 
 import torch
 from torch import Tensor, nn
@@ -167,22 +168,27 @@ class Stacked:
     def _one_by_one(
         self, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
     ) -> Tensor:
-        return self._each(apart({**parameters, **held}), x, own, together)
-
-    def evaluated(self, values: Sequence[Mapping[str, Tensor]], x: Tensor) -> Tensor:
-        """Outputs (S, n, ...) in evaluation mode, of S networks given by all their tensors by name (see `apart`)."""
-        with self._in_modes(False):
-            return self._each(values, x, False, False)
-
-    def _each(self, values: Sequence[Mapping[str, Tensor]], x: Tensor, own: bool, together: bool) -> Tensor:
-        if own:
-            rows = [part.clone() for part in x]
-            given: Callable[[int], Tensor] = rows.__getitem__
-        else:
-            given = _Untouched(x)
+        values = apart({**parameters, **held})
+        given = [part.clone() for part in x].__getitem__ if own else self._given(x)
         if together:
             return torch.stack([self._rows_apart(one, given(k)) for k, one in enumerate(values)])
-        return torch.stack(self._run.each(values, given))
+        return torch.stack(self._run.in_turn(values)(given))
+
+    def evaluated(self, values: Sequence[Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+        """Rows -> outputs (S, n, ...) in evaluation mode, of S networks given by all their tensors by name (see `apart`)."""
+        run = self._run.in_turn(values)
+
+        def outputs(x: Tensor) -> Tensor:
+            given = self._given(x)
+            if not any(part.training for part in self._parts):
+                return torch.stack(run(given))
+            with self._in_modes(False):
+                return torch.stack(run(given))
+
+        return outputs
+
+    def _given(self, x: Tensor) -> Callable[[int], Tensor]:
+        return (lambda _: x) if _leaves_rows(self._parts) else _Untouched(x)
 
     def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
@@ -272,7 +278,7 @@ class Posterior:
         counts = {len(value) for value in samples.values()}
         if len(counts) != 1 or counts == {0}:
             raise ValueError(f"samples hold {sorted(counts)} draws; give the same number of one or more of everything")
-        self.weights = self.stacked.flat(samples).detach()
+        self.weights = _on_lines(self.stacked.flat(samples).detach())
         self.buffers = {
             name: samples[name] if name in samples else value.expand(len(self), *value.shape).clone()
             for name, value in state.items()
@@ -281,10 +287,10 @@ class Posterior:
         if self.noise is not None and not bool((self.noise > 0).all()):
             raise ValueError(f"noise is {self.noise.min().item()}; a standard deviation must be positive")
         self.chunk = chunk
-        self._values: tuple[tuple[Tensor, ...], list[dict[str, Tensor]]] | None = None
+        self._kept: tuple[list[Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_values": None}  # views, which a copy would hold anew
+        return {**self.__dict__, "_kept": None}  # of this one's tensors
 
     @classmethod
     def of(cls, models: Sequence[nn.Module], noise: Tensor | float | None = None, chunk: int = 16) -> Posterior:
@@ -304,14 +310,8 @@ class Posterior:
         rows, from torch's global stream as it stands now.
         """
         if not on and not together:
-            held = (self.weights, *self.buffers.values())
-            if self._values is None or any(a is not b for a, b in zip(self._values[0], held, strict=True)):
-                self._values = held, apart({**self.stacked.named(self.weights), **self.buffers})
-            values = self._values[1]
-            if set(self.stacked.dtypes) != {self.weights.dtype}:
-                self._values = None  # copies, which would not follow the weights
-            parts = x.split(rows) if len(x) > rows else (x,)
-            return widened(_joined([self.stacked.evaluated(values, part) for part in parts], 1))
+            run = self._run()
+            return widened(run(x) if len(x) <= rows else torch.cat([run(part) for part in x.split(rows)], dim=1))
         draws = []
         for first in range(0, len(self), self.chunk):
             some = slice(first, first + self.chunk)
@@ -323,6 +323,16 @@ class Posterior:
                 blocks.append(self.stacked(self.weights[some], part, given, training=on, together=together))
             draws.append(_joined(blocks, 1))
         return widened(_joined(draws, 0))
+
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        """Rows -> outputs in evaluation mode, kept as long as the tensors are those that they were."""
+        held = [self.weights, *self.buffers.values()]
+        if self._kept is None or any(map(is_not, self._kept[0], held)):
+            run = self.stacked.evaluated(apart({**self.stacked.named(self.weights), **self.buffers}))
+            if set(self.stacked.dtypes) != {self.weights.dtype}:
+                return run  # of copies, which would not follow the weights
+            self._kept = held, run
+        return self._kept[1]
 
     def logits(self, x: Tensor) -> Tensor:
         """`outputs`, of classifiers."""
@@ -382,6 +392,24 @@ class _Untouched:
         if not self.tells or self.rows._version:
             self.rows = self.x.clone()
         return self.rows
+
+
+def _leaves_rows(modules: Iterable[nn.Module]) -> bool:
+    """Whether a network of these modules can be seen not to change its input: all are torch's own, none works in place."""
+    for module in modules:
+        own = vars(module)
+        if not type(module).__module__.startswith("torch.nn.modules.") or own.get("inplace") or "forward" in own:
+            return False
+        if module._forward_pre_hooks or module._forward_hooks:
+            return False
+    return True
+
+
+def _on_lines(weights: Tensor) -> Tensor:
+    """The same (S, P), each row at the start of a cache line, where products with what lies in it take less time."""
+    count, size = weights.shape
+    found = weights.new_zeros(count, -(-size // 16) * 16)[:, :size]
+    return found.copy_(weights)
 
 
 def apart(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
