@@ -199,7 +199,7 @@ def test_tensors_of_any_precision_and_with_a_history(dtype: torch.dtype) -> None
         assert chow_average(found).tolist() == [-1.75, -0.5]
     score, small, large = (torch.tensor(v, dtype=dtype) for v in ([1.0, 2.0], [0.5, 0.0], [1.0, 0.5]))
     assert deferral_curve(score, small, large).quality.tolist() == [0.25, 0.5, 0.75]
-    assert threshold_for(score, 0.5) == 2.0
+    assert threshold_for(score, 0.5) == threshold_for([*rows[0] * 0 + 1, *score], 0.75) == 2.0
     qualities = torch.stack([small, large], dim=1)
     assert chain(score[:, None], qualities, (1, 2), [1.5]).quality.tolist() == [1.0, 0.0]
     assert chain_thresholds(score[:, None], [0.5]) == [2.0]
@@ -220,5 +220,7 @@ def test_scores_that_are_missing_are_told() -> None:
         chain(np.ones(2), np.ones((2, 2)), (1, 2), [1.0])
     with pytest.raises(ValueError, match="is nan"):
         threshold_for([0.0, float("nan"), 1.0], 0.9)
+    with pytest.raises(ValueError, match="a score is nan, 1 of 3"):
+        threshold_for(np.ma.masked_array([5, 2, 3], [1, 0, 0]), 0.9)
     with pytest.raises(ValueError, match="n >= 1"):
         threshold_for([], 0.5)

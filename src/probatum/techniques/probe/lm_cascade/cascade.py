@@ -43,9 +43,13 @@ class Chained(NamedTuple):
 
 
 def numbers(values: Numbers) -> np.ndarray:
-    """Float64; tensors of any precision (NumPy has no bfloat16), device and history."""
+    """Float64; tensors of any precision (NumPy has no bfloat16), device and history; NaN where a masked array masks."""
     if isinstance(values, Tensor):
         return values.detach().to("cpu", torch.float64).numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        return values.astype(np.float64).filled(np.nan)
+    if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
+        return np.array([numbers(torch.as_tensor(value)) for value in values])
     return np.asarray(values, dtype=np.float64)
 
 
