@@ -140,6 +140,16 @@ def test_flipped_labels_are_found(seed: int) -> None:
         assert len(found) > 0.6 * int(truth.sum())
 
 
+@pytest.mark.parametrize(("spread", "share", "verdict"), [(0.2, 0.0, "pass"), (0.8, 0.1, "fault")])
+def test_classes_that_overlap_are_no_wrong_labels(spread: float, share: float, verdict: str) -> None:
+    model, x, y = gaussians(0, 1200, classes=2, spread=spread)
+    hit = torch.rand(len(y), generator=torch.Generator().manual_seed(0)) < share
+    finding = probatum.audit(model, (x, torch.where(hit, 1 - y, y)))["suspicious labels"]
+    assert finding.verdict == verdict
+    assert finding.numbers["interval"][0] > 0.05  # more than a share alone would let pass, in both
+    assert ("not to be told from overlap" in finding.about) is (verdict == "pass")
+
+
 def test_a_shift_and_other_class_shares_are_found() -> None:
     model, x, y = gaussians(3, 900)
     old, new = (x[:450], y[:450]), (x[450:] + 0.5, y[450:])

@@ -15,9 +15,7 @@ from probatum.data.facts import told_constant
 FEW_ROWS = 1000
 """Fewer rows than this are few."""
 SUSPICIOUS = 0.05
-"""Labels are noisy only where the lower end of the interval on the share that is contradicted lies above this,"""
-MORE_THAN_EXPECTED, BY_CHANCE = 1.25, 0.01
-"""and where so many times as many are contradicted as where classes overlap, which has at most this chance if none is wrong."""
+"""Labels are noisy only where the lower end of the interval on the share that is contradicted lies above this."""
 DRIFT_AUC, DRIFT_P = 0.6, 0.01
 """Two sets of rows differ where a classifier tells them apart as well as this, and chance would not."""
 NEAR_CONSTANT = 0.99
@@ -215,11 +213,11 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     look = looks.suspicious_labels(dataset, np.fromiter(seen.values(), dtype=np.int64), seed)
     if isinstance(look, str):
         return look
-    noisy = look.low > SUSPICIOUS and look.wrong > MORE_THAN_EXPECTED * look.expected and look.p < BY_CHANCE
+    noisy = look.low > SUSPICIOUS and look.told
     words = (
         f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
-        f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}]); by overlap of the classes alone logistic "
-        f"regression expects {look.expected:.0f}{'' if noisy else _not_noisy(look)}"
+        f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}]); likeliest is that {percent(look.altered)} of "
+        f"all labels [{percent(look.altered_low)}, {percent(look.altered_high)}] are wrong{'' if noisy else _not_noisy(look)}"
     )
     return Fact("labels", words, look._asdict(), "noisy-labels" if noisy else "")
 

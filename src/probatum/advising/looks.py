@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from probatum.auditing.case import FOLDS, both_out_of_fold, input_features
-from probatum.auditing.labels import contradictions
+from probatum.auditing.labels import altered, contradictions
 from probatum.auditing.rows import Rows
 from probatum.auditing.shift import two_sample
 from probatum.data.pipeline import fit_pipeline
@@ -32,8 +32,9 @@ class Suspicion(NamedTuple):
         low, high: its 95 % interval (Wilson).
         wrong: how many of those rows are contradicted.
         of: how many of those rows there are.
-        expected: how many of them would be contradicted where classes overlap and no label is wrong.
-        p: chance of so many contradictions, or more, where no label is wrong.
+        altered, altered_low, altered_high: share of all labels that seem wrong, with its 95 % interval
+            (`probatum.auditing.labels.altered`).
+        told: whether overlap of the classes does not explain it.
         rows: how many rows were looked at.
     """
 
@@ -42,8 +43,10 @@ class Suspicion(NamedTuple):
     high: float
     wrong: int
     of: int
-    expected: float
-    p: float
+    altered: float
+    altered_low: float
+    altered_high: float
+    told: bool
     rows: int
 
 
@@ -64,14 +67,11 @@ class Drift(NamedTuple):
 
 
 def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Suspicion | str:
-    """How many labels are contradicted among the surest rows, out of five folds, and how many would be; or why not.
+    """How many labels are contradicted among the surest rows, out of five folds, and how many seem wrong; or why not.
 
     Confident learning's idea (Northcutt et al. 2021, arXiv:1911.00068), asked only where models of the other rows are
-    surest: `probatum.auditing.labels.contradictions`. Where classes overlap, sure models are contradicted as well. How
-    often is told by the logistic regression among them: its log-odds grow without bound, so that it is right about an
-    overlap that fades away from the border, where a forest learns from altered labels to be as unsure as they make it. But
-    its slope, too, is the flatter the more labels are altered: from some fifth of them on, and with many classes, what is
-    altered may pass for overlap.
+    surest: `probatum.auditing.labels.contradictions`. Where classes overlap, sure models are contradicted as well; whether
+    that is all, is told by `probatum.auditing.labels.altered`.
 
     Args:
         dataset: of classes, in memory.
@@ -90,16 +90,10 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
     both = each.mean(axis=0)
     sure, against = contradictions(both, found.part.y.numpy())
     wrong, of = int(against.sum()), len(sure)
-    doubts = 1 - each[0, sure, both[sure].argmax(axis=1)]
-    return Suspicion(wrong / of, *wilson(wrong, of), wrong, of, float(doubts.sum()), at_least(wrong, doubts), len(rows))
-
-
-def at_least(count: int, chances: np.ndarray) -> float:
-    """Chance that so many or more of independent events happen: the upper tail of a Poisson binomial distribution."""
-    mass = np.ones(1)
-    for chance in np.clip(chances, 0.0, 1.0):
-        mass = np.convolve(mass, [1 - chance, chance])
-    return float(min(1.0, mass[count:].sum()))
+    noise = altered(each, found.part.y.numpy())
+    return Suspicion(
+        wrong / of, *wilson(wrong, of), wrong, of, noise.share, noise.low, noise.high, noise.told, len(rows)
+    )
 
 
 def drift(dataset: Any, time: str | None, seed: int = 0) -> Drift | str:

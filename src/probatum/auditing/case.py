@@ -78,10 +78,15 @@ class Case:
     @cached_property
     def others(self) -> np.ndarray | None:
         """Classes: (n, classes) probabilities of each row by plain models of the other rows; None where a class is too rare."""
+        return None if self.each_other is None else np.asarray(self.each_other.mean(axis=0))
+
+    @cached_property
+    def each_other(self) -> np.ndarray | None:
+        """The same by either of the two (2, n, classes), logistic regression first."""
         counts = np.bincount(self.y, minlength=2)
         if (counts[counts > 0] < FOLDS).any() or (counts > 0).sum() < 2:
             return None
-        return out_of_fold(self.rows, int(self.rng("others").integers(2**31)))
+        return both_out_of_fold(self.rows, int(self.rng("others").integers(2**31)))
 
     def rng(self, name: str) -> np.random.Generator:
         """Draws of one check, whatever other checks draw."""
@@ -129,13 +134,8 @@ def learned_features(subject: Subject, rows: Rows) -> np.ndarray | None:
     return found if len(found) == len(rows) else None
 
 
-def out_of_fold(rows: Rows, seed: int) -> np.ndarray:
-    """Probabilities (n, classes) of each row by models of the other folds: mean of logistic regression and of a forest."""
-    return np.asarray(both_out_of_fold(rows, seed).mean(axis=0))
-
-
 def both_out_of_fold(rows: Rows, seed: int) -> np.ndarray:
-    """The same (2, n, classes) by each of the two models, logistic regression first."""
+    """Probabilities (2, n, classes) of each row by models of the other folds: logistic regression, and a forest."""
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from probatum.auditing.case import FOLDS, MOST, Case
@@ -12,6 +14,10 @@ FEW = 100
 SUREST = 0.15
 """Share of the rows by which labels are judged: the more classes overlap, the fewer rows are beyond doubt."""
 LEAST_SURE = 60
+SHARES, SHARPER = np.linspace(0.0, 0.9, 91), np.exp(np.linspace(-1.0, 3.5, 91))
+"""Shares of labels without meaning, and powers 1/T, that are tried."""
+WITHIN, BEYOND = 3.84, 6.63
+"""Quantiles of chi-squared with one degree: 95 % and, one-sided, 99.5 %."""
 SHOWN = 25
 
 
@@ -42,8 +48,8 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     if len(case.rows) < FEW:
         return not_measurable(name, f"{len(case.rows)} rows are too few; {FEW} or more are needed")
     counts = np.bincount(case.y, minlength=case.output.shape[1])
-    p = case.others
-    if p is None:
+    p, each = case.others, case.each_other
+    if p is None or each is None:
         rare = case.rows.spec.classes[int(counts.argmin())]
         return not_measurable(name, f"class {rare!r} has {counts.min()} rows; {FOLDS} are needed, one in every fold")
     marked, instead = confident_disagreement(p, case.y)
@@ -53,9 +59,10 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         against &= case.guess[sure] == p[sure].argmax(axis=1)
     count, n = int(marked.sum()), len(marked)
     wrong, of = int(against.sum()), len(sure)
-    expected = float(1 - p[sure].max(axis=1).mean())
+    noise = altered(each, case.y)
     low, high = wilson(wrong, of)
-    bad = low > case.limits.suspicious
+    many = low > case.limits.suspicious
+    bad = many and noise.told
     own = p[np.arange(n), case.y]
     order = sorted(np.flatnonzero(marked).tolist(), key=lambda i: own[i])
     numbers, classes = case.rows.part.rows.numpy(), case.rows.spec.classes
@@ -73,10 +80,12 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         name,
         FAULT if bad else PASS,
         f"{wrong} of the {of} surest rows contradicted ({percent(wrong / of)} [{percent(low)}, {percent(high)}]); {count} listed",
-        f"lower end > {percent(case.limits.suspicious)}",
-        f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake; "
-        f"where it goes as far, it looks the same (these models themselves expected {percent(expected)}). "
-        "Listed are all rows whose label they contradict"
+        f"lower end > {percent(case.limits.suspicious)}, and overlap does not explain it",
+        f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake. "
+        f"The share of wrong labels that makes all of them likeliest is {percent(noise.share)} [{percent(noise.low)}, "
+        f"{percent(noise.high)}]"
+        + (", not to be told from overlap. " if many and not bad else ". ")
+        + "Listed are all rows whose label they contradict"
         + (" together with the audited model." if with_model else "."),
         ("noisy-labels",) if bad else (),
         {
@@ -84,12 +93,60 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
             "rather": [classes[instead[i]] for i in order],
             "p": [float(own[i]) for i in order],
             "share": wrong / of,
-            "expected": expected,
+            "altered": noise._asdict(),
             "listed": count / n,
             "interval": [low, high],
         },
         table,
     )
+
+
+class Altered(NamedTuple):
+    """How many labels seem to be wrong by a model of label noise.
+
+    Attributes:
+        share: the likeliest share of labels that are not the row's own.
+        low, high: its 95 % interval, by the profile likelihood.
+        statistic: twice the gain in log-likelihood over no wrong labels.
+    """
+
+    share: float
+    low: float
+    high: float
+    statistic: float
+
+    @property
+    def told(self) -> bool:
+        """Whether overlap of the classes does not explain it: beyond a chance of 0.5 %."""
+        return self.statistic > BEYOND
+
+
+def altered(each: np.ndarray, y: np.ndarray) -> Altered:
+    """The share of wrong labels that makes these labels likeliest, whatever the classes' overlap.
+
+    Of a row whose class has probabilities p, the label is drawn from (1 - r) p^(1/T) / sum + r / K: with chance r it says
+    nothing (Mnih and Hinton 2012, "Learning to label aerial images from noisy data"). Models that learn from altered labels
+    are the less sure; T, chosen beside r, makes up for it. Overlap then shows as doubt that fades away from the border, wrong
+    labels as contradictions that do not. Of several models the one counts that makes the labels likeliest. Labels that are
+    wrong in one class alone, or only near the border, are not told apart from overlap.
+
+    Args:
+        each: (models, n, K) probabilities out of fold.
+        y: (n,) labels.
+    """
+    k, best = each.shape[2], (np.inf, np.zeros(0))
+    for p in each:
+        logs, profile = np.log(np.clip(p, 1e-12, None)), np.full(len(SHARES), np.inf)
+        for sharper in SHARPER:
+            power = np.exp(sharper * (logs - logs.max(axis=1, keepdims=True)))
+            own = power[np.arange(len(y)), y] / power.sum(axis=1)
+            mixed = (1 - SHARES[:, None]) * own + SHARES[:, None] / k
+            profile = np.minimum(profile, -np.log(np.clip(mixed, 1e-12, None)).sum(axis=1))
+        best = min(best, (float(profile.min()), profile), key=lambda found: found[0])
+    least, profile = best
+    wrong, within = SHARES * (k - 1) / k, np.flatnonzero(2 * (profile - least) < WITHIN)
+    at = int(profile.argmin())
+    return Altered(float(wrong[at]), float(wrong[within[0]]), float(wrong[within[-1]]), float(2 * (profile[0] - least)))
 
 
 def contradictions(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
