@@ -7,7 +7,7 @@ found = posterior.predict(x)                  # probabilities, total, aleatoric 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import is_not
@@ -67,6 +67,7 @@ class Stacked:
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
+        self._built_in = all(type(part).__module__.startswith("torch.nn.modules.") for part in self._parts)
         self._moving = list(dict(self.model.named_buffers()))
         heavy = any(isinstance(module, nn.modules.conv._ConvNd) for module in self._parts)
         self.apart = heavy or self.size > WIDE
@@ -188,7 +189,7 @@ class Stacked:
         return outputs
 
     def _given(self, x: Tensor) -> Callable[[int], Tensor]:
-        return (lambda _: x) if _leaves_rows(self._parts) else _Untouched(x)
+        return (lambda _: x) if self._built_in and not any(map(_may_change_rows, self._parts)) else _Untouched(x)
 
     def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
@@ -381,6 +382,12 @@ class Posterior:
         return self
 
 
+def _may_change_rows(module: nn.Module) -> object:
+    """Whether one of torch's own modules works in place, or somebody has hooked it or given it a `forward` of its own."""
+    own = module.__dict__
+    return own["_forward_pre_hooks"] or own["_forward_hooks"] or own.get("inplace") or "forward" in own
+
+
 class _Untouched:
     """The same rows for every network, copied anew where the one before began by changing them in place."""
 
@@ -392,17 +399,6 @@ class _Untouched:
         if not self.tells or self.rows._version:
             self.rows = self.x.clone()
         return self.rows
-
-
-def _leaves_rows(modules: Iterable[nn.Module]) -> bool:
-    """Whether a network of these modules can be seen not to change its input: all are torch's own, none works in place."""
-    for module in modules:
-        own = vars(module)
-        if not type(module).__module__.startswith("torch.nn.modules.") or own.get("inplace") or "forward" in own:
-            return False
-        if module._forward_pre_hooks or module._forward_hooks:
-            return False
-    return True
 
 
 def _on_lines(weights: Tensor) -> Tensor:
