@@ -170,6 +170,8 @@ def _places(function: ast.FunctionDef) -> list[ast.AST]:
     def visit(node: ast.AST) -> None:
         if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr)):
             return
+        if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip and map: it only raises
+            return
         if isinstance(node, ast.If) and all(isinstance(s, ast.Raise) for s in node.body):
             for later in node.orelse:
                 visit(later)
