@@ -101,6 +101,10 @@ class StudyPlan(Terms):
     pretrained: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
+    def over_seeds(self) -> str:
+        """Over how many seeds it runs, in words."""
+        return f"{'at most ' if self.race else ''}{len(self.seeds)} paired seed{'' if len(self.seeds) == 1 else 's'}"
+
     def trial(self, arm: Arm, builtin: str, seed: int, kind: str = "fit") -> dict[str, Any]:
         """The plan of one trial: everything its record depends on, and nothing else."""
         plan: dict[str, Any] = {

@@ -132,7 +132,7 @@ def decide(
     nothing = interval.mean == 0 and interval.sd == 0 and (interval.high == 0 or identical)
     note = NO_EFFECT if nothing and identical else ""
     if interval.n < FEWEST_SEEDS:
-        few = f"{interval.n} paired seeds; a verdict needs {FEWEST_SEEDS}"
+        few = f"{interval.n} paired seed{'' if interval.n == 1 else 's'}; a verdict needs {FEWEST_SEEDS}"
         needed, more = _more_seeds(interval, margin, ratio, level, 1.0) if ahead else (None, "")
         return Decision("undecided", needed, _join(note, few, more))
     low, high = interval.inner or (interval.low, interval.high)

@@ -123,7 +123,7 @@ def _print_plan(console: Console, study: Any, *, named: bool) -> None:
     plan = study.plan
     console.print(
         f"{len(plan.arms)} arm(s) against the baseline, "
-        + (f"raced over at most {len(plan.seeds)} paired seeds, " if plan.race else f"{len(plan.seeds)} paired seeds, ")
+        + f"{'raced over ' if plan.race else ''}{plan.over_seeds()}, "
         + ("equal arithmetic" if plan.equal_compute else "equal steps")
         + (f", {plan.tune} tuner trials each" if plan.tune else "")
         + (

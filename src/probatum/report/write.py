@@ -118,7 +118,7 @@ def _question(results: Results) -> str:
     where = f" in the world {data.world}" if data.world else ""
     return (
         f"Does {arms} improve {plan.primary} over the {results.baseline} on {data.name}{where} ({size}, {data.modality}, "
-        f"target {data.target}), {budget}, over {'at most ' if plan.race else ''}{len(plan.seeds)} paired seeds? Asked of {results.asked_of()}."
+        f"target {data.target}), {budget}, over {plan.over_seeds()}? Asked of {results.asked_of()}."
     )
 
 

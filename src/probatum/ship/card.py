@@ -53,7 +53,7 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
         lines += [f"| {name} | {results.mean(arm, name):.4g} | | | |" for name in shown]
     lines += [
         "",
-        f"{'At most ' if plan.race else ''}{len(plan.seeds)} paired seeds, {'equal arithmetic' if plan.equal_compute else 'equal gradient steps'}.",
+        f"{plan.over_seeds().capitalize()}, {'equal arithmetic' if plan.equal_compute else 'equal gradient steps'}.",
     ]
     if results.reference_note():
         lines += ["", results.reference_note()]

@@ -49,6 +49,16 @@ def shares(f: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     return torch.tensor(rows)
 
 
+def test_attention_is_trained_where_the_norm_before_it_is_frozen() -> None:
+    net = network()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+    apply(net)
+    assert all(p.requires_grad for size in sizes(net) for p in size.look.parameters())
+    assert not any(p.requires_grad for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+
+
 @pytest.mark.parametrize("kind", ["step", "se"])
 def test_steps_of_one_are_the_plain_network_and_of_zero_the_identity(kind: str) -> None:
     plain = network()

@@ -143,6 +143,11 @@ def test_on_the_bench_energy_moves_into_the_region() -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in guided.model.parameters())
 
 
+def test_boxes_of_no_image_are_told() -> None:
+    with pytest.raises(ValueError, match="1 boxes and 2 rows"):
+        masks_of(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.tensor([0, 1]), 2, 4, 5)
+
+
 def test_few_boxes_by_row() -> None:
     data = toy("image", "classes")
     boxes = {int(row): [0, 0, 8, 4] for row in data.train.rows[:40]}

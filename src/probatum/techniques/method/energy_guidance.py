@@ -73,7 +73,14 @@ def masks_of(boxes: Tensor, rows: Tensor, count: int, height: int, width: int) -
     """Unions (count, h, w) of the boxes (k, 4) that belong to each image, `rows` (k,) saying to which.
 
     Edges are rounded to pixels; a box in which nothing would be left is the row or column of pixels its middle lies in.
+
+    Raises:
+        ValueError: as `check_boxes`; or not one row for every box.
     """
+    if len(rows) != len(boxes):
+        raise ValueError(
+            f"there are {len(boxes)} boxes and {len(rows)} rows; say of each box which image it belongs to"
+        )
     return _filled(check_boxes(boxes, height, width), rows, count, height, width)
 
 

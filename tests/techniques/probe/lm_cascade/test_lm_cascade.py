@@ -148,6 +148,10 @@ def test_report_of_classes() -> None:
         assert found["random"] < found[f"{name}: AUDC"] <= found["oracle"]
         assert abs(found[f"{name}: rate for 0.4"] - 0.4) < 0.15
     assert found["sum: AUDC"] == found["average: AUDC"] == found["quantile: AUDC"]  # one token
+    # all rows pay for the state inside before they can be deferred: a budget of half that decides nothing there alone
+    little = lm_cascade(build, data, stream(), width=3, steps=150, budgets=(found["cost of middle"] / 2,))
+    spent = {name: its for name, its in little.items() if name.endswith("of the way in cost")}
+    assert [name.split(":")[0] for name, its in spent.items() if its == found["small"]] == ["embed-1+2"]
     assert 0 < found["cost of small"] < 0.1
     assert 0 < found["cost of middle"] < 1
     assert found == lm_cascade(build, data, stream(), width=3, steps=150)
@@ -217,6 +221,7 @@ def test_a_rule_fitted_again_is_a_fresh_one(rule: str) -> None:
     used, fresh = DeferralRule(rule, hidden=4).fit(x, small, large), DeferralRule(rule, hidden=4)
     assert used.platt != (1.0, 0.0)
     np.testing.assert_array_equal(used.fit(few, lone, 0 * lone).gain(x), fresh.fit(few, lone, 0 * lone).gain(x))
+    np.testing.assert_array_equal(fresh.gain(x), fresh.raw_probability(x))  # and none is made up
     np.testing.assert_array_equal(used.fit(x, small, large).gain(x), fresh.fit(x, small, large).gain(x))
 
 
