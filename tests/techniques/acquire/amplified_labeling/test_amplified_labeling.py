@@ -347,3 +347,12 @@ def test_copies_go_on_alike_and_leave_the_original_alone() -> None:
         kept = found.positive.clone()
         copied.positive.zero_()
         assert torch.equal(found.positive, kept)
+
+
+def test_gold_answers_are_counted_from_nothing_and_the_faultless_stay() -> None:
+    draw = torch.Generator().manual_seed(3)
+    crowd = Crowd(torch.ones(300), draw, errors=(0.0, 0.0, 0.0), lead=(1, 1), gold=0.5, tolerance=0.0)
+    assert crowd(torch.arange(300)).all()
+    assert crowd.active == [0, 1, 2]
+    assert [wrong for _, wrong in crowd.tested] == [0, 0, 0]
+    assert sum(asked for asked, _ in crowd.tested) == crowd.answers - 300  # one answer decides a row

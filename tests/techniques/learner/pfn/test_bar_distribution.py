@@ -65,6 +65,7 @@ def test_borders_hold_equal_shares_and_part_equal_numbers() -> None:
     borders = borders_of(sample, 20)
     counts = torch.histogram(sample, borders.float()).hist
     assert float((counts - 500).abs().max()) <= 2
+    assert torch.equal(borders, sample.double().sort().values[np.linspace(0, len(sample) - 1, 21).round()])
     coarse = borders_of(torch.tensor([0.0] * 50 + [1.0] * 50), 5)
     assert bool((coarse.diff() > 0).all())
 

@@ -10,7 +10,7 @@ from probatum.checks.toy import toy
 from probatum.data.open import open_dataset
 from probatum.spec import Budget, Part
 from probatum.techniques.learner.pfn.network import Limits, PriorFitted, load
-from probatum.techniques.learner.pfn.pfn import WEIGHTS, InContext, fit, one_hot_tables
+from probatum.techniques.learner.pfn.pfn import WEIGHTS, InContext, _real, fit, one_hot_tables
 
 pytestmark = pytest.mark.fast
 
@@ -176,3 +176,17 @@ def test_long_whole_numbers_and_truth_values() -> None:
     torch.testing.assert_close(found[0], found[1])
     answers = [InContext(network, own[:60], y[:60], 2, torch.Generator(), 1) for own in (x > 0, (x > 0).float())]
     torch.testing.assert_close(answers[0].predict(part(x[60:] > 0)), answers[1].predict(part((x[60:] > 0).float())))
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [
+        (torch.tensor([1.0], dtype=torch.float64), torch.float64),
+        (torch.tensor([1.0], dtype=torch.bfloat16), torch.float32),
+        (torch.tensor([2**24]), torch.float32),
+        (torch.tensor([2**24 + 1]), torch.float64),
+    ],
+)
+def test_features_keep_what_they_tell(given: Tensor, computed: torch.dtype) -> None:
+    assert _real(given).dtype == computed
+    assert torch.equal(_real(given).double(), given.double())
