@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from probatum.advising.facts import DataFacts, facts_of, profile
-from probatum.auditing.labels import altered
+from probatum.auditing.label_noise import altered
 from probatum.data.open import open_dataset
 from probatum.settings import Reading
 
@@ -105,6 +105,29 @@ def test_the_share_of_wrong_labels_is_found_whatever_the_models_are_sure_of(
         within += found.low - 0.005 <= hit.mean() <= found.high + 0.005
         assert found.told
     assert within >= 17
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_labels_that_are_mistaken_for_one_other_class_are_told(share: float) -> None:
+    rng, within = np.random.default_rng(2), 0
+    for seed in range(10):
+        p, y = rows_of_classes(seed, 1000, 6, 2.0)
+        hit = rng.random(1000) < share
+        y = np.where(hit, (y + 1) % 6, y)
+        flat = p**0.5 / (p**0.5).sum(1, keepdims=True)
+        found = altered(flat[None], y)
+        within += found.low <= hit.mean() <= found.high
+        assert found.told
+    assert within >= 8
+
+
+def test_classes_without_rows_say_nothing_of_noise() -> None:
+    p, y = rows_of_classes(0, 600, 2, 1.2)
+    y = np.where(np.random.default_rng(0).random(600) < 0.2, 1 - y, y)
+    among = np.full((1, 600, 40), 1e-9)
+    among[0][:, [5, 30]] = p
+    assert altered(among, np.array([5, 30])[y]) == altered(p[None], y)
+    assert altered(p[None], np.zeros(600, dtype=np.int64)) == (0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("k", "spread"), [(2, 0.2), (2, 0.6), (10, 0.5), (10, 1.5)])

@@ -216,8 +216,13 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     noisy = look.low > SUSPICIOUS and look.told
     words = (
         f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
-        f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}]); likeliest is that {percent(look.altered)} of "
-        f"all labels [{percent(look.altered_low)}, {percent(look.altered_high)}] are wrong{'' if noisy else _not_noisy(look)}"
+        f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}])"
+        + (
+            f"; likeliest is that {percent(look.altered)} of all labels [{percent(look.altered_low)}, "
+            f"{percent(look.altered_high)}] are wrong, or outcomes as uncertain everywhere"
+            if noisy
+            else _not_noisy(look)
+        )
     )
     return Fact("labels", words, look._asdict(), "noisy-labels" if noisy else "")
 

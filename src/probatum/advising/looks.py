@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from probatum.auditing.case import FOLDS, both_out_of_fold, input_features
-from probatum.auditing.labels import altered, contradictions
+from probatum.auditing.label_noise import altered
+from probatum.auditing.labels import contradictions
 from probatum.auditing.rows import Rows
 from probatum.auditing.shift import two_sample
 from probatum.data.pipeline import fit_pipeline
@@ -33,8 +34,8 @@ class Suspicion(NamedTuple):
         wrong: how many of those rows are contradicted.
         of: how many of those rows there are.
         altered, altered_low, altered_high: share of all labels that seem wrong, with its 95 % interval
-            (`probatum.auditing.labels.altered`).
-        told: whether overlap of the classes does not explain it.
+            (`probatum.auditing.label_noise.altered`).
+        told: whether overlap that fades away from the classes' borders does not explain it.
         rows: how many rows were looked at.
     """
 
@@ -71,7 +72,7 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
 
     Confident learning's idea (Northcutt et al. 2021, arXiv:1911.00068), asked only where models of the other rows are
     surest: `probatum.auditing.labels.contradictions`. Where classes overlap, sure models are contradicted as well; whether
-    that is all, is told by `probatum.auditing.labels.altered`.
+    that is all, is told by `probatum.auditing.label_noise.altered`.
 
     Args:
         dataset: of classes, in memory.

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from probatum.auditing.case import FOLDS, MOST, Case
 from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable, percent
+from probatum.auditing.label_noise import Altered, altered
 from probatum.measure.groups import wilson
 
 FEW = 100
 SUREST = 0.15
 """Share of the rows by which labels are judged: the more classes overlap, the fewer rows are beyond doubt."""
 LEAST_SURE = 60
-SHARES, SHARPER = np.linspace(0.0, 0.9, 91), np.exp(np.linspace(-1.0, 3.5, 91))
-"""Shares of labels without meaning, and powers 1/T, that are tried."""
-WITHIN, BEYOND = 3.84, 6.63
-"""Quantiles of chi-squared with one degree: 95 % and, one-sided, 99.5 %."""
 SHOWN = 25
 
 
@@ -80,11 +75,9 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         name,
         FAULT if bad else PASS,
         f"{wrong} of the {of} surest rows contradicted ({percent(wrong / of)} [{percent(low)}, {percent(high)}]); {count} listed",
-        f"lower end > {percent(case.limits.suspicious)}, and overlap does not explain it",
+        f"lower end > {percent(case.limits.suspicious)}, not fading away from the borders of classes",
         f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake. "
-        f"The share of wrong labels that makes all of them likeliest is {percent(noise.share)} [{percent(noise.low)}, "
-        f"{percent(noise.high)}]"
-        + (", not to be told from overlap. " if many and not bad else ". ")
+        + explained(noise, many=many)
         + "Listed are all rows whose label they contradict"
         + (" together with the audited model." if with_model else "."),
         ("noisy-labels",) if bad else (),
@@ -101,52 +94,16 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     )
 
 
-class Altered(NamedTuple):
-    """How many labels seem to be wrong by a model of label noise.
-
-    Attributes:
-        share: the likeliest share of labels that are not the row's own.
-        low, high: its 95 % interval, by the profile likelihood.
-        statistic: twice the gain in log-likelihood over no wrong labels.
-    """
-
-    share: float
-    low: float
-    high: float
-    statistic: float
-
-    @property
-    def told(self) -> bool:
-        """Whether overlap of the classes does not explain it: beyond a chance of 0.5 %."""
-        return self.statistic > BEYOND
-
-
-def altered(each: np.ndarray, y: np.ndarray) -> Altered:
-    """The share of wrong labels that makes these labels likeliest, whatever the classes' overlap.
-
-    Of a row whose class has probabilities p, the label is drawn from (1 - r) p^(1/T) / sum + r / K: with chance r it says
-    nothing (Mnih and Hinton 2012, "Learning to label aerial images from noisy data"). Models that learn from altered labels
-    are the less sure; T, chosen beside r, makes up for it. Overlap then shows as doubt that fades away from the border, wrong
-    labels as contradictions that do not. Of several models the one counts that makes the labels likeliest. Labels that are
-    wrong in one class alone, or only near the border, are not told apart from overlap.
-
-    Args:
-        each: (models, n, K) probabilities out of fold.
-        y: (n,) labels.
-    """
-    k, best = each.shape[2], (np.inf, np.zeros(0))
-    for p in each:
-        logs, profile = np.log(np.clip(p, 1e-12, None)), np.full(len(SHARES), np.inf)
-        for sharper in SHARPER:
-            power = np.exp(sharper * (logs - logs.max(axis=1, keepdims=True)))
-            own = power[np.arange(len(y)), y] / power.sum(axis=1)
-            mixed = (1 - SHARES[:, None]) * own + SHARES[:, None] / k
-            profile = np.minimum(profile, -np.log(np.clip(mixed, 1e-12, None)).sum(axis=1))
-        best = min(best, (float(profile.min()), profile), key=lambda found: found[0])
-    least, profile = best
-    wrong, within = SHARES * (k - 1) / k, np.flatnonzero(2 * (profile - least) < WITHIN)
-    at = int(profile.argmin())
-    return Altered(float(wrong[at]), float(wrong[within[0]]), float(wrong[within[-1]]), float(2 * (profile[0] - least)))
+def explained(noise: Altered, *, many: bool) -> str:
+    """What the likelihood says of wrong labels, where many are contradicted; else ""."""
+    if not many:
+        return ""
+    if not noise.told:
+        return "Overlap of the classes that fades away from their borders explains as many. "
+    return (
+        f"Likeliest is that {percent(noise.share)} of all labels [{percent(noise.low)}, {percent(noise.high)}] are wrong; or "
+        "outcomes are as uncertain far from the borders of classes as near them. "
+    )
 
 
 def contradictions(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,11 @@ def probabilities(n: int, c: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(dim=1)
 
 
+def test_least_confidence_is_the_chance_of_a_wrong_guess() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0]])
+    torch.testing.assert_close(parts.least_confidence(p), torch.tensor([0.5, 0.0]))
+
+
 def test_two_classes_rank_alike() -> None:
     p = probabilities(50, 2)
     orders = [f(p).argsort().tolist() for f in (parts.least_confidence, parts.closeness, parts.entropy)]

@@ -26,6 +26,7 @@ def test_a_copy_has_the_outputs_and_weights_of_its_own() -> None:
     net, x = network(), torch.randn(4, 3)
     net(x).sum().backward()
     other = copied(net)
+    assert other[0].weight.grad_fn is None  # nothing of what it is holds the original's graph
     torch.testing.assert_close(other.eval()(x), net.eval()(x), rtol=0, atol=0)
     assert list(other.state_dict()) == list(net.state_dict())
     with torch.no_grad():

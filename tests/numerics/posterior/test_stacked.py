@@ -192,11 +192,21 @@ def halve(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     inputs[0].mul_(0.5)
 
 
-@pytest.mark.parametrize("how", ["class", "hook", "function"])
+def halve_first(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if isinstance(module, nn.Sequential):
+        inputs[0].mul_(0.5)
+
+
+@pytest.mark.parametrize("how", ["class", "hook", "function", "everywhere"])
 def test_rows_are_not_changed_whoever_does_so(how: str) -> None:
     nets = [nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)) for _ in range(3)]
     x = torch.randn(5, 4, generator=generator())
     before, expected = x.clone(), torch.stack([net(0.5 * x).detach() for net in nets])
+    if how == "everywhere":
+        with nn.modules.module.register_module_forward_pre_hook(halve_first):
+            torch.testing.assert_close(Posterior.of(nets).outputs(x), expected)
+        assert torch.equal(x, before)
+        return
     for net in nets:
         first = net[0]
         if how == "class":
@@ -210,19 +220,49 @@ def test_rows_are_not_changed_whoever_does_so(how: str) -> None:
 
 
 def test_predictions_follow_weights_and_statistics_however_they_are_changed() -> None:
-    nets = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval() for _ in range(2)]
+    nets = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.BatchNorm1d(3)).eval() for _ in range(2)]
     x, posterior = torch.randn(5, 4, generator=generator()), Posterior.of(nets)
     posterior.outputs(x)
-    assert posterior.weights.stride() == (32, 1)
     posterior.weights.data[1] *= 2.0
-    posterior.buffers["1.running_mean"].data[0] += 1.0
+    posterior.buffers["2.running_mean"].data[0] += 1.0
     with torch.no_grad():
         for p in nets[1].parameters():
             p *= 2.0
-        nets[0][1].running_mean += 1.0
+        nets[0][2].running_mean += 1.0
         torch.testing.assert_close(posterior.outputs(x), torch.stack([net(x) for net in nets]))
-        posterior.weights = torch.zeros_like(posterior.weights)
+        posterior.buffers["2.running_mean"].data = torch.zeros(2, 3)
+        for net in nets:
+            net[2].running_mean.zero_()
+        torch.testing.assert_close(posterior.outputs(x), torch.stack([net(x) for net in nets]))
+        posterior.stacked = Stacked(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3)))
+        for net in nets:
+            net[1] = nn.ReLU()
+        torch.testing.assert_close(posterior.outputs(x), torch.stack([net(x) for net in nets]))
+        posterior.weights.data = torch.zeros_like(posterior.weights)
         assert not bool(posterior.outputs(x).any())
+
+
+@pytest.mark.parametrize(("inputs", "stride"), [(1, 4), (60, 192)])
+def test_weights_begin_on_cache_lines_where_that_is_little_longer(inputs: int, stride: int) -> None:
+    nets = [nn.Linear(inputs, 3 if inputs > 1 else 2) for _ in range(2)]
+    posterior = Posterior.of(nets)
+    assert posterior.weights.stride() == (stride, 1)
+    assert torch.equal(posterior.weights[1], torch.cat([p.flatten() for p in nets[1].parameters()]))
+
+
+def test_rows_without_a_history_are_trained_on_and_may_change_afterwards() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    stacked = Stacked(net)
+    stacked.apart = True
+    weights, buffers = stacked.gather([net, copy.deepcopy(net)])
+    weights.requires_grad_(True)
+    with torch.inference_mode():
+        x = torch.randn(7, 4, generator=generator())
+    slope = torch.autograd.grad(stacked(weights, x, buffers, training=True).sum(), weights)[0]
+    plain = x.clone()
+    output = stacked(weights, plain, buffers, training=True).sum()
+    plain.mul_(2.0)
+    assert torch.equal(torch.autograd.grad(output, weights)[0], slope)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -7,10 +7,10 @@ found = posterior.predict(x)                  # probabilities, total, aleatoric 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from operator import is_not
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from torch.func import vmap
 from probatum.numerics.networks.modes import kept_in_evaluation
 from probatum.numerics.networks.substitute import Substitute
 from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
-from probatum.numerics.tensors.precision import widened
+from probatum.numerics.tensors.precision import HALF, widened
 
 WIDE = 50_000
 """Weights above which networks are run one after another."""
+LINE, MOST_PADDED = 16, 1.1
+"""Weights on a cache line; and how much longer than its weights a network's line may be."""
+_HOOKS, _PRE_HOOKS = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
 _REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
 
 
@@ -189,7 +192,8 @@ class Stacked:
         return outputs
 
     def _given(self, x: Tensor) -> Callable[[int], Tensor]:
-        return (lambda _: x) if self._built_in and not any(map(_may_change_rows, self._parts)) else _Untouched(x)
+        kept = self._built_in and not torch.is_grad_enabled() and not _HOOKS and not _PRE_HOOKS
+        return (lambda _: x) if kept and not any(map(_may_change_rows, self._parts)) else _Untouched(x)
 
     def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
@@ -279,7 +283,7 @@ class Posterior:
         counts = {len(value) for value in samples.values()}
         if len(counts) != 1 or counts == {0}:
             raise ValueError(f"samples hold {sorted(counts)} draws; give the same number of one or more of everything")
-        self.weights = _on_lines(self.stacked.flat(samples).detach())
+        self.weights = self._lines_of(samples)
         self.buffers = {
             name: samples[name] if name in samples else value.expand(len(self), *value.shape).clone()
             for name, value in state.items()
@@ -288,7 +292,20 @@ class Posterior:
         if self.noise is not None and not bool((self.noise > 0).all()):
             raise ValueError(f"noise is {self.noise.min().item()}; a standard deviation must be positive")
         self.chunk = chunk
-        self._kept: tuple[list[Tensor], Callable[[Tensor], Tensor]] | None = None
+        self._kept: tuple[list[object], Callable[[Tensor], Tensor]] | None = None
+
+    @torch.no_grad()
+    def _lines_of(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Weights (S, P), each row at the start of a cache line, where products with what lies in it take less time."""
+        first, size = samples[self.stacked.names[0]], self.stacked.size
+        dtype = functools.reduce(torch.promote_types, (samples[name].dtype for name in self.stacked.names))
+        wide = -(-size // LINE) * LINE
+        wide = size if wide > MOST_PADDED * size else wide
+        dtype = torch.float32 if dtype in HALF else dtype
+        found = torch.zeros(len(first), wide, dtype=dtype, device=first.device)[:, :size]
+        for name, part in zip(self.stacked.names, found.split(self.stacked.sizes, dim=1), strict=True):
+            part.copy_(samples[name].reshape(len(first), -1))
+        return found
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}  # of this one's tensors
@@ -327,8 +344,9 @@ class Posterior:
 
     def _run(self) -> Callable[[Tensor], Tensor]:
         """Rows -> outputs in evaluation mode, kept as long as the tensors are those that they were."""
-        held = [self.weights, *self.buffers.values()]
-        if self._kept is None or any(map(is_not, self._kept[0], held)):
+        tensors = [self.weights, *self.buffers.values()]
+        held = [self.stacked, *tensors, *(tensor.data_ptr() for tensor in tensors)]
+        if self._kept is None or any(map(_other, self._kept[0], held)):
             run = self.stacked.evaluated(apart({**self.stacked.named(self.weights), **self.buffers}))
             if set(self.stacked.dtypes) != {self.weights.dtype}:
                 return run  # of copies, which would not follow the weights
@@ -382,6 +400,11 @@ class Posterior:
         return self
 
 
+def _other(a: object, b: object) -> bool:
+    """Whether two things kept are not the same tensor, network or place in memory."""
+    return a is not b and (not isinstance(a, int) or a != b)
+
+
 def _may_change_rows(module: nn.Module) -> object:
     """Whether one of torch's own modules works in place, or somebody has hooked it or given it a `forward` of its own."""
     own = module.__dict__
@@ -399,13 +422,6 @@ class _Untouched:
         if not self.tells or self.rows._version:
             self.rows = self.x.clone()
         return self.rows
-
-
-def _on_lines(weights: Tensor) -> Tensor:
-    """The same (S, P), each row at the start of a cache line, where products with what lies in it take less time."""
-    count, size = weights.shape
-    found = weights.new_zeros(count, -(-size // 16) * 16)[:, :size]
-    return found.copy_(weights)
 
 
 def apart(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

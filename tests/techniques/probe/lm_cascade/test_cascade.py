@@ -21,6 +21,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     closed_share,
     cost_curve,
     deferral_curve,
+    numbers,
     oracle_score,
     quality_at,
     quantile_features,
@@ -222,5 +223,8 @@ def test_scores_that_are_missing_are_told() -> None:
         threshold_for([0.0, float("nan"), 1.0], 0.9)
     with pytest.raises(ValueError, match="a score is nan, 1 of 3"):
         threshold_for(np.ma.masked_array([5, 2, 3], [1, 0, 0]), 0.9)
+    masked = [np.ma.masked_array([1.0, 2.0], [0, 1]), torch.tensor([3.0, 4.0], requires_grad=True)]
+    np.testing.assert_array_equal(numbers(masked), [[1, np.nan], [3, 4]])
+    assert threshold_for([torch.tensor(1.0), 0.1, 3], 0.0) == 0.1  # not through float32
     with pytest.raises(ValueError, match="n >= 1"):
         threshold_for([], 0.5)

@@ -48,8 +48,8 @@ def numbers(values: Numbers) -> np.ndarray:
         return values.detach().to("cpu", torch.float64).numpy()
     if isinstance(values, np.ma.MaskedArray):
         return values.astype(np.float64).filled(np.nan)
-    if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
-        return np.array([numbers(torch.as_tensor(value)) for value in values])
+    if isinstance(values, list | tuple) and any(isinstance(value, Tensor | np.ma.MaskedArray) for value in values):
+        return np.array([numbers(value) for value in values])  # type: ignore[arg-type]
     return np.asarray(values, dtype=np.float64)
 
 
