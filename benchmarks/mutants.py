@@ -38,6 +38,8 @@ ROOT = Path.cwd() if (Path.cwd() / "src" / "probatum").is_dir() else Path(__file
 EXCUSED = ROOT / "benchmarks" / "mutants.toml"
 RECORD = ROOT / "benchmarks" / "mutants.json"
 PER_FILE = 24
+IMPORTERS = 4
+"""Test files that are taken for a shared file without its own, at most."""
 SMALL = 1e-3
 """Constants below it are tolerances and floors."""
 TURNED = {
@@ -133,8 +135,17 @@ def targets() -> dict[str, Target]:
         inside = file.relative_to(package).with_suffix("")
         home = ROOT / "tests" / inside.parent / f"test_{inside.name}.py"
         if file.name != "__init__.py":
-            found[str(inside)] = Target(str(inside), (file,), (home,))
+            found[str(inside)] = Target(
+                str(inside), (file,), (home,) if home.exists() else _importers(inside) or (home,)
+            )
     return found
+
+
+def _importers(inside: Path) -> tuple[Path, ...]:
+    """The tests that import a shared file which has none of its own."""
+    words = f"from probatum.{'.'.join(inside.parts)} import"
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    return tuple(file for file in tests if words in file.read_text(encoding="utf-8"))[:IMPORTERS]
 
 
 def mutants(file: Path, most: int, seed: int) -> list[Mutant]:
