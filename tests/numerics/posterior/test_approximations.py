@@ -1,4 +1,4 @@
-"""Mean-field and SWAG where their answers are known in closed form."""
+"""Mean-field and SWAG where their answers are known in closed form; losses and gradients of batches network by network."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from closed_posterior import NOISE, PRECISION, regression
+from probatum.numerics.posterior.approximations import batch_losses, plain_gradient
+from probatum.numerics.posterior.ensembles import Members, class_losses
+from probatum.numerics.posterior.stacked import Stacked
 from probatum.numerics.posterior.swag import Swag
 from probatum.numerics.posterior.variational import MeanField, gaussian_kl, negative_elbo
+from probatum.spec import Part
 
 pytestmark = pytest.mark.fast
 
@@ -73,3 +78,25 @@ def test_swag_moments_and_draws() -> None:
     with pytest.raises(ValueError, match="rank is 1"):
         Swag(rank=1)
     assert math.isfinite(float(draws.sum()))
+
+
+@pytest.mark.parametrize("draws", [2, 5])
+def test_losses_and_gradients_of_a_batch_are_those_of_each_network_in_training(draws: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2)]
+    stacked, x, y = Stacked(nets[0]), torch.randn(20, 3, generator=generator()), torch.arange(20) % 2
+    weights, buffers = stacked.gather(nets)
+    index, rows = torch.tensor([3, 1, 4, 15, 9]), Part(x, y, torch.arange(20))
+    weights = weights[torch.arange(draws) % 2]  # more draws than networks have the first one's statistics
+    losses = batch_losses(Members(stacked, weights, buffers), rows, index, class_losses)
+    with torch.no_grad():
+        found = plain_gradient(losses, weights)
+    for k in range(draws):
+        net = nets[k % 2].train()
+        net.zero_grad()
+        loss = F.cross_entropy(net(x[index]), y[index])
+        loss.backward()
+        torch.testing.assert_close(losses(weights)[k].detach(), loss.detach())
+        own = torch.cat([p.grad.flatten() for p in net.parameters()])
+        torch.testing.assert_close(found[k], own, rtol=1e-4, atol=1e-6)
