@@ -14,6 +14,7 @@ pytestmark = pytest.mark.fast
 def test_pick_by_loop() -> None:
     output, target = torch.arange(12.0).view(4, 3), torch.tensor([2, 0, 1, 2])
     assert pick(output, target).tolist() == [2.0, 3.0, 7.0, 11.0]
+    assert pick(output[:, :1], torch.zeros(4, dtype=torch.int64)).tolist() == [0.0, 3.0, 6.0, 9.0]  # of a single output
     with pytest.raises(ValueError, match=r"the label 3; with 3 classes labels are 0 \.\. 2"):
         pick(output, torch.tensor([0, 1, 2, 3]))
     with pytest.raises(ValueError, match=r"shapes \(4, 3\) and \(3,\)"):

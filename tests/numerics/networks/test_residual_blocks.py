@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.kinds.image.network import SmallResNet
-from probatum.numerics.networks.residual_blocks import adds, blocks_in, followers, pairs_in, stages_of
+from probatum.numerics.networks.residual_blocks import adds, blocks_in, followers, pairs_in, stages_of, step_of
 from probatum.spec import Spec
 
 pytestmark = pytest.mark.fast
@@ -108,3 +108,34 @@ def test_steps_by_functions_of_other_names(step: Callable[[Tensor, Tensor], Tens
             return x.subtract(self.body(x)) if step is Tensor.subtract else step(x, self.body(x))
 
     assert adds(Own()) is True
+
+
+class Inner(nn.Module):
+    """Two pairs without a shortcut of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm1 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.two, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.two(self.norm1(self.one(x)).relu()))
+
+
+class Around(nn.Module):
+    """Adds what goes into it to what its parts make of it, one after another."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.parts(x)
+
+
+def test_the_step_is_the_module_around_one_block_and_none_where_it_goes_round_several() -> None:
+    alone, several = Around(Inner()), Around(Inner(), Inner())
+    for net, expected in ((nn.Sequential(alone), ["0"]), (nn.Sequential(several), [None, None])):
+        found = blocks_in(net)
+        steps = [step_of(net, block, found) for block in found]
+        assert [None if step is None else step.path for step in steps] == expected

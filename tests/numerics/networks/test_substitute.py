@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probatum.numerics.networks.substitute import Substitute
+from probatum.numerics.networks.substitute import Substitute, wide_values
 
 pytestmark = pytest.mark.fast
 
@@ -95,3 +95,11 @@ def test_a_copy_puts_back_its_own_computed_weights_and_a_norm_may_be_taken_off()
     assert torch.equal(other.net[0].weight, before)
     nn.utils.remove_weight_norm(net[0])
     assert run({}, x).shape == (1, 2)
+
+
+def test_half_precision_is_widened_and_has_no_history() -> None:
+    net = nn.Sequential(nn.Linear(3, 2).bfloat16(), nn.BatchNorm1d(2))
+    found = wide_values(net)
+    assert set(found) == {"0.weight", "0.bias"}
+    assert all(value.dtype == torch.float32 and not value.requires_grad for value in found.values())
+    assert torch.equal(found["0.weight"], net[0].weight.detach().float())

@@ -35,6 +35,14 @@ class Regression:
         return 0.5 * ((weights @ x.T - y) / self.noise).square()
 
 
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([0.5, 2.0, 3.0])])
+def test_the_prior_is_a_gaussian_of_that_scale(scale: float | Tensor) -> None:
+    weights = torch.randn(4, 3, generator=generator())
+    law = torch.distributions.Normal(0.0, scale)
+    expected = law.log_prob(weights) - law.log_prob(torch.zeros(4, 3))
+    torch.testing.assert_close(sgmcmc.gaussian_log_prior(weights, scale), expected.sum(dim=1))
+
+
 def density() -> tuple[Regression, Callable[..., Tensor]]:
     problem = Regression()
     return problem, log_posterior(problem.losses, sgmcmc.gaussian_log_prior)

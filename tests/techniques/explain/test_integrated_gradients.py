@@ -40,6 +40,11 @@ def test_quadrature(rule: str) -> None:
     assert float((weights * nodes).sum()) == pytest.approx(0.5, abs=1e-14)  # exact for straight lines
     if rule == "gauss-legendre":
         assert float((weights * nodes**11).sum()) == pytest.approx(1 / 12, abs=1e-14)  # exact to degree 2m - 1
+    if rule == "trapezoid":
+        with pytest.raises(ValueError, match="at least 2"):
+            quadrature(rule, 1)
+    else:
+        assert [part.tolist() for part in quadrature(rule, 1)] == [[0.5], [1.0]]
 
 
 @pytest.mark.parametrize("rule", RULES)
