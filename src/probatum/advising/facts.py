@@ -213,13 +213,13 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     look = looks.suspicious_labels(dataset, np.fromiter(seen.values(), dtype=np.int64), seed)
     if isinstance(look, str):
         return look
-    noisy = look.low > SUSPICIOUS and look.told
+    noisy = look.low > SUSPICIOUS and look.told and look.altered > SUSPICIOUS
     words = (
         f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
         f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}])"
         + (
             f"; likeliest is that {percent(look.altered)} of all labels [{percent(look.altered_low)}, "
-            f"{percent(look.altered_high)}] are wrong, or outcomes as uncertain everywhere"
+            f"{percent(look.altered_high)}] are wrong, if these models fit the rows"
             if noisy
             else _not_noisy(look)
         )

@@ -22,7 +22,7 @@ class Altered(NamedTuple):
 
     Attributes:
         share: the likeliest share of wrong labels.
-        low, high: its 95 % interval by the profile likelihood, rounded outwards to the shares that are tried.
+        low, high: its interval by the profile likelihood at 95 % (see `altered`), rounded outwards to the shares that are tried.
         statistic: twice the gain in log-likelihood over no wrong labels.
     """
 
@@ -47,7 +47,8 @@ def altered(each: np.ndarray, y: np.ndarray) -> Altered:
     border, wrong labels as contradictions that do not. The model and the kind of noise count that make the labels likeliest.
 
     Not told from overlap: labels that are wrong near a border alone. Taken for wrong labels: doubt that does not fade, as of
-    outcomes that are uncertain everywhere, of heavy tails, and of borders that are too fine for the models.
+    outcomes that are uncertain everywhere, of heavy tails, and where the models fit badly (borders too fine for them, classes
+    inside one another). The interval takes the table of usual mistakes as known: with many classes it is too narrow.
 
     Args:
         each: (models, n, K) probabilities out of fold; classes without rows are left out.

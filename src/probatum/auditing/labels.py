@@ -57,7 +57,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     noise = altered(each, case.y)
     low, high = wilson(wrong, of)
     many = low > case.limits.suspicious
-    bad = many and noise.told
+    bad = many and noise.told and noise.share > case.limits.suspicious
     own = p[np.arange(n), case.y]
     order = sorted(np.flatnonzero(marked).tolist(), key=lambda i: own[i])
     numbers, classes = case.rows.part.rows.numpy(), case.rows.spec.classes
@@ -77,7 +77,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
         f"{wrong} of the {of} surest rows contradicted ({percent(wrong / of)} [{percent(low)}, {percent(high)}]); {count} listed",
         f"lower end > {percent(case.limits.suspicious)}, not fading away from the borders of classes",
         f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake. "
-        + explained(noise, many=many)
+        + explained(noise, many=many, bad=bad)
         + "Listed are all rows whose label they contradict"
         + (" together with the audited model." if with_model else "."),
         ("noisy-labels",) if bad else (),
@@ -94,15 +94,18 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     )
 
 
-def explained(noise: Altered, *, many: bool) -> str:
+def explained(noise: Altered, *, many: bool, bad: bool) -> str:
     """What the likelihood says of wrong labels, where many are contradicted; else ""."""
     if not many:
         return ""
     if not noise.told:
         return "Overlap of the classes that fades away from their borders explains as many. "
+    wrong = f"{percent(noise.share)} of all labels [{percent(noise.low)}, {percent(noise.high)}]"
+    if not bad:
+        return f"Overlap of the classes explains most of them: likeliest is that {wrong} are wrong. "
     return (
-        f"Likeliest is that {percent(noise.share)} of all labels [{percent(noise.low)}, {percent(noise.high)}] are wrong; or "
-        "outcomes are as uncertain far from the borders of classes as near them. "
+        f"Likeliest is that {wrong} are wrong, if these models are right about where classes overlap: outcomes that are "
+        "uncertain far from any border, and rows that such models fit badly, look the same. "
     )
 
 

@@ -18,6 +18,7 @@ from probatum.numerics.networks.roles import parameter_roles
 from probatum.numerics.networks.watch import (
     HeadInputs,
     Watch,
+    by_place,
     changed_in_place,
     choose_layers,
     hidden_layers,
@@ -660,3 +661,17 @@ def test_looks_take_rows_of_another_precision(dtype: torch.dtype) -> None:
     wide = net.float()(x.to(dtype).float()).detach()
     torch.testing.assert_close(look(net, x.to(dtype), {}), wide)
     torch.testing.assert_close(outputs_of(net, x.to(dtype), 2), wide)
+
+
+class Compiled(nn.Module):
+    """Its `forward` is not written in Python, so that nobody can say what its arguments are called."""
+
+    forward = staticmethod(torch.relu)
+
+
+def test_calls_without_names_ask_nothing_of_the_module() -> None:
+    x = torch.randn(2, 3)
+    assert by_place(Compiled(), (x,), {}) == ((x,), {})
+    given, left = by_place(nn.Linear(3, 2), (), {"input": x})
+    assert given[0] is x
+    assert left == {}

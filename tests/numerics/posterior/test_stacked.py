@@ -240,6 +240,11 @@ def test_predictions_follow_weights_and_statistics_however_they_are_changed() ->
         torch.testing.assert_close(posterior.outputs(x), torch.stack([net(x) for net in nets]))
         posterior.weights.data = torch.zeros_like(posterior.weights)
         assert not bool(posterior.outputs(x).any())
+        posterior = Posterior.of(nets)
+        both = posterior.outputs(x)
+        posterior.weights.data = posterior.weights.data[:1]
+        posterior.buffers = {name: value[:1] for name, value in posterior.buffers.items()}
+        torch.testing.assert_close(posterior.outputs(x), both[:1])
 
 
 @pytest.mark.parametrize(("inputs", "stride"), [(1, 4), (60, 192)])
@@ -407,6 +412,17 @@ def test_heads_of_reals() -> None:
         Posterior.of([nn.Linear(3, 3) for _ in range(2)]).predict_reals(x)
 
 
+class Scaled(nn.Module):
+    """A single number as its only weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one * x
+
+
 def test_samples_that_do_not_fit_are_refused() -> None:
     model = nn.Linear(3, 2)
     good = {"weight": torch.zeros(4, 2, 3), "bias": torch.zeros(4, 2)}
@@ -419,6 +435,8 @@ def test_samples_that_do_not_fit_are_refused() -> None:
         Posterior(model, {**good, "bias": torch.zeros(3, 2)})
     with pytest.raises(ValueError, match="samples hold 'extra'"):
         Posterior(model, {**good, "extra": torch.zeros(4)})
+    with pytest.raises(ValueError, match=re.escape("samples of 'one' are (); give (S, )")):
+        Posterior(Scaled(), {"one": torch.tensor(1.0)})
     with pytest.raises(ValueError, match="chunk is 0"):
         Posterior(model, good, chunk=0)
     with pytest.raises(ValueError, match="noise is 0"):

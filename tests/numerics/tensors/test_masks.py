@@ -25,3 +25,8 @@ def test_anything_else_is_refused_by_name() -> None:
     for wrong in (2, -100):
         with pytest.raises(ValueError, match=f"mask holds {wrong}"):
             truth_values(torch.tensor([0, wrong, 1]))
+
+
+def test_truth_values_pass_under_vmap() -> None:
+    mask = torch.tensor([[True, False], [False, True]])
+    assert torch.equal(torch.func.vmap(truth_values)(mask), mask)

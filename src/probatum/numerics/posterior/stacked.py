@@ -274,7 +274,7 @@ class Posterior:
         for name, shape in (shapes | {name: value.shape for name, value in state.items()}).items():
             if name not in samples and name in shapes:
                 raise ValueError(f"samples lack {name!r}; they need every parameter of {type(model).__name__}, stacked")
-            if name in samples and samples[name].shape[1:] != shape:
+            if name in samples and (not samples[name].ndim or samples[name].shape[1:] != shape):
                 found = tuple(samples[name].shape)
                 raise ValueError(f"samples of {name!r} are {found}; give (S, {', '.join(map(str, shape))})")
         unknown = sorted(set(samples) - set(shapes) - set(state))
@@ -345,7 +345,7 @@ class Posterior:
     def _run(self) -> Callable[[Tensor], Tensor]:
         """Rows -> outputs in evaluation mode, kept as long as the tensors are those that they were."""
         tensors = [self.weights, *self.buffers.values()]
-        held = [self.stacked, *tensors, *(tensor.data_ptr() for tensor in tensors)]
+        held = [self.stacked, list(self.buffers), *tensors, *map(_place, tensors)]
         if self._kept is None or any(map(_other, self._kept[0], held)):
             run = self.stacked.evaluated(apart({**self.stacked.named(self.weights), **self.buffers}))
             if set(self.stacked.dtypes) != {self.weights.dtype}:
@@ -400,9 +400,14 @@ class Posterior:
         return self
 
 
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where its numbers lie."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 def _other(a: object, b: object) -> bool:
-    """Whether two things kept are not the same tensor, network or place in memory."""
-    return a is not b and (not isinstance(a, int) or a != b)
+    """Whether two things kept are not the same tensor or network, or names and places not equal."""
+    return a is not b and (not isinstance(a, list | tuple) or a != b)
 
 
 def _may_change_rows(module: nn.Module) -> object:

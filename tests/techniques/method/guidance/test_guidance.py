@@ -26,6 +26,13 @@ def networks() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor]:
     return target, guide, torch.randn(12, 6)
 
 
+def test_convolutions_of_the_guide_have_no_bias_before_their_norms() -> None:
+    guide = ResidualGuide(Spec("image", "classes", (1, 8, 8), 3))
+    convolutions = [module for module in guide.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 9  # the stem, three blocks of two, and two skips that change the width
+    assert all(module.bias is None for module in convolutions)
+
+
 def test_layers_are_spread_evenly() -> None:
     assert layer_map(4, 2) == [0, 1, 1, 1]
     assert layer_map(3, 3) == [0, 1, 2]

@@ -225,6 +225,8 @@ def test_scores_that_are_missing_are_told() -> None:
         threshold_for(np.ma.masked_array([5, 2, 3], [1, 0, 0]), 0.9)
     masked = [np.ma.masked_array([1.0, 2.0], [0, 1]), torch.tensor([3.0, 4.0], requires_grad=True)]
     np.testing.assert_array_equal(numbers(masked), [[1, np.nan], [3, 4]])
+    np.testing.assert_array_equal(numbers([masked, masked]), [[[1, np.nan], [3, 4]]] * 2)
+    assert tokens(np.array([[-1.0, -2.0]]), np.ma.masked_array([[1, 1]], [[0, 1]])).mask.tolist() == [[True, False]]
     assert threshold_for([torch.tensor(1.0), 0.1, 3], 0.0) == 0.1  # not through float32
     with pytest.raises(ValueError, match="n >= 1"):
         threshold_for([], 0.5)

@@ -48,9 +48,16 @@ def numbers(values: Numbers) -> np.ndarray:
         return values.detach().to("cpu", torch.float64).numpy()
     if isinstance(values, np.ma.MaskedArray):
         return values.astype(np.float64).filled(np.nan)
-    if isinstance(values, list | tuple) and any(isinstance(value, Tensor | np.ma.MaskedArray) for value in values):
+    if _holds_others(values):
         return np.array([numbers(value) for value in values])  # type: ignore[arg-type]
     return np.asarray(values, dtype=np.float64)
+
+
+def _holds_others(values: object) -> bool:
+    """Whether lists hold, at any depth, what NumPy does not turn into numbers as it is meant."""
+    if isinstance(values, list | tuple):
+        return any(isinstance(value, Tensor | np.ma.MaskedArray) or _holds_others(value) for value in values)
+    return False
 
 
 def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
@@ -70,7 +77,7 @@ def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
         for i, row in enumerate(rows):
             values[i, : len(row)], kept[i, : len(row)] = row, True
     else:
-        values, kept = numbers(log_p), numbers(mask) != 0  # type: ignore[arg-type]
+        values, kept = numbers(log_p), np.nan_to_num(numbers(mask)) != 0  # type: ignore[arg-type]
         if values.ndim != 2 or values.shape != kept.shape:
             raise ValueError(f"log_p is {values.shape} and mask {kept.shape}; give (n, longest) twice")
         values = np.where(kept, values, 0.0)
