@@ -415,3 +415,27 @@ def test_torchs_own_counter_agrees_where_it_is_right(row: Any) -> None:
     with FlopCounterMode(display=False) as witness:
         run()
     assert total(run) == witness.get_total_flops() == sum(row[3:])
+
+
+class Halves(Tensor):
+    """Rows held in two parts, so that what is asked of it is run on either."""
+
+    parts: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def __new__(cls, first: Tensor, second: Tensor) -> Halves:
+        made = Tensor._make_wrapper_subclass(cls, (len(first) + len(second), *first.shape[1:]), dtype=first.dtype)
+        made.parts = first, second
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = [func(*(a.parts[k] if isinstance(a, cls) else a for a in args), **(kwargs or {})) for k in (0, 1)]
+        return torch.cat(found)
+
+
+def test_what_a_subclass_really_runs_is_counted() -> None:
+    assert total(lambda: torch.mm(Halves(torch.randn(3, 4), torch.randn(9, 4)), torch.randn(4, 5))) == 2 * 12 * 4 * 5
+    padded = Halves(torch.randn(3, 4), torch.randn(3, 4))
+    padded.parts = torch.randn(3, 4), torch.randn(30, 4)  # shows 6 rows and computes 33
+    assert total(lambda: torch.mm(padded, torch.randn(4, 5))) == 2 * 33 * 4 * 5
