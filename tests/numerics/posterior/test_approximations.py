@@ -60,7 +60,8 @@ def test_swag_moments_and_draws() -> None:
     states = torch.randn(30, 2, 6, generator=generator(), dtype=torch.float64)
     swag = Swag(rank=30)
     for one in states:
-        swag.collect(one)
+        swag.collect(one.clone().requires_grad_(True))  # as weights in training are
+    assert not swag.mean.requires_grad
     torch.testing.assert_close(swag.mean, states.mean(0))
     torch.testing.assert_close(swag.variance(), states.var(0, unbiased=False))
     running = torch.stack([states[k] - states[: k + 1].mean(0) for k in range(30)])
