@@ -42,5 +42,5 @@ def test_a_network_is_trained_where_none_comes_trained_or_it_is_asked_for(
 def test_rows_themselves() -> None:
     x = torch.arange(12).view(2, 2, 3)
     assert Backbone(None)(x).tolist() == x.flatten(1).float().tolist()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="use another source"):
         Backbone(None).logits(x)
