@@ -223,6 +223,7 @@ def test_predictions_follow_weights_and_statistics_however_they_are_changed() ->
     nets = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.BatchNorm1d(3)).eval() for _ in range(2)]
     x, posterior = torch.randn(5, 4, generator=generator()), Posterior.of(nets)
     posterior.outputs(x)
+    assert posterior._run() is posterior._run()  # nothing is looked up twice
     posterior.weights.data[1] *= 2.0
     posterior.buffers["2.running_mean"].data[0] += 1.0
     with torch.no_grad():
