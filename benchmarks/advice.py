@@ -11,7 +11,9 @@ order by mean rank on the other tables, and the advice without any study, by car
 gains more than what matters (the measure's margin) have no share and are counted apart. Intervals: bootstrap over tables.
 An arm that takes longer than --most seconds a trial is left out of all tables, which is told and written.
 
-A run over all tables writes benchmarks/advice.json and what ships, src/probatum/advising/record.json.
+A run over all tables writes benchmarks/advice.json and what ships, src/probatum/advising/record.json. What a table's finished
+studies say is kept in benchmarks/advice/ (other tables and arms: nowhere, or in --kept) and believed as long as the settings
+and the table are the same; a folder without that file makes its studies anew.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +32,7 @@ import numpy as np
 
 from probatum import catalogue
 from probatum.advising import evidence
-from probatum.advising.evidence import Earlier, earlier_of
+from probatum.advising.evidence import Earlier, earlier_from, earlier_of
 from probatum.advising.facts import DataFacts, facts_of
 from probatum.advising.rank import ranked
 from probatum.bench.results import Results
@@ -40,7 +43,7 @@ from probatum.settings import Judging, Running
 from probatum.study import Study
 
 HERE = Path(__file__).parent
-OUT = HERE / "advice.json"
+OUT, KEPT = HERE / "advice.json", HERE / "advice"
 STORE = Path("probatum-runs") / "advice.sqlite"
 TABLES = (
     *("abalone", "adult", "bank_marketing", "bikeshare", "breast_cancer_recurrence", "cpu_act", "diamonds"),
@@ -69,6 +72,11 @@ class Settings:
     most: float
     workers: int
     store: Path
+    kept: Path | None
+
+    def about(self) -> dict[str, Any]:
+        """What the results of a table hang on."""
+        return {name: getattr(self, name) for name in ("arms", "seeds", "held", "steps", "rows", "most")}
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,12 @@ def made(name: str, settings: Settings, progress: Progress, slow: dict[str, floa
     dataset = open_dataset(name)
     if dataset.n > settings.rows:
         dataset = subset(dataset, settings.rows, 0)
+    facts = facts_of(dataset)
+    if (kept := read(name, facts, settings)) is not None:
+        print(f"table {progress.at} of {progress.tables}, {name}: its studies are finished, as {settings.kept} tells")
+        slow |= kept[1]
+        timed.add(dataset.task)
+        return kept[0]
     pilot = study(dataset, settings.arms, 1, settings)
     if dataset.task not in timed:
         timed.add(dataset.task)
@@ -152,7 +166,38 @@ def made(name: str, settings: Settings, progress: Progress, slow: dict[str, floa
     first = study(dataset, arms, settings.seeds, settings).run()  # its trials are the other's
     gains = held_gains(whole.rows(), whole, settings.seeds)
     known = [replace(earlier_of(one, evidence.SHIPPED), unfit=dict(pilot.plan.skipped)) for one in (first, whole)]
-    return Table(facts_of(dataset), *known, gains)
+    table = Table(facts, *known, gains)
+    keep(name, table, slow, settings)
+    return table
+
+
+def keep(name: str, table: Table, slow: Mapping[str, float], settings: Settings) -> None:
+    """Write what a table's studies say, whole or not at all."""
+    if settings.kept is None:
+        return
+    settings.kept.mkdir(parents=True, exist_ok=True)
+    found = {
+        "settings": settings.about(),
+        "fingerprint": table.facts.fingerprint,
+        "slow": dict(slow),
+        "first": table.first.as_json(),
+        "whole": table.whole.as_json(),
+        "gains": {arm: gain if math.isfinite(gain) else None for arm, gain in table.gains.items()},
+    }
+    beside = settings.kept / f"{name}.json.part"
+    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, settings.kept / f"{name}.json")
+
+
+def read(name: str, facts: DataFacts, settings: Settings) -> tuple[Table, dict[str, float]] | None:
+    """What `keep` wrote of this table at these settings, and the arms left out as slow; None where there is none."""
+    if settings.kept is None or not (path := settings.kept / f"{name}.json").exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != json.loads(json.dumps(settings.about())) or found["fingerprint"] != facts.fingerprint:
+        return None
+    gains = {arm: -math.inf if gain is None else gain for arm, gain in found["gains"].items()}
+    return Table(facts, earlier_from(found["first"]), earlier_from(found["whole"]), gains), found["slow"]
 
 
 def too_slow(results: Results, most: float) -> dict[str, float]:
@@ -338,6 +383,7 @@ def asked(words: Sequence[str] | None) -> tuple[Settings, Path]:
     parser.add_argument("--most", type=float, default=30.0, help="seconds of a trial beyond which an arm is left out")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0: as many as the cores hold")
     parser.add_argument("--store", type=Path, default=STORE, help="keeps every trial")
+    parser.add_argument("--kept", type=Path, help="folder for what finished tables say; see above")
     parser.add_argument("--out", type=Path, help="default: benchmarks/advice.json for the twenty, else nowhere")
     said = parser.parse_args(words)
     if min(said.seeds, said.held, said.steps, said.tried) < 1 or said.rows < 100:
@@ -353,6 +399,7 @@ def asked(words: Sequence[str] | None) -> tuple[Settings, Path]:
         most=said.most,
         workers=said.workers,
         store=said.store,
+        kept=said.kept or (KEPT if said.arms is None and not said.tables and root() is not None else None),
     )
     return settings, said.out
 
@@ -373,7 +420,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     if len(tables) < 2:
         raise SystemExit("two tables or more are needed, for one is left out")
     rows = left_out(tables, settings.tried)
-    about = {name: value for name, value in vars(settings).items() if name not in ("store", "workers")}
+    about = {name: value for name, value in vars(settings).items() if name not in ("store", "workers", "kept")}
     found = {
         "settings": about,
         "lost": lost,

@@ -1,10 +1,11 @@
 """How much a trial decides: the two-way interval beside the one it replaced, on many data sets drawn from large ones.
 
-    python benchmarks/decisions.py                     # seven designs, about an hour on one core; goes on where it stopped
+    python benchmarks/decisions.py                     # seven designs, two hours on one core; goes on where it stopped
     python benchmarks/decisions.py drawn-500 --sets 20
 
-In every data set each arm is trained in 25 trials (five repeats of five folds, 60 % of the rows to train on). What is true of a
-data set is what is said of it: how much more often these trials' models are right on new rows (40,000 others of its source).
+In every data set each arm is trained in 50 trials (ten repeats of five folds, 60 % of the rows to train on). Half of them are
+judged. The others tell what is true of the data set: how much more often models so trained are right on new rows (40,000 of its
+source); what that is uncertain by, over trials and rows, is added to an interval before it counts as missing the truth.
 Beside it stands the mean over the data sets, of which `--for datasets` speaks. Verdicts are made at 6, 8, 12 and 24 seeds with a
 margin of 0.01 of accuracy and Benjamini-Hochberg over the arms: today's, by rows, and the earlier ones, by Nadeau and Bengio's
 correction with equivalence at 2.5 % a side. Counted are the arms that are decided, by trial, wrong words, and how often the 95 %
@@ -38,21 +39,30 @@ from probatum.data.split import SplitPlan
 
 HERE = Path(__file__).parent
 OUT = HERE / "decisions.json"
-TRIALS, SEEDS, MARGIN = 25, (6, 8, 12, 24), 0.01
+TRIALS, JUDGED, SEEDS, MARGIN = 50, 25, (6, 8, 12, 24), 0.01
 RATIO = FRACTIONS[2] / FRACTIONS[0]
 NEW = 40_000
-"""New rows by which the truth is told."""
+"""New rows on which the trials that are not judged tell the truth."""
+CERTAIN = 1.96
+"""Standard errors of that truth that are added (in squares) to half an interval of 95 %."""
 WIDTH, STEPS, BATCH, LOOK = 24, 150, 64, 15
 
 Table = tuple[np.ndarray, np.ndarray]
 
 
 class Rows(NamedTuple):
-    """All trials of one data set: (trials, tested) row numbers, (arms, trials, tested) whether right, (arms,) on new rows."""
+    """One data set: what its judged trials say, and what is true.
+
+    Attributes:
+        tested: (judged, tested) row numbers.
+        right: (arms, judged, tested) whether right.
+        truth: (2, arms) how much more often than the baseline an arm is right, by the other trials on new rows, and that
+            figure's standard error.
+    """
 
     tested: np.ndarray
     right: np.ndarray
-    new: np.ndarray
+    truth: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,16 +141,42 @@ def networks(x: np.ndarray, y: np.ndarray, new: Table, seed: int) -> Rows:
             better = right > best
             best = torch.where(better, right, best)
             kept = [torch.where(better.view(-1, *[1] * (w.ndim - 1)), w, k) for w, k in zip(weights, kept, strict=True)]
+    first = torch.arange(len(kinds)) % TRIALS < JUDGED
     with torch.no_grad():
-        guesses = torch.cat([_outputs(kept, inputs[rows]).argmax(dim=2) for rows in index[2].split(2000, dim=1)], dim=1)
+        known_rows, own = index[2][first], [w[first] for w in kept]
+        guesses = torch.cat(
+            [_outputs(own, inputs[rows]).argmax(dim=2) for rows in known_rows.split(2000, dim=1)], dim=1
+        )
         others, known_y = torch.as_tensor(new[0], dtype=torch.float32), torch.as_tensor(new[1])
-        counts = torch.zeros(len(kinds))
+        told, truth = [w[~first] for w in kept], Truth(len(NETWORKS))
         for rows in torch.arange(len(others)).split(1000):
-            output = _outputs(kept, others[rows].expand(len(kinds), -1, -1))
-            counts += (output.argmax(dim=2) == known_y[rows]).sum(dim=1)
-    hits = (guesses == labels[index[2]]).view(len(NETWORKS), TRIALS, -1).numpy()
-    told = (counts / len(others)).view(len(NETWORKS), TRIALS).mean(dim=1)
-    return Rows(index[2][:TRIALS].numpy(), hits, told.numpy())
+            output = _outputs(told, others[rows].expand(len(told[0]), -1, -1))
+            truth.add((output.argmax(dim=2) == known_y[rows]).view(len(NETWORKS), TRIALS - JUDGED, -1).numpy())
+    hits = (guesses == labels[known_rows]).view(len(NETWORKS), JUDGED, -1).numpy()
+    return Rows(known_rows[:JUDGED].numpy(), hits, truth.found())
+
+
+class Truth:
+    """Sums over new rows, chunk by chunk: the gains over the baseline and their error over trials and rows."""
+
+    def __init__(self, arms: int) -> None:
+        self.rows, self.by_trial = 0, np.zeros((arms, TRIALS - JUDGED))
+        self.squares = np.zeros(arms)
+
+    def add(self, right: np.ndarray) -> None:
+        """(arms, trials, rows) whether right."""
+        gains = right.astype(np.float64) - right[:1]
+        self.rows += gains.shape[2]
+        self.by_trial += gains.sum(axis=2)
+        self.squares += (gains.mean(axis=1) ** 2).sum(axis=1)
+
+    def found(self) -> np.ndarray:
+        """(2, arms): gains and standard errors."""
+        means = self.by_trial / self.rows
+        over_trials = means.var(axis=1, ddof=1) / means.shape[1]
+        gain = means.mean(axis=1)
+        over_new = (self.squares / self.rows - gain**2) / self.rows
+        return np.stack([gain, np.sqrt(over_trials + over_new)])
 
 
 def _drawn(count: int, inputs: int, classes: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -207,14 +243,19 @@ def _right(
 def learners(x: np.ndarray, y: np.ndarray, new: Table, seed: int) -> Rows:
     """Scikit-learn's learners, trained on the training rows."""
     parts = folds(y)
-    size = min(len(part[2]) for part in parts)
-    made = _learners(seed)
-    right, told = np.zeros((len(made), TRIALS, size), dtype=bool), np.zeros((len(made), TRIALS))
+    size, made, truth = min(len(part[2]) for part in parts), _learners(seed), Truth(len(_learners(seed)))
+    right = np.zeros((len(made), JUDGED, size), dtype=bool)
+    told = np.zeros((len(made), TRIALS - JUDGED, len(new[1])), dtype=bool)
     for t, (train, _, test) in enumerate(parts):
         for a, model in enumerate(made.values()):
-            right[a, t] = model.fit(x[train], y[train]).predict(x[test[:size]]) == y[test[:size]]
-            told[a, t] = (model.predict(new[0]) == new[1]).mean()
-    return Rows(np.stack([part[2][:size] for part in parts]), right, told.mean(axis=1))
+            model.fit(x[train], y[train])
+            if t < JUDGED:
+                right[a, t] = model.predict(x[test[:size]]) == y[test[:size]]
+            else:
+                told[a, t - JUDGED] = model.predict(new[0]) == new[1]
+    for rows in np.array_split(np.arange(len(new[1])), 20):
+        truth.add(told[:, :, rows])
+    return Rows(np.stack([part[2][:size] for part in parts[:JUDGED]]), right, truth.found())
 
 
 def _learners(seed: int) -> dict[str, Any]:
@@ -314,15 +355,17 @@ def made(name: str, design: Design, sets: int, kept: Path, tell: Callable[[str],
         path = kept / f"{name.replace(', ', '-')}-{k}.npz"
         if path.exists():
             held = np.load(path)
+            if "truth" not in held:
+                raise SystemExit(f"{path} was kept by an earlier version; give another folder by --kept")
             right = np.unpackbits(held["right"], axis=-1, count=held["tested"].shape[1]) > 0
-            found.append(Rows(held["tested"], right, held["new"]))
+            found.append(Rows(held["tested"], right, held["truth"]))
             continue
         x, y = design.table(np.random.default_rng([len(name), k]), design.rows + NEW)
         classes = np.unique(y[: design.rows])  # rows of others are answered wrongly
         codes = np.where(np.isin(y, classes), np.searchsorted(classes, y), -1)
         rows = design.run(x[: design.rows], codes[: design.rows], (x[design.rows :], codes[design.rows :]), k)
         right = np.packbits(rows.right, axis=-1)
-        np.savez_compressed(path, tested=rows.tested.astype(np.int32), right=right, new=rows.new)
+        np.savez_compressed(path, tested=rows.tested.astype(np.int32), right=right, truth=rows.truth)
         found.append(rows)
         new += 1
         if new == 1 or new % 10 == 0:
@@ -361,25 +404,25 @@ def judged(design: Design, sets: Sequence[Rows]) -> dict[str, dict[str, float]]:
     """
     count = len(design.arms)
     trials = [[trials_of(rows, arm) for arm in range(1, count)] for rows in sets]
-    own_truth = np.array([rows.new[1:] - rows.new[0] for rows in sets])
-    over = own_truth.mean(axis=0)
+    truths = np.array([rows.truth[:, 1:] for rows in sets])
+    over = truths[:, 0].mean(axis=0)
+    errors = truths[:, 0].std(axis=0, ddof=1) / math.sqrt(len(sets)) if len(sets) > 1 else truths[0, 1]
     kappa = FRACTIONS[0] / (1 - FRACTIONS[0])
     found: dict[str, dict[str, float]] = {}
     for seeds in SEEDS:
         for by_rows in (False, True):
             decided = wrong = missed = beyond = total = 0
             halves = []
-            for arms, truth in zip(trials, own_truth, strict=True):
+            for arms, truth in zip(trials, truths, strict=True):
                 some = [own[:seeds] for own in arms]
-                for own, (word, low, high), true, mean in zip(some, words(some, by_rows), truth, over, strict=True):
+                for a, (own, (word, low, high)) in enumerate(zip(some, words(some, by_rows), strict=True)):
                     total += 1
                     decided += word != "undecided"
-                    wrong += _wrong(word, float(true))
-                    missed += not low <= true <= high
+                    wrong += _wrong(word, float(truth[0, a]))
+                    missed += _missed(low, high, truth[0, a], truth[1, a])
                     wider = over_rows(own, kappa=kappa) if by_rows else None
-                    beyond += (
-                        not (low if wider is None else wider.low) <= mean <= (high if wider is None else wider.high)
-                    )
+                    ends = (low, high) if wider is None else (wider.low, wider.high)
+                    beyond += _missed(*ends, over[a], errors[a])
                     halves.append((high - low) / 2)
             found[f"{seeds} seeds, {'by rows' if by_rows else 'before'}"] = {
                 "decided": decided / total,
@@ -390,6 +433,11 @@ def judged(design: Design, sets: Sequence[Rows]) -> dict[str, dict[str, float]]:
                 "half-width": float(np.median(halves)),
             }
     return found
+
+
+def _missed(low: float, high: float, truth: float, error: float) -> bool:
+    """Whether an interval misses a truth that is itself known to a standard error."""
+    return abs(truth - (low + high) / 2) > math.hypot((high - low) / 2, CERTAIN * error)
 
 
 def _wrong(word: str, true: float) -> bool:

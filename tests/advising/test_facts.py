@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from probatum.advising.facts import DataFacts, facts_of, profile
-from probatum.auditing.label_noise import altered
+from probatum.auditing.label_noise import Altered, altered
 from probatum.data.open import open_dataset
 from probatum.settings import Reading
 
@@ -128,6 +128,15 @@ def test_classes_without_rows_say_nothing_of_noise() -> None:
     among[0][:, [5, 30]] = p
     assert altered(among, np.array([5, 30])[y]) == altered(p[None], y)
     assert altered(p[None], np.zeros(600, dtype=np.int64)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_what_matters_of_wrong_labels() -> None:
+    found = Altered(0.1, 0.06, 0.14, 20.0)
+    assert found.told
+    assert found.matters(0.06, 0.05)
+    assert not found.matters(0.05, 0.05)  # sure rows are contradicted no more often than may be
+    assert not found.matters(0.3, 0.1)  # a share that is not material
+    assert not found._replace(statistic=7.0).matters(0.3, 0.05)  # overlap explains it
 
 
 @pytest.mark.parametrize(("k", "spread"), [(2, 0.2), (2, 0.6), (10, 0.5), (10, 1.5)])

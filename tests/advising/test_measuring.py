@@ -98,6 +98,14 @@ def test_a_run_at_its_smallest_goes_on_where_it_was(
         == json.loads(json.dumps(first))
     )
     assert [row["table"] for row in again["tables"]] == ["iris", "wine"]
+    kept = advice.main([*words, "--kept", "kept"])  # written now
+    (tmp_path / "probatum-runs" / "advice.sqlite").unlink()
+    assert advice.main([*words, "--kept", "kept"]) == kept == again
+    assert "its studies are finished, as kept tells" in capsys.readouterr().out
+    said = advice.asked([*words, "--kept", "kept", "--steps", "5"])[0]
+    facts = advice.facts_of(advice.open_dataset("iris"))
+    assert advice.read("iris", facts, said) is None  # other settings
+    assert advice.read("iris", facts, advice.asked([*words, "--kept", "kept"])[0]) is not None
     assert again["measured"]["tables"] == 2
     for row in again["tables"]:
         assert (row["shares"] is None) is (row["best_gain"] <= 1)

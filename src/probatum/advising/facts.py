@@ -14,8 +14,6 @@ from probatum.data.facts import told_constant
 
 FEW_ROWS = 1000
 """Fewer rows than this are few."""
-SUSPICIOUS = 0.05
-"""Labels are noisy only where the lower end of the interval on the share that is contradicted lies above this."""
 DRIFT_AUC, DRIFT_P = 0.6, 0.01
 """Two sets of rows differ where a classifier tells them apart as well as this, and chance would not."""
 NEAR_CONSTANT = 0.99
@@ -213,23 +211,22 @@ def _suspicious(dataset: Any, keys: Sequence[bytes], seed: int) -> Fact | str:
     look = looks.suspicious_labels(dataset, np.fromiter(seen.values(), dtype=np.int64), seed)
     if isinstance(look, str):
         return look
-    noisy = look.low > SUSPICIOUS and look.told and look.altered > SUSPICIOUS
     words = (
         f"of the {look.of} labels that models of other rows are surest of, {look.wrong} {_are(look.wrong)} contradicted "
         f"({percent(look.share)} [{percent(look.low)}, {percent(look.high)}])"
         + (
             f"; likeliest is that {percent(look.altered)} of all labels [{percent(look.altered_low)}, "
-            f"{percent(look.altered_high)}] are wrong, if these models fit the rows"
-            if noisy
+            f"{percent(look.altered_high)}] are wrong, if as often everywhere and if these models fit the rows"
+            if look.matters
             else _not_noisy(look)
         )
     )
-    return Fact("labels", words, look._asdict(), "noisy-labels" if noisy else "")
+    return Fact("labels", words, look._asdict(), "noisy-labels" if look.matters else "")
 
 
 def _not_noisy(look: looks.Suspicion) -> str:
     """Few contradictions are no sign of wrong labels; many that overlap could make as well are no proof of the contrary."""
-    return ": not to be told from overlap" if look.low > SUSPICIOUS else ": no sign of wrong labels"
+    return ": not to be told from overlap" if look.low > looks.SUSPICIOUS else ": no sign of wrong labels"
 
 
 def _drift(dataset: Any, time: str | None, seed: int) -> Fact | str:

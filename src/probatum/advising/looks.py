@@ -23,6 +23,8 @@ FEW = 100
 """Rows below which nothing is said."""
 FEW_OF_EACH = 40
 """The same for each of two sets that are compared."""
+SUSPICIOUS = 0.05
+"""Share beyond which wrong labels are material, as an audit has it by default (`probatum.auditing.finding.Limits`)."""
 
 
 class Suspicion(NamedTuple):
@@ -36,6 +38,7 @@ class Suspicion(NamedTuple):
         altered, altered_low, altered_high: share of all labels that seem wrong, with its 95 % interval
             (`probatum.auditing.label_noise.altered`).
         told: whether overlap that fades away from the classes' borders does not explain it.
+        matters: whether wrong labels are a fault here (`probatum.auditing.label_noise.Altered.matters`).
         rows: how many rows were looked at.
     """
 
@@ -48,6 +51,7 @@ class Suspicion(NamedTuple):
     altered_low: float
     altered_high: float
     told: bool
+    matters: bool
     rows: int
 
 
@@ -92,9 +96,9 @@ def suspicious_labels(dataset: Any, candidates: np.ndarray, seed: int = 0) -> Su
     sure, against = contradictions(both, found.part.y.numpy())
     wrong, of = int(against.sum()), len(sure)
     noise = altered(each, found.part.y.numpy())
-    return Suspicion(
-        wrong / of, *wilson(wrong, of), wrong, of, noise.share, noise.low, noise.high, noise.told, len(rows)
-    )
+    low, high = wilson(wrong, of)
+    bad = noise.matters(low, SUSPICIOUS)
+    return Suspicion(wrong / of, low, high, wrong, of, noise.share, noise.low, noise.high, noise.told, bad, len(rows))
 
 
 def drift(dataset: Any, time: str | None, seed: int = 0) -> Drift | str:

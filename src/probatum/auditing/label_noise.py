@@ -36,6 +36,15 @@ class Altered(NamedTuple):
         """Whether overlap that fades away from the border does not explain it, beyond a chance of 0.5 %."""
         return self.statistic > BEYOND
 
+    def matters(self, contradicted: float, limit: float) -> bool:
+        """Whether wrong labels are a fault here: sure rows are contradicted, overlap explains it not, and the share is material.
+
+        Args:
+            contradicted: lower end of the interval of the contradicted share of the surest rows.
+            limit: the share of all rows beyond which wrong labels are material.
+        """
+        return contradicted > limit and self.told and self.share > limit
+
 
 def altered(each: np.ndarray, y: np.ndarray) -> Altered:
     """The share of wrong labels that makes these labels likeliest, whatever the classes' overlap.
@@ -46,6 +55,7 @@ def altered(each: np.ndarray, y: np.ndarray) -> Altered:
     labels are the less sure; T, chosen beside r, makes up for it. Overlap then shows as doubt that fades away from the
     border, wrong labels as contradictions that do not. The model and the kind of noise count that make the labels likeliest.
 
+    Labels are taken to be wrong as often everywhere; where they are so in some places only, the share comes out too high.
     Not told from overlap: labels that are wrong near a border alone. Taken for wrong labels: doubt that does not fade, as of
     outcomes that are uncertain everywhere, of heavy tails, and where the models fit badly (borders too fine for them, classes
     inside one another). The interval takes the table of usual mistakes as known: with many classes it is too narrow.

@@ -57,7 +57,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     noise = altered(each, case.y)
     low, high = wilson(wrong, of)
     many = low > case.limits.suspicious
-    bad = many and noise.told and noise.share > case.limits.suspicious
+    bad = noise.matters(low, case.limits.suspicious)
     own = p[np.arange(n), case.y]
     order = sorted(np.flatnonzero(marked).tolist(), key=lambda i: own[i])
     numbers, classes = case.rows.part.rows.numpy(), case.rows.spec.classes
@@ -104,8 +104,8 @@ def explained(noise: Altered, *, many: bool, bad: bool) -> str:
     if not bad:
         return f"Overlap of the classes explains most of them: likeliest is that {wrong} are wrong. "
     return (
-        f"Likeliest is that {wrong} are wrong, if these models are right about where classes overlap: outcomes that are "
-        "uncertain far from any border, and rows that such models fit badly, look the same. "
+        f"Likeliest is that {wrong} are wrong, if they are so as often everywhere and these models are right about where "
+        "classes overlap: outcomes that are uncertain far from any border, and rows that such models fit badly, look the same. "
     )
 
 
