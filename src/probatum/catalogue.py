@@ -156,6 +156,11 @@ def _digest(where: Place) -> str:
     return found.hexdigest()[:16]
 
 
+def from_outside(name: str) -> bool:
+    """Whether a technique is no part of this package: a file that joined, or an entry point of another package."""
+    return ROOT not in place(name).path.parents
+
+
 def add_file(path: str | Path) -> str:
     """Let one technique from outside the package take part, a file or a folder ``NAME/NAME.py``; returns its id.
 

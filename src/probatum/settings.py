@@ -99,6 +99,11 @@ class Running:
         device: where networks are trained: cpu, cuda, cuda:1, mps, or auto for what is there.
         speed: plain, or auto: time channels-last images and torch.compile on the baseline, use what pays in every trial.
         precision: float32; bf16: training passes in bfloat16, which changes results; or auto, with speed auto.
+        apart: run techniques from outside this package (--technique, other packages) in a process of their own, so that they
+            cannot touch other arms. Without it trials that ran beside them count for no other study.
+        trial_minutes: what a trial may take before it is stopped, and has failed; without it 15 minutes, or 100 times the
+            baseline's if that is longer.
+        trial_memory: what a process that runs trials may take, bytes or words such as 4GB; without it what is free.
         devices: how many devices train one network together; above 1 it needs pip install probatum[cluster].
         strategy: over several devices: ddp (copies of the network) or fsdp (its pieces).
     """
@@ -112,6 +117,9 @@ class Running:
     device: str = "cpu"
     speed: str = "plain"
     precision: str = "float32"
+    apart: bool = True
+    trial_minutes: float | None = None
+    trial_memory: float | str | None = None
     devices: int = 1
     strategy: str = "ddp"
 

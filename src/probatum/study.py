@@ -24,7 +24,7 @@ from probatum.bench.results import Results, winner_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
-from probatum.bench.workers import AUTO
+from probatum.bench.workers import AUTO, Workers
 from probatum.engine import Engine
 from probatum.settings import FineTuning, Judging, Reading, Running, checked, fitting, with_target, with_test
 
@@ -101,8 +101,13 @@ class Study:
         plan = making.frozen(self.dataset, splits, base, wishes, engine)
         self._wishes = making.said(wishes, engine)
         context = Context(plan, splits, base.factory, self.running.stack if engine.stacks else "never")
-        context = replace(context, plan=making.rehearsed(context, auto=chosen is None))
-        self.context = making.at_speed(context, self.running, self.store, auto=chosen is None)
+        context.limit.given = making.seconds(self.running.trial_minutes)
+        self._memory, self.apart = making.memory(self.running), None
+        if self.running.apart and making.from_outside(plan):
+            self.apart = Workers(1, self._memory)
+        auto, elsewhere = chosen is None, None if self.apart is None else self.apart.rehearse
+        context = replace(context, plan=making.rehearsed(context, auto=auto, elsewhere=elsewhere))
+        self.context = making.at_speed(context, self.running, self.store, auto=auto, elsewhere=elsewhere)
         self._results: Results | None = None
         workers = int(self.running.workers)
         self.hands = Hands(workers)
@@ -123,7 +128,7 @@ class Study:
 
     def run(self, listener: Listener | None = None) -> Results:
         """Run what the store lacks; safe to interrupt and to call again."""
-        with closing(self.executor()) as executor:
+        with closing(self.executor()) as executor, closing(self.apart or executor):
             self._results = self._run(self.bench(listener, executor))
         return self._results
 
@@ -159,13 +164,13 @@ class Study:
 
     def bench(self, listener: Listener | None = None, executor: Executor | None = None) -> Bench:
         """The context and the store as something that runs trials."""
-        return Bench(self.context, self.store, listener or Silent(), executor or Here())
+        return Bench(self.context, self.store, listener or Silent(), executor or Here(self.apart), self.apart)
 
     def executor(self) -> Executor:
         """Who runs the trials, by `Running.workers` and `Running.on`; to be closed after use."""
         if self.running.on is not None:
-            return Cluster(self.running.on)
-        return self.hands.executor()
+            return Cluster(self.running.on, apart=self.running.apart)
+        return self.hands.executor(self._memory, self.apart)
 
     @property
     def results(self) -> Results:

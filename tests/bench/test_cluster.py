@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import sloppy
 from loosely import study_of
+from probatum import catalogue
 from probatum.bench.cluster import check_cluster
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, trials_of
@@ -90,20 +92,29 @@ def test_ray_finds_what_one_process_finds(nodes: Any, records: Records) -> None:
 
 
 def test_a_process_that_is_killed(nodes: Any, deadly: Callable[..., str], records: Records, tmp_path: Path) -> None:
-    calm = study_of("iris", [deadly()], **SHORT).run()
+    calm = study_of("iris", [deadly()], **SHORT, running=Running(apart=False)).run()
     starts = Starts()
-    wild = study_of("iris", [deadly()], **SHORT, running=Running(on="ray")).run(starts)
+    wild = study_of("iris", [deadly()], **SHORT, running=Running(on="ray", apart=False)).run(starts)
     assert len(list(tmp_path.glob("graves/death-*"))) == 1
     assert starts.count == 13
     assert records(calm.trials) == records(wild.trials)
 
 
 def test_a_trial_that_always_kills_is_given_up(nodes: Any, deadly: Callable[..., str], tmp_path: Path) -> None:
-    results = study_of("iris", [deadly(deaths=99)], **SHORT, running=Running(on="ray")).run()
+    results = study_of("iris", [deadly(deaths=99)], **SHORT, running=Running(on="ray", apart=False)).run()
     assert len(list(tmp_path.glob("graves/death-*"))) == 3
     failed = [t for t in results.trials if t.status != "ok"]
     assert [t.record for t in failed] == [{"reason": "the worker died (WorkerCrashedError) three times"}]
     assert len(results.trials) == 12
+
+
+def test_techniques_from_outside_have_processes_of_their_own_there(nodes: Any, tmp_path: Path) -> None:
+    name = catalogue.add_file(sloppy.placed(tmp_path, "changes-the-dtype"))
+    arms = ["gradient-noise", name]
+    one, many = (study_of("iris", arms, **SHORT, running=Running(on=on)).run() for on in (None, "ray"))
+    assert {t.key: (t.status, t.record) for t in one.trials} == {t.key: (t.status, t.record) for t in many.trials}
+    assert {t.status for t in many.trials if t.arm == name} == {"failed"}
+    assert {t.status for t in many.trials if t.arm != name} == {"ok"}
 
 
 def test_a_node_that_is_lost(nodes: Any, deadly: Callable[..., str], records: Records, tmp_path: Path) -> None:
@@ -123,13 +134,13 @@ def test_a_node_that_is_lost(nodes: Any, deadly: Callable[..., str], records: Re
     remover.start()
     starts = Starts()
     try:
-        wild = study_of("iris", [arm], **SHORT, running=Running(on="ray")).run(starts)
+        wild = study_of("iris", [arm], **SHORT, running=Running(on="ray", apart=False)).run(starts)
     finally:
         over.set()
         remover.join()
     assert (graves / f"node-{doomed.node_id}").exists(), "the lost node had work"
     assert starts.count > 12
-    calm = study_of("iris", [arm], **SHORT).run()
+    calm = study_of("iris", [arm], **SHORT, running=Running(apart=False)).run()
     assert records(calm.trials) == records(wild.trials)
 
 

@@ -23,6 +23,7 @@ class Elsewhere(Here):
     """Stands for processes, and remembers what they were given."""
 
     def __init__(self, count: int) -> None:
+        super().__init__()
         self.count, self.jobs, self.closed = count, list[str](), False
 
     def run(self, context: Any, groups: Iterable[Any], listener: Listener) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from loosely import study_of
 from probatum import Study, catalogue
-from probatum.bench import making
+from probatum.bench import rehearsing
 from probatum.bench.plan import key_of, plan_from
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
@@ -100,7 +100,7 @@ def test_no_ids_means_all_that_apply_and_says_why_not(monkeypatch: pytest.Monkey
         if work.arm.name == "selu-snn":
             raise InputError("refused on purpose")
 
-    monkeypatch.setattr(making, "rehearse", rehearse)
+    monkeypatch.setattr(rehearsing, "rehearse", rehearse)
     study = study_of("iris", **SHORT)
     tried = {arm.name for arm in study.plan.arms}
     assert {"encouraging-loss", "tabm", "gbnn"} <= tried

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from loosely import study_of
-from probatum.bench.packed_rows import gather, pack, unpack
+from probatum.bench.packed_rows import gather, grouped, pack, unpack
 from probatum.bench.pairing import by_arm, pair, value_of
 from probatum.bench.plan import plan_from
 from probatum.bench.store import Store
 from probatum.bench.stored import find_study, results_of
+from probatum.bench.two_way import FEW_UNITS
 from probatum.bench.verdict import verdicts
 from probatum.measure.base import Measure
 
@@ -118,6 +119,47 @@ def test_halves_of_other_scales_have_one_mean_where_ratios_are_compared() -> Non
     # lower is better: each row's share of log(left) - log(right), from the mean of all five
     np.testing.assert_allclose(trial.deviations, left / left.mean() - right / right.mean(), atol=1e-5)
     assert trial.deviations.sum() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("n", [3_000, 10_000, 50_000])
+@pytest.mark.parametrize("tested", [12, 0.05, 0.2, 0.4])
+def test_many_rows_share_groups_between_the_halves(n: int, tested: float) -> None:
+    """Of more rows than are kept one by one, groups are: one may hold rows of both halves."""
+    rng = np.random.default_rng(0)
+    count = tested if isinstance(tested, int) else int(tested * n)
+    rows = rng.permutation(n)
+    halves = (rows[:count], rows[count : count + n // 5])
+    drawn = {arm: [rng.integers(0, 2, len(half)).astype(float) for half in halves] for arm in ("baseline", "arm")}
+    found = {}
+    for arm, values in drawn.items():
+        kept = [gather({"accuracy": x}, half, n) for x, half in zip(values, halves, strict=True)]
+        found[arm] = {"arm": arm, "seed": 0, "status": "ok", "measures": {"accuracy": float(values[0].mean())}}
+        found[arm] |= {"rows": unpack(pack(*kept)), "swapped": {"accuracy": float(values[1].mean())}}
+    pairs = pair("arm", {0: found["baseline"]}, {0: found["arm"]}, ACCURACY)
+    assert pairs.swapped
+    (trial,) = pairs.trials or ()
+    gains = [mine - base for base, mine in zip(drawn["baseline"], drawn["arm"], strict=True)]
+    assert pairs.delta == pytest.approx((np.concatenate(gains).mean(),))
+    each = [grouped(half, n) for half in halves]
+    whole = min(len(np.unique(units)) for units in each) >= FEW_UNITS
+    means = [gain.mean() if whole else np.concatenate(gains).mean() for gain in gains]
+    expected = np.zeros(max(map(np.max, each)) + 1)
+    for units, gain, mean in zip(each, gains, means, strict=True):
+        np.add.at(expected, units, gain - mean)
+    assert trial.units.tolist() == sorted(set(np.concatenate(each).tolist()))
+    np.testing.assert_allclose(trial.deviations, expected[trial.units], atol=2e-3)
+    assert trial.rows == sum(map(len, halves))
+
+
+def test_a_study_of_many_rows_is_judged() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10_500, 4)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=len(x)) > 0).astype(int)
+    study = study_of((x, y), ["encouraging-loss"], **{**SHORT, "steps": 3}, seeds=6)
+    (verdict,) = [v for v in study.run().verdicts() if v.measure == "accuracy" and v.arm == "encouraging-loss"]
+    assert math.isfinite(verdict.low)
+    assert verdict.high - verdict.low < 0.2
 
 
 @pytest.mark.fast

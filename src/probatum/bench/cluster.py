@@ -9,16 +9,16 @@ import socket
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from typing import Any
 
 from probatum.bench.context import Context, Job
-from probatum.bench.execute import Listener
-from probatum.bench.grouping import run_group
+from probatum.bench.execute import Listener, Silent
+from probatum.bench.isolation import guarded, owner_of
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.store import Trial
-from probatum.bench.workers import Ended, Task, cores, given_up
+from probatum.bench.workers import Ended, Task, Workers, cores, given_up
 from probatum.errors import InputError
 
 LOCAL = "ray"
@@ -54,10 +54,11 @@ class Cluster:
     Args:
         on: ``ray://host:port``, or ``ray`` for the cluster that runs on this machine or else a new one on its cores.
             A process that is connected to Ray already stays with the cluster it has.
+        apart: whether techniques from outside have processes of their own.
     """
 
-    def __init__(self, on: str) -> None:
-        self._on = on
+    def __init__(self, on: str, *, apart: bool = True) -> None:
+        self._on, self._apart = on, apart
         self._mine = False
         self._flying: dict[Any, Task] = {}
         self._parcel: tuple[Context, bytes, str] | None = None
@@ -87,7 +88,7 @@ class Cluster:
                 for task in [waiting.popleft() for _ in range(min(room, len(waiting)))]:
                     for job in task.jobs:
                         listener.started(job)
-                    self._flying[remote.remote(*self._sent, task.jobs)] = task
+                    self._flying[remote.remote(*self._sent, task.jobs, apart=self._apart)] = task
                 yield from self._landed(ray, context, waiting, LOOK_SECONDS)
         except KeyboardInterrupt:
             yield from self._landed(ray, context, waiting, 0)  # what has ended is kept
@@ -174,13 +175,16 @@ _unpacked: dict[str, Context] = {}
 """The context this process has taken in, by its parcel's digest; one at most."""
 
 
-def run_remotely(parcel: bytes, digest: str, jobs: list[Job]) -> list[Trial]:
-    """What a task does, in a process of the cluster."""
+def run_remotely(parcel: bytes, digest: str, jobs: list[Job], *, apart: bool = True) -> list[Trial]:
+    """What a task does, in a process of the cluster; with techniques from outside, in one that it starts for them."""
     if digest not in _unpacked:
         _unpacked.clear()
         _unpacked[digest] = unpack(parcel)
     check_versions(jobs)
-    return run_group(_unpacked[digest], jobs)
+    if not apart or not owner_of(jobs):
+        return guarded(_unpacked[digest], jobs).trials
+    with closing(Workers(1)) as own:
+        return [trial for _, trials in own.run(_unpacked[digest], [jobs], Silent()) for trial in trials]
 
 
 def _ray() -> Any:

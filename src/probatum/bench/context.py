@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,38 @@ from probatum.train.adapt import Adapted
 
 Progress = Callable[[int, int], None]
 """Called as (step, steps) now and then."""
+MOST_WORDS = 1000
+"""Characters of what went wrong that are kept."""
+LEAST_SECONDS, TIMES = 900.0, 100
+"""What a trial may take where nothing is said: the longer of so many seconds, and so many times the baseline's."""
+
+
+class TimeUp(BaseException):
+    """A trial has taken longer than it may; no technique catches it by catching every `Exception`."""
+
+
+@dataclass
+class Limit:
+    """How long a trial may take.
+
+    Attributes:
+        given: seconds, by the user's word; None = generously more than the baseline takes.
+        baseline: seconds of its longest trial so far; 0 = none has ended.
+    """
+
+    given: float | None = None
+    baseline: float = 0.0
+
+    def seen(self, trial: Trial, baseline: str) -> None:
+        """A trial has ended, or was stored."""
+        if trial.arm == baseline and trial.status == "ok" and trial.kind != "timing":
+            self.baseline = max(self.baseline, float(trial.timing.get("seconds", 0.0)))
+
+    def seconds(self) -> float | None:
+        """None = nothing is known yet by which a limit could be set."""
+        if self.given is not None:
+            return self.given
+        return max(LEAST_SECONDS, TIMES * self.baseline) if self.baseline else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,7 @@ class Context:
         stack: whether seeds of an arm are trained as one computation (`grouping.STACK`).
         most_threads: torch threads that a stack may have where it is the only thing that runs.
         key: the study's key; "" = worked out when it is first asked for.
+        limit: how long a trial may take.
     """
 
     plan: StudyPlan
@@ -63,6 +96,7 @@ class Context:
     stack: str = "auto"
     most_threads: int = 1
     key: str = ""
+    limit: Limit = field(default_factory=Limit)
 
     def data(self, seed: int) -> Data:
         """The split of one seed."""
@@ -95,7 +129,8 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
                 outcome = Outcome({}, arena(context.plan.arena).timings(work))
             else:
                 outcome = arena(context.plan.arena).trial(work)
-        except Exception as problem:  # one broken arm must not take the study with it; the reason is kept
+            check_threads(context.plan.threads)
+        except (Exception, SystemExit, TimeUp) as problem:  # one broken arm must not take the study with it
             return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
     return ended(context, job, outcome, seconds=time.perf_counter() - start)
 
@@ -131,14 +166,26 @@ def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float
     return _trial(context, job, status, {"reason": reason}, {"seconds": seconds})
 
 
-def told(problem: Exception) -> tuple[str, str]:
+def check_threads(threads: int) -> None:
+    """TrainingFailed where a trial has changed how many threads torch uses, which `quiet` would put back unseen."""
+    if torch.get_num_threads() != threads:
+        raise TrainingFailed(
+            f"it changed what belongs to all trials: torch's number of threads, {threads} to {torch.get_num_threads()}"
+        )
+
+
+def told(problem: BaseException) -> tuple[str, str]:
     """The status and the reason that an exception raised in a trial stands for."""
-    if isinstance(problem, TrainingFailed):
+    if isinstance(problem, TrainingFailed | TimeUp):
         return "failed", str(problem)
+    if isinstance(problem, SystemExit):
+        return "failed", f"it wanted to end the program (SystemExit: {problem})"
     if isinstance(problem, InputError):
         return "not applicable", str(problem)
-    where = traceback.extract_tb(problem.__traceback__)[-1]
-    return "failed", f"{type(problem).__name__}: {problem} ({where.name}, line {where.lineno})"
+    where = traceback.extract_tb(problem.__traceback__, limit=-1)[-1]
+    words = " ".join(str(problem).split())
+    words = words if len(words) <= MOST_WORDS else words[:MOST_WORDS] + " ..."
+    return "failed", f"{type(problem).__name__}: {words} ({where.name}, line {where.lineno})"
 
 
 @contextmanager

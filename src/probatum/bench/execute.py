@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.bench.context import Context, Job
+from probatum.bench.isolation import at_most, guarded, owner_of
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.store import Store, Trial
+from probatum.errors import InputError
 from probatum.recipe import Arm
 from probatum.rooms.arena import arena
 
@@ -66,24 +69,60 @@ class Executor(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """Processes for techniques from outside the package."""
+
+    def run(
+        self, context: Context, groups: Iterable[list[Job]], listener: Listener
+    ) -> Iterator[tuple[list[Job], list[Trial]]]: ...
+
+    def probe(self, context: Context, block: list[Job]) -> Choice: ...
+
+    def close(self) -> None: ...
+
+
 class Here:
-    """Runs one group after another in this process."""
+    """Runs one group after another in this process, those of techniques from outside in a process of their own.
+
+    Args:
+        apart: where these are run; None = here too.
+    """
+
+    def __init__(self, apart: Elsewhere | None = None) -> None:
+        self._apart = apart
 
     def run(
         self, context: Context, groups: Iterable[list[Job]], listener: Listener
     ) -> Iterator[tuple[list[Job], list[Trial]]]:
-        """Run every group in turn."""
+        """Run every group in turn.
+
+        Raises:
+            InputError: a trial, which has failed, left something that cannot be put back in this process.
+        """
         for group in groups:
+            if self._apart is not None and owner_of(group):
+                yield from self._apart.run(context, [group], listener)
+                continue
             for job in group:
                 listener.started(job)
-            yield group, grouping.run_group(context, group, listener.stepped)
+            limit = context.limit.seconds()
+            with at_most(None if limit is None else limit * len(group)):
+                ran = guarded(context, group, listener.stepped)
+            yield group, ran.trials
+            if ran.lasting:
+                raise InputError(
+                    f"{group[0].arm.name} left behind what cannot be undone in this process ({ran.lasting}); what has ended "
+                    "is stored, and the same command goes on"
+                )
 
     def slots(self, context: Context) -> int:
         """One."""
         return 1
 
     def close(self) -> None:
-        """Nothing is left running."""
+        """End what runs apart."""
+        if self._apart is not None:
+            self._apart.close()
 
 
 @dataclass
@@ -94,10 +133,27 @@ class Bench:
     store: Store
     listener: Listener = field(default_factory=Silent)
     executor: Executor = field(default_factory=Here)
+    apart: Elsewhere | None = None
 
     def __post_init__(self) -> None:
         alone = isinstance(self.executor, Here)
         self.context.most_threads = (os.cpu_count() or 1) if alone else 1
+
+    def groups(self, jobs: list[Job]) -> Iterator[list[Job]]:
+        """The jobs in groups; whether seeds are trained as one is probed where their techniques may run."""
+        return grouping.groups(self.context, jobs, self.store, self._probed)
+
+    def _probed(self, context: Context, block: list[Job]) -> Choice:
+        if self.apart is None or not owner_of(block):
+            return grouping.probed(context, block)
+        try:
+            return self.apart.probe(context, block)
+        except InputError as problem:  # it shows again when the trials are run
+            return Choice(False, reason=str(problem))
+
+    def alone(self) -> Here:
+        """Whoever runs what nothing else may run beside."""
+        return Here(self.apart)
 
     @property
     def plan(self) -> StudyPlan:
@@ -122,6 +178,8 @@ class Bench:
         Timings are run after everything else, one by one in this process, so that nothing else runs beside them.
         """
         known = {job.key: trial for job in jobs if (trial := self.store.get(job.key)) is not None}
+        for trial in known.values():
+            self._seen(trial)
         self.listener.planned(jobs, len(known))
         for job in jobs:
             if job.key in known:
@@ -129,8 +187,8 @@ class Bench:
         pending = list({job.key: job for job in jobs if job.key not in known}.values())
         fits = [job for job in pending if job.kind != "timing"]
         timings = [[job] for job in pending if job.kind == "timing"]
-        work = [(self.executor, grouping.groups(self.context, fits, self.store))] if fits else []
-        for executor, groups in (*work, (Here(), iter(timings))):
+        work: list[tuple[Executor, Iterator[list[Job]]]] = [(self.executor, self.groups(fits))] if fits else []
+        for executor, groups in (*work, (self.alone(), iter(timings))):
             known |= {job.key: trial for job, trial in self._ended(executor, groups)}
         return [known[job.key] for job in jobs]
 
@@ -142,7 +200,7 @@ class Bench:
         Blocks are asked for, and their groups are admitted, when somebody is free to run them; what is not admitted is
         left out.
         """
-        groups = (group for block in blocks for group in grouping.groups(self.context, block, self.store))
+        groups = (group for block in blocks for group in self.groups(block))
         return self._ended(executor or self.executor, (group for group in groups if admits(group)))
 
     def _ended(self, executor: Executor, groups: Iterable[list[Job]]) -> Iterator[tuple[Job, Trial]]:
@@ -150,8 +208,12 @@ class Bench:
         for group, trials in executor.run(self.context, groups, self.listener):
             self.store.put_all(trials)
             for job, trial in zip(group, trials, strict=True):
+                self._seen(trial)
                 self.listener.ended(job, trial)
                 yield job, trial
+
+    def _seen(self, trial: Trial) -> None:
+        self.context.limit.seen(trial, arena(self.plan.arena).BASELINE)
 
     def _job(self, arm: Arm, builtin: str, seed: int, kind: str) -> Job:
         plan = self.plan.trial(arm, builtin, seed, kind)

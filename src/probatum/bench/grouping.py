@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 
 from probatum.arenas.predict import stacks
 from probatum.arenas.predict.stacks import Choice
-from probatum.bench.context import Context, Job, Progress, ended, lost, quiet, run_job, told
+from probatum.bench.context import Context, Job, Progress, TimeUp, check_threads, ended, lost, quiet, run_job, told
 from probatum.bench.plan import key_of
 from probatum.bench.store import REMARK, Store, Trial
 from probatum.rooms.arena import Outcome, TrainingFailed
@@ -20,7 +20,11 @@ STACK = ("auto", "always", "never")
 """Whether seeds of an arm are trained as one computation: where a probe says that it pays, wherever it can be done, never."""
 
 
-def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list[Job]]:
+Prober = Callable[[Context, list[Job]], Choice]
+"""Times whether a block of seeds is to be trained as one."""
+
+
+def groups(context: Context, jobs: Sequence[Job], store: Store, prober: Prober | None = None) -> Iterator[list[Job]]:
     """Cut jobs into groups, in the order in which they are to be run; every job is in one group.
 
     They come seed by seed, so that a study cut short is paired as far as it got, and an arm is probed when its turn comes.
@@ -40,7 +44,7 @@ def groups(context: Context, jobs: Sequence[Job], store: Store) -> Iterator[list
     for seed in sorted({job.seed for job in jobs}):
         for number, (arm, block) in enumerate(blocks):
             if number not in stacked and block[0].seed == seed:
-                choice = _choice(context, arm, block, store)
+                choice = _choice(context, arm, block, store, prober or probed)
                 stacked[number] = choice.stack
                 if choice.stack or choice.problem:  # where the probe broke they are run one by one, and say why
                     block[:] = [replace(job, stacking=choice) for job in block]
@@ -71,7 +75,7 @@ def _remarked(trials: Sequence[Trial], why: str) -> list[Trial]:
     ]
 
 
-def _why(problem: Exception) -> str:
+def _why(problem: BaseException) -> str:
     words = str(problem) if isinstance(problem, CannotStackError) else f"{type(problem).__name__}: {problem}"
     return words[:300]
 
@@ -83,8 +87,15 @@ def _stacked(
     with quiet(context.plan.threads):
         try:
             works = [context.work(job.arm, job.builtin, job.seed, progress) for job in group]
-            return stacks.trials(works, choice, context.plan.threads)
-        except Exception as problem:  # it shows again where they are run alone; its traceback would keep all splits
+            found = stacks.trials(works, choice, context.plan.threads)
+            check_threads(context.plan.threads)
+            return found
+        except TimeUp as problem:
+            return [TrainingFailed(str(problem))] * len(group)
+        except (
+            Exception,
+            SystemExit,
+        ) as problem:  # it shows again where they are run alone; its traceback would keep all splits
             return _why(problem)
 
 
@@ -97,7 +108,7 @@ def _trial(context: Context, job: Job, found: Outcome | Exception, seconds: floa
     return ended(context, job, found, seconds=seconds)
 
 
-def _choice(context: Context, arm: str, block: Sequence[Job], store: Store) -> Choice:
+def _choice(context: Context, arm: str, block: list[Job], store: Store, prober: Prober) -> Choice:
     first = block[0]
     plan = context.plan
     if context.stack == "never" or plan.arena != "predict" or len(block) < 2 or first.kind == "timing":
@@ -113,12 +124,13 @@ def _choice(context: Context, arm: str, block: Sequence[Job], store: Store) -> C
     key, name = context.study_key(), f"stack {arm} {len(block)}"
     kept = store.get_blob(key, name)
     if kept is None:
-        store.put_blob(key, name, json.dumps(asdict(_probed(context, block))).encode())
+        store.put_blob(key, name, json.dumps(asdict(prober(context, block))).encode())
         kept = store.get_blob(key, name)  # another process may have been first
     return Choice(**json.loads(kept)) if kept is not None else Choice(False)
 
 
-def _probed(context: Context, block: Sequence[Job]) -> Choice:
+def probed(context: Context, block: list[Job]) -> Choice:
+    """What a probe finds of these seeds of one arm, here and now."""
     with quiet(context.plan.threads):
         try:
             works = [context.work(job.arm, job.builtin, job.seed) for job in block]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from probatum.bench.context import Context, Job, quiet
-from probatum.bench.execute import Executor, Here, Listener
+from probatum.bench.execute import Elsewhere, Executor, Here, Listener
 from probatum.bench.rehearse import rehearse
 from probatum.bench.workers import Ended, Workers
 from probatum.data.lazy.memory import available
@@ -30,11 +30,18 @@ class Hands:
     workers: int = 1
     later: bool = False
 
-    def executor(self) -> Executor:
-        """To be closed after use."""
+    def executor(self, memory: float | None = None, apart: Workers | None = None) -> Executor:
+        """To be closed after use.
+
+        Args:
+            memory: bytes that each process may take.
+            apart: processes for techniques from outside; None = these are run as all others.
+        """
         if self.workers == 1:
-            return Here()
-        return HereFirst(self.workers) if self.later else Workers(self.workers)
+            return Here(apart)
+        if self.later:
+            return HereFirst(self.workers, pool=lambda count: Workers(count, memory), apart=apart)
+        return Workers(self.workers, memory, owned=apart is not None)
 
     def words(self) -> str:
         """For the line that tells the plan; "" for this process alone."""
@@ -80,8 +87,10 @@ class HereFirst:
         count: int,
         clock: Callable[[], float] = time.monotonic,
         pool: Callable[[int], Executor] = Workers,
+        apart: Elsewhere | None = None,
     ) -> None:
         self._count, self._clock, self._make = count, clock, pool
+        self._here = Here(apart)
         self._spent = 0.0
         self._pool: Executor | None = None
 
@@ -93,7 +102,7 @@ class HereFirst:
             group = next(source, None)
             if group is None:
                 return
-            yield from Here().run(context, [group], listener)
+            yield from self._here.run(context, [group], listener)
             self._spent += self._clock() - begun
             if self._spent >= START_SECONDS:
                 self._pool = self._make(self._count)
@@ -105,5 +114,6 @@ class HereFirst:
 
     def close(self) -> None:
         """Stop the processes."""
+        self._here.close()
         if self._pool is not None:
             self._pool.close()

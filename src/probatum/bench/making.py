@@ -15,17 +15,18 @@ from probatum.bench.cluster import check_cluster
 from probatum.bench.contest import contest_of
 from probatum.bench.context import Context
 from probatum.bench.grouping import STACK
-from probatum.bench.lazy_rehearsal import check_reads
+from probatum.bench.isolation import outsiders
 from probatum.bench.plan import DataPlan, StudyPlan
 from probatum.bench.pretrained_start import find_start
 from probatum.bench.race import looks_to
-from probatum.bench.rehearse import rehearse
+from probatum.bench.rehearsing import Elsewhere, tried
 from probatum.bench.speed import chosen_speed
 from probatum.bench.splits import Splits
 from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
 from probatum.bench.workers import AUTO, checked_workers
 from probatum.data.folds import fractions_of
+from probatum.data.lazy.memory import as_bytes, available
 from probatum.data.library import embedded_names
 from probatum.data.open import open_dataset
 from probatum.engine import Engine, checked_engine
@@ -41,7 +42,7 @@ from probatum.rooms.task import task
 from probatum.settings import FineTuning, Judging, Reading, Running, fitting
 from probatum.spec import Spec, Truth
 from probatum.train.adapt import MEASURES, REFERENCES
-from probatum.train.devices import check_fabric, check_shared
+from probatum.train.devices import check_fabric
 from probatum.train.own_model import own_model
 from probatum.train.speed import SPEEDS
 
@@ -369,6 +370,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
     found, skipped = arms(dataset, base, wishes)
     seeds, judging, minutes = wishes.count, wishes.judging, wishes.running.minutes
     fresh = seeds if minutes is None else min(seeds, FRESH)
+    beside = () if wishes.running.apart else tuple(map(catalogue.digest, _outside(base.recipe, found)))
     return StudyPlan(
         arena=where,
         data=_data_plan(dataset, first.truth, splits),
@@ -395,29 +397,24 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
         engine=engine,
         pretrained=base.pretrained or {},
         contest=contest,
+        beside=beside,
     )
 
 
-def rehearsed(context: Context, *, auto: bool) -> StudyPlan:
+def rehearsed(context: Context, *, auto: bool, elsewhere: Elsewhere | None = None) -> StudyPlan:
     """The plan with the arms that can be trained here, each tried on a few rows, before the long work starts.
+
+    Techniques from outside are tried `elsewhere`, where that is given.
 
     Raises:
         InputError: the baseline cannot; or an arm that the user named (`auto` says that none was).
     """
     plan = context.plan
-    quick = replace(plan.engine, devices=1, compile=False)  # processes and compilers take longer than a step
-    trying = replace(context, plan=replace(plan, engine=quick))
-    work = trying.baseline()
-    rehearse(work, plan.arena)
-    check_reads(work, plan.arena)
-    check_shared("the baseline", plan.base, plan.engine)
+    tried(context, None, elsewhere)
     kept, skipped = [], dict(plan.skipped)
     for arm in plan.arms:
-        work = trying.work(arm, "", 0)
         try:
-            rehearse(work, plan.arena)
-            check_reads(work, plan.arena)
-            check_shared(arm.name, arm.recipe, plan.engine)
+            tried(context, arm, elsewhere)
         except InputError as problem:
             if not auto:
                 raise
@@ -427,7 +424,9 @@ def rehearsed(context: Context, *, auto: bool) -> StudyPlan:
     return replace(plan, arms=tuple(kept), skipped=skipped)
 
 
-def at_speed(context: Context, running: Running, store: Store, *, auto: bool) -> Context:
+def at_speed(
+    context: Context, running: Running, store: Store, *, auto: bool, elsewhere: Elsewhere | None = None
+) -> Context:
     """The context with the speed settings that pay, where they are to be probed; arms that cannot take them are told of."""
     if running.speed != "auto":
         return context
@@ -437,7 +436,28 @@ def at_speed(context: Context, running: Running, store: Store, *, auto: bool) ->
     if not changed:
         return context
     stack = running.stack if plan.engine.stacks else "never"
-    return replace(context, plan=rehearsed(context, auto=auto), stack=stack)
+    return replace(context, plan=rehearsed(context, auto=auto, elsewhere=elsewhere), stack=stack)
+
+
+def seconds(minutes: float | None) -> float | None:
+    """What a trial may take, by the user's word."""
+    if minutes is not None and minutes <= 0:
+        raise InputError(f"trial_minutes is {minutes:g}; give the minutes that a trial may take, above 0")
+    return None if minutes is None else 60 * minutes
+
+
+def memory(running: Running) -> float:
+    """Bytes that a process which runs trials may take: by the user's word, or what is free."""
+    return available() if running.trial_memory is None else as_bytes(running.trial_memory, "trial_memory")
+
+
+def from_outside(plan: StudyPlan) -> tuple[str, ...]:
+    """Ids of the techniques from outside the package that take part; () = none."""
+    return _outside(plan.base, plan.arms)
+
+
+def _outside(base: Recipe, arms: Sequence[Arm]) -> tuple[str, ...]:
+    return tuple(sorted({name for recipe in (base, *(arm.recipe for arm in arms)) for name in outsiders(recipe)}))
 
 
 def _measures(where: str, spec: Spec, truth: Truth | None, base: Baseline) -> tuple[str, ...]:

@@ -192,16 +192,16 @@ def _from_one_mean(
     measure of both halves.
     """
     name, rows = measure.name, base[0]["rows"]
-    tested = np.isin(trial.units, rows.units)
-    if min(tested.sum(), len(tested) - tested.sum()) >= FEW_UNITS:
+    halves = [half.counts[name] > 0 for half in (rows, rows.swapped)]  # many units are hashed: one may lie in both
+    if min(map(np.sum, halves)) >= FEW_UNITS:
         return trial
     moved = trial.deviations.copy()
-    for half, values in ((tested, "measures"), (~tested, "swapped")):
+    for half, has, values in ((rows, halves[0], "measures"), (rows.swapped, halves[1], "swapped")):
         apart = [float(record[values][name]) - whole for record, whole in (base, mine)]
         if measure.kind == "ratio":  # as the rows' own deviations
             apart = [one / whole for one, (_, whole) in zip(apart, (base, mine), strict=True)]
-        counts = (rows if half is tested else rows.swapped).counts[name]
-        moved[half] += (1.0 if measure.higher_is_better else -1.0) * (apart[1] - apart[0]) * counts[counts > 0]
+        shift = (1.0 if measure.higher_is_better else -1.0) * (apart[1] - apart[0])
+        moved[np.searchsorted(trial.units, half.units[has])] += shift * half.counts[name][has]
     return replace(trial, deviations=moved)
 
 

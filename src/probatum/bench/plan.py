@@ -80,6 +80,7 @@ class StudyPlan(Terms):
         minutes: of a race that is cut by the clock (`probatum.bench.budget`); 0 = no budget of time.
         speed: speed setting -> what its probe found (`train.speed.probe`); empty = none was probed.
         pretrained: where the weights come from that networks start from, and what was copied; empty = none.
+        beside: digests of the techniques from outside that run in the same processes as all others; () = none does.
         versions: what it is run with.
     """
 
@@ -99,6 +100,7 @@ class StudyPlan(Terms):
     minutes: float = 0.0
     speed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pretrained: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def over_seeds(self) -> str:
@@ -135,6 +137,8 @@ class StudyPlan(Terms):
             plan["engine"] = self.engine.plan()
         if self.contest:
             plan["contest"] = dict(self.contest)
+        if self.beside:  # what these leave behind may be in the record: it is no clean study's
+            plan["beside"] = list(self.beside)
         return plan
 
     def describe(self) -> dict[str, Any]:
@@ -163,6 +167,7 @@ class StudyPlan(Terms):
             "speed": {name: dict(found) for name, found in self.speed.items()},
             **({"pretrained": dict(self.pretrained)} if self.pretrained else {}),
             **({"contest": dict(self.contest)} if self.contest else {}),
+            **({"beside": list(self.beside)} if self.beside else {}),
             "versions": dict(self.versions),
         }
 
@@ -196,6 +201,7 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         speed=described.get("speed", {}),
         pretrained=described.get("pretrained", {}),
         contest=described.get("contest", {}),
+        beside=tuple(described.get("beside", ())),
         versions=described.get("versions", {}),
         **{name: described[name] for name in same},
     )

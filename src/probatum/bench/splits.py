@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from probatum.spec import Data, Part, Truth
@@ -37,6 +39,7 @@ class Splits:
     fractions: tuple[float, float, float]
     folds: bool = True
     _kept: dict[int, Data] = field(default_factory=dict, init=False, repr=False)
+    _sums: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def data(self, seed: int) -> Data:
         """The split of one seed; the last ones are kept, as many as fit."""
@@ -45,8 +48,21 @@ class Splits:
             found = self.dataset.prepare(seed, fractions=self.fractions, folds=self.folds)
             while self._kept and sum(map(size, self._kept.values())) + size(found) > KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
+            self._sums.setdefault(seed, checksum(found))
         self._kept[seed] = found
         return found
+
+    def intact(self, seed: int) -> bool:
+        """Whether a split that is kept is still as it was encoded; one that is not, is kept no longer."""
+        found = self._kept.get(seed)
+        if found is None or checksum(found) == self._sums[seed]:
+            return True
+        del self._kept[seed]
+        return False
+
+    def mended(self, seed: int) -> bool:
+        """Whether the split, encoded anew, is what it was; if not, the data have been changed that it is encoded from."""
+        return checksum(self.data(seed)) == self._sums[seed]
 
     def units(self, seed: int, part: str = "test") -> tuple[np.ndarray, int] | None:
         """The unit of each test row of this seed (copies of a row, a group, a stretch), and how many there are at most.
@@ -82,6 +98,17 @@ def size(data: Data) -> int:
             return KEPT_BYTES + 1
         total += part.x.nbytes + part.y.nbytes + part.rows.nbytes + sum(map(len, part.text or ()))
     return total
+
+
+def checksum(data: Data) -> int:
+    """A number that changes with any bit of the rows and answers of a split; of rows on disk, with the answers'."""
+    found = 0
+    for part in (data.train, data.valid, data.test):
+        for value in (part.x, part.y, part.rows):
+            if isinstance(value, Tensor):
+                plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                found = zlib.crc32(plain.tobytes(), found)
+    return found
 
 
 def _tensors(value: Part | Truth) -> Iterator[Tensor]:

@@ -1,4 +1,8 @@
-"""Several processes on this machine that run groups of trials; one that dies is replaced and its work given out again."""
+"""Several processes on this machine that run groups of trials; one that dies is replaced and its work given out again.
+
+Techniques from outside the package have a process of their own (`probatum.bench.isolation.owner_of`); one in which something
+was changed that is not a trial's own is replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,30 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
+from probatum.arenas.predict.stacks import Choice
+from probatum.bench import isolation, rehearsing
 from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
-from probatum.bench.grouping import run_group
+from probatum.bench.grouping import probed
+from probatum.bench.isolation import Printed, Ran, guarded, owner_of, took_too_long
+from probatum.bench.nursery import load, nursery, tend
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.rehearse import try_all
 from probatum.bench.store import Trial
+from probatum.bench.untouched import LISTENER
 from probatum.errors import InputError
+from probatum.recipe import Arm
 
 AUTO = "auto"
 """As many workers as cores and memory hold, see `probatum.bench.hands`."""
@@ -33,6 +44,10 @@ DEATHS = 3
 LOOK_SECONDS = 1.0
 """How often to look for dead workers whose children still hold their pipes."""
 LAST_WORDS_SECONDS = 5.0
+SPARE = 3
+"""Processes with nothing to do that are kept for the techniques that they belong to."""
+REHEARSAL_SECONDS = 600.0
+"""How long a technique from outside may take to be rehearsed or probed."""
 
 Ended = tuple[list[Job], list[Trial]]
 
@@ -43,6 +58,7 @@ class Task:
 
     jobs: list[Job]
     deaths: int = 0
+    begun: float = 0.0
 
     def again(self) -> list[Task] | None:
         """What to try after a worker died of it: its jobs one by one, or itself; None = not again."""
@@ -87,13 +103,20 @@ class Workers:
     """Runs groups in `count` processes, which stay until `close` and are given the data once.
 
     They end with this process, however it ends. Ctrl-C reaches this process alone, which then stops them.
+
+    Args:
+        count: how many groups run at once.
+        memory: bytes that each process may take; None = no limit.
+        owned: whether techniques from outside have processes of their own.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, memory: float | None = None, *, owned: bool = True) -> None:
+        self._count, self._memory, self._owned = count, memory, owned
         self._workers: list[_Worker] = []
         self._parcel: tuple[Context, bytes] | None = None
         self._false_starts = 0
+        self._well: set[tuple[str, str]] = set()
+        self._hopeless: dict[tuple[str, str], str] = {}
 
     def run(self, context: Context, groups: Iterable[list[Job]], listener: Listener) -> Iterator[Ended]:
         """Run every group, asking for the next when a worker is free; yield jobs with their trials as soon as they have ended.
@@ -107,19 +130,35 @@ class Workers:
             while True:
                 room = max(0, self._count - self._busy() - len(waiting))
                 waiting.extend(Task(list(group)) for group in islice(source, room))
-                while len(self._workers) < min(self._count, len(waiting) + self._busy()):
-                    self._workers.append(_Worker())
-                for worker in self._workers:
-                    if worker.state == "free" and waiting:
-                        self._feed(worker, parcel, waiting, listener)
+                yield from self._without_hope(context, waiting)
+                self._give_out(parcel, waiting, listener)
                 if not waiting and not self._busy():
-                    return
+                    if room:
+                        return
+                    continue
                 for worker in self._that_speak():
-                    yield from self._heard(worker, context, parcel, waiting)
+                    yield from self._heard(worker, context, waiting)
+                yield from self._overdue(context)
         except KeyboardInterrupt:
             for worker in self._that_speak(0.0):  # what has ended is kept
-                yield from self._heard(worker, context, parcel, waiting)
+                yield from self._heard(worker, context, waiting)
             raise
+
+    def probe(self, context: Context, block: list[Job]) -> Choice:
+        """Whether seeds of an arm are to be trained as one, timed in a process that may run them.
+
+        Raises:
+            InputError: the process died of it, or took too long.
+        """
+        return self._asked(context, owner_of(block), "probe", block)  # type: ignore[no-any-return]
+
+    def rehearse(self, context: Context, owner: str, arm: Arm | None) -> None:
+        """Rehearse an arm (None = the baseline) in the process that it belongs to.
+
+        Raises:
+            InputError: it cannot take part, changes what is not its own, or its process died of it.
+        """
+        self._asked(context, owner, "rehearse", arm)
 
     def slots(self, context: Context) -> int:
         """How many groups run at once."""
@@ -144,18 +183,93 @@ class Workers:
         heard = wait([worker.connection for worker in self._workers], timeout=seconds)
         return [w for w in self._workers if w.connection in heard or w.process.poll() is not None]
 
-    def _feed(self, worker: _Worker, parcel: bytes, waiting: deque[Task], listener: Listener) -> None:
-        if worker.loaded is not parcel:
-            worker.loaded, worker.state = parcel, "loading"
-            worker.tell("context", parcel)
-            return
-        task = waiting.popleft()
-        worker.task, worker.state = task, "busy"
-        for job in task.jobs:
-            listener.started(job)
-        worker.tell("group", task.jobs)
+    def _give_out(self, parcel: bytes, waiting: deque[Task], listener: Listener) -> None:
+        """Hand waiting groups to processes that may run them, as far as there is room; start or prepare those that lack."""
+        claimed: list[_Worker] = []
+        for task in list(waiting)[: max(0, self._count - self._busy())]:
+            worker = self._idle(owner_of(task.jobs) if self._owned else "", claimed)
+            claimed.append(worker)
+            if worker.state != "free":
+                continue
+            if worker.loaded is not parcel:
+                worker.take_in(parcel)
+                continue
+            waiting.remove(task)
+            worker.task, worker.state, task.begun = task, "busy", time.monotonic()
+            for job in task.jobs:
+                listener.started(job)
+            worker.tell("group", task.jobs)
 
-    def _heard(self, worker: _Worker, context: Context, parcel: bytes, waiting: deque[Task]) -> Iterator[Ended]:
+    def _idle(self, owner: str, claimed: list[_Worker]) -> _Worker:
+        """A process of this owner that has nothing to do, started if need be; for it another one may have to go."""
+        for worker in self._workers:
+            if worker.owner == owner and worker.task is None and worker not in claimed:
+                return worker
+        idle = [w for w in self._workers if w.state == "free" and w not in claimed]
+        if idle and len(self._workers) >= self._count + SPARE:
+            self._workers.remove(idle[0])
+            idle[0].kill()
+        worker = _Worker(owner, self._memory)
+        self._workers.append(worker)
+        return worker
+
+    def _asked(self, context: Context, owner: str, word: str, value: Any) -> Any:
+        """What a process of this owner answers, nothing else being done meanwhile."""
+        parcel, ends = self._packed(context), time.monotonic() + REHEARSAL_SECONDS
+        worker = self._idle(owner, [])
+        while True:
+            if worker.state == "free":
+                if worker.loaded is parcel:
+                    worker.tell(word, value)
+                    worker.state = "asked"
+                else:
+                    worker.take_in(parcel)
+            if not wait([worker.connection], timeout=LOOK_SECONDS) and worker.process.poll() is None:
+                if time.monotonic() < ends:
+                    continue
+                self._replaced(worker)
+                raise InputError(f"{owner} took longer than {REHEARSAL_SECONDS / 60:.0f} min to be tried on a few rows")
+            message = worker.hear()
+            if message is None:
+                why = worker.last_words()
+                self._workers.remove(worker)
+                raise InputError(f"{owner} does not run on these data: the process that tried it died ({why})")
+            word_back, answer = message
+            if word_back == "refused":
+                self._replaced(worker)  # what it did before it refused is not known
+                raise InputError(answer)
+            worker.state = "free"
+            if word_back == "answer":
+                return answer
+
+    def _replaced(self, worker: _Worker) -> None:
+        """End a process; another one is started when it is needed."""
+        self._workers.remove(worker)
+        worker.kill()
+
+    def _without_hope(self, context: Context, waiting: deque[Task]) -> Iterator[Ended]:
+        """The failed trials of arms that have taken their process with them as often as is tried."""
+        for task in list(waiting):
+            reason = self._hopeless.get(_of(context, task))
+            if reason is not None:
+                waiting.remove(task)
+                yield task.jobs, [lost(context, job, "failed", reason, seconds=0.0) for job in task.jobs]
+
+    def _overdue(self, context: Context) -> Iterator[Ended]:
+        """The failed trials of groups that take longer than they may; their processes are ended."""
+        limit = context.limit.seconds()
+        for worker in list(self._workers) if limit is not None else ():
+            task = worker.task
+            if limit is None or task is None or time.monotonic() - task.begun < limit * len(task.jobs):
+                continue
+            self._replaced(worker)
+            seconds = (time.monotonic() - task.begun) / len(task.jobs)
+            yield (
+                task.jobs,
+                [lost(context, job, "failed", took_too_long(limit), seconds=seconds) for job in task.jobs],
+            )
+
+    def _heard(self, worker: _Worker, context: Context, waiting: deque[Task]) -> Iterator[Ended]:
         message = worker.hear()
         if message is None:
             yield from self._buried(worker, context, waiting)
@@ -165,8 +279,12 @@ class Workers:
             raise InputError(value)
         if word == "done":
             task, worker.task = worker.task, None
+            ran: Ran = value
+            if ran.touched:
+                self._replaced(worker)
             if task is not None:
-                yield task.jobs, value
+                self._well.add(_of(context, task))
+                yield task.jobs, ran.trials
         elif word == "ready":
             self._false_starts = 0
         worker.state = "free"
@@ -178,6 +296,9 @@ class Workers:
             again = worker.task.again()
             waiting.extendleft(reversed(again or ()))
             if again is None:
+                arm, seed = _of(context, worker.task), worker.task.jobs[0].seed
+                if arm not in self._well:
+                    self._hopeless[arm] = f"the worker died ({why}) three times on seed {seed}"
                 yield given_up(context, worker.task, why)
         elif worker.state != "free":
             self._false_starts += 1
@@ -185,20 +306,27 @@ class Workers:
                 raise InputError(f"workers die before they have taken in the data ({why}); try fewer workers")
 
 
-class _Worker:
-    """One process and the pipe to it."""
+def _of(context: Context, task: Task) -> tuple[str, str]:
+    """The study and the arm that a task is of."""
+    return context.study_key(), task.jobs[0].arm.name
 
-    def __init__(self) -> None:
+
+class _Worker:
+    """One process and the pipe to it; with an owner it runs nothing else, and is not heard on the terminal."""
+
+    def __init__(self, owner: str = "", memory: float | None = None) -> None:
+        self.owner = owner
         self.connection, theirs = Pipe()
         self.task: Task | None = None
         self.loaded: bytes | None = None
         self.state = "starting"
-        # the user's script is not imported again, and a terminal's Ctrl-C does not reach the process group
-        code = f"import sys; sys.path[:] = {sys.path!r}; from probatum.bench.workers import serve; serve({theirs.fileno()})"
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
-            )
+            self.process = nursery().born(theirs.fileno(), silent=bool(owner), memory=memory)
+
+    def take_in(self, parcel: bytes) -> None:
+        """Send a study's context."""
+        self.loaded, self.state = parcel, "loading"
+        self.tell("context", parcel)
 
     def tell(self, word: str, value: Any) -> None:
         """Send a message; a process that is dead is found so when it is listened to."""
@@ -223,10 +351,8 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process and its children at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.connection.close()
+        self.connection.close()  # of which one that is not up yet ends by itself
+        self.process.kill(LAST_WORDS_SECONDS)
 
 
 def _how(code: int) -> str:
@@ -238,11 +364,29 @@ def _how(code: int) -> str:
     return f"signal {-code}: {(signal.strsignal(-code) or 'unknown').lower()}"
 
 
-def serve(descriptor: int) -> None:
-    """What a worker process does: take in the context, then run groups until the pipe closes."""
+def raise_children(descriptor: int) -> None:
+    """What the nursery does, all that workers need being loaded by now: watch over what is to stay, and branch them off."""
+    load()
+    isolation.begin()
+    tend(descriptor, serve)
+
+
+def serve(descriptor: int, silent: bool = False, memory: float | None = None) -> None:
+    """What a worker process does: take in the context, then run groups until the pipe closes.
+
+    Args:
+        descriptor: of the pipe.
+        silent: whether what is printed is counted and goes nowhere.
+        memory: bytes that it may take; None = no limit.
+    """
     connection: Connection = Connection(descriptor)
+    printed = Printed() if silent else None
+    if printed is not None:
+        sys.stdout = sys.stderr = printed
+    if memory is not None:
+        _hold_to(memory)
     inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_listen, args=(connection, inbox), name=LISTENER, daemon=True).start()
     context: Context | None = None
     _say(connection, "up", None)
     while True:
@@ -252,11 +396,46 @@ def serve(descriptor: int) -> None:
                 context = unpack(value)
                 _warm(context)
                 _say(connection, "ready", None)
-            elif context is not None:
+            elif context is not None and word == "group":
                 check_versions(value)
-                _say(connection, "done", run_group(context, value))
+                ran = _ran(context, value)
+                if printed is not None:
+                    ran = replace(ran, trials=printed.told(ran.trials))
+                _say(connection, "done", ran)
+            elif context is not None:
+                if word == "probe":
+                    _say(connection, "answer", _probed(context, value))
+                else:
+                    rehearsing.apart(context, value)
+                    _say(connection, "answer", None)
         except InputError as problem:
             _say(connection, "refused", str(problem))
+
+
+def _ran(context: Context, group: list[Job]) -> Ran:
+    """A group that was run; what no trial may raise has failed it. The terminal's Ctrl-C does not come here."""
+    try:
+        return guarded(context, group)
+    except InputError:
+        raise
+    except BaseException as problem:
+        reason = f"it raised {type(problem).__name__}: {problem}"
+        return Ran([lost(context, job, "failed", reason, seconds=0.0) for job in group], touched=True)
+
+
+def _probed(context: Context, block: list[Job]) -> Choice:
+    """Whether seeds of an arm are trained as one; not where a probe touches what is not its own, which then shows again."""
+    with isolation.watched(context, {job.seed for job in block}) as found:
+        choice = probed(context, block)
+    return Choice(False, reason=found.words()) if found.what else choice
+
+
+def _hold_to(memory: float) -> None:
+    """Let this process take no more memory than that; what asks for more fails, instead of the machine."""
+    with suppress(ImportError, ValueError, OSError):  # not everywhere is there such a limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _warm(context: Context) -> None:

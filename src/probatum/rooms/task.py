@@ -7,7 +7,7 @@ kind of data that brings the task (`probatum.rooms.find`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,6 +172,11 @@ def task(name: str) -> Task:
     if name != found.NAME:
         raise InputError(f"the task {name} calls itself {found.NAME!r}")
     return found
+
+
+def without_answers(part: Part) -> Part:
+    """The rows as they are asked about: all answers 0, whatever they are."""
+    return replace(part, y=part.y.new_zeros(part.y.shape))
 
 
 def rows_of(rows: Mapping[str, NDArray[np.float64]], measures: Mapping[str, float], count: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from probatum.measure.outside import auroc
 from probatum.measure.uncertainty import Found, class_uncertainty, real_uncertainty
 from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 from probatum.rooms.arena import Work
+from probatum.rooms.task import without_answers
 from probatum.spec import Part
 
 LEAST = 1e-12
@@ -56,14 +57,14 @@ def _reals(work: Work, learner: Any, output: Tensor, predict: Predict) -> RealPr
     means = _checked(samples(work.data.test), output, work.arm.name)
     if noise is None:
         raise InputError(f"{work.arm.name} gives samples of real targets without their noise; see contracts/learner.py")
-    spread = noise(work.data.test) if callable(noise) else noise
+    spread = noise(without_answers(work.data.test)) if callable(noise) else noise
     return RealPredictive(means, torch.as_tensor(spread, dtype=means.dtype).square().expand_as(means))
 
 
 def _samples(learner: Any) -> Callable[[Part], Tensor] | None:
-    """The predictor's `samples`, where that is a function and not, say, a number."""
+    """The predictor's `samples`, where that is a function and not, say, a number; it is asked without answers."""
     found = getattr(learner, "samples", None)
-    return found if callable(found) else None
+    return (lambda part: found(without_answers(part))) if callable(found) else None
 
 
 def _checked(draws: Tensor, output: Tensor, who: str) -> Tensor:

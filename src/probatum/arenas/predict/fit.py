@@ -15,7 +15,7 @@ from probatum.errors import InputError
 from probatum.numerics.calibration.temperature import fit_temperature
 from probatum.recipe import Recipe, Use
 from probatum.rooms.arena import Work
-from probatum.rooms.task import check_shape, task
+from probatum.rooms.task import check_shape, task, without_answers
 from probatum.spec import Part
 from probatum.train.assemble import Assembly, assemble, budget_for, offer_for_learner
 from probatum.train.compute import equal_steps
@@ -60,7 +60,7 @@ class Predictor:
         """What the task predicts: probabilities (n, classes), values (n, outputs) on the standardised scale, ..."""
         asked = task(self.task)
         if self.model is None:
-            found = self.learner.predict(part)
+            found = self.learner.predict(without_answers(part))
             if self.calibrator is None:
                 return found
             output = asked.logits(found)
@@ -146,7 +146,9 @@ def calibrate(found: Predictor, work: Work) -> Predictor:
     asked, data = task(found.task), work.data
     if found.model is None:
         if found.posthoc is not None:
-            found.calibrator = _calibrator(found.posthoc, work, asked.logits(found.learner.predict(data.valid)))
+            found.calibrator = _calibrator(
+                found.posthoc, work, asked.logits(found.learner.predict(without_answers(data.valid)))
+            )
     elif asked.CALIBRATED:
         valid = outputs(found.model, data.valid.x)
         if found.posthoc is not None:
@@ -212,7 +214,7 @@ def _validation_score(work: Work, recipe: Recipe) -> float:
     select = asked.CHOOSES.get(work.terms.primary, recipe.training.select)
     if recipe.learner is not None:
         learner = fit_learner(candidate, recipe, recipe.learner)
-        found = asked.look(lambda part: asked.logits(learner.predict(part)), valid, select)
+        found = asked.look(lambda part: asked.logits(learner.predict(without_answers(part))), valid, select)
     else:
         model = run_training(candidate, recipe).run.model
         found = asked.look(lambda part: outputs(model, part.x), valid, select)
@@ -220,5 +222,6 @@ def _validation_score(work: Work, recipe: Recipe) -> float:
 
 
 def no_rows(part: Part) -> Part:
-    """The part without any row."""
-    return Part(part.x[:0], part.y[:0], part.rows[:0], () if part.text is not None else None)
+    """The part without any row; copies, for a slice would hold on to what it is a slice of."""
+    empty = (part.x[:0].clone(), part.y[:0].clone(), part.rows[:0].clone())
+    return Part(*empty, () if part.text is not None else None)

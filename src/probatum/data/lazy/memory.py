@@ -25,9 +25,9 @@ def memory_limit(memory: float | str | None) -> float:
     Raises InputError for anything but a positive number of bytes or words such as 2GB.
     """
     if memory is not None:
-        return _bytes(memory, "memory")
+        return as_bytes(memory, "memory")
     named = os.environ.get(VARIABLE, "").strip()
-    return _bytes(named, VARIABLE) if named else available() / SHARE
+    return as_bytes(named, VARIABLE) if named else available() / SHARE
 
 
 def available() -> float:
@@ -52,7 +52,8 @@ def told(size: float) -> str:
     return f"{size / 1e3:.1f} kB"
 
 
-def _bytes(size: float | str, what: str) -> float:
+def as_bytes(size: float | str, what: str) -> float:
+    """A size as bytes; InputError, by the name of what it is for, where it is none."""
     number = 0.0
     if isinstance(size, str):
         match = SIZE.match(size.strip())

@@ -1,0 +1,155 @@
+"""How arms are kept apart: what a group of trials changed is found and put back, and techniques from outside are told.
+
+A technique from outside the package (a file given with ``--technique``, an entry point of another package) is run in a
+process of its own, with the arms that are made with the same ones. There and everywhere `guarded` compares, before and after
+a trial, what all trials share (`probatum.bench.untouched`) and the rows that it was given; a trial that changed any of it has
+failed, and says what it touched.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from probatum import catalogue
+from probatum.bench.context import Context, Job, Progress, TimeUp, lost
+from probatum.bench.grouping import run_group
+from probatum.bench.store import REMARK, Trial
+from probatum.bench.untouched import Touched, Untouched
+from probatum.recipe import Recipe
+
+KEPT = 2000
+"""Characters of what a technique prints that are kept."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a group.
+
+    Attributes:
+        trials: in the group's order.
+        touched: whether something was changed that is not the group's own.
+        lasting: what of it could not be put back, "" = nothing: this process should run no other arm.
+    """
+
+    trials: list[Trial]
+    touched: bool = False
+    lasting: str = ""
+
+
+def outsiders(recipe: Recipe) -> tuple[str, ...]:
+    """Ids of the techniques from outside the package that a recipe is made with; () = none."""
+    return tuple(sorted({use.id for use in recipe.uses() if catalogue.from_outside(use.id)}))
+
+
+def owner_of(group: Sequence[Job]) -> str:
+    """Whose process may run a group: that of its techniques from outside; "" = any."""
+    return "+".join(outsiders(group[0].arm.recipe))
+
+
+def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
+    """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
+    with watched(context, {job.seed for job in group}) as found:
+        trials = run_group(context, group, progress)
+    if not found.what:
+        return Ran(trials)
+    failed = [
+        lost(context, job, "failed", found.words(), seconds=float(trial.timing.get("seconds", 0.0)))
+        for job, trial in zip(group, trials, strict=True)
+    ]
+    return Ran(failed, True, ", ".join(found.lasting))
+
+
+@dataclass
+class Found:
+    """What was changed in a block, known when it has ended; see `probatum.bench.untouched.Touched`."""
+
+    what: list[str] = field(default_factory=list)
+    lasting: list[str] = field(default_factory=list)
+
+    def words(self) -> str:
+        """One sentence."""
+        return Touched(tuple(self.what)).words()
+
+
+@contextmanager
+def watched(context: Context, seeds: Iterable[int]) -> Iterator[Found]:
+    """A block that may change neither what all trials share nor the rows of these seeds; what it did is told and put back."""
+    guard, found = _guard(), Found()
+    guard.begin()
+    yield found
+    touched = guard.look()
+    found.what, found.lasting = list(touched.what), list(touched.lasting)
+    for seed in sorted(seeds):
+        if not context.splits.intact(seed):
+            found.what.append(f"the rows of seed {seed}")
+            if not context.splits.mended(seed):
+                found.lasting.append("the data, as they are held in memory")
+
+
+@cache
+def _guard() -> Untouched:
+    """This process's, made before anything is run that it watches."""
+    return Untouched()
+
+
+def begin() -> None:
+    """Take this process, in which nothing was run yet, for what it should be."""
+    _guard()
+
+
+@contextmanager
+def at_most(seconds: float | None) -> Iterator[None]:
+    """A block that is stopped by `TimeUp` where it takes longer; only in a process's main thread, None = it may take for ever."""
+    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeUp(took_too_long(seconds))
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def took_too_long(seconds: float) -> str:
+    """The reason of a trial that was stopped."""
+    words = f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.3g} s"
+    return f"it took longer than {words}; --trial-minutes gives more"
+
+
+class Printed(io.TextIOBase):
+    """Takes what is printed: its beginning is kept, the rest counted."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take it."""
+        self.first += text[: max(0, KEPT - len(self.first))]
+        self.count += len(text)
+        return len(text)
+
+    def told(self, trials: list[Trial]) -> list[Trial]:
+        """The trials with a remark of what was printed since the last ones; nothing is kept any longer."""
+        count, first = self.count, " ".join(self.first.split())
+        self.count, self.first = 0, ""
+        if not count:
+            return trials
+        words = f"it printed {count:,} characters" + (f", beginning {first[:60]!r}" if first else "")
+        return [replace(trial, timing={REMARK: words, **trial.timing}) for trial in trials]
