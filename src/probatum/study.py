@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from probatum import catalogue
-from probatum.bench import making
+from probatum.bench import limits, making
 from probatum.bench.budget import order_of, run_budget
 from probatum.bench.cluster import Cluster
 from probatum.bench.context import Context, Job
 from probatum.bench.execute import Bench, Executor, Here, Listener, Silent
 from probatum.bench.hands import Hands, automatic
+from probatum.bench.isolation import all_outsiders
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results, winner_of
@@ -101,9 +102,9 @@ class Study:
         plan = making.frozen(self.dataset, splits, base, wishes, engine)
         self._wishes = making.said(wishes, engine)
         context = Context(plan, splits, base.factory, self.running.stack if engine.stacks else "never")
-        context.limit.given = making.seconds(self.running.trial_minutes)
-        self._memory, self.apart = making.memory(self.running), None
-        if self.running.apart and making.from_outside(plan):
+        context.limit.given = limits.seconds(self.running)
+        self._memory, self.apart = limits.memory(self.running), None
+        if self.running.apart and all_outsiders(plan.base, plan.arms):
             self.apart = Workers(1, self._memory)
         auto, elsewhere = chosen is None, None if self.apart is None else self.apart.rehearse
         context = replace(context, plan=making.rehearsed(context, auto=auto, elsewhere=elsewhere))

@@ -22,7 +22,7 @@ from probatum.bench.context import Context, Job, Progress, TimeUp, lost
 from probatum.bench.grouping import run_group
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
-from probatum.recipe import Recipe
+from probatum.recipe import Arm, Recipe
 
 KEPT = 2000
 """Characters of what a technique prints that are kept."""
@@ -46,6 +46,11 @@ class Ran:
 def outsiders(recipe: Recipe) -> tuple[str, ...]:
     """Ids of the techniques from outside the package that a recipe is made with; () = none."""
     return tuple(sorted({use.id for use in recipe.uses() if catalogue.from_outside(use.id)}))
+
+
+def all_outsiders(base: Recipe, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """The same of a whole study."""
+    return tuple(sorted({name for recipe in (base, *(arm.recipe for arm in arms)) for name in outsiders(recipe)}))
 
 
 def owner_of(group: Sequence[Job]) -> str:

@@ -15,7 +15,7 @@ from probatum.bench.cluster import check_cluster
 from probatum.bench.contest import contest_of
 from probatum.bench.context import Context
 from probatum.bench.grouping import STACK
-from probatum.bench.isolation import outsiders
+from probatum.bench.isolation import all_outsiders
 from probatum.bench.plan import DataPlan, StudyPlan
 from probatum.bench.pretrained_start import find_start
 from probatum.bench.race import looks_to
@@ -26,7 +26,6 @@ from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
 from probatum.bench.workers import AUTO, checked_workers
 from probatum.data.folds import fractions_of
-from probatum.data.lazy.memory import as_bytes, available
 from probatum.data.library import embedded_names
 from probatum.data.open import open_dataset
 from probatum.engine import Engine, checked_engine
@@ -370,7 +369,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
     found, skipped = arms(dataset, base, wishes)
     seeds, judging, minutes = wishes.count, wishes.judging, wishes.running.minutes
     fresh = seeds if minutes is None else min(seeds, FRESH)
-    beside = () if wishes.running.apart else tuple(map(catalogue.digest, _outside(base.recipe, found)))
+    beside = () if wishes.running.apart else tuple(map(catalogue.digest, all_outsiders(base.recipe, found)))
     return StudyPlan(
         arena=where,
         data=_data_plan(dataset, first.truth, splits),
@@ -437,27 +436,6 @@ def at_speed(
         return context
     stack = running.stack if plan.engine.stacks else "never"
     return replace(context, plan=rehearsed(context, auto=auto, elsewhere=elsewhere), stack=stack)
-
-
-def seconds(minutes: float | None) -> float | None:
-    """What a trial may take, by the user's word."""
-    if minutes is not None and minutes <= 0:
-        raise InputError(f"trial_minutes is {minutes:g}; give the minutes that a trial may take, above 0")
-    return None if minutes is None else 60 * minutes
-
-
-def memory(running: Running) -> float:
-    """Bytes that a process which runs trials may take: by the user's word, or what is free."""
-    return available() if running.trial_memory is None else as_bytes(running.trial_memory, "trial_memory")
-
-
-def from_outside(plan: StudyPlan) -> tuple[str, ...]:
-    """Ids of the techniques from outside the package that take part; () = none."""
-    return _outside(plan.base, plan.arms)
-
-
-def _outside(base: Recipe, arms: Sequence[Arm]) -> tuple[str, ...]:
-    return tuple(sorted({name for recipe in (base, *(arm.recipe for arm in arms)) for name in outsiders(recipe)}))
 
 
 def _measures(where: str, spec: Spec, truth: Truth | None, base: Baseline) -> tuple[str, ...]:
