@@ -8,13 +8,13 @@ refit.safetensors, .json      what calibrators and learners are fitted on again 
 model.onnx                    the network with its softmax, where it can be exported; outputs compared in ONNX Runtime
 seen.safetensors              hashes of training and validation rows, so that an audit knows them
 evidence.json, README.md      verdicts of the study and a model card
+manifest.json                 size and SHA-256 of every file, and the hashes of the techniques' source files
 ============================  ======================================================================================
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probatum.arenas.predict.arena import digest, looked_at
-from probatum.arenas.predict.fit import fit
+from probatum.arenas.predict.fit import Predictor, fit
 from probatum.bench.context import Context
 from probatum.bench.plan import key_of, versions
 from probatum.bench.results import Results
@@ -33,14 +33,15 @@ from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.rooms.arena import Work
 from probatum.ship.card import model_card
+from probatum.ship.content import FORMAT, not_finite
+from probatum.ship.manifest import FILE, sources, write_manifest
 from probatum.ship.onnx import export_onnx
+from probatum.ship.place import check_target, in_place, writing
 from probatum.ship.seen import save_seen
 from probatum.spec import Part
 from probatum.train.adapt import own_part
 from probatum.train.assemble import is_pretrained
 from probatum.train.loop import outputs
-
-FORMAT = 1
 
 
 def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Path:
@@ -50,9 +51,13 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
     digest differs (another machine, seeds that were trained as one), or code or libraries have changed since,
     the model card says so.
 
+    It is written beside its place and moved there when it is whole: what ends early leaves nothing.
+
     Raises:
-        InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena.
+        InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena, a training
+            that diverged.
     """
+    check_target(folder)
     plan = results.plan
     if plan.arena != "predict":
         raise InputError(f"the study is of arena {plan.arena}; only arms of arena predict can be shipped")
@@ -61,52 +66,77 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
             f"the study was run in the world {plan.data.world}, whose data are not yours; run it again without a world to ship"
         )
     arm, builtin = _arm(results, arm_name)
-    _check_folder(folder)
-    seed = plan.seeds[0]
-    work = context.work(arm, builtin, seed)
+    work = context.work(arm, builtin, plan.seeds[0])
     if arm.recipe.learner is not None and is_pretrained(work.factory):
         raise InputError(
             f"{arm.name} starts from pretrained weights and is fitted again on loading; it cannot be shipped"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    try:
-        fitted = fit(work)
-        test = looked_at(fitted, work)
-    finally:
-        torch.set_num_threads(threads)
-    found_digest = digest(fitted.model, test)
+    with in_place(folder) as place:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(plan.threads)
+        try:
+            fitted = fit(work)
+            test = looked_at(fitted, work)
+        finally:
+            torch.set_num_threads(threads)
+        description = _description(results, arm, builtin, work, fitted, digest(fitted.model, test))
+        _write(folder, place, results, work, fitted, description)
+    return folder
+
+
+def _description(
+    results: Results, arm: Arm, builtin: str, work: Work, fitted: Predictor, found_digest: str
+) -> dict[str, Any]:
+    """What ``model.json`` says, but for the export."""
+    plan, seed, spec = results.plan, work.seed, work.data.spec
     stored = next((t for t in results.trials if t.arm == arm.name and t.seed == seed), None)
     today = replace(plan, versions=versions())
-    folder.mkdir(parents=True, exist_ok=True)
-    save_pipeline(work.data.pipeline, folder)
-    if fitted.model is not None:
-        save_file({k: v.contiguous() for k, v in _tensors(fitted.model).items()}, folder / "model.safetensors")
-    _save_refit(work, fitted, folder)
-    save_seen(work.data, folder)
-    onnx = export_onnx(fitted, work, folder / "model.onnx")
-    description = {
+    return {
         "format": FORMAT,
         "arm": arm.name,
         "seed": seed,
         "recipe": _buildable(arm.recipe),
         "own_model": bool(own_part(plan.model)) and arm.recipe.model is None,
+        "task": spec.task,
+        "outputs": spec.outputs,
+        "classes": list(spec.classes),
         "temperature": fitted.temperature,
         "study": key_of(plan.describe()),
         "digest": found_digest,
         "digest_in_study": None if stored is None else stored.record.get("digest"),
         "same_plan": stored is not None and stored.key == key_of(today.trial(arm, builtin, seed)),
-        "onnx": onnx,
         "versions": dict(today.versions),
     }
-    evidence = results.as_json()
-    evidence.pop("trials")
-    (folder / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(results, arm.name, description), encoding="utf-8")
-    (folder / "model.json").write_text(
-        json.dumps(description, indent=1) + "\n", encoding="utf-8"
-    )  # last: now it is whole
-    return folder
+
+
+def _write(
+    folder: Path, place: Path, results: Results, work: Work, fitted: Predictor, description: dict[str, Any]
+) -> None:
+    """All files into `place`; `folder` is what they are for."""
+    if fitted.model is not None:
+        weights = {name: value.contiguous() for name, value in _tensors(fitted.model).items()}
+        if bad := not_finite(fitted.model, weights):
+            raise InputError(f"{work.arm.name} diverged: {bad}; nothing was shipped. Try a smaller learning rate")
+        with writing(folder, "model.safetensors"):
+            save_file(weights, place / "model.safetensors")
+    with writing(folder, "pipeline.json or pipeline.safetensors"):
+        save_pipeline(work.data.pipeline, place)
+    with writing(folder, "refit.safetensors or refit.json"):
+        _save_refit(work, fitted, place)
+    with writing(folder, "seen.safetensors"):
+        save_seen(work.data, place)
+    with writing(folder, "model.onnx"):
+        description["onnx"] = export_onnx(fitted, work, place / "model.onnx")
+    with writing(folder, "evidence.json"):
+        evidence = results.as_json()
+        evidence.pop("trials")
+        (place / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, "README.md"):
+        (place / "README.md").write_text(model_card(results, work.arm.name, description), encoding="utf-8")
+    with writing(folder, "model.json"):
+        (place / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, FILE):  # last: now it is whole
+        write_manifest(place, sources(description))
 
 
 def _arm(results: Results, name: str) -> tuple[Arm, str]:
@@ -122,20 +152,12 @@ def _arm(results: Results, name: str) -> tuple[Arm, str]:
     return found[0], ""
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
-    parent = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {parent} is not writable; name another folder")
-
-
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     """State without shared storage, which safetensors refuses."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _save_refit(work: Work, fitted: Any, folder: Path) -> None:
+def _save_refit(work: Work, fitted: Predictor, folder: Path) -> None:
     recipe = work.arm.recipe
     tensors: dict[str, Tensor] = {}
     texts: dict[str, list[str]] = {}
