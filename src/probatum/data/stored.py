@@ -22,8 +22,12 @@ def told(path: Path) -> Iterator[None]:
     """A block that reads a file or uses what it says: what fails in it is an InputError that names file and remedy."""
     try:
         yield
-    except (InputError, MemoryError):
+    except MemoryError:
         raise
+    except InputError as problem:  # of what is built by the file
+        if str(path.parent) in str(problem):
+            raise
+        raise InputError(f"{path}: {problem}") from problem
     except FileNotFoundError as problem:
         raise InputError(f"{path} is missing; {REMEDY}") from problem
     except Exception as problem:  # what broken content does is not foreseen

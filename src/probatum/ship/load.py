@@ -113,7 +113,12 @@ def opened(
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one that `probatum ship` wrote")
     check = Check(folder) if (folder / FILE).is_file() else None
-    found = _loaded(folder, model, trust_changed=trust_changed, before_weights=check.finish if check else None)
+    try:
+        found = _loaded(folder, model, trust_changed=trust_changed, before_weights=check.finish if check else None)
+    except InputError:
+        if check is not None:  # what is altered explains what does not fit
+            check.finish()
+        raise
     if check is not None:
         return found
     if found.description["format"] != UNCHECKED:
@@ -128,7 +133,7 @@ def _loaded(
     trust_changed: bool = False,
     before_weights: Callable[[], None] | None = None,
 ) -> Shipped:
-    """As `opened`, whatever the files were; `before_weights` is called before a large one is read."""
+    """As `opened`, whatever the files are; `before_weights` is called before the weights, or what a learner is fitted on, are used."""
     description = read_description(folder)
     recipe = read_recipe(folder, description)
     notices = changed(folder, description, trust_changed)
