@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "replace", full)
     for name in ("out.csv", "out.parquet"):
-        with pytest.raises(InputError, match="could not be written .*No space"):
+        with pytest.raises(InputError, match=r"could not be written .*No space"):
             write_table(frame, tmp_path / name, spreadsheet=False)
     assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
     assert path.read_text() == "a\n1\n"

@@ -94,10 +94,20 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return now
 
 
-PLACES = (
-    "mkdir model.safetensors pipeline.json pipeline.safetensors refit.safetensors refit.json seen.safetensors evidence.json "
-    "README.md model.json manifest.json rename"
-).split()
+PLACES = [
+    "mkdir",
+    "model.safetensors",
+    "pipeline.json",
+    "pipeline.safetensors",
+    "refit.safetensors",
+    "refit.json",
+    "seen.safetensors",
+    "evidence.json",
+    "README.md",
+    "model.json",
+    "manifest.json",
+    "rename",
+]
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -107,7 +117,7 @@ def test_a_full_disk_is_one_line_and_no_leftover(
 ) -> None:
     arm = study.plan.arms[0].name
     full(name)
-    with pytest.raises(InputError, match="No space left on device.*trials are kept") as problem:
+    with pytest.raises(InputError, match=r"No space left on device.*trials are kept") as problem:
         study.ship(arm, tmp_path / "new" / "model")
     assert name in str(problem.value) or name in ("mkdir", "rename")
     assert not list(tmp_path.iterdir())
@@ -260,6 +270,6 @@ def test_a_diverged_training_is_not_shipped(study: Study, tmp_path: Path, monkey
     monkeypatch.setattr(write, "fit", diverged)
     monkeypatch.setattr(write, "looked_at", lambda *_: None)
     monkeypatch.setattr(write, "digest", lambda *_: "")
-    with pytest.raises(InputError, match="baseline diverged: .* that are NaN"):
+    with pytest.raises(InputError, match=r"baseline diverged: .* that are NaN"):
         study.ship("baseline", tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -244,7 +244,16 @@ def _load_learner(
             budget=budget_for(recipe.training, len(train)),
             generator=generator_for(description["seed"], "technique", use.id, ""),
         )
-    return Shipped(pipeline, None, predictor.predict, description)
+    calibrator = _calibrator(folder, recipe, description, pipeline.spec)
+
+    def predict_part(part: Part) -> Tensor:
+        found = predictor.predict(part)
+        if calibrator is None:
+            return found
+        with torch.no_grad():
+            return calibrator(task(pipeline.spec.task).logits(found))
+
+    return Shipped(pipeline, None, predict_part, description)
 
 
 def _refit_parts(folder: Path) -> tuple[Part, Part]:

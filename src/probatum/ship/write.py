@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probatum.arenas.predict.arena import digest, looked_at
-from probatum.arenas.predict.fit import Predictor, fit
+from probatum.arenas.predict.fit import Predictor, _validation_score, fit
 from probatum.bench.context import Context
 from probatum.bench.plan import key_of, versions
 from probatum.bench.results import Results
@@ -32,16 +32,22 @@ from probatum.data.pipeline import save_pipeline
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.rooms.arena import Work
+from probatum.rooms.task import task
 from probatum.ship.card import model_card
 from probatum.ship.content import FORMAT, not_finite
+from probatum.ship.load import opened
 from probatum.ship.manifest import FILE, sources, write_manifest
-from probatum.ship.onnx import export_onnx
+from probatum.ship.onnx import TOLERANCE, export_onnx
 from probatum.ship.place import check_target, in_place, writing
 from probatum.ship.seen import save_seen
 from probatum.spec import Part
 from probatum.train.adapt import own_part
 from probatum.train.assemble import is_pretrained
 from probatum.train.loop import outputs
+from probatum.train.tune import tuned
+
+ASKED = 64
+"""Rows that a network predicts before and after it is loaded again."""
 
 
 def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Path:
@@ -55,7 +61,7 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
 
     Raises:
         InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena, a training
-            that diverged.
+            that diverged, a network that does not predict the same when it is loaded.
     """
     check_target(folder)
     plan = results.plan
@@ -75,13 +81,45 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
         threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
         try:
+            work = _with_tuned_settings(work)
             fitted = fit(work)
             test = looked_at(fitted, work)
         finally:
             torch.set_num_threads(threads)
         description = _description(results, arm, builtin, work, fitted, digest(fitted.model, test))
         _write(folder, place, results, work, fitted, description)
+        _check_whole(folder, place, work, fitted)
     return folder
+
+
+def _with_tuned_settings(work: Work) -> Work:
+    """The same trial with the settings that the tuner chooses written down, by which it is built again on loading."""
+    if not work.terms.tune:
+        return work
+    recipe = tuned(work.recipe, work.terms.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+    return replace(work, arm=replace(work.arm, recipe=recipe)).on(tune=0)
+
+
+def _check_whole(folder: Path, place: Path, work: Work, fitted: Predictor) -> None:
+    """InputError where what was written does not load, or its network predicts otherwise than the one that was tried.
+
+    Learners are not asked: they would have to be fitted once more. Nor are networks that draw when they predict.
+    """
+    if fitted.model is None:
+        return
+    test = work.data.test
+    few = Part(test.x[:ASKED], test.y[:ASKED], test.rows[:ASKED], None if test.text is None else test.text[:ASKED])
+    wanted = fitted.predict(few)
+    try:
+        found = opened(place, work.factory).predict_part(few)
+    except InputError as problem:
+        raise InputError(str(problem).replace(str(place), str(folder))) from problem
+    alike = found.shape == wanted.shape and torch.allclose(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    if not alike and torch.equal(wanted, fitted.predict(few)):
+        raise InputError(
+            f"{work.arm.name} predicts otherwise once it is loaded again, so it cannot be shipped: something that its "
+            "network predicts by is no parameter or buffer in its state_dict()"
+        )
 
 
 def _description(
@@ -95,7 +133,7 @@ def _description(
         "format": FORMAT,
         "arm": arm.name,
         "seed": seed,
-        "recipe": _buildable(arm.recipe),
+        "recipe": _buildable(work.recipe),
         "own_model": bool(own_part(plan.model)) and arm.recipe.model is None,
         "task": spec.task,
         "outputs": spec.outputs,
@@ -166,9 +204,13 @@ def _save_refit(work: Work, fitted: Predictor, folder: Path) -> None:
             tensors |= {f"{name}.x": part.x, f"{name}.y": part.y, f"{name}.rows": part.rows}
             if part.text is not None:
                 texts[name] = list(part.text)
-    elif recipe.posthoc is not None:
+    if recipe.posthoc is not None:
         valid: Part = work.data.valid
-        tensors = {"logits": outputs(fitted.model, valid.x), "target": valid.y}
+        if fitted.model is None:
+            logits = task(work.data.spec.task).logits(fitted.learner.predict(valid))
+        else:
+            logits = outputs(fitted.model, valid.x)
+        tensors |= {"logits": logits, "target": valid.y.clone()}  # shared ones safetensors refuses
     if tensors:
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "refit.safetensors")
         (folder / "refit.json").write_text(json.dumps({"text": texts}) + "\n", encoding="utf-8")
