@@ -78,12 +78,13 @@ def changed(folder: Path, description: Mapping[str, Any], trust_changed: bool) -
     Raises:
         InputError: it is the source of one whose code runs in predictions, and nobody takes that on trust.
     """
-    acting, others = [], []
+    acting: list[str] = []
+    others: list[str] = []
     for use in description["recipe"]["techniques"]:
         shipped, installed = use.get("source"), catalogue.digest(use["id"])
         if shipped not in (None, installed):
-            told = f"{use['id']} (source {installed}, shipped with {shipped})"
-            (acting if use["slot"] in ACTING else others).append(told)
+            which = f"{use['id']} (source {installed}, shipped with {shipped})"
+            (acting if use["slot"] in ACTING else others).append(which)
     notices = []
     if acting and not trust_changed:
         wrote = description.get("versions", {}).get("probatum", "unknown")

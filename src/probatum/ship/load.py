@@ -191,7 +191,7 @@ def _build(
         )
     offer = {"spec": spec, "num_classes": spec.outputs}
     with told(folder / "model.json"), seeded(description["seed"], "initial weights"):
-        if description["own_model"]:
+        if description["own_model"] and model is not None:
             network = model if isinstance(model, nn.Module) else own_model(model)[0](spec)
         elif recipe.model is not None:
             network = inject.call(recipe.model.id, catalogue.entry(recipe.model.id), recipe.model.settings, offer)
