@@ -136,10 +136,10 @@ def _loaded(
     """As `opened`, whatever the files are; `before_weights` is called before the weights, or what a learner is fitted on, are used."""
     description = read_description(folder)
     recipe = read_recipe(folder, description)
-    notices = changed(folder, description, trust_changed)
     pipeline = load_pipeline(folder)
     check_spec(folder, description, pipeline.spec)
-    notices += changed_kind(description, pipeline.spec)
+    with told(folder / "model.json"):
+        notices = changed(folder, description, trust_changed) + changed_kind(description, pipeline.spec)
     network = None if recipe.learner is not None else _build(folder, description, pipeline.spec, recipe, model)
     if before_weights is not None:
         before_weights()
