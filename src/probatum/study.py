@@ -196,8 +196,10 @@ class Study:
 
     def ship(self, arm: str, folder: str | Path) -> Path:
         """Train one arm for keeps and write it, its pipeline and its evidence; see `probatum.ship`."""
+        from probatum.ship.place import check_target
         from probatum.ship.write import ship
 
+        check_target(Path(folder))  # before the trials are run
         return ship(self.context, self.results, arm, Path(folder))
 
     def _repr_html_(self) -> str:

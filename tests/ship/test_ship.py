@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_wine
 
 from commands import told
 from probatum import Study
 from probatum.arenas.predict import arena as predict
+from probatum.arenas.predict import fit
 from probatum.errors import InputError
+from probatum.recipe import Recipe
 from probatum.settings import Judging, Running
+from probatum.ship import write
 from probatum.ship.load import load
 from processes import ran
 
@@ -132,3 +137,72 @@ def test_refusals(small_study: Study, tmp_path: Path) -> None:
         small_study.ship("baseline", tmp_path / "full")
     with pytest.raises(InputError, match="not a folder that"):
         load(tmp_path / "full")
+
+
+def quick(arm: str, **settings: object) -> Study:
+    """A study of one arm on wine, a few steps long."""
+    return Study(
+        "wine",
+        [arm],
+        seeds=6,
+        steps=8,
+        judging=Judging(references=False, confirm=False),
+        running=Running(timing=False),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(("arm", "chosen"), [("gbnn(total=8)", {"units": 1}), ("tabm", {"width": 16})])
+def test_tuned_settings_are_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, chosen: dict[str, int]
+) -> None:
+    """A learner is fitted and a network built by what the tuner chose, not by what the arm began with."""
+
+    def tuned(recipe: Recipe, *_: object) -> Recipe:
+        return replace(
+            recipe,
+            **{
+                slot: replace(use, settings={**use.settings, **chosen})
+                for slot in ("model", "learner")
+                if (use := getattr(recipe, slot)) is not None
+            },
+        )
+
+    for module in (fit, write):
+        monkeypatch.setattr(module, "tuned", tuned)
+    monkeypatch.setattr(write, "export_onnx", lambda *_: {"written": False, "reason": "left out here"})
+    study = quick(arm, tune=2)
+    shipped = load(study.ship(arm, tmp_path / "model"))
+    assert shipped.description["digest"] == shipped.description["digest_in_study"]
+    assert shipped.description["recipe"]["techniques"][0]["settings"].items() >= chosen.items()
+    part, _ = shipped.encode(raw_rows(study))
+    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(study, arm), atol=1e-6, rtol=0)
+
+
+def test_a_learner_ships_with_its_calibrator(tmp_path: Path) -> None:
+    study = quick("gbnn(total=4, units=1)+h-calibration(window=20, steps=20)")
+    arm = study.plan.arms[0].name
+    shipped = load(study.ship(arm, tmp_path / "model"))
+    part, _ = shipped.encode(raw_rows(study))
+    torch.testing.assert_close(shipped.predict_part(part), from_the_bench(study, arm), atol=1e-6, rtol=0)
+    assert "logits" in load_file(tmp_path / "model" / "refit.safetensors")
+
+
+class Hidden(torch.nn.Module):
+    """Predicts by a number that is in no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only, self.factor = torch.nn.Linear(13, 3), 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.factor += 1.0
+        return self.factor * self.only(x)
+
+
+def test_a_network_that_would_predict_otherwise_is_not_shipped(tmp_path: Path) -> None:
+    study = quick("encouraging-loss", model=lambda: Hidden())
+    with pytest.raises(InputError, match=r"predicts otherwise once it is loaded again.*state_dict"):
+        study.ship("baseline", tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -134,6 +134,7 @@ def audit(
     modality: str = "auto",
     pipeline: str | Path | None = None,
     trust: bool = False,
+    trust_changed: bool = False,
     keep_seen: bool = False,
     limits: Mapping[str, float] | Limits | None = None,
     seed: int = 0,
@@ -153,6 +154,7 @@ def audit(
         modality: auto, table, image, text or series.
         pipeline: a shipped folder whose preprocessing encodes the rows for a network of one's own.
         trust: unpickle .pt files, which runs their code.
+        trust_changed: audit a shipped folder although techniques that its predictions rest on have changed since.
         keep_seen: audit rows that the model was trained on, too (told in the notes).
         limits: other values for some `probatum.auditing.finding.Limits`.
         seed: of all draws.
@@ -161,7 +163,7 @@ def audit(
         InputError: for anything that cannot be audited.
     """
     chosen = limits if isinstance(limits, Limits) else Limits().changed(limits or {})
-    subject = open_subject(model, trust=trust, pipeline=pipeline)
+    subject = open_subject(model, trust=trust, pipeline=pipeline, trust_changed=trust_changed)
     options: dict[str, Any] = {"target": target, "task": task, "modality": modality, "drop": drop}
     rows = read_rows(data, subject, **options)
     if time is not None and (rows.columns is None or time not in rows.columns.columns):
@@ -187,7 +189,7 @@ def audit(
         rows=len(rows),
         findings=findings,
         quality=_quality(case),
-        notes=notes,
+        notes=(*subject.notes, *notes),
         advice=_advice(findings, rows, str(where) if isinstance(data, str | Path) else "DATA", target or ""),
         modality=rows.spec.modality,
         task=rows.spec.task,

@@ -16,7 +16,8 @@ from probatum.data.pipeline import Pipeline, load_pipeline
 from probatum.errors import InputError
 from probatum.numerics.networks.modes import evaluating
 from probatum.rooms.kind import kind_of
-from probatum.ship.load import load
+from probatum.ship.load import opened
+from probatum.ship.manifest import check
 from probatum.spec import Part
 
 TASKS = ("classes", "reals")
@@ -37,6 +38,7 @@ class Subject:
         model: the network, where there is one.
         folder: the shipped folder, where there is one.
         by_x: whether the answer is a function of x alone; some learners read the raw text.
+        notes: what is to be told of it, a line each.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Subject:
     model: nn.Module | None = None
     folder: Path | None = None
     by_x: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -78,7 +81,9 @@ class Subject:
         return (output / output.sum(dim=1, keepdim=True) if given else output.softmax(dim=1)).numpy()
 
 
-def open_subject(source: Any, *, trust: bool = False, pipeline: str | Path | None = None) -> Subject:
+def open_subject(
+    source: Any, *, trust: bool = False, pipeline: str | Path | None = None, trust_changed: bool = False
+) -> Subject:
     """Find out what was given and make it answer.
 
     Args:
@@ -86,11 +91,12 @@ def open_subject(source: Any, *, trust: bool = False, pipeline: str | Path | Non
             by torch.save(model) (.pt, .pth); or an .onnx file.
         trust: whether a .pt file may be unpickled, which runs whatever code its maker put in.
         pipeline: a shipped folder whose preprocessing encodes the rows; an .onnx file in one uses it without asking.
+        trust_changed: open a shipped folder although techniques whose code runs in predictions have changed since.
 
     Raises:
         InputError: for anything that cannot be asked.
     """
-    encoder = None if pipeline is None else load_pipeline(Path(pipeline))
+    encoder = None if pipeline is None else _pipeline(Path(pipeline))
     if isinstance(source, nn.Module):
         return _module(source, type(source).__name__, encoder)
     text = str(source)
@@ -101,7 +107,7 @@ def open_subject(source: Any, *, trust: bool = False, pipeline: str | Path | Non
     if file.endswith(".py") and name:
         return _module(_from_python(Path(file), name), name, encoder)
     if path.is_dir():
-        return _shipped(path)
+        return _shipped(path, trust_changed)
     if path.suffix == ".py":
         raise InputError(
             f"{text}: say which network in it: {text}:NAME, a torch.nn.Module or a function that makes one"
@@ -137,14 +143,22 @@ def _module(model: nn.Module, name: str, pipeline: Pipeline | None) -> Subject:
     return Subject(name, "module", ask, pipeline, model)
 
 
-def _shipped(folder: Path) -> Subject:
-    shipped = load(folder)
+def _pipeline(folder: Path) -> Pipeline:
+    """The preprocessing of a shipped folder, or of one by `save_pipeline`, in which nothing is checked."""
+    check(folder)
+    return load_pipeline(folder)
+
+
+def _shipped(folder: Path, trust_changed: bool) -> Subject:
+    shipped = opened(folder, trust_changed=trust_changed)
     if shipped.spec.task not in TASKS:
         raise InputError(f"{folder} is of task {shipped.spec.task}; an audit takes models of {' or '.join(TASKS)}")
     kind = kind_of(shipped.spec.modality, shipped.spec.task)
     by_x = shipped.model is not None or kind.facet("audit").ALL_IN_X
     name = f"{folder.name} ({shipped.description['arm']})"
-    return Subject(name, "shipped", shipped.predict_part, shipped.pipeline, shipped.model, folder, by_x)
+    return Subject(
+        name, "shipped", shipped.predict_part, shipped.pipeline, shipped.model, folder, by_x, shipped.notices
+    )
 
 
 def _from_python(path: Path, name: str) -> nn.Module:
@@ -191,6 +205,9 @@ def _onnx(path: Path, pipeline: Pipeline | None) -> Subject:
         import onnxruntime
     except ImportError as problem:
         raise InputError("onnxruntime is not installed: pip install 'probatum[export]'") from problem
+    folder = path.parent if (path.parent / "pipeline.json").is_file() else None
+    if folder is not None:
+        check(folder)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as problem:  # the runtime's own errors
@@ -198,7 +215,6 @@ def _onnx(path: Path, pipeline: Pipeline | None) -> Subject:
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs; an audit takes models of one input")
-    folder = path.parent if (path.parent / "pipeline.json").is_file() else None
     if pipeline is None and folder is not None:
         pipeline = load_pipeline(folder)
     kind = {"tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(int64)": torch.int64}

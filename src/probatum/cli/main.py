@@ -37,6 +37,12 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a 
 Technique = Annotated[
     list[Path] | None, typer.Option("--technique", help="A technique file of your own; may be given several times.")
 ]
+TrustChanged = Annotated[
+    bool,
+    typer.Option(
+        "--trust-changed", help="Load although techniques that predictions rest on have changed since shipping."
+    ),
+]
 
 
 def main() -> None:
@@ -320,22 +326,39 @@ def ship(
 
 
 @app.command()
+def seal(folder: Annotated[Path, typer.Argument(help="A folder shipped by a version that wrote no manifest.")]) -> None:
+    """Write down what every file of an earlier shipped folder is now, so that altered ones are told from here on.
+
+    Example: [dim]probatum seal model/[/dim]
+    """
+    from probatum.cli.ship_view import seal_folder
+
+    seal_folder(folder)
+
+
+@app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="A folder written by `probatum ship`.")],
     data: Annotated[str, typer.Option(help="Rows to predict: a file of the same columns.")],
     to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; default: CSV on standard output.")] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option("--spreadsheet", help="An apostrophe before CSV cells that a spreadsheet would run as formulas."),
+    ] = False,
+    trust_changed: TrustChanged = False,
     technique: Technique = None,
     kind: Kinds = None,
 ) -> None:
-    """Predict new rows with a shipped model.
+    """Predict new rows with a shipped model; a folder with altered, cut, missing or foreign files is refused.
 
-    Example: [dim]probatum predict model/ --data new.csv --to predictions.parquet[/dim]
+    Examples: [dim]probatum predict model/ --data new.csv --to predictions.parquet[/dim] ·
+    [dim]probatum predict model/ --data new.csv --to predictions.csv --spreadsheet[/dim]
     """
     _check_writable(to, "--to")
     _add(technique, kind)
     from probatum.cli.ship_view import predict_file
 
-    predict_file(folder, data, to)
+    predict_file(folder, data, to, spreadsheet=spreadsheet, trust_changed=trust_changed)
 
 
 @app.command()
@@ -345,6 +368,7 @@ def explain(
     row: Annotated[int, typer.Option(help="Which row, from 0.")] = 0,
     by: Annotated[str, typer.Option(help="A technique of slot explain.")] = "integrated-gradients",
     as_json: JsonFlag = False,
+    trust_changed: TrustChanged = False,
     technique: Technique = None,
     kind: Kinds = None,
 ) -> None:
@@ -355,7 +379,7 @@ def explain(
     _add(technique, kind)
     from probatum.cli.ship_view import explain_row
 
-    explain_row(folder, data, row, by, as_json=as_json)
+    explain_row(folder, data, row, by, as_json=as_json, trust_changed=trust_changed)
 
 
 @app.command()
@@ -379,6 +403,7 @@ def audit(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Unpickle a .pt file, which runs code in it.")] = False,
+    trust_changed: TrustChanged = False,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Audit rows seen in training, too.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where a fault is found.")] = False,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
@@ -407,6 +432,7 @@ def audit(
         modality=modality,
         pipeline=pipeline,
         trust=trust,
+        trust_changed=trust_changed,
         keep_seen=keep_seen,
         limits=limits_of(limit),
         seed=seed,

@@ -1,4 +1,4 @@
-"""`probatum ship`, `predict` and `explain`."""
+"""`probatum ship`, `seal`, `predict` and `explain`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from probatum.bench.making import read_again
 from probatum.bench.pretrained_start import start_again
 from probatum.bench.splits import Splits
 from probatum.bench.stored import find_study, results_of
+from probatum.cli.spreadsheet import as_csv, formulas, write_table
 from probatum.cli.store_view import open_existing
 from probatum.errors import InputError
 from probatum.rooms.kind import kind_of, takes
 from probatum.ship.card import sameness
-from probatum.ship.load import Shipped, load
+from probatum.ship.load import Shipped, opened
+from probatum.ship.manifest import seal
+from probatum.ship.place import check_target
 from probatum.ship.write import ship
 from probatum.train.adapt import own_part
 
 
 def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> None:
     """Ship an arm of a stored study; its data are opened again and must be the same."""
+    check_target(to)
     console = Console(stderr=True)
     with open_existing(path) as store:
         study = find_study(store, beginning)
@@ -61,24 +65,48 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
     console.print(Text(told, style="dim"))
 
 
-def predict_file(folder: Path, data: str, to: Path | None) -> None:
+def seal_folder(folder: Path) -> None:
+    """Write the manifest that a folder of an earlier version lacks."""
+    path = seal(folder)
+    count = len(json.loads(path.read_text(encoding="utf-8"))["files"])
+    Console(stderr=True).print(
+        Text(f"{path}: {count} files as they are now; from here on altered ones are told"), soft_wrap=True
+    )
+
+
+def predict_file(folder: Path, data: str, to: Path | None, *, spreadsheet: bool, trust_changed: bool) -> None:
     """Predictions as CSV on standard output, or as a .csv or .parquet file."""
     if to is not None and to.suffix not in (".csv", ".parquet"):
         raise InputError(f"--to {to}: name a .csv or .parquet file")
-    frame = load(folder).predict(data)
+    if spreadsheet and to is not None and to.suffix != ".csv":
+        raise InputError(f"--spreadsheet is for CSV; {to} keeps cells as they are")
+    frame = _opened(folder, trust_changed).predict(data)
+    if not spreadsheet and (to is None or to.suffix == ".csv"):
+        _note(formulas(frame))
     if to is None:
-        sys.stdout.write(frame.write_csv())
-    elif to.suffix == ".csv":
-        frame.write_csv(to)
+        sys.stdout.write(as_csv(frame, spreadsheet=spreadsheet))
     else:
-        frame.write_parquet(to)
+        write_table(frame, to, spreadsheet=spreadsheet)
 
 
-def explain_row(folder: Path, data: str, row: int, by: str, *, as_json: bool) -> None:
+def _opened(folder: Path, trust_changed: bool) -> Shipped:
+    """The shipped model; what is to be told of it goes to standard error."""
+    shipped = opened(folder, trust_changed=trust_changed)
+    for notice in shipped.notices:
+        _note(notice)
+    return shipped
+
+
+def _note(said: str) -> None:
+    if said:
+        Console(stderr=True).print(Text(f"note: {said}", style="yellow"), soft_wrap=True)
+
+
+def explain_row(folder: Path, data: str, row: int, by: str, *, as_json: bool, trust_changed: bool) -> None:
     """Contributions of one row's features to its predicted class."""
     if catalogue.place(by).slot != "explain":
         raise InputError(f"--by {by}: give a technique of slot explain ({', '.join(catalogue.names('explain'))})")
-    shipped = load(folder)
+    shipped = _opened(folder, trust_changed)
     part, _ = shipped.encode(data)
     if not 0 <= row < len(part):
         raise InputError(f"--row {row}: the data have rows 0 to {len(part) - 1}")

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
+from probatum.data.stored import read_arrays, read_json, told
 from probatum.data.target import Target, TargetCoder
 from probatum.errors import InputError
 from probatum.rooms.kind import Encoder, Kind, Raw, blamed, kind_of
@@ -100,21 +101,44 @@ def save_pipeline(pipeline: Pipeline, folder: Path) -> None:
 
 
 def load_pipeline(folder: Path) -> Pipeline:
-    """Read what `save_pipeline` wrote; raises InputError if a file is missing or of an unknown format."""
-    from safetensors.numpy import load_file
+    """Read what `save_pipeline` wrote.
 
+    Raises:
+        InputError: a file that is missing, broken or of an unknown format, or that does not fit the others.
+    """
     folder = Path(folder)
     for name in ("pipeline.json", "pipeline.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing; give a folder that save_pipeline wrote")
-    meta = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    path = folder / "pipeline.json"
+    meta = read_json(path)
     if meta.get("format") != FORMAT:
-        raise InputError(f"{folder / 'pipeline.json'} has format {meta.get('format')!r}; this version reads {FORMAT}")
-    arrays = load_file(folder / "pipeline.safetensors")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()}
-    spec = Spec(**values)
-    features = kind_of(spec.modality, spec.task).restore(meta["features"], _under(arrays, "features."))
-    return Pipeline(spec, features, TargetCoder.from_state(meta["target"], _under(arrays, "target.")))
+        raise InputError(f"{path} has format {meta.get('format')!r}; this version reads {FORMAT}")
+    arrays = read_arrays(folder / "pipeline.safetensors")
+    with told(path):
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["spec"].items()}
+        spec = Spec(**values)
+        target = TargetCoder.from_state(meta["target"], _under(arrays, "target."))
+    check_target(spec, target, path)
+    kind = kind_of(spec.modality, spec.task)
+    with told(path), blamed(kind, "restoring its encoder"):
+        features = kind.restore(meta["features"], _under(arrays, "features."))
+    return Pipeline(spec, features, target)
+
+
+def check_target(spec: Spec, target: TargetCoder, path: Path) -> None:
+    """InputError, naming the file, where a target coder is not that of the spec: other classes, another order, no units."""
+    with told(path):
+        if (target.task, target.classes) != (spec.task, spec.classes):
+            raise ValueError(
+                f"the target is {target.task} {list(target.classes)}, examples are of {spec.task} {list(spec.classes)}"
+            )
+        if len(set(target.classes)) != len(target.classes):
+            raise ValueError(f"a class stands twice in {list(target.classes)}")
+        if target.classes and len(target.classes) != spec.outputs:
+            raise ValueError(f"{len(target.classes)} classes for {spec.outputs} outputs")
+        if not (np.isfinite(target.mean).all() and np.isfinite(target.std).all() and (target.std > 0).all()):
+            raise ValueError("mean or deviation of the target is not finite, or the deviation not above 0")
 
 
 def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from probatum import catalogue, inject
 from probatum.data.pipeline import Pipeline, load_pipeline
+from probatum.data.stored import REMEDY, read_json, read_tensors, told
 from probatum.errors import InputError
-from probatum.recipe import Recipe, Training, Use
+from probatum.recipe import Recipe
 from probatum.rooms.arena import alone
 from probatum.rooms.kind import kind_of
 from probatum.rooms.task import task
-from probatum.ship.write import FORMAT
+from probatum.ship.content import (
+    UNCHECKED,
+    changed,
+    changed_kind,
+    check_spec,
+    not_finite,
+    read_description,
+    read_recipe,
+    unchecked,
+)
+from probatum.ship.manifest import FILE, Check
 from probatum.spec import Data, Part, Spec
 from probatum.train import baselines
 from probatum.train.assemble import budget_for, offer_for_learner
@@ -39,12 +49,14 @@ class Shipped:
         predict_part: encoded rows -> probabilities (n, classes) or values (n, outputs); tokens -> logarithms of
             probabilities (n, length, outputs).
         description: what ``model.json`` says.
+        notices: what is to be told beside, a line each.
     """
 
     pipeline: Pipeline
     model: nn.Module | None
     predict_part: Callable[[Part], Tensor]
     description: dict[str, Any]
+    notices: tuple[str, ...] = ()
 
     @property
     def spec(self) -> Spec:
@@ -69,35 +81,95 @@ class Shipped:
         return pl.DataFrame(self.pipeline.decode_output(decoded))
 
 
-def load(folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Shipped:
-    """Load a shipped folder.
+def load(
+    folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None, *, trust_changed: bool = False
+) -> Shipped:
+    """Load a shipped folder, once its files are known to be those that were shipped.
+
+    Which files may be edited or added (README.md, what hubs add) says `probatum.ship.manifest`. What is to be told beside,
+    as that a folder of an earlier version cannot be checked, is warned of and stands in `Shipped.notices`.
 
     Args:
         folder: written by `probatum ship`.
         model: your own network, if the arm was made with one; its weights are loaded into it. Of a learner that fits
             several of them, what the study was given: a network or a function that builds one.
+        trust_changed: load although techniques whose code runs in predictions have changed since it was shipped.
 
     Raises:
-        InputError: not a shipped folder, another format, a technique that is not installed or has changed.
+        InputError: not a shipped folder, another format; files that are altered, cut, missing or were not shipped, all of
+            them named; a technique that is not installed or has changed; weights, temperature or classes that cannot be.
     """
+    found = opened(folder, model, trust_changed=trust_changed)
+    for notice in found.notices:
+        warnings.warn(notice, stacklevel=2)
+    return found
+
+
+def opened(
+    folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None, *, trust_changed: bool = False
+) -> Shipped:
+    """As `load`, for those who tell the notices themselves: nothing is warned of."""
     folder = Path(folder)
-    if not (folder / "model.json").is_file():
-        raise InputError(f"{folder} is not a folder that `probatum ship` wrote: model.json is missing")
-    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
-        raise InputError(f"{folder} has format {description.get('format')!r}; this version reads {FORMAT}")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one that `probatum ship` wrote")
+    check = Check(folder) if (folder / FILE).is_file() else None
+    try:
+        found = _loaded(folder, model, trust_changed=trust_changed, before_weights=check.finish if check else None)
+    except InputError:
+        if check is not None:  # what is altered explains what does not fit
+            check.finish()
+        raise
+    if check is not None:
+        return found
+    if found.description["format"] != UNCHECKED:
+        raise InputError(f"{folder / FILE} is missing; copy the folder anew from where it was shipped, or ship again")
+    return replace(found, notices=(unchecked(folder), *found.notices))
+
+
+def _loaded(
+    folder: Path,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    *,
+    trust_changed: bool = False,
+    before_weights: Callable[[], None] | None = None,
+) -> Shipped:
+    """As `opened`, whatever the files are; `before_weights` is called before the weights, or what a learner is fitted on, are used."""
+    description = read_description(folder)
+    recipe = read_recipe(folder, description)
     pipeline = load_pipeline(folder)
-    recipe = _recipe(description)
-    if recipe.learner is not None:
-        return _load_learner(folder, pipeline, recipe, recipe.learner, description, model)
-    network = _build(description, pipeline.spec, recipe, model)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    check_spec(folder, description, pipeline.spec)
+    with told(folder / "model.json"):
+        notices = changed(folder, description, trust_changed) + changed_kind(description, pipeline.spec)
+    network = None if recipe.learner is not None else _build(folder, description, pipeline.spec, recipe, model)
+    if before_weights is not None:
+        before_weights()
+    if network is None:
+        found = _load_learner(folder, pipeline, recipe, description, model)
+    else:
+        found = _load_network(folder, pipeline, recipe, description, network)
+    return replace(found, notices=tuple(notices))
+
+
+def _load_network(
+    folder: Path, pipeline: Pipeline, recipe: Recipe, description: dict[str, Any], network: nn.Module
+) -> Shipped:
+    path = folder / "model.safetensors"
+    weights = read_tensors(path)
+    if bad := not_finite(network, weights):
+        raise InputError(f"{path}: {bad}; {REMEDY}")
+    with told(path):
+        network.load_state_dict(weights)
     network.eval()
     spec, temperature = pipeline.spec, float(description["temperature"])
     calibrator = _calibrator(folder, recipe, description, spec)
 
     def predict_part(part: Part) -> Tensor:
         output = outputs(network, part.x)
+        if spec.classes and output.shape[-1] != len(spec.classes):
+            raise InputError(
+                f"{folder}: the network gives {output.shape[-1]} outputs, its pipeline has {len(spec.classes)} classes; load it "
+                "with the network that it was shipped with"
+            )
         if calibrator is None:
             return task(spec.task).predicted(output, temperature)
         with torch.no_grad():
@@ -106,27 +178,20 @@ def load(folder: str | Path, model: nn.Module | Callable[..., nn.Module] | None 
     return Shipped(pipeline, network, predict_part, description)
 
 
-def _recipe(description: dict[str, Any]) -> Recipe:
-    found = Recipe(training=Training(**description["recipe"]["training"]))
-    for use in description["recipe"]["techniques"]:
-        if use["id"] not in catalogue.names():
-            raise InputError(
-                f"the model was made with {use['id']}, which is not installed; give its file by --technique"
-            )
-        found = found.placed(Use(use["id"], use["settings"]), use["slot"])
-    return found
-
-
 def _build(
-    description: dict[str, Any], spec: Spec, recipe: Recipe, model: nn.Module | Callable[..., nn.Module] | None
+    folder: Path,
+    description: dict[str, Any],
+    spec: Spec,
+    recipe: Recipe,
+    model: nn.Module | Callable[..., nn.Module] | None,
 ) -> nn.Module:
+    if description["own_model"] and model is None:
+        raise InputError(
+            "the model was made with a network of your own; load it by probatum.ship.load.load(folder, model=...)"
+        )
     offer = {"spec": spec, "num_classes": spec.outputs}
-    with seeded(description["seed"], "initial weights"):
-        if description["own_model"]:
-            if model is None:
-                raise InputError(
-                    "the model was made with a network of your own; load it by probatum.ship.load.load(folder, model=...)"
-                )
+    with told(folder / "model.json"), seeded(description["seed"], "initial weights"):
+        if description["own_model"] and model is not None:
             network = model if isinstance(model, nn.Module) else own_model(model)[0](spec)
         elif recipe.model is not None:
             network = inject.call(recipe.model.id, catalogue.entry(recipe.model.id), recipe.model.settings, offer)
@@ -141,10 +206,10 @@ def _build(
 def _calibrator(folder: Path, recipe: Recipe, description: dict[str, Any], spec: Spec) -> Any:
     if recipe.posthoc is None:
         return None
-    use, held = recipe.posthoc, load_file(folder / "refit.safetensors")
+    use, held = recipe.posthoc, read_tensors(folder / "refit.safetensors")
     seed = description["seed"]
     offer = {"num_classes": spec.outputs, "generator": generator_for(seed, "technique", use.id, ""), "spec": spec}
-    with seeded(seed, "technique", use.id, ""):
+    with told(folder / "refit.safetensors"), seeded(seed, "technique", use.id, ""):
         fitted = inject.call(use.id, catalogue.entry(use.id), use.settings, offer)
         fitted.fit(held["logits"], held["target"])
     return fitted
@@ -154,34 +219,52 @@ def _load_learner(
     folder: Path,
     pipeline: Pipeline,
     recipe: Recipe,
-    use: Use,
     description: dict[str, Any],
     model: nn.Module | Callable[..., nn.Module] | None,
 ) -> Shipped:
+    use = recipe.learner
+    assert use is not None
     entry = catalogue.entry(use.id)
     if description["own_model"] and model is None and "model_factory" in inject.inspect.signature(entry).parameters:
         raise InputError(
             f"{use.id} was fitted with networks of your own; load it by probatum.ship.load.load(folder, model=...)"
         )
-    held = load_file(folder / "refit.safetensors")
-    texts = json.loads((folder / "refit.json").read_text(encoding="utf-8"))["text"]
-
-    def part(name: str) -> Part:
-        text = tuple(texts[name]) if name in texts else None
-        return Part(held[f"{name}.x"], held[f"{name}.y"], held[f"{name}.rows"], text)
-
-    train, valid = part("train"), part("valid")
+    train, valid = _refit_parts(folder)
     empty = Part(train.x[:0], train.y[:0], train.rows[:0], () if train.text is not None else None)
     data = Data(pipeline.spec, train, valid, empty, pipeline)
     factory = None if model is None or not description["own_model"] else own_model(model)[0]
-    offer = offer_for_learner(alone(recipe, data, description["seed"], factory=factory))
-    predictor = inject.call(
-        use.id,
-        entry,
-        use.settings,
-        offer,
-        data=data,
-        budget=budget_for(recipe.training, len(train)),
-        generator=generator_for(description["seed"], "technique", use.id, ""),
-    )
-    return Shipped(pipeline, None, predictor.predict, description)
+    with told(folder / "refit.safetensors"):
+        offer = offer_for_learner(alone(recipe, data, description["seed"], factory=factory))
+        predictor = inject.call(
+            use.id,
+            entry,
+            use.settings,
+            offer,
+            data=data,
+            budget=budget_for(recipe.training, len(train)),
+            generator=generator_for(description["seed"], "technique", use.id, ""),
+        )
+    calibrator = _calibrator(folder, recipe, description, pipeline.spec)
+
+    def predict_part(part: Part) -> Tensor:
+        found = predictor.predict(part)
+        if calibrator is None:
+            return found
+        with torch.no_grad():
+            return calibrator(task(pipeline.spec.task).logits(found))
+
+    return Shipped(pipeline, None, predict_part, description)
+
+
+def _refit_parts(folder: Path) -> tuple[Part, Part]:
+    """The training and validation rows that a learner is fitted on again."""
+    held = read_tensors(folder / "refit.safetensors")
+    with told(folder / "refit.json"):
+        texts = read_json(folder / "refit.json")["text"]
+        given = {name: tuple(texts[name]) if name in texts else None for name in ("train", "valid")}
+    with told(folder / "refit.safetensors"):
+        found = [Part(held[f"{name}.x"], held[f"{name}.y"], held[f"{name}.rows"], text) for name, text in given.items()]
+        for part in found:
+            if not len(part.x) == len(part.y) == len(part.rows) == len(part.text or part.x):
+                raise ValueError("rows, labels and texts are not equally many")
+    return found[0], found[1]

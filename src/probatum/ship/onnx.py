@@ -31,7 +31,11 @@ class _Served(nn.Module):
 
 
 def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:
-    """Write `path` if the model allows and say what came of it: {"written", "largest_difference", "reason"}."""
+    """Write `path` if the model allows and say what came of it: {"written", "largest_difference", "reason"}.
+
+    Raises:
+        OSError: the file could not be written.
+    """
     if fitted.model is None:
         return {"written": False, "reason": "the arm is a learner, not a network"}
     if fitted.calibrator is not None:
@@ -43,6 +47,7 @@ def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:
         return {"written": False, "reason": f"{problem.name} is not installed: pip install 'probatum[export]'"}
     served = _Served(fitted.model, work.data.spec.task, fitted.temperature).eval()
     x = work.data.test.x[:3].contiguous()
+    unwritten: OSError | None = None
     try:
         with (
             warnings.catch_warnings(),
@@ -63,18 +68,24 @@ def export_onnx(fitted: Predictor, work: Work, path: Path) -> dict[str, Any]:
             )
             if program is None:
                 raise RuntimeError("the exporter returned nothing")
-            program.save(str(path))
+            try:
+                program.save(str(path))
+            except OSError as problem:
+                unwritten = problem
+                raise
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         worst, where = 0.0, ""
         for what, part in telling_rows(work.data.test.x, masked=work.data.spec.masked).items():
             gap = _difference(served, session, part)
             worst, where = (gap, what) if gap > worst else (worst, where)
     except Exception as problem:  # exporters fail in many ways; shipping goes on without the graph and says why
-        path.unlink(missing_ok=True)
+        _remove(path)
+        if problem is unwritten:  # the disk took it not, which is not the exporter's fault
+            raise
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         return {"written": False, "reason": f"{type(problem).__name__}: {first[:200]}"}
     if worst > TOLERANCE:
-        path.unlink(missing_ok=True)
+        _remove(path)
         return {
             "written": False,
             "largest_difference": worst,
@@ -109,6 +120,12 @@ def telling_rows(x: Tensor, *, masked: bool = False) -> dict[str, Tensor]:
     first = torch.zeros_like(x[:2])
     first[..., :1] = x[:2, ..., :1]
     return found | {"rows of one step": first, "rows of padding alone": torch.zeros_like(x[:2])}
+
+
+def _remove(path: Path) -> None:
+    """The graph and what a large one keeps beside itself."""
+    for one in (path, path.with_name(path.name + ".data")):
+        one.unlink(missing_ok=True)
 
 
 def _difference(served: nn.Module, session: Any, x: Tensor) -> float:

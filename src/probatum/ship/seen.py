@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from probatum.data.stored import read_tensors
 from probatum.rooms.kind import kind_of
 from probatum.spec import Data, Part
 
@@ -40,5 +41,5 @@ def seen_rows(folder: Path, part: Part) -> np.ndarray | None:
     path = Path(folder) / FILE
     if not path.is_file():
         return None
-    known = torch.cat(list(load_file(path).values()))
+    known = torch.cat(list(read_tensors(path).values()))
     return torch.isin(row_hashes(part.x, part.text), known).numpy()

@@ -8,13 +8,13 @@ refit.safetensors, .json      what calibrators and learners are fitted on again 
 model.onnx                    the network with its softmax, where it can be exported; outputs compared in ONNX Runtime
 seen.safetensors              hashes of training and validation rows, so that an audit knows them
 evidence.json, README.md      verdicts of the study and a model card
+manifest.json                 size and SHA-256 of every file, and the hashes of the techniques' source files
 ============================  ======================================================================================
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probatum.arenas.predict.arena import digest, looked_at
-from probatum.arenas.predict.fit import fit
+from probatum.arenas.predict.fit import Predictor, _validation_score, fit
 from probatum.bench.context import Context
 from probatum.bench.plan import key_of, versions
 from probatum.bench.results import Results
@@ -32,15 +32,22 @@ from probatum.data.pipeline import save_pipeline
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.rooms.arena import Work
+from probatum.rooms.task import task
 from probatum.ship.card import model_card
-from probatum.ship.onnx import export_onnx
+from probatum.ship.content import FORMAT, not_finite
+from probatum.ship.load import opened
+from probatum.ship.manifest import FILE, sources, write_manifest
+from probatum.ship.onnx import TOLERANCE, export_onnx
+from probatum.ship.place import check_target, in_place, writing
 from probatum.ship.seen import save_seen
 from probatum.spec import Part
 from probatum.train.adapt import own_part
 from probatum.train.assemble import is_pretrained
 from probatum.train.loop import outputs
+from probatum.train.tune import tuned
 
-FORMAT = 1
+ASKED = 64
+"""Rows that a network predicts before and after it is loaded again."""
 
 
 def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Path:
@@ -50,9 +57,13 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
     digest differs (another machine, seeds that were trained as one), or code or libraries have changed since,
     the model card says so.
 
+    It is written beside its place and moved there when it is whole: what ends early leaves nothing.
+
     Raises:
-        InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena.
+        InputError: an unknown arm, a folder that is not empty or cannot be written, a study of another arena, a training
+            that diverged, a network that does not predict the same when it is loaded.
     """
+    check_target(folder)
     plan = results.plan
     if plan.arena != "predict":
         raise InputError(f"the study is of arena {plan.arena}; only arms of arena predict can be shipped")
@@ -61,52 +72,109 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
             f"the study was run in the world {plan.data.world}, whose data are not yours; run it again without a world to ship"
         )
     arm, builtin = _arm(results, arm_name)
-    _check_folder(folder)
-    seed = plan.seeds[0]
-    work = context.work(arm, builtin, seed)
+    work = context.work(arm, builtin, plan.seeds[0])
     if arm.recipe.learner is not None and is_pretrained(work.factory):
         raise InputError(
             f"{arm.name} starts from pretrained weights and is fitted again on loading; it cannot be shipped"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
+    with in_place(folder) as place:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(plan.threads)
+        try:
+            work = _with_tuned_settings(work)
+            fitted = fit(work)
+            test = looked_at(fitted, work)
+        finally:
+            torch.set_num_threads(threads)
+        description = _description(results, arm, builtin, work, fitted, digest(fitted.model, test))
+        _write(folder, place, results, work, fitted, description)
+        _check_whole(folder, place, work, fitted)
+    return folder
+
+
+def _with_tuned_settings(work: Work) -> Work:
+    """The same trial with the settings that the tuner chooses written down, by which it is built again on loading."""
+    if not work.terms.tune:
+        return work
+    recipe = tuned(work.recipe, work.terms.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+    return replace(work, arm=replace(work.arm, recipe=recipe)).on(tune=0)
+
+
+def _check_whole(folder: Path, place: Path, work: Work, fitted: Predictor) -> None:
+    """InputError where what was written does not load, or its network predicts otherwise than the one that was tried.
+
+    Learners are not asked: they would have to be fitted once more. Nor are networks that draw when they predict.
+    """
+    if fitted.model is None:
+        return
+    test = work.data.test
+    few = Part(test.x[:ASKED], test.y[:ASKED], test.rows[:ASKED], None if test.text is None else test.text[:ASKED])
+    wanted = fitted.predict(few)
     try:
-        fitted = fit(work)
-        test = looked_at(fitted, work)
-    finally:
-        torch.set_num_threads(threads)
-    found_digest = digest(fitted.model, test)
+        found = opened(place, work.factory).predict_part(few)
+    except InputError as problem:
+        raise InputError(str(problem).replace(str(place), str(folder))) from problem
+    alike = found.shape == wanted.shape and torch.allclose(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    if not alike and torch.equal(wanted, fitted.predict(few)):
+        raise InputError(
+            f"{work.arm.name} predicts otherwise once it is loaded again, so it cannot be shipped: something that its "
+            "network predicts by is no parameter or buffer in its state_dict()"
+        )
+
+
+def _description(
+    results: Results, arm: Arm, builtin: str, work: Work, fitted: Predictor, found_digest: str
+) -> dict[str, Any]:
+    """What ``model.json`` says, but for the export."""
+    plan, seed, spec = results.plan, work.seed, work.data.spec
     stored = next((t for t in results.trials if t.arm == arm.name and t.seed == seed), None)
     today = replace(plan, versions=versions())
-    folder.mkdir(parents=True, exist_ok=True)
-    save_pipeline(work.data.pipeline, folder)
-    if fitted.model is not None:
-        save_file({k: v.contiguous() for k, v in _tensors(fitted.model).items()}, folder / "model.safetensors")
-    _save_refit(work, fitted, folder)
-    save_seen(work.data, folder)
-    onnx = export_onnx(fitted, work, folder / "model.onnx")
-    description = {
+    return {
         "format": FORMAT,
         "arm": arm.name,
         "seed": seed,
-        "recipe": _buildable(arm.recipe),
+        "recipe": _buildable(work.recipe),
         "own_model": bool(own_part(plan.model)) and arm.recipe.model is None,
+        "task": spec.task,
+        "outputs": spec.outputs,
+        "classes": list(spec.classes),
         "temperature": fitted.temperature,
         "study": key_of(plan.describe()),
         "digest": found_digest,
         "digest_in_study": None if stored is None else stored.record.get("digest"),
         "same_plan": stored is not None and stored.key == key_of(today.trial(arm, builtin, seed)),
-        "onnx": onnx,
         "versions": dict(today.versions),
     }
-    evidence = results.as_json()
-    evidence.pop("trials")
-    (folder / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(results, arm.name, description), encoding="utf-8")
-    (folder / "model.json").write_text(
-        json.dumps(description, indent=1) + "\n", encoding="utf-8"
-    )  # last: now it is whole
-    return folder
+
+
+def _write(
+    folder: Path, place: Path, results: Results, work: Work, fitted: Predictor, description: dict[str, Any]
+) -> None:
+    """All files into `place`; `folder` is what they are for."""
+    if fitted.model is not None:
+        weights = {name: value.contiguous() for name, value in _tensors(fitted.model).items()}
+        if bad := not_finite(fitted.model, weights):
+            raise InputError(f"{work.arm.name} diverged: {bad}; nothing was shipped. Try a smaller learning rate")
+        with writing(folder, "model.safetensors"):
+            save_file(weights, place / "model.safetensors")
+    with writing(folder, "pipeline.json or pipeline.safetensors"):
+        save_pipeline(work.data.pipeline, place)
+    with writing(folder, "refit.safetensors or refit.json"):
+        _save_refit(work, fitted, place)
+    with writing(folder, "seen.safetensors"):
+        save_seen(work.data, place)
+    with writing(folder, "model.onnx"):
+        description["onnx"] = export_onnx(fitted, work, place / "model.onnx")
+    with writing(folder, "evidence.json"):
+        evidence = results.as_json()
+        evidence.pop("trials")
+        (place / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, "README.md"):
+        (place / "README.md").write_text(model_card(results, work.arm.name, description), encoding="utf-8")
+    with writing(folder, "model.json"):
+        (place / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, FILE):  # last: now it is whole
+        write_manifest(place, sources(description))
 
 
 def _arm(results: Results, name: str) -> tuple[Arm, str]:
@@ -122,20 +190,12 @@ def _arm(results: Results, name: str) -> tuple[Arm, str]:
     return found[0], ""
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
-    parent = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {parent} is not writable; name another folder")
-
-
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     """State without shared storage, which safetensors refuses."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _save_refit(work: Work, fitted: Any, folder: Path) -> None:
+def _save_refit(work: Work, fitted: Predictor, folder: Path) -> None:
     recipe = work.arm.recipe
     tensors: dict[str, Tensor] = {}
     texts: dict[str, list[str]] = {}
@@ -144,9 +204,13 @@ def _save_refit(work: Work, fitted: Any, folder: Path) -> None:
             tensors |= {f"{name}.x": part.x, f"{name}.y": part.y, f"{name}.rows": part.rows}
             if part.text is not None:
                 texts[name] = list(part.text)
-    elif recipe.posthoc is not None:
+    if recipe.posthoc is not None:
         valid: Part = work.data.valid
-        tensors = {"logits": outputs(fitted.model, valid.x), "target": valid.y}
+        if fitted.model is None:
+            logits = task(work.data.spec.task).logits(fitted.learner.predict(valid))
+        else:
+            logits = outputs(fitted.model, valid.x)
+        tensors |= {"logits": logits, "target": valid.y.clone()}  # shared ones safetensors refuses
     if tensors:
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "refit.safetensors")
         (folder / "refit.json").write_text(json.dumps({"text": texts}) + "\n", encoding="utf-8")
