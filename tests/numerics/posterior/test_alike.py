@@ -154,7 +154,7 @@ def test_functions_that_reach_into_the_one_network_are_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     net[1].register_forward_hook(lambda module, inputs, output: output + net[0].bias)
     samples = {name: torch.randn(4, *value.shape) for name, value in net.named_parameters()}
-    with pytest.raises(ValueError, match=r"has 1\.forward hooks which reaches into this one network"):
+    with pytest.raises(ValueError, match=r"has 1\.forward hooks: a function that reaches into this one network"):
         Posterior(net, samples)
     other = nn.Linear(3, 2)
     other.forward = lambda x: x @ other.weight.T

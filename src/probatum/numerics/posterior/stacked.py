@@ -75,8 +75,8 @@ class Stacked:
             ) from problem
         if where := astray(self.model, model):
             raise ValueError(
-                f"{type(model).__name__} has {where} which reaches into this one network and is not copied with it, so that "
-                "its weights would be used for all; write it as a method of a class, or with the module that it is given"
+                f"{type(model).__name__} has {where}: a function that reaches into this one network and is not copied with it, so "
+                "that its weights would be used for all; write it as a method of a class, or with the module that it is given"
             )
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
@@ -225,9 +225,8 @@ class Stacked:
         plain = self._built_in and not _HOOKS and not _PRE_HOOKS and not any(map(_may_change_rows, self._parts))
         if not plain:
             return lambda _: x.clone()
-        rows = (
-            x.clone() if torch.is_grad_enabled() else x
-        )  # gradients are of these, whatever the caller does with theirs
+        # gradients are of these rows, whatever the caller does with theirs
+        rows = x.clone() if torch.is_grad_enabled() else x
         return lambda _: rows
 
     def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
