@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.numerics.networks.frozen import freeze
+from probatum.numerics.posterior.ensembles import Members
 from probatum.numerics.posterior.predictive import ONE_DRAW, ClassPredictive, RealPredictive
 from probatum.numerics.posterior.stacked import Posterior, Stacked
 from probatum.numerics.tensors.draws import own_draws
@@ -483,3 +484,115 @@ def test_modes_of_the_copy_are_set_whatever_they_were() -> None:
     stacked.model.train()
     assert torch.equal(stacked(weights, torch.ones(4, 3), buffers)[0], net(torch.ones(4, 3)))
     assert all(module.training for module in stacked.model.modules())
+
+
+def norms() -> tuple[nn.Module, dict[str, Tensor], Tensor]:
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    draw = generator()
+    held = [*net.named_parameters(), *net.named_buffers()]
+    samples = {k: torch.stack([v.detach()] * 3) for k, v in held}
+    samples["0.weight"] = torch.randn(3, 4, 6, generator=draw)
+    return net, samples, 5 * torch.randn(50, 6, generator=draw)
+
+
+def test_statistics_of_samples_are_nobody_elses() -> None:
+    net, samples, x = norms()
+    before = {name: value.clone() for name, value in samples.items()}
+    noise = torch.tensor([0.5, 1.0])
+    a, b = Posterior(net, samples, noise), Posterior(net, samples, noise)
+    expected = b.outputs(x).clone()
+    a.renew_batch_norm(x)
+    noise.mul_(2)
+    assert torch.equal(b.outputs(x), expected)
+    assert b.noise.tolist() == [0.5, 1.0]
+    assert all(torch.equal(value, before[name]) for name, value in samples.items())
+    norm = [module for module in a.stacked.model.modules() if isinstance(module, nn.BatchNorm1d)]
+    renewed = {name: value.clone() for name, value in a.buffers.items()}
+    a.outputs(x, on=norm)
+    assert all(torch.equal(value, renewed[name]) for name, value in a.buffers.items())
+
+
+def plain_statistics(net: nn.Module, samples: dict[str, Tensor], x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Means over all rows, and unbiased variances of batches, each by its rows, of what comes before the norm."""
+    hidden = torch.einsum("sij,nj->sni", samples["0.weight"].double(), x.double()) + samples["0.bias"][:, None].double()
+    parts = hidden.split(sizes, dim=1)
+    variance = sum(part.var(dim=1) * part.shape[1] for part in parts) / sum(sizes)
+    return hidden.mean(dim=1), variance
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"), [(50, 48, [48, 2]), (49, 48, [49]), (50, 20, [20, 20, 10]), (2, 9, [2])]
+)
+def test_renewed_statistics_weigh_every_row_alike(n: int, size: int, sizes: list[int]) -> None:
+    net, samples, x = norms()
+    x[48:] += 30  # so that two rows, of the weight of 48, would be seen
+    posterior = Posterior(net, samples).renew_batch_norm(x[:n], size)
+    mean, variance = plain_statistics(net, samples, x[:n], sizes)
+    torch.testing.assert_close(posterior.buffers["1.running_mean"].double(), mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(posterior.buffers["1.running_var"].double(), variance, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_a_single_row_are_refused() -> None:
+    net, samples, x = norms()
+    for part, size in ((x[:1], 256), (x[:0], 256), (x, 1), (x, 0)):
+        with pytest.raises(
+            ValueError, match=f"x has {len(part)} rows and batch_size is {size}; batch norms need 2 or more"
+        ):
+            Posterior(net, samples).renew_batch_norm(part, size)
+    plain = Posterior.of([nn.Linear(6, 2)])
+    assert plain.renew_batch_norm(x[:1]) is plain  # nothing to renew
+
+
+def test_rows_whose_statistics_are_of_the_batch_are_not_split() -> None:
+    nets = [
+        nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval()
+        for _ in range(3)
+    ]
+    x = torch.randn(2500, 6, generator=generator())
+    posterior = Posterior.of(nets)
+    expected = torch.stack([net(x) for net in nets]).detach()
+    torch.testing.assert_close(posterior.outputs(x), expected)
+    torch.testing.assert_close(Members(posterior.stacked, posterior.weights, posterior.buffers).outputs(x), expected)
+    net, samples, _ = norms()
+    tracked = Posterior(net, samples)
+    norm = [module for module in tracked.stacked.model.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert torch.equal(tracked.outputs(x, on=norm), tracked.outputs(x, rows=2500, on=norm))
+    assert len(tracked.stacked.blocks(x, 1024)) == 3  # with statistics of their own they are
+
+
+class Uncounted(nn.Module):
+    """Changes its rows where torch does not count it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "data":
+            x.data.mul_(2)
+        else:
+            x.detach().numpy()[:] *= 2
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("how", ["data", "numpy"])
+def test_rows_changed_past_torchs_counter_are_no_other_networks(how: str) -> None:
+    nets, x = [Uncounted(how) for _ in range(3)], torch.randn(5, 4, generator=generator())
+    expected, before = torch.stack([net.layer(2 * x) for net in nets]).detach(), x.clone()
+    posterior = Posterior.of(nets)
+    torch.testing.assert_close(posterior.outputs(x), expected)
+    posterior.stacked.apart = True
+    with torch.enable_grad():
+        torch.testing.assert_close(posterior.stacked(posterior.weights, x, posterior.buffers).detach(), expected)
+    assert torch.equal(x, before)
+
+
+def test_samples_of_members_are_copies() -> None:
+    net, samples, x = norms()
+    posterior = Posterior(net, samples)
+    members = Members(posterior.stacked, posterior.weights.clone(), posterior.buffers)
+    given = members.samples()
+    held = {name: value.clone() for name, value in given.items()}
+    members.weights.mul_(2)
+    members.stacked(members.weights, x, members.buffers, training=True)
+    assert all(torch.equal(value, held[name]) for name, value in given.items())

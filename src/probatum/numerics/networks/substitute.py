@@ -2,20 +2,25 @@
 
 As `torch.func.functional_call`, which writes a weight over for good where one module stands in two places: it puts the new
 tensor in twice, and the second time takes the first for what is to be put back; and which leaves on the module what torch's
-older norms of weights have made of the lent ones.
+older norms of weights have made of the lent ones, and in the cache of parametrizations what others have made of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from probatum.numerics.tensors.precision import HALF
+
+TORCHS_OWN = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 
 
 class Substitute:
@@ -51,6 +56,7 @@ class Substitute:
             for hook in module._forward_pre_hooks.values()
             if isinstance(hook, WeightNorm | SpectralNorm)
         ]
+        self._writing = [vars(module) for module in net.modules() if _may_write(module)]
         named = chain(net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
         self._aliases = {name: first[id(value)] for name, value in named}
 
@@ -73,6 +79,7 @@ class Substitute:
 
         def run(more: Mapping[str, Tensor], *inputs: Any) -> Any:
             before: list[tuple[dict[str, Any], str, Any]] = [(held, key, held[key]) for held, key in self._left()]
+            cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
             try:
                 for held, key, value in always:
                     before.append((held, key, held[key]))
@@ -83,6 +90,7 @@ class Substitute:
                         held[key] = value
                 return net(*inputs)
             finally:
+                parametrize._cache_enabled = cached
                 for held, key, old in reversed(before):
                     held[key] = old
 
@@ -98,11 +106,39 @@ class Substitute:
         """Where computed weights lie now: on a copy's own modules, and not where a norm has been taken off."""
         return [(vars(module), name) for module, name in self._computed if name in vars(module)]
 
-    def in_turn(self, values: Sequence[Mapping[str, Tensor]]) -> Callable[[Callable[[int], Any]], list[Any]]:
+    @contextmanager
+    def forgetful(self) -> Iterator[Callable[[], None]]:
+        """A block after which, and whenever what it gives is called, the modules' plain attributes are as they were before.
+
+        So what a pass keeps of its tensors, as weights that are computed once, is no one else's. Lists, dictionaries and
+        sets among the attributes are emptied of what came in; what lies deeper stays.
+        """
+        before = [(own, {k: v for k, v in own.items() if k not in TORCHS_OWN}) for own in self._writing]
+        kinds = (list, dict, set)
+        filled = [(v, v.copy()) for _, found in before for v in found.values() if type(v) in kinds]
+
+        def forget() -> None:
+            for own, found in before:
+                for key in own.keys() - found.keys() - TORCHS_OWN:
+                    del own[key]
+                own.update(found)
+            for value, was in filled:
+                value.clear()
+                value.extend(was) if isinstance(value, list) else value.update(was)
+
+        try:
+            yield forget
+        finally:
+            forget()
+
+    def in_turn(
+        self, values: Sequence[Mapping[str, Tensor]], forgets: bool = True
+    ) -> Callable[[Callable[[int], Any]], list[Any]]:
         """A function that gives its outputs with each of these sets of tensors in turn, what belongs where looked up once.
 
         Args:
             values: the sets, all of the same names.
+            forgets: whether every pass begins with the plain attributes that the modules have now (see `forgetful`).
 
         Returns:
             (k -> the inputs of the k-th set) -> outputs.
@@ -114,21 +150,36 @@ class Substitute:
         lent = [[(held, key, one[name]) for held, key, name in places] for one in values]
         net = self.net
 
-        def run(rows: Callable[[int], Any]) -> list[Any]:
+        def run(rows: Callable[[int], Any], forget: Callable[[], None] | None = None) -> list[Any]:
             before = [(held, key, held[key]) for held, key, _ in places]
             before += [(held, key, held[key]) for held, key in self._left()]
+            cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
             found = []
             try:
                 for k, one in enumerate(lent):
+                    if forget is not None and k:
+                        forget()
                     for held, key, value in one:
                         held[key] = value
                     found.append(net(rows(k)))
             finally:
+                parametrize._cache_enabled = cached
                 for held, key, old in before:
                     held[key] = old
             return found
 
-        return run
+        def run_forgetting(rows: Callable[[int], Any]) -> list[Any]:
+            with self.forgetful() as forget:
+                return run(rows, forget)
+
+        return run_forgetting if forgets and self._writing else run
+
+
+def _may_write(module: nn.Module) -> object:
+    """Whether a pass may leave something on this module: torch's own layers leave nothing, what they are hooked with may."""
+    own = module.__dict__
+    hooked = own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own
+    return hooked or not type(module).__module__.startswith("torch.")
 
 
 def call_with(net: nn.Module, values: Mapping[str, Tensor], *inputs: Any) -> Any:

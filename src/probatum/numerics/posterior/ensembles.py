@@ -88,13 +88,14 @@ class Members:
     buffers: dict[str, Tensor]
 
     def samples(self) -> dict[str, Tensor]:
-        """Stacked parameters and buffers by name, as `Posterior` takes them."""
-        return {**self.stacked.named(self.weights), **self.buffers}
+        """Stacked parameters and buffers by name, as `Posterior` takes them: copies, which no later training changes."""
+        found = {**self.stacked.named(self.weights), **self.buffers}
+        return {name: value.detach().clone() for name, value in found.items()}
 
     @torch.no_grad()
     def outputs(self, x: Tensor, rows: int = 1024) -> Tensor:
-        """Outputs (S, n, outputs) in evaluation mode."""
-        found = [self.stacked(self.weights, part, self.buffers) for part in x.split(rows)]
+        """Outputs (S, n, outputs) in evaluation mode, rows split as those of `Posterior.outputs`."""
+        found = [self.stacked(self.weights, part, self.buffers) for part in self.stacked.blocks(x, rows)]
         return widened(found[0] if len(found) == 1 else torch.cat(found, dim=1))
 
 

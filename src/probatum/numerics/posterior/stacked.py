@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
@@ -18,6 +18,8 @@ from torch.func import vmap
 
 from probatum.numerics.networks.modes import kept_in_evaluation
 from probatum.numerics.networks.substitute import Substitute
+from probatum.numerics.posterior.alike import astray, difference
+from probatum.numerics.posterior.batches import batches_of, of_its_rows
 from probatum.numerics.posterior.predictive import ClassPredictive, RealPredictive
 from probatum.numerics.tensors.precision import HALF, widened
 
@@ -37,6 +39,10 @@ class Stacked:
 
     Args:
         model: the architecture; a copy without memory is kept.
+
+    Raises:
+        ValueError: no parameters, or hooks and functions that a copy would share with the network.
+        TypeError: a network that cannot be copied.
 
     Attributes:
         size: number of weights P of one network.
@@ -67,6 +73,11 @@ class Stacked:
                 f"{type(model).__name__} cannot be copied: it holds tensors that were computed from its weights, as "
                 "torch.nn.utils.weight_norm leaves them; use torch.nn.utils.parametrizations instead"
             ) from problem
+        if where := astray(self.model, model):
+            raise ValueError(
+                f"{type(model).__name__} has {where}: a function that reaches into this one network and is not copied with it, so "
+                "that its weights would be used for all; write it as a method of a class, or with the module that it is given"
+            )
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
@@ -85,7 +96,8 @@ class Stacked:
         """Weights (S, P), detached, and stacked buffers and frozen parameters of networks of this architecture.
 
         Raises:
-            ValueError: no networks, or parameters of other names or shapes.
+            ValueError: no networks, parameters of other names or shapes, or networks that differ in anything else, which
+                would be the first one's for all.
         """
         if not models:
             raise ValueError("there are 0 networks; give one or more")
@@ -94,6 +106,13 @@ class Stacked:
         own = {name: value.shape for name, value in chain(self.model.named_parameters(), self.model.named_buffers())}
         if any(one != own for one in shapes):
             raise ValueError(f"the networks are not all {type(self.model).__name__} of one shape")
+        for k, one in enumerate(models):
+            if where := difference(self.model, one):
+                raise ValueError(
+                    f"network {k} differs from the first {type(self.model).__name__} in {where}, and all are run by the "
+                    "first one's code, their own parameters and buffers in it; make them alike, or register the tensors that "
+                    "differ by register_buffer"
+                )
         stacked = {name: torch.stack([one[name].detach() for one in held]) for name in own}
         return self.flat(stacked), {name: value for name, value in stacked.items() if name not in set(self.names)}
 
@@ -160,23 +179,30 @@ class Stacked:
                 one = self._rows if together else self._one
                 try:
                     run = vmap(one, in_dims=(0, 0, 0 if own else None), randomness="different")
-                    return run(parameters, held, x.clone())
+                    with nullcontext() if training is True else self._run.forgetful():
+                        return run(parameters, held, x.clone())
                 except _REFUSALS:  # networks that look at values while they run: one after another
                     for name, value in before.items():
                         held[name].copy_(value)
-                rows = self._one_by_one(parameters, held, x, own, together)
+                rows = self._one_by_one(parameters, held, x, own, together, training is not True)
                 self._refused = True
                 return rows
-            return self._one_by_one(parameters, held, x, own, together)
+            return self._one_by_one(parameters, held, x, own, together, training is not True)
 
     def _one_by_one(
-        self, parameters: dict[str, Tensor], held: dict[str, Tensor], x: Tensor, own: bool, together: bool
+        self,
+        parameters: dict[str, Tensor],
+        held: dict[str, Tensor],
+        x: Tensor,
+        own: bool,
+        together: bool,
+        forgets: bool,
     ) -> Tensor:
         values = apart({**parameters, **held})
         given = [part.clone() for part in x].__getitem__ if own else self._given(x)
         if together:
             return torch.stack([self._rows_apart(one, given(k)) for k, one in enumerate(values)])
-        return torch.stack(self._run.in_turn(values)(given))
+        return torch.stack(self._run.in_turn(values, forgets)(given))
 
     def evaluated(self, values: Sequence[Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
         """Rows -> outputs (S, n, ...) in evaluation mode, of S networks given by all their tensors by name (see `apart`)."""
@@ -192,22 +218,30 @@ class Stacked:
         return outputs
 
     def _given(self, x: Tensor) -> Callable[[int], Tensor]:
-        kept = self._built_in and not torch.is_grad_enabled() and not _HOOKS and not _PRE_HOOKS
-        return (lambda _: x) if kept and not any(map(_may_change_rows, self._parts)) else _Untouched(x)
+        """k -> the rows for the k-th network: the caller's where nothing can change them, else a copy.
+
+        Every network has its own, since not all changes are counted by torch: those of `x.data` and `x.numpy()` are not.
+        """
+        plain = self._built_in and not _HOOKS and not _PRE_HOOKS and not any(map(_may_change_rows, self._parts))
+        if not plain:
+            return lambda _: x.clone()
+        # gradients are of these rows, whatever the caller does with theirs
+        rows = x.clone() if torch.is_grad_enabled() else x
+        return lambda _: rows
 
     def _rows_apart(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Rows with one draw of dropout for all of them: all at once where vmap can, else each after the same draws."""
-        if len(x) < 2:
-            return self._run(values, x)
         start = torch.get_rng_state()
-        try:
-            return self._rows(values, {}, x)
-        except _REFUSALS:
-            found = []
-            for row in x.split(1):
-                torch.set_rng_state(start)
-                found.append(self._run(values, row))
-            return torch.cat(found)
+        with self._run.forgetful() as forget:
+            try:
+                return self._rows(values, {}, x)
+            except _REFUSALS:
+                found = []
+                for row in x.split(1):
+                    forget()
+                    torch.set_rng_state(start)
+                    found.append(self._run(values, row))
+                return torch.cat(found)
 
     def _one(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return self._run({**parameters, **buffers}, x)
@@ -216,6 +250,15 @@ class Stacked:
         if len(x) < 2:
             return self._one(parameters, buffers, x)
         return vmap(lambda row: self._one(parameters, buffers, row[None])[0], randomness="same")(x)
+
+    def blocks(self, x: Tensor, rows: int, on: Collection[nn.Module] = ()) -> Sequence[Tensor]:
+        """Rows, so many at a time; all at once where batch norms take their statistics from the rows that they are given.
+
+        These are those without running statistics, and those among the modules `on` that work as in training.
+        """
+        if len(x) <= rows or any(of_its_rows(part, part in on) for part in self._parts):
+            return [x]
+        return x.split(rows)
 
     def trainable(self) -> list[nn.Module]:
         """Modules of `model` that work as in training when it is trained: all but those that stay in evaluation."""
@@ -243,7 +286,7 @@ class Posterior:
     """A model and S draws of its weights.
 
     Args:
-        model: the architecture, (n, ...) -> (n, outputs).
+        model: the architecture, (n, ...) -> (n, outputs), or what has been made of it already.
         samples: stacked parameters (S, ...) by name, and stacked buffers where the draws have their own.
         noise: reals: standard deviation of the observations: a number, (d,), or one for each draw, (S, 1, d); None where
             the model gives it: outputs (n, 2 d), means then logarithms of variances.
@@ -261,34 +304,34 @@ class Posterior:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Stacked,
         samples: Mapping[str, Tensor],
         noise: Tensor | float | None = None,
         chunk: int = 16,
     ) -> None:
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; use 1 or more")
-        self.stacked = Stacked(model)
-        state = self.stacked.state(model)
+        self.stacked = model if isinstance(model, Stacked) else Stacked(model)
+        state, kind = self.stacked.state(self.stacked.model), type(self.stacked.model).__name__
         shapes = dict(zip(self.stacked.names, self.stacked.shapes, strict=True))
         for name, shape in (shapes | {name: value.shape for name, value in state.items()}).items():
             if name not in samples and name in shapes:
-                raise ValueError(f"samples lack {name!r}; they need every parameter of {type(model).__name__}, stacked")
+                raise ValueError(f"samples lack {name!r}; they need every parameter of {kind}, stacked")
             if name in samples and (not samples[name].ndim or samples[name].shape[1:] != shape):
                 found = tuple(samples[name].shape)
                 raise ValueError(f"samples of {name!r} are {found}; give (S, {', '.join(map(str, shape))})")
         unknown = sorted(set(samples) - set(shapes) - set(state))
         if unknown:
-            raise ValueError(f"samples hold {unknown[0]!r}, which {type(model).__name__} does not have")
+            raise ValueError(f"samples hold {unknown[0]!r}, which {kind} does not have")
         counts = {len(value) for value in samples.values()}
         if len(counts) != 1 or counts == {0}:
             raise ValueError(f"samples hold {sorted(counts)} draws; give the same number of one or more of everything")
         self.weights = self._lines_of(samples)
-        self.buffers = {
-            name: samples[name] if name in samples else value.expand(len(self), *value.shape).clone()
+        self.buffers = {  # copies, since statistics are renewed in place
+            name: (samples[name].detach() if name in samples else value.expand(len(self), *value.shape)).clone()
             for name, value in state.items()
         }
-        self.noise = None if noise is None else torch.as_tensor(noise, dtype=self.weights.dtype)
+        self.noise = None if noise is None else torch.as_tensor(noise, dtype=self.weights.dtype).clone()
         if self.noise is not None and not bool((self.noise > 0).all()):
             raise ValueError(f"noise is {self.noise.min().item()}; a standard deviation must be positive")
         self.chunk = chunk
@@ -315,7 +358,7 @@ class Posterior:
         """A posterior of networks of one architecture, such as a deep ensemble."""
         stacked = Stacked(models[0])
         weights, buffers = stacked.gather(models)
-        return cls(models[0], {**stacked.named(weights), **buffers}, noise, chunk)
+        return cls(stacked, {**stacked.named(weights), **buffers}, noise, chunk)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -325,17 +368,21 @@ class Posterior:
         """Outputs (S, n, outputs), `rows` rows at a time, of half precision in float32.
 
         In evaluation mode, but for modules `on` of `stacked.model`; with `together` each draw has one mask of dropout for all
-        rows, from torch's global stream as it stands now.
+        rows, from torch's global stream as it stands now. Rows of networks with batch norms that take their statistics from
+        the rows given are not split; where rows look at one another in any other way, give `rows` of len(x) or more.
         """
+        blocks_of = self.stacked.blocks(x, rows, on)
         if not on and not together:
             run = self._run()
-            return widened(run(x) if len(x) <= rows else torch.cat([run(part) for part in x.split(rows)], dim=1))
+            return widened(_joined([run(part) for part in blocks_of], 1))
         draws = []
         for first in range(0, len(self), self.chunk):
             some = slice(first, first + self.chunk)
             given, blocks = {name: value[some] for name, value in self.buffers.items()}, []
+            if any(of_its_rows(part, True) for part in on):
+                given = {name: value.clone() for name, value in given.items()}  # whose statistics move
             before = torch.get_rng_state() if together else None
-            for part in x.split(rows):
+            for part in blocks_of:
                 if before is not None:
                     torch.set_rng_state(before)
                 blocks.append(self.stacked(self.weights[some], part, given, training=on, together=together))
@@ -373,24 +420,34 @@ class Posterior:
 
     @torch.no_grad()
     def renew_batch_norm(self, x: Tensor, batch_size: int = 256) -> Posterior:
-        """Compute the running statistics of every draw's batch norms anew, as the mean over batches of `x`; returns itself.
+        """Compute the running statistics of every draw's batch norms anew; returns itself.
 
-        Drawn or averaged weights have statistics that no training has gathered (Izmailov et al. 2018, arXiv:1803.05407).
+        They are the mean over batches of `x`, each by the number of its rows; a last row alone joins the batch before. Drawn or
+        averaged weights have statistics that no training has gathered (Izmailov et al. 2018, arXiv:1803.05407).
+
+        Raises:
+            ValueError: fewer than two rows, of which no variance is known, or batches of fewer.
         """
         stacked = self.stacked
         norms = [module for module in stacked.trainable() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         norms = [module for module in norms if module.track_running_stats]
         if not norms:
             return self
+        if len(x) < 2 or batch_size < 2:
+            raise ValueError(
+                f"x has {len(x)} rows and batch_size is {batch_size}; batch norms need 2 or more of either"
+            )
         momenta = [module.momentum for module in norms]
-        batches = [part for part in x.split(batch_size) if len(part) > 1]
+        batches = batches_of(x, batch_size)
         try:
             for start in range(0, len(self), self.chunk):
                 some = slice(start, start + self.chunk)
                 buffers = {name: value[some].clone() for name, value in self.buffers.items()}
-                for k, part in enumerate(batches):
+                seen = 0
+                for part in batches:
+                    seen += len(part)
                     for module in norms:
-                        module.momentum = 1 / (k + 1)  # a plain mean of the batches
+                        module.momentum = len(part) / seen  # a mean over all rows so far
                     stacked(self.weights[some], part, buffers, training=norms)
                 for name, value in buffers.items():
                     self.buffers[name][some] = value
@@ -414,19 +471,6 @@ def _may_change_rows(module: nn.Module) -> object:
     """Whether one of torch's own modules works in place, or somebody has hooked it or given it a `forward` of its own."""
     own = module.__dict__
     return own["_forward_pre_hooks"] or own["_forward_hooks"] or own.get("inplace") or "forward" in own
-
-
-class _Untouched:
-    """The same rows for every network, copied anew where the one before began by changing them in place."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x, self.rows = x, x.clone()
-        self.tells = not self.rows.is_inference()  # inference tensors count no changes
-
-    def __call__(self, k: int) -> Tensor:
-        if not self.tells or self.rows._version:
-            self.rows = self.x.clone()
-        return self.rows
 
 
 def apart(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from probatum.techniques.probe.lm_cascade.cascade import (
     LEVELS,
+    Curve,
     area_over_cost,
     at_threshold,
     audc,
@@ -230,3 +233,152 @@ def test_scores_that_are_missing_are_told() -> None:
     assert threshold_for([torch.tensor(1.0), 0.1, 3], 0.0) == 0.1  # not through float32
     with pytest.raises(ValueError, match="n >= 1"):
         threshold_for([], 0.5)
+
+
+def fractions(curve: list[tuple[float, float]]) -> float:
+    """Mean quality over costs, by exact arithmetic."""
+    points = [(Fraction(x), Fraction(y)) for x, y in curve]
+    area = sum((b[1] + a[1]) / 2 * (b[0] - a[0]) for a, b in pairwise(points))
+    return float(area / (points[-1][0] - points[0][0]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "costs"),
+    [
+        (np.int32, (1_500_000_000, 2_000_000_000, 900_000_000)),
+        (np.uint8, (200, 250, 100)),
+        (np.int8, (100, 120, 100)),
+        (np.float16, (40_000, 60_000, 30_000)),
+    ],
+)
+def test_costs_of_few_bits_are_the_numbers_that_they_are(dtype: type, costs: tuple[int, int, int]) -> None:
+    curve = deferral_curve([0.1, 0.2, 0.3], [0, 1, 1], [1, 1, 1])
+    given = np.array(costs, dtype=dtype)
+    small, large, part = (int(one) for one in given)
+    points = [(small, curve.quality[0])]
+    points += [(small + part + Fraction(k, 3) * (large - part), curve.quality[k]) for k in range(4)]
+    for some in (
+        given,
+        torch.tensor(given),
+        [torch.tensor(one, requires_grad=True) for one in given.astype(np.float32)],
+    ):
+        found = cost_curve(curve, *some)
+        assert area_over_cost(found) == pytest.approx(fractions(points))
+        assert quality_at(found, some[0]) == curve.quality[0]
+    whole = Curve(np.array([0, 100, 255], np.uint8), np.array([200, 250, 255], np.uint8))
+    assert audc(whole) == 225 * 100 + 252.5 * 155
+    assert area_over_cost(whole) == fractions([(0, 200), (100, 250), (255, 255)])
+    scores = np.array([[0.2], [0.7]])
+    assert chain(scores, np.ones((2, 2)), given[:2], [0.5]).cost.tolist() == [small + large, small]
+
+
+BAD: tuple[object, ...] = (
+    float("nan"), np.ma.masked, "0.5", b"1", None, 1j, torch.tensor(0.5 + 1j), [0.5, 0.5], np.datetime64("2020"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=repr)
+def test_numbers_that_are_none_are_refused_by_name(bad: object) -> None:
+    score, small, large = [0.1, 0.2], [0, 1], [1, 1]
+    curve, table, q = deferral_curve(score, small, large), np.array([[0.2], [0.7]]), np.ones((2, 2))
+    calls = [
+        ("large", lambda: cost_curve(curve, 1, bad)),
+        ("small", lambda: cost_curve(curve, bad, 1)),
+        ("partial", lambda: cost_curve(curve, 1, 1, bad)),
+        ("budget", lambda: quality_at(curve, bad)),
+        ("threshold", lambda: at_threshold(bad, score, small, large)),
+        ("rate", lambda: threshold_for(score, bad)),
+        ("rates", lambda: chain_thresholds(table, [bad])),
+        ("level", lambda: chow_quantile(tokens([[-1.0]]), bad)),
+        ("levels", lambda: quantile_features(tokens([[-1.0]]), [bad])),
+        ("oracle", lambda: closed_share(0.5, 0.1, bad)),
+        ("costs", lambda: chain(table, q, [bad, 1], [0.5])),
+        ("thresholds", lambda: chain(table, q, [1, 1], [bad])),
+    ]
+    for name, call in calls:
+        with pytest.raises(ValueError, match=rf"^{name} ") as told:
+            call()
+        assert re.search("give|use|need", str(told.value))
+
+
+def test_costs_and_thresholds_out_of_range_or_of_another_shape_are_refused() -> None:
+    scores, q = np.array([[0.2], [0.7]]), np.array([[0, 1], [1, 1.0]])
+    for costs, what in (
+        (np.ma.masked_array([1, 10], [0, 1]), "costs hold nan; use a finite number of 0 or more"),
+        ([-5, 1], "costs hold -5"),
+        ([np.inf, 1], "costs hold inf"),
+        (np.array([[1, 2], [10, 20.0]]), "shape (2, 2); give a list of numbers"),
+        ([1, 10, 100], "3 costs"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(what)):
+            chain(scores, q, costs, [0.5])
+    with pytest.raises(ValueError, match=re.escape("shape (2, 1)")):
+        chain(scores, q, [1, 1], [[0.5], [0.9]])
+    with pytest.raises(ValueError, match=r"scores .* complex128"):
+        chain(scores + 1j, q, [1, 1], [0.5])
+    with pytest.raises(ValueError, match=r"a score or quality .* complex"):
+        deferral_curve(torch.tensor([1 + 1j, 2]), [0, 1], [1, 1])
+    with pytest.raises(ValueError, match=r"threshold is .*give a single number"):
+        at_threshold([0.1, 0.3], [0.1, 0.2], [0, 1], [1, 1])
+    for bad in (np.inf, 0.0, 1e308 * 1.5):
+        with pytest.raises(ValueError, match=r"large is|large inf|large 0|large 1.5e\+308"):
+            cost_curve(deferral_curve([0], [0], [1]), 1e308, bad)
+    with pytest.raises(ValueError, match=r"budget is inf; use a finite number"):
+        quality_at(deferral_curve([0], [0], [1]), np.inf)
+    with pytest.raises(ValueError, match="all costs of the curve are 1e"):
+        area_over_cost(cost_curve(deferral_curve([0], [0], [1]), 1e30, 1.0))
+    with pytest.raises(ValueError, match="ascending"):
+        quality_at(Curve(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 0.5)
+    with pytest.raises(ValueError, match=r"different|inhomogeneous"):
+        deferral_curve([[0.1], [0.2, 0.3]], [0, 1], [1, 1])
+    assert chain(scores, q, torch.tensor([0.5, 2], dtype=torch.bfloat16, requires_grad=True), [0.5]).cost.tolist() == [
+        2.5,
+        0.5,
+    ]
+    for end, model in ((np.inf, 1), (-np.inf, 0)):  # what `threshold_for` gives where all are deferred
+        assert chain(scores, q, [1, 1], [end]).model.tolist() == [model, model]
+        assert at_threshold(end, [0.1, 0.2], [0, 1], [1, 1])[0] == model
+
+
+KEEP = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.where(KEEP, 0.0, np.finfo("f4").min),
+        np.where(KEEP, 0.0, -np.inf),
+        torch.where(torch.tensor(KEEP) > 0, 0.0, -torch.inf).bfloat16(),
+        np.where(KEEP, 5, -100),
+        np.where(KEEP, 0.7, 0.0),
+        np.where(KEEP, 1.0, np.nan),
+        np.where(KEEP, 2, 0),
+    ],
+)
+def test_masks_of_other_numbers_are_refused(mask: np.ndarray | torch.Tensor) -> None:
+    log_p = np.array([[-0.1, -0.2, -9, -9], [-1, -2, -3, -9.0]])
+    with pytest.raises(ValueError, match=r"mask holds .* additive mask .* mask == 0, of labels with -100"):
+        tokens(log_p, mask)
+    for good in (KEEP, KEEP.astype(bool), KEEP.astype(np.float16), torch.tensor(KEEP), KEEP.tolist(), KEEP > 0):
+        np.testing.assert_allclose(chow_average(tokens(log_p, good)), [-0.15, -2.0])
+    hidden = np.ma.masked_array(np.where(KEEP, 1.0, np.nan), KEEP == 0)  # NaN where it says nothing
+    np.testing.assert_allclose(chow_average(tokens(log_p, hidden)), [-0.15, -2.0])
+    np.testing.assert_allclose(chow_average(tokens(log_p, list(hidden))), [-0.15, -2.0])
+
+
+def test_log_probabilities_of_whole_vocabularies_and_of_a_single_output_are_refused() -> None:
+    log_p = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    ids = torch.tensor([[0, 1, 2], [4, 4, 0]])
+    for mask in (None, torch.ones(2, 3)):
+        with pytest.raises(ValueError, match=re.escape("log_p.gather(-1, ids[..., None])[..., 0]")):
+            tokens(log_p, mask)
+        chosen = tokens(log_p.gather(-1, ids[..., None])[..., 0], mask)
+        assert chosen.log_p.shape == (2, 3)
+        assert chosen.log_p[1, 2] == float(log_p[1, 2, 0])
+    with pytest.raises(ValueError, match="a list for every output"):
+        tokens([-1.0, -2.0, -3.0])
+    for bad in (-1.0, torch.tensor(-1.0), "abc", {"a": [-1.0]}):
+        with pytest.raises(ValueError, match="give one list of log-probabilities an output"):
+            tokens(bad)
+    with pytest.raises(ValueError, match=r"log_p .*<U"):
+        tokens([["-1.0"]])

@@ -5,8 +5,9 @@ A score says how far the small model's output can be trusted; the lowest scores 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ LEVELS = tuple(round(0.1 * k, 1) for k in range(11))
 Numbers = Sequence[float] | np.ndarray | Tensor
 Logs = Sequence[Numbers] | np.ndarray | Tensor
 """Log-probabilities of tokens: a list of lists of any lengths, or (n, longest) with a mask."""
+CHOSEN = ", of whole vocabularies the written tokens' alone: log_p.gather(-1, ids[..., None])[..., 0]"
 
 
 class Tokens(NamedTuple):
@@ -42,15 +44,37 @@ class Chained(NamedTuple):
     cost: np.ndarray
 
 
-def numbers(values: Numbers) -> np.ndarray:
-    """Float64; tensors of any precision (NumPy has no bfloat16), device and history; NaN where a masked array masks."""
-    if isinstance(values, Tensor):
-        return values.detach().to("cpu", torch.float64).numpy()
-    if isinstance(values, np.ma.MaskedArray):
-        return values.astype(np.float64).filled(np.nan)
-    if _holds_others(values):
-        return np.array([numbers(value) for value in values])  # type: ignore[arg-type]
-    return np.asarray(values, dtype=np.float64)
+def numbers(values: Any, name: str = "values", missing: float = math.nan) -> np.ndarray:
+    """Float64; tensors of any precision (NumPy has no bfloat16), device and history; `missing` where a masked array masks.
+
+    Raises:
+        ValueError: what is no array of real numbers, by this name: text, complex numbers, lists of different lengths.
+    """
+    try:
+        if isinstance(values, Tensor):
+            given = values.detach().cpu()
+            return _real(given.numpy() if given.dtype.is_complex else given.to(torch.float64).numpy())
+        if isinstance(values, np.ma.MaskedArray):
+            return np.where(np.ma.getmaskarray(values), missing, _real(values.filled(0)))
+        if _holds_others(values):
+            return np.array([numbers(value, name, missing) for value in values])
+        return _real(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
+        if str(problem).startswith(f"{name} "):
+            raise
+        raise ValueError(
+            f"{name} {_shown(values)} cannot be read ({problem}); give real numbers, as many a row"
+        ) from problem
+
+
+def _real(given: np.ndarray) -> np.ndarray:
+    """Float64 of an array of numbers. Text is none, though NumPy would read it, and of complex numbers it would drop a part."""
+    inside = {type(value) for value in given.ravel()} if given.dtype.kind == "O" else set()
+    if given.dtype.kind not in "biufO" or any(
+        issubclass(kind, str | bytes | np.datetime64 | np.timedelta64) for kind in inside
+    ):
+        raise TypeError(f"of type {given.dtype}")
+    return np.asarray(given, dtype=np.float64)
 
 
 def _holds_others(values: object) -> bool:
@@ -60,26 +84,74 @@ def _holds_others(values: object) -> bool:
     return False
 
 
-def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
+def _shown(values: object) -> str:
+    text = " ".join(repr(values).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def column(
+    name: str, values: Any, least: float = -math.inf, most: float = math.inf, *, endless: bool = False
+) -> np.ndarray:
+    """Costs, rates, levels or thresholds: (m,) float64 in [least, most].
+
+    Computed with as they came, whole numbers of few bits would overflow and half precision would be infinite.
+
+    Args:
+        name: of what is given, for the error.
+        values: numbers of any type.
+        least, most: the range.
+        endless: whether infinite ones pass, as thresholds do that nothing or everything is below.
+
+    Raises:
+        ValueError: other values or shapes, missing ones (masked ones among them).
+    """
+    found = numbers(values, name)
+    if found.ndim != 1:
+        raise ValueError(f"{name} {_shown(values)} have shape {found.shape}; give a list of numbers")
+    for value in found:
+        _within(f"{name} hold", value, least, most, endless)
+    return found
+
+
+def single(name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, endless: bool = False) -> float:
+    """One such number; see `column`."""
+    found = numbers(value, name)
+    if found.ndim:
+        raise ValueError(f"{name} is {_shown(value)}, of shape {found.shape}; give a single number")
+    return _within(f"{name} is", float(found), least, most, endless)
+
+
+def _within(what: str, value: float, least: float, most: float, endless: bool) -> float:
+    if math.isnan(value) or (math.isinf(value) and not endless) or not least <= value <= most:
+        kind = "a number" if endless else "a finite number"
+        ends = [f" of {least:g} or more"] if least > -math.inf else []
+        ends = [f" in [{least:g}, {most:g}]"] if math.isfinite(least) and math.isfinite(most) else ends
+        raise ValueError(f"{what} {value:g}; use {kind}{''.join(ends)}")
+    return value
+
+
+def tokens(log_p: Logs, mask: Any = None) -> Tokens:
     """Log-probabilities as a padded array.
 
     Args:
-        log_p: one list an output, or (n, longest).
-        mask: (n, longest), what belongs to an output; None = all of what is given.
+        log_p: one list an output, or (n, longest): of the tokens that were written.
+        mask: (n, longest), what belongs to an output, of truth values or 0 and 1; what a masked array masks does not. None =
+            all of what is given.
 
     Raises:
-        ValueError: a positive or infinite log-probability, an output without tokens, a mask of another shape.
+        ValueError: a positive or infinite log-probability, those of whole vocabularies, an output without tokens, a mask of
+            another shape or of other numbers.
     """
     if mask is None:
-        rows = [numbers(row).reshape(-1) for row in log_p]
+        rows = _rows(log_p)
         longest = max((len(row) for row in rows), default=0)
         values, kept = np.zeros((len(rows), longest)), np.zeros((len(rows), longest), dtype=bool)
         for i, row in enumerate(rows):
             values[i, : len(row)], kept[i, : len(row)] = row, True
     else:
-        values, kept = numbers(log_p), np.nan_to_num(numbers(mask)) != 0  # type: ignore[arg-type]
+        values, kept = numbers(log_p, "log_p"), _kept(mask)
         if values.ndim != 2 or values.shape != kept.shape:
-            raise ValueError(f"log_p is {values.shape} and mask {kept.shape}; give (n, longest) twice")
+            raise ValueError(f"log_p is {values.shape} and mask {kept.shape}; give (n, longest) twice{CHOSEN}")
         values = np.where(kept, values, 0.0)
     if not len(values):
         raise ValueError("there are 0 outputs; give one or more")
@@ -90,6 +162,30 @@ def tokens(log_p: Logs, mask: np.ndarray | Tensor | None = None) -> Tokens:
         bad = values[~np.isfinite(values) | (values > 1e-6)][0]
         raise ValueError(f"log_p holds {bad:.4g}; logarithms of probabilities are finite and at most 0")
     return Tokens(np.minimum(values, 0.0), kept)
+
+
+def _rows(log_p: Any) -> list[np.ndarray]:
+    """One row of numbers an output."""
+    if isinstance(log_p, str | bytes | Mapping) or not isinstance(log_p, Iterable) or getattr(log_p, "ndim", 1) == 0:
+        raise ValueError(f"log_p is {_shown(log_p)}; give one list of log-probabilities an output")
+    rows = [numbers(row, "log_p") for row in log_p]
+    for k, row in enumerate(rows):
+        if row.ndim != 1:
+            one = "a list for every output, also where there is one" if row.ndim == 0 else "one number a token"
+            raise ValueError(f"log_p of output {k} has shape {row.shape}; give {one}{CHOSEN if row.ndim else ''}")
+    return rows
+
+
+def _kept(mask: Any) -> np.ndarray:
+    """Truth values of a mask. Zeros with -inf or -100 among them mean the contrary, or labels, of which 0 is one."""
+    given = numbers(mask, "mask", missing=0.0)
+    other = given[(given != 0) & (given != 1)]
+    if other.size:
+        raise ValueError(
+            f"mask holds {other[0]:.4g}; give truth values, or 0 and 1, 1 = belongs to the output: of an additive mask "
+            "(0 and -inf) mask == 0, of labels with -100 labels != -100"
+        )
+    return given != 0
 
 
 def chow_sum(found: Tokens) -> np.ndarray:
@@ -108,8 +204,7 @@ def chow_quantile(found: Tokens, level: float) -> np.ndarray:
     Raises:
         ValueError: for a level outside [0, 1].
     """
-    if not 0 <= level <= 1:
-        raise ValueError(f"level is {level}; use 0 (worst token) to 1")
+    level = single("level", level, 0, 1)
     ordered = np.sort(np.where(found.mask, found.log_p, np.inf), axis=1)
     place = level * (found.mask.sum(axis=1) - 1)
     low = np.floor(place).astype(np.int64)
@@ -120,7 +215,7 @@ def chow_quantile(found: Tokens, level: float) -> np.ndarray:
 
 def quantile_features(found: Tokens, levels: Sequence[float] = LEVELS) -> np.ndarray:
     """Quantiles at `levels`, sum, mean and length of each output: (n, levels + 3)."""
-    columns = [chow_quantile(found, level) for level in levels]
+    columns = [chow_quantile(found, level) for level in column("levels", levels, 0, 1)]
     columns += [chow_sum(found), chow_average(found), found.mask.sum(axis=1).astype(np.float64)]
     return np.stack(columns, axis=1)
 
@@ -142,8 +237,23 @@ def deferral_curve(score: Numbers, small: Numbers, large: Numbers) -> Curve:
     return Curve(ends / len(s), first.mean() + gain[ends] / len(s))
 
 
+def _points(curve: Curve) -> Curve:
+    """A curve, also one of somebody's own numbers, with points of float64.
+
+    Raises:
+        ValueError: points that are missing, not as many on either axis, or do not ascend.
+    """
+    rate, quality = column("a curve's rates", curve.rate), column("a curve's qualities", curve.quality)
+    if len(rate) != len(quality) or len(rate) < 2 or bool((np.diff(rate) < 0).any()):
+        raise ValueError(
+            f"a curve has rates {_shown(rate)} for {len(quality)} qualities; give 2 or more, ascending, of both"
+        )
+    return Curve(rate, quality)
+
+
 def audc(curve: Curve) -> float:
     """Area under a deferral curve."""
+    curve = _points(curve)
     return float(((curve.quality[1:] + curve.quality[:-1]) / 2 * np.diff(curve.rate)).sum())
 
 
@@ -155,6 +265,7 @@ def oracle_score(small: Numbers, large: Numbers) -> np.ndarray:
 
 def closed_share(found: float, start: float, oracle: float) -> float:
     """How much of the way from one AUDC to the oracle's another has gone; 0 where there is no way."""
+    found, start, oracle = single("found", found), single("start", start), single("oracle", oracle)
     return (found - start) / (oracle - start) if oracle - start > 1e-12 else 0.0
 
 
@@ -164,9 +275,7 @@ def threshold_for(score: Numbers, rate: float) -> float:
     Raises:
         ValueError: for a rate outside [0, 1], no score, or one that is not finite.
     """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate is {rate}; use a share of rows in [0, 1]")
-    given = numbers(score)
+    rate, given = single("rate", rate, 0, 1), numbers(score, "score")
     if not (finite := np.isfinite(given)).all():
         raise ValueError(
             f"a score is {given[~finite][0]}, {int((~finite).sum())} of {given.size} are not finite; leave these rows out, or "
@@ -178,9 +287,9 @@ def threshold_for(score: Numbers, rate: float) -> float:
 
 
 def at_threshold(threshold: float, score: Numbers, small: Numbers, large: Numbers) -> tuple[float, float]:
-    """Rate and mean quality where rows with a score below the threshold are deferred."""
+    """Rate and mean quality where rows with a score below the threshold are deferred; it is one number and may be infinite."""
     s, first, second = checked(score, small, large)
-    deferred = s < threshold
+    deferred = s < single("threshold", threshold, endless=True)
     return float(deferred.mean()), float(np.where(deferred, second, first).mean())
 
 
@@ -196,8 +305,12 @@ def cost_curve(curve: Curve, small: float, large: float, partial: float = 0.0) -
     Raises:
         ValueError: for costs outside these ranges.
     """
-    if not small > 0 or not large > 0 or not 0 <= partial <= large:
-        raise ValueError(f"small is {small}, large {large}, partial {partial}; need > 0, > 0 and [0, large]")
+    curve = _points(curve)
+    small, large, partial = single("small", small), single("large", large), single("partial", partial)
+    if not small > 0 or not large > 0 or not 0 <= partial <= large or not math.isfinite(small + large):
+        raise ValueError(
+            f"small is {small:g}, large {large:g}, partial {partial:g}; need > 0, > 0 and [0, large], with a finite sum"
+        )
     cost = small + partial + curve.rate * (large - partial)
     if partial:
         return Curve(np.append(small, cost), np.append(curve.quality[0], curve.quality))
@@ -205,13 +318,24 @@ def cost_curve(curve: Curve, small: float, large: float, partial: float = 0.0) -
 
 
 def area_over_cost(curve: Curve) -> float:
-    """Mean quality over the costs of a cost curve."""
-    return audc(curve) / float(curve.rate[-1] - curve.rate[0])
+    """Mean quality over the costs of a cost curve.
+
+    Raises:
+        ValueError: of a curve whose costs are all one, as where the large model's is lost in the small one's rounding.
+    """
+    curve = _points(curve)
+    width = float(curve.rate[-1] - curve.rate[0])
+    if not width > 0:
+        raise ValueError(
+            f"all costs of the curve are {curve.rate[0]:g}; there is no range of costs to take the mean over"
+        )
+    return audc(curve) / width
 
 
 def quality_at(curve: Curve, budget: float) -> float:
     """Quality at a rate, or at a cost of a cost curve; beyond its ends that of the end."""
-    return float(np.interp(budget, curve.rate, curve.quality))
+    curve = _points(curve)
+    return float(np.interp(single("budget", budget), curve.rate, curve.quality))
 
 
 def chain_thresholds(scores: np.ndarray, rates: Sequence[float]) -> list[float]:
@@ -221,7 +345,7 @@ def chain_thresholds(scores: np.ndarray, rates: Sequence[float]) -> list[float]:
         scores: (n, models - 1), score m of the output of model m.
         rates: one a step.
     """
-    scores = numbers(scores)
+    scores, rates = numbers(scores, "scores"), column("rates", rates, 0, 1).tolist()
     if scores.ndim != 2 or scores.shape[1] != len(rates):
         raise ValueError(f"scores are {scores.shape} for {len(rates)} rates; give (n, models - 1) and one rate a step")
     here, found = np.ones(len(scores), dtype=bool), []
@@ -237,31 +361,32 @@ def chain(scores: np.ndarray, qualities: np.ndarray, costs: Sequence[float], thr
     Args:
         scores: (n, models - 1).
         qualities: (n, models).
-        costs: of an output of each model; a row pays all that were asked.
-        thresholds: one a score.
+        costs: of an output of each model, finite and 0 or more; a row pays all that were asked.
+        thresholds: one a score; infinite ones let nothing or everything stand.
 
     Raises:
-        ValueError: sizes that do not fit, numbers that are missing.
+        ValueError: sizes that do not fit, numbers that are missing, costs out of range.
     """
-    scores, qualities = numbers(scores), numbers(qualities)
-    models = len(costs)
+    scores, qualities = numbers(scores, "scores"), numbers(qualities, "qualities")
+    spent, steps = column("costs", costs, 0), column("thresholds", thresholds, endless=True)
+    models = len(spent)
     if (
         scores.ndim != 2
         or qualities.shape != (len(scores), models)
         or scores.shape[1] != models - 1
-        or len(thresholds) != models - 1
+        or len(steps) != models - 1
     ):
         raise ValueError(
-            f"scores {scores.shape}, qualities {qualities.shape}, {models} costs, {len(thresholds)} thresholds; "
+            f"scores {scores.shape}, qualities {qualities.shape}, {models} costs, {len(steps)} thresholds; "
             "give (n, models - 1), (n, models), models, models - 1"
         )
     if not np.isfinite(qualities).all():
         raise ValueError("a quality is missing or not finite; give one for every model and row")
     if np.isnan(scores).any():
         raise ValueError("a score is not a number; give one for every model but the last and every row")
-    stays = np.column_stack([scores >= np.asarray(thresholds), np.ones(len(scores), dtype=bool)])
+    stays = np.column_stack([scores >= steps, np.ones(len(scores), dtype=bool)])
     last = stays.argmax(axis=1)
-    return Chained(last, qualities[np.arange(len(last)), last], np.cumsum(np.asarray(costs, dtype=np.float64))[last])
+    return Chained(last, qualities[np.arange(len(last)), last], np.cumsum(spent)[last])
 
 
 def checked(*columns: Numbers) -> list[np.ndarray]:
@@ -270,13 +395,13 @@ def checked(*columns: Numbers) -> list[np.ndarray]:
     Raises:
         ValueError: otherwise.
     """
-    found = [numbers(column) for column in columns]
-    if any(column.ndim != 1 or len(column) != len(found[0]) for column in found) or not len(found[0]):
-        shapes = ", ".join(str(column.shape) for column in found)
+    found = [numbers(given, "a score or quality") for given in columns]
+    if any(one.ndim != 1 or len(one) != len(found[0]) for one in found) or not len(found[0]):
+        shapes = ", ".join(str(one.shape) for one in found)
         raise ValueError(f"scores and qualities of shapes {shapes}; give (n,) of the same n >= 1, none missing")
-    for column in found:
-        if not np.isfinite(column).all():
+    for one in found:
+        if not np.isfinite(one).all():
             raise ValueError(
-                f"a score or quality is {column[~np.isfinite(column)][0]}; every row needs both models' qualities"
+                f"a score or quality is {one[~np.isfinite(one)][0]}; every row needs both models' qualities"
             )
     return found

@@ -50,6 +50,7 @@ from probatum.techniques.probe.lm_cascade.cascade import (
     chow_quantile,
     chow_sum,
     closed_share,
+    column,
     cost_curve,
     deferral_curve,
     numbers,
@@ -107,7 +108,7 @@ class DeferralRule:
 
     def fit(self, features: Numbers, small: Numbers, large: Numbers, seed: int = 0) -> DeferralRule:
         """Learn from held-out rows: features (n, d) and both models' qualities (n,)."""
-        features = numbers(features)
+        features = numbers(features, "features")
         if features.ndim != 2 or not np.isfinite(features).all():
             raise ValueError(f"features are {features.shape}; give finite (n, d)")
         _, first, second = checked(np.zeros(len(features)), small, large)
@@ -145,7 +146,7 @@ class DeferralRule:
 
     def gain(self, features: Numbers) -> np.ndarray:
         """Calibrated probability that the large model is better, or the difference expected, (n,)."""
-        found = _raw(self.model, numbers(features))
+        found = _raw(self.model, numbers(features, "features"))
         if self.target == "difference":
             return found
         slope, intercept = self.platt
@@ -153,11 +154,11 @@ class DeferralRule:
 
     def raw_probability(self, features: Numbers) -> np.ndarray:
         """Before calibration, (n,); target "better" alone."""
-        return 1 / (1 + np.exp(-np.clip(_raw(self.model, numbers(features)), -50, 50)))
+        return 1 / (1 + np.exp(-np.clip(_raw(self.model, numbers(features, "features")), -50, 50)))
 
     def score(self, features: Numbers) -> np.ndarray:
         """Low where the row should be deferred: minus the gain before calibration, which keeps the order, (n,)."""
-        return -_raw(self.model, numbers(features))
+        return -_raw(self.model, numbers(features, "features"))
 
 
 def _raw(fitted: tuple[StandardScaler, Any], features: np.ndarray) -> np.ndarray:
@@ -408,9 +409,10 @@ def _check(
     if rows < 4 or len(data.valid) < 4 or len(data.test) < 1:
         raise ValueError(f"rows is {rows}, of {len(data.valid)} validation rows; need 4 or more of either")
     for name, values in (("levels", levels), ("budgets", budgets)):
-        if any(not 0 <= value <= 1 for value in values) or not values:
+        given = column(name, values)
+        if not len(given) or not bool(((given >= 0) & (given <= 1)).all()):
             raise ValueError(f"{name} are {list(values)}; give one or more in [0, 1]")
-    if any(not 0 < rate < 1 for rate in rates):
+    if any(not 0 < rate < 1 for rate in column("rates", rates)):
         raise ValueError(f"rates are {list(rates)}; use shares of rows in (0, 1)")
     if not 0 < shortest <= 1 or not 0 < depth < 1:
         raise ValueError(f"shortest is {shortest} and depth {depth}; use (0, 1] and (0, 1)")
