@@ -56,6 +56,17 @@ def check_writable(path: str | os.PathLike[str] | None, option: str = "") -> Non
         raise _cannot(asked, problem) from problem
 
 
+def check_folder(path: str | os.PathLike[str] | None, option: str = "") -> None:
+    """Before any long work: the folder is there, or is made, and takes files; see `check_writable`."""
+    if path is None:
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"{option} {path}: the folder cannot be made ({problem.strerror}); name another") from problem
+    check_writable(Path(path) / "trial", option)
+
+
 def write_whole(path: str | os.PathLike[str], text: str) -> Path:
     """Write beside the file and move it into place; what was there stays where that fails, and nothing half is left.
 

@@ -145,7 +145,7 @@ class Store:
         held = sorted((trial.key, trial.rows) for trial in trials if trial.rows)
         blobs = [blob_row(key, ROWS, packed) for key, packed in held]
         doubted = {found.key for found in self.damaged if found.table == TRIALS.name} if self.damaged else set()
-        with self._plainly(), self._writer.begin() as connection:
+        with self.writing() as connection:
             for row in rows:
                 if row["key"] in doubted:
                     self._clear_trial(connection, row["key"])
@@ -176,7 +176,7 @@ class Store:
 
     def put_study(self, key: str, plan: Mapping[str, Any]) -> bool:
         """Write the study's plan unless its key is there already; say whether it was written."""
-        with self._plainly(), self._writer.begin() as connection:
+        with self.writing() as connection:
             for row in connection.execute(sa.select(STUDIES).where(STUDIES.c.key == key)).mappings():
                 if self._believed(study_of(row)) is None:
                     connection.execute(sa.delete(STUDIES).where(STUDIES.c.key == key))
@@ -201,7 +201,7 @@ class Store:
 
     def put_blob(self, key: str, name: str, data: bytes) -> bool:
         """Write bytes (weights, curves) that belong to the trial `key`, unless there already; say whether written."""
-        with self._plainly(), self._writer.begin() as connection:
+        with self.writing() as connection:
             if any(found.key == key and found.table == BLOBS.name for found in self.damaged):
                 for row in connection.execute(_blob(key, name)).mappings():
                     if isinstance(blob_of(row), Damage):
@@ -212,6 +212,12 @@ class Store:
         """Return the bytes, or None, also where they are not what was written."""
         rows = self._rows(_blob(key, name))
         return self._believed(blob_of(rows[0])) if rows else None
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction for rows as they are, their checksums with them."""
+        with self._plainly(), self._writer.begin() as connection:
+            yield connection
 
     def _trial(self, row: Mapping[str, Any], key: str | None = None) -> Trial | None:
         if row["checksum"] is None:
