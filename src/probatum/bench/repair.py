@@ -98,12 +98,12 @@ def _looked_at(path: Path) -> tuple[bool, Found]:
         try:
             connection.execute("BEGIN IMMEDIATE")
             whole = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if "locked" in str(error):
                 raise InputError(f"{path} is in use; end what writes to it, and repair it then") from error
             whole = False
         found = salvage(path)
-        with suppress(sqlite3.DatabaseError):
+        with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
             connection.execute("ROLLBACK")
     if whole:
         try:

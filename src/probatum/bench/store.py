@@ -255,7 +255,7 @@ class Store:
             except sa.exc.OperationalError as error:
                 if self._engine.dialect.name == "sqlite":
                     raise
-                raise InputError(f"{self._name} cannot be opened: {one_line(error)}") from error
+                raise InputError(f"{self._name} cannot be opened: {one_line(error.orig)}") from error
             if self._engine.dialect.name != "sqlite":
                 present &= ours  # a server's database may hold other tables; a file is ours alone
             if present and not ours <= present:
@@ -289,7 +289,7 @@ class Store:
                     return
                 except sqlite3.OperationalError as error:
                     if wait is None or "locked" not in str(error):
-                        raise sa.exc.OperationalError("PRAGMA journal_mode=WAL", None, error) from error
+                        raise
                     time.sleep(wait)
         finally:
             connection.close()
@@ -306,7 +306,7 @@ class Store:
         """Say in one line that the file is broken, full, held or closed to us, or the server gone."""
         try:
             yield
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
             message = plain(self._name, error)
             if message is None:
                 raise

@@ -25,25 +25,36 @@ class Broken(InputError):
     """The file itself is damaged, not a record in it."""
 
 
-def one_line(error: sa.exc.DBAPIError) -> str:
+def one_line(error: BaseException | None) -> str:
     """What the driver says, in one line."""
-    return " ".join(str(error.orig).split())[:200]
+    words = " ".join(str(error).split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
-def plain(name: str, error: sa.exc.DBAPIError) -> InputError | None:
+def plain(name: str, error: Exception) -> InputError | None:
     """An error of the database in words; None where it is a fault of the program."""
-    if error.connection_invalidated:
-        return InputError(f"{name}: the connection is lost ({one_line(error)}); the same command goes on where it was")
-    if getattr(error.orig, "sqlstate", None) == NO_PRIVILEGE:
-        return InputError(f"{name}: {one_line(error)}; the user must own the database, or be granted what is missing")
-    if isinstance(error.orig, sqlite3.Error):
+    if isinstance(error, sqlite3.Error):  # while a connection is made
         return _of_sqlite(name, error)
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes from a damaged schema what is no text
+        return broken(name, "its schema is no text")
+    if not isinstance(error, sa.exc.DBAPIError):
+        return None
+    if error.connection_invalidated:
+        return InputError(
+            f"{name}: the connection is lost ({one_line(error.orig)}); the same command goes on where it was"
+        )
+    if getattr(error.orig, "sqlstate", None) == NO_PRIVILEGE:
+        return InputError(
+            f"{name}: {one_line(error.orig)}; the user must own the database, or be granted what is missing"
+        )
+    if isinstance(error.orig, sqlite3.Error):
+        return _of_sqlite(name, error.orig)
     return None
 
 
-def _of_sqlite(name: str, error: sa.exc.DBAPIError) -> InputError | None:
+def _of_sqlite(name: str, error: sqlite3.Error) -> InputError | None:
     said = one_line(error)
-    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE):
         return None
     told = {
