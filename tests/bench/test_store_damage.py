@@ -21,8 +21,21 @@ from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
 from processes import at_once, started
 
-FEW = {"seeds": 6, "steps": 20, "timing": False, "references": False, "confirm": False}
-WORDS = ("gradient-noise", "--data", "iris", "--seeds", "6", "--steps", "20", "--no-timing", "--no-references")
+FEW = {"seeds": 6, "steps": 20, "timing": False, "references": False, "confirm": False, "stack": "never"}
+WORDS = (
+    "gradient-noise",
+    "--data",
+    "iris",
+    "--seeds",
+    "6",
+    "--steps",
+    "20",
+    "--no-timing",
+    "--no-references",
+    "--no-confirm",
+    "--stack",
+    "never",
+)
 OLD = """
 CREATE TABLE meta (name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name));
 CREATE TABLE studies ("key" TEXT NOT NULL, "plan" TEXT NOT NULL, created TEXT NOT NULL, PRIMARY KEY ("key"));
@@ -77,7 +90,8 @@ def make_old(path: Path) -> None:
         connection.commit()
 
 
-DIGIT = "UPDATE trials SET record = replace(record, '\"accuracy\":0.9', '\"accuracy\":0.1') WHERE seed = 3 AND arm = 'baseline'"
+OTHER = "replace(replace(record, '\"accuracy\":0.', '\"accuracy\":7.'), '\"accuracy\":1.', '\"accuracy\":7.')"
+DIGIT = f"UPDATE trials SET record = {OTHER} WHERE seed = 3 AND arm = 'baseline'"
 CHANGES = {
     "a digit of an accuracy": DIGIT,
     "another arm": "UPDATE trials SET arm = 'baseline' WHERE arm = 'gradient-noise' AND seed = 2",
@@ -125,7 +139,7 @@ def test_a_changed_accuracy_from_the_commands(store: Path, tmp_path: Path) -> No
     runs = told("runs", str(store), "--json")
     assert "baseline, seed 3" in runs.stderr
     assert json.loads(runs.stdout)[0]["done"] == 11
-    again = told("try", *WORDS, "--no-confirm", "--store", str(store), "--report", "r.html", cwd=tmp_path)
+    again = told("try", *WORDS, "--store", str(store), "--report", "r.html", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "left out, and run again by the same `probatum try`: baseline, seed 3" in again.stdout.replace("\n", " ")
     assert "11 of 12 trials are in the store already" in again.stdout
@@ -312,7 +326,7 @@ def test_repair_of_a_malformed_file(table: str, store: Path) -> None:
 
 def test_a_malformed_file_stops_a_study_before_it_trains(store: Path, tmp_path: Path) -> None:
     break_page(store, "trials")
-    run = told("try", *WORDS, "--no-confirm", "--store", str(store), "--report", "r.html", cwd=tmp_path)
+    run = told("try", *WORDS, "--store", str(store), "--report", "r.html", cwd=tmp_path)
     assert run.returncode == 2
     assert f"`probatum runs --repair {store}` makes a new file" in run.stderr
     assert run.stderr.count("\n") == 1
@@ -382,11 +396,11 @@ def test_a_lock_that_is_held_for_long(store: Path, monkeypatch: pytest.MonkeyPat
             opened.put(Trial("k", "s", "a", 0, "fit", "ok", {}, {}))
 
 
-def test_a_full_disk_keeps_what_has_ended(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_has_ended(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     study = study_of("iris", ["gradient-noise"], store=path, **FEW)
     with study.store._writer.connect() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 45")
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {finished.stat().st_size * 6 // 10 // 4096}")
     with pytest.raises(InputError, match=r"no room left .* the same command goes on from there when there is"):
         study.run()
     study.store.close()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from probatum.bench.keys import key_of
 from probatum.bench.packed_rows import unpack
-from probatum.bench.plan import key_of
 
 ROWS = "rows"
 """Name of the blob that holds a trial's test rows."""
@@ -173,7 +173,7 @@ def blob_of(row: Mapping[str, Any]) -> bytes | Damage:
             None,
             blob_checksum(row["key"], row["name"], row["bytes"]),
         )
-    except ValueError:
+    except (ValueError, TypeError):
         return wrong
     return row["bytes"] if sound else wrong
 

@@ -16,10 +16,12 @@ from probatum.bench.plan import plan_from
 from probatum.bench.records import StudyRecord, study_of
 from probatum.bench.salvage import Found, salvage
 from probatum.bench.store import Store
+from probatum.bench.store_words import Broken
 from probatum.bench.tables import BLOBS, STUDIES, TRIALS
 from probatum.errors import InputError
 from probatum.rooms.arena import arena
 
+HEADER = 100
 BATCH = 200
 """Rows that go into one statement."""
 DAMAGED, NEW = ".damaged", ".repairing"
@@ -73,7 +75,7 @@ def repair(path: Path) -> Repaired:
     lost = _lost(found)
     kept = (len(found.trials), len(found.studies), len(found.blobs))
     arms = Counter(str(row["arm"]) for row in found.trials.values())
-    if whole and not lost:
+    if whole and not lost:  # a study that somebody deleted is no damage
         return Repaired(False, kept, arms)
     if not found.count:
         raise InputError(f"nothing of a Probatum store can be read in {path}; it is left as it is")
@@ -88,11 +90,13 @@ def repair(path: Path) -> Repaired:
     _remove(new, "-wal", "-shm")  # closing the store has emptied its journal
     aside = _moved_aside(path)
     os.replace(new, path)
-    return Repaired(True, kept, arms, tuple(lost), aside)
+    return Repaired(True, kept, arms, tuple(lost + _studies_gone(found)), aside)
 
 
 def _looked_at(path: Path) -> tuple[bool, Found]:
     """Whether SQLite finds the file whole and takes it for a store, and its rows, read while nobody else writes."""
+    if path.stat().st_size < HEADER:  # SQLite takes one byte for an empty database, and deletes its journal
+        return False, salvage(path)
     with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as connection:
         whole = True
         try:
@@ -102,15 +106,15 @@ def _looked_at(path: Path) -> tuple[bool, Found]:
             if "locked" in str(error):
                 raise InputError(f"{path} is in use; end what writes to it, and repair it then") from error
             whole = False
-        found = salvage(path)
+        found = salvage(path, freed=not whole)
         with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
             connection.execute("ROLLBACK")
     if whole:
         try:
             with Store(path) as store:
                 store.studies()
-        except InputError:
-            whole = False
+        except Broken:  # a store of a later version is not broken, and is not made one of this
+            whole, found = False, salvage(path)
     return whole, found
 
 
@@ -145,9 +149,13 @@ def _lost(found: Found) -> list[str]:
         else:
             others.append(whose)
     told = [f"{arm} {_seeds(seeds)}" for arm, seeds in sorted(by_arm.items())] + sorted(others)
-    studies = {one.whose for one in found.damaged if one.table == "studies"}
-    studies |= {f"study {row['study'][:8]}" for row in found.trials.values() if row["study"] not in found.studies}
-    return told + sorted(studies) + sorted({one.whose for one in found.damaged if one.table == "blobs"})
+    return told + sorted({one.whose for one in found.damaged if one.table != "trials"})
+
+
+def _studies_gone(found: Found) -> list[str]:
+    """Studies of which only trials are left, those apart whose own row is damaged."""
+    known = found.studies.keys() | {one.key for one in found.damaged if one.table == "studies"}
+    return sorted({f"study {row['study'][:8]}" for row in found.trials.values() if row["study"] not in known})
 
 
 def names_of(study: StudyRecord) -> dict[str, tuple[str, int, str]]:
@@ -172,7 +180,7 @@ def names_of(study: StudyRecord) -> dict[str, tuple[str, int, str]]:
             if len(pairs) == len(keys[kind])
             for key, (name, seed) in zip(keys[kind], pairs, strict=True)
         }
-    except (KeyError, TypeError, ValueError):  # an arena or a field that is not known here
+    except (KeyError, TypeError, ValueError, AttributeError):  # an arena or a field that is not known here
         return {}
 
 

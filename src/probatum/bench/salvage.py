@@ -45,13 +45,22 @@ class Found:
         return len(self.trials) + len(self.studies) + len(self.blobs)
 
 
-def salvage(path: Path) -> Found:
-    """Everything in a file, and in its journal, that is what was written."""
+def salvage(path: Path, *, freed: bool = True) -> Found:
+    """Everything in a file, and in its journal, that is what was written.
+
+    Args:
+        path: the file.
+        freed: also look at pages that are listed as free; they hold what was deleted, or what a damaged list took.
+    """
     raw, journal = path.read_bytes(), Path(f"{path}-wal")
     wal = journal.read_bytes() if journal.is_file() else b""
     said = int.from_bytes(raw[16:18], "big") if raw.startswith(MAGIC) else USUAL_PAGE
     sizes = {USUAL_PAGE, *([said] if said in {2**k for k in range(9, 16)} else [])}
-    return max((_from_pages(_pages(raw, wal, size), size) for size in sizes), key=lambda found: found.count)
+    found = []
+    for size in sizes:
+        pages = _pages(raw, wal, size)
+        found.append(_from_pages(pages, size, set() if freed else _free(pages)))
+    return max(found, key=lambda one: one.count)
 
 
 def _pages(raw: bytes, wal: bytes, size: int) -> dict[int, bytes]:
@@ -70,9 +79,22 @@ def _pages(raw: bytes, wal: bytes, size: int) -> dict[int, bytes]:
     return pages
 
 
-def _from_pages(pages: Mapping[int, bytes], size: int) -> Found:
+def _free(pages: Mapping[int, bytes]) -> set[int]:
+    """Numbers of the pages that are listed as free."""
+    found: set[int] = set()
+    (trunk,) = struct.unpack_from(">I", pages[1], 32) if 1 in pages else (0,)
+    while trunk in pages and trunk not in found:
+        following, count = struct.unpack_from(">II", pages[trunk])
+        found |= {trunk, *struct.unpack_from(f">{min(count, len(pages[trunk]) // 4 - 2)}I", pages[trunk], 8)}
+        trunk = following
+    return found
+
+
+def _from_pages(pages: Mapping[int, bytes], size: int, free: set[int]) -> Found:
     found, trials, studies = Found(), [], []
     for number, page in pages.items():
+        if number in free:
+            continue
         start = 100 if number == 1 else 0
         kind = page[start]
         if kind == TABLE_LEAF:
@@ -103,8 +125,8 @@ def _from_pages(pages: Mapping[int, bytes], size: int) -> Found:
             found.studies[row["key"]] = row
         else:
             found.damaged.append(study)
-    good: set[str | tuple[str, str]] = {*found.trials, *found.studies}
-    found.damaged = [one for one in found.damaged if one.table == "blobs" or one.key not in good]
+    good = {("trials", key) for key in found.trials} | {("studies", key) for key in found.studies}
+    found.damaged = [one for one in found.damaged if (one.table, one.key) not in good]
     return found
 
 

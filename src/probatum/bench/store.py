@@ -229,8 +229,12 @@ class Store:
         if not isinstance(found, Damage):
             return found
         if found not in self.damaged:
+            first = found.why == UNREADABLE and all(one.why != UNREADABLE for one in self.damaged)
             self.damaged.append(found)
-            self._say(f"{self._name}: left out, and run again by the same `probatum try`: {found.words()}")
+            if first:
+                self._say(str(broken(self._name, "some pages cannot be read, and what they held is left out")))
+            elif found.why != UNREADABLE:
+                self._say(f"{self._name}: left out, and run again by the same `probatum try`: {found.words()}")
         return None
 
     def _clear_trial(self, connection: sa.Connection, key: str) -> None:

@@ -74,6 +74,8 @@ def _of_sqlite(name: str, error: sqlite3.Error) -> InputError | None:
 
 def broken(name: str, why: str) -> Broken:
     """A file that begins as ours and is damaged, or is somebody else's database."""
+    if "://" in name:
+        return Broken(f"{name} is corrupted or not a Probatum store ({why}); give another database")
     return Broken(
         f"{name} is corrupted or not a Probatum store ({_cut_off(Path(name)) or why}); `probatum runs --repair {shlex.quote(name)}` "
         "makes a new file of what can be read in it, or give another path"
