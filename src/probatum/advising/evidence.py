@@ -135,7 +135,9 @@ def in_store(path: str) -> tuple[list[Earlier], list[str]]:
         raise InputError(f"no store at {path}; `probatum try ... --store {path}` writes one")
     found: list[Earlier] = []
     left: Counter[str] = Counter()
-    with Store(path) as store:
+    told: list[str] = []
+    with Store(path, forgiving=True) as store:
+        store.tell(told.append)
         for study in store.studies():
             why = _left_out(study.plan["plan"])
             if why:
@@ -146,7 +148,7 @@ def in_store(path: str) -> tuple[list[Earlier], list[str]]:
             except InputError:
                 left["not finished"] += 1
         name = store.name
-    return found, [f"{count} of the studies in {name} not looked at: {why}" for why, count in left.items()]
+    return found, told + [f"{count} of the studies in {name} not looked at: {why}" for why, count in left.items()]
 
 
 def once(studies: Sequence[Earlier]) -> list[Earlier]:

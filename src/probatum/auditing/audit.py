@@ -18,6 +18,7 @@ from probatum.auditing.finding import FAULT, Finding, Limits
 from probatum.auditing.rows import Rows, fit_outputs, read_rows
 from probatum.auditing.subject import Subject, open_subject
 from probatum.errors import InputError
+from probatum.files import write_whole
 from probatum.measure.calibration import calibration
 from probatum.measure.groups import wilson
 from probatum.measure.quality import quality
@@ -110,10 +111,8 @@ class AuditReport:
 
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
-        (where / "audit.json").write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
-        page = where / "audit.html"
-        page.write_text(render(self), encoding="utf-8")
-        return page
+        write_whole(where / "audit.json", json.dumps(self.as_json(), indent=1) + "\n")
+        return write_whole(where / "audit.html", render(self))
 
     def _repr_html_(self) -> str:
         from probatum.auditing.page import render

@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from probatum.arenas.predict.stacks import Choice
+from probatum.bench.many_classes import compact
 from probatum.bench.packed_rows import UnitRows, gather, pack
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.splits import Splits
@@ -139,7 +140,7 @@ def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Tr
     """The trial that a job became by going well."""
     record: dict[str, Any] = {}
     if job.kind != "timing":
-        record = {"measures": outcome.measures, "digest": outcome.digest, "details": outcome.details}
+        record = {"measures": outcome.measures, "digest": outcome.digest, "details": compact(outcome.details)}
         if outcome.swapped:
             record["swapped"] = outcome.swapped
     timing = {"measures": outcome.timing, "seconds": seconds}

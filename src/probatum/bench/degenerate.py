@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from probatum.bench.many_classes import classes_of, occurred
 from probatum.bench.store import Trial
 
 
@@ -33,18 +34,19 @@ def degenerate(trials: Iterable[Trial], classes: Sequence[str], baseline: str) -
 
 def only_class(record: Mapping[str, Any]) -> int | None:
     """The class that was answered for all test rows, where they are of several; None where several were answered."""
-    confusion = (record.get("details") or {}).get("per_class", {}).get("confusion") or []
+    truths: set[int] = set()
     answered: set[int] = set()
-    for row in confusion:
-        answered.update(k for k, count in enumerate(row) if count)
+    for truth, answer in occurred((record.get("details") or {}).get("per_class", {})):
+        truths.add(truth)
+        answered.add(answer)
         if len(answered) > 1:  # soon, as a rule, and there may be many classes and trials
             return None
-    return answered.pop() if answered and sum(map(any, confusion)) > 1 else None
+    return answered.pop() if len(truths) > 1 else None
 
 
 def _one_class(records: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
     answered = [(only_class(record), record) for record in records]
-    hits = [(code, len(record["details"]["per_class"]["confusion"])) for code, record in answered if code is not None]
+    hits = [(code, classes_of(record["details"]["per_class"])) for code, record in answered if code is not None]
     if not hits:
         return []
     same = len({code for code, _ in hits}) == 1 and all(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from probatum.bench.keys import key_of as key_of
 from probatum.engine import Engine
 from probatum.recipe import Arm, Recipe, Training, Use
 from probatum.rooms import find
@@ -205,11 +205,6 @@ def plan_from(described: Mapping[str, Any]) -> StudyPlan:
         versions=described.get("versions", {}),
         **{name: described[name] for name in same},
     )
-
-
-def key_of(plan: Mapping[str, Any]) -> str:
-    """The content hash of a plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def versions() -> dict[str, str]:

@@ -127,7 +127,7 @@ def _key(origin: Dataset, recipe: Recipe, own: str, threads: int, engine: Engine
 
 def _kept(store: Store, key: str, name: str, work: Work, threads: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The pretrained network and what is told of it, from the store; it is trained where the store lacks it."""
-    if store.get_blob(key, ABOUT) is None:
+    if store.get_blob(key, ABOUT) is None or store.get_blob(key, STATE) is None:
         with quiet(threads):
             state, score = pretrain(work)
         store.put_blob(key, STATE, save(state))

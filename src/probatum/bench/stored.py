@@ -115,6 +115,22 @@ def trials_of(store: Store, study: StudyRecord, kind: str) -> list[Trial]:
     return [trial for key in study.plan["keys"][kind] if (trial := store.get(key)) is not None]
 
 
+def missing_beside(store: Store, study: StudyRecord, results: Results) -> str:
+    """Timings and confirmations that a finished screen should have beside it and has not, in words; "" where none lack.
+
+    A budget of time has as many as there was time for.
+    """
+    plan = results.plan
+    if plan.minutes:
+        return ""
+    timings = len(study.plan["keys"].get("timing", ())) - len(results.timings)
+    winner = results.winner()
+    wanted = 2 * len(plan.confirm) if winner is not None and plan.confirm else 0
+    confirming = wanted - sum(trial.arm in (results.baseline, winner) for trial in trials_of(store, study, "confirm"))
+    counts = {"timings": timings, "trials of the confirmation": confirming if wanted else 0}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
+
+
 def progress_of(store: Store, study: StudyRecord) -> dict[str, Any]:
     """How many trials of the screen are there, of how many; for a race, of those wanted so far."""
     held, missing = _screen(store, study)

@@ -11,6 +11,7 @@ import typer
 
 from probatum.cli.options import with_options
 from probatum.errors import InputError
+from probatum.files import check_folder, check_writable
 
 app = typer.Typer(
     name="probatum",
@@ -163,8 +164,9 @@ def try_command(
         raise InputError("say which data: --data FILE, FOLDER or the name of a set, e.g. --data digits")
     if epochs is not None and steps is not None:
         raise InputError("give --epochs or --steps, not both")
-    for path, flag in ((report, "--report"), (json_file, "--json")):
-        _check_writable(path, flag)
+    file = None if store is None or "://" in store else Path(store)
+    for path, flag in ((file, "--store"), (report, "--report"), (json_file, "--json")):
+        check_writable(path, flag)
     _add(technique, kind)
     from probatum.cli.try_view import Outputs, run_try
     from probatum.options import values_of, with_own
@@ -230,7 +232,7 @@ def report_command(
 
     Example: [dim]probatum report probatum-runs/store.sqlite --to report.html[/dim]
     """
-    _check_writable(to, "--to")
+    check_writable(to, "--to")
     from probatum.cli.store_view import print_report
 
     print_report(store, study, to)
@@ -240,14 +242,24 @@ def report_command(
 def runs(
     store: Annotated[str, typer.Argument(help="A store written by `probatum try`: a file or a database URL.")],
     as_json: JsonFlag = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Make a new file of all that is readable and right; the old one is kept as STORE.damaged."
+        ),
+    ] = False,
 ) -> None:
-    """List the studies in a store.
+    """List the studies in a store, or mend its file.
 
-    Example: [dim]probatum runs probatum-runs/store.sqlite[/dim]
+    Examples: [dim]probatum runs probatum-runs/store.sqlite[/dim] ·
+    [dim]probatum runs --repair probatum-runs/store.sqlite[/dim]
     """
-    from probatum.cli.store_view import print_runs
+    from probatum.cli.store_view import print_repair, print_runs
 
-    print_runs(store, as_json=as_json)
+    if repair:
+        print_repair(store, as_json=as_json)
+    else:
+        print_runs(store, as_json=as_json)
 
 
 @app.command()
@@ -354,7 +366,7 @@ def predict(
     Examples: [dim]probatum predict model/ --data new.csv --to predictions.parquet[/dim] ·
     [dim]probatum predict model/ --data new.csv --to predictions.csv --spreadsheet[/dim]
     """
-    _check_writable(to, "--to")
+    check_writable(to, "--to")
     _add(technique, kind)
     from probatum.cli.ship_view import predict_file
 
@@ -415,6 +427,7 @@ def audit(
 
     Example: [dim]probatum audit model/ --data new.csv --groups region --out audit[/dim]
     """
+    check_folder(out, "--out")
     _add(technique, kind)
     from probatum.cli.audit_view import limits_of, run_audit
 
@@ -450,21 +463,6 @@ def _add(techniques: list[Path] | None, kinds: list[Path] | None = None) -> None
         find.add(folder)
     for file in techniques or ():
         catalogue.add_file(file)
-
-
-def _check_writable(path: Path | None, option: str) -> None:
-    """Before any long work: the file's folder must exist and take files."""
-    import os
-
-    if path is None:
-        return
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder; name a file in it")
-    if not folder.is_dir():
-        raise InputError(f"{option} {path}: the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{option} {path}: the folder {folder} is not writable; name another")
 
 
 if __name__ == "__main__":

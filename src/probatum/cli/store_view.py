@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from probatum.bench.repair import repair
 from probatum.bench.store import Store
-from probatum.bench.stored import find_study, progress_of, results_of
+from probatum.bench.stored import find_study, missing_beside, progress_of, results_of
 from probatum.errors import InputError
 
 
@@ -18,7 +19,18 @@ def open_existing(path: str) -> Store:
     """A store that must be there already."""
     if "://" not in path and not Path(path).is_file():
         raise InputError(f"no store at {path}; `probatum try ... --store {path}` writes one")
-    return Store(path)
+    if "://" not in path and Path(path).stat().st_size == 0:
+        raise InputError(
+            f"{path} is empty (0 bytes) and holds no study yet; `probatum try ... --store {path}` writes one"
+        )
+    store = Store(path, forgiving=True)
+    store.tell(_told)
+    return store
+
+
+def _told(line: str) -> None:
+    """Beside the output, which may be read by a program."""
+    Console(stderr=True).print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def print_runs(path: str, *, as_json: bool) -> None:
@@ -40,6 +52,9 @@ def print_runs(path: str, *, as_json: bool) -> None:
                     "answer": results_of(store, study).answer() if finished else "not finished",
                 }
             )
+        unchecked = len(store.unchecked)
+    if unchecked:
+        _told(f"{unchecked} trials were written by an earlier version, without checksums: they cannot be checked")
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -58,9 +73,29 @@ def print_report(path: str, beginning: str | None, to: Path | None) -> None:
     from probatum.report.write import write_report
 
     with open_existing(path) as store:
-        results = results_of(store, find_study(store, beginning))
+        study = find_study(store, beginning)
+        results = results_of(store, study)
+        missing = missing_beside(store, study, results)
     console = Console()
     print_results(console, results)
+    if missing:
+        _told(f"not all that belongs to it is in the store: {missing}; the same `probatum try` runs it")
     if to is not None:
         write_report(results, to)
         console.print(Text(f"\nreport: {to.resolve()}"), soft_wrap=True)
+
+
+def print_repair(path: str, *, as_json: bool) -> None:
+    """Mend a store's file and say what was kept and what is lost."""
+    if "://" in path:
+        raise InputError(
+            "only SQLite files are repaired; what is damaged on a server the same `probatum try` runs again"
+        )
+    done = repair(Path(path))
+    if as_json:
+        kept = dict(zip(("trials", "studies", "blobs"), done.kept, strict=True))
+        found = {"repaired": done.needed, "kept": kept, "arms": dict(done.arms), "lost": list(done.lost)}
+        print(json.dumps({**found, "damaged": None if done.damaged is None else str(done.damaged)}, indent=1))
+        return
+    for line in done.lines(path):
+        Console().print(Text(line), soft_wrap=True)

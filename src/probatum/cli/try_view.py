@@ -18,6 +18,7 @@ from probatum.bench.workers import too_many
 from probatum.cli.progress import LiveTable, Ticker, Waiting
 from probatum.drawing.blocks import terminal_table
 from probatum.errors import InputError
+from probatum.files import check_writable, write_whole
 from probatum.report.pretrained_start import started_from
 from probatum.report.table import remarks, verdict_table
 from probatum.report.world import world_blocks
@@ -52,6 +53,8 @@ def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs
         from probatum.report.write import write_report
         from probatum.study import Study
 
+        if outputs.report is None:
+            check_writable(_runs_folder() / "report.html")
         where = outputs.store or str(_runs_folder() / "store.sqlite")
         tuning = arguments["fine_tuning"]
 
@@ -68,10 +71,10 @@ def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs
         results = study.run(listener)
     key = key_of(study.plan.describe())
     path = outputs.report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
+    print_results(console, results)  # before files: what can go wrong with these must not hide it
     write_report(results, path)
     if outputs.json_file is not None:
-        outputs.json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
-    print_results(console, results)
+        write_whole(outputs.json_file, json.dumps(results.as_json(), indent=1) + "\n")
     console.print(Text(f"\nreport: {path.resolve()}", no_wrap=False, overflow="fold"), soft_wrap=True)
     console.print(Text(f"store:  {study.store.name} (study {key[:8]})", style="dim"), soft_wrap=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ import jinja2
 from markupsafe import Markup
 
 from probatum import catalogue
+from probatum.bench.many_classes import classes_of
 from probatum.bench.plan import DataPlan
 from probatum.bench.results import Results, change_text
 from probatum.bench.verdict import Verdict
 from probatum.drawing import charts
+from probatum.files import write_whole
 from probatum.measure.base import Measure
 from probatum.report.commands import repeat_command
 from probatum.report.pretrained_start import started_from
@@ -33,6 +34,8 @@ AXES = (
 )
 
 
+SHOWN_CLASSES = 60
+"""Classes of which a table tells one by one."""
 TESTED = {
     "folds": "{} folds, drawn anew for every repeat; each row is tested equally often",
     "given": "the same for every seed",
@@ -58,11 +61,7 @@ class Section:
 
 def write_report(results: Results, path: Path) -> Path:
     """Write the report of a study to `path`, whole or not at all."""
-    text = render(results)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_whole(path, render(results))
 
 
 def render(results: Results) -> str:
@@ -276,7 +275,10 @@ def _per_class(results: Results) -> list[dict[str, Any]]:
         ]
         if not tables or not names:
             continue
-        size = len(tables[0]["confusion"])
+        size = classes_of(tables[0])
+        if size > SHOWN_CLASSES:
+            found.append({"arm": arm, "note": f"{size} classes are too many to be shown one by one."})
+            continue
         matrix = [[sum(t["confusion"][i][j] for t in tables) for j in range(size)] for i in range(size)]
         rows = [
             {
@@ -289,7 +291,7 @@ def _per_class(results: Results) -> list[dict[str, Any]]:
         if size != len(names):  # a world took a class out, each seed its own
             continue
         chart = Markup(charts.confusion(matrix, names, f"confusion matrix of {arm}, all seeds"))
-        found.append({"arm": arm, "chart": chart, "rows": rows if size <= 60 else []})
+        found.append({"arm": arm, "chart": chart, "rows": rows})
     return found
 
 

@@ -1,0 +1,107 @@
+"""Files that a command writes: tried before long work, and written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from probatum.errors import InputError
+
+ROOM = 8192
+"""Bytes that must fit beside a file that will be written."""
+PART = ".part"
+MEMORY = 1
+"""Major number, on Linux, of /dev/null, /dev/full and their like, which can be written to as a trial."""
+
+
+def check_writable(path: str | os.PathLike[str] | None, option: str = "") -> None:
+    """Before any long work: the file can be written, as far as trying tells. A pipe or a terminal is left alone.
+
+    Args:
+        path: the file, which may be there already; None = nothing is to be written.
+        option: what it was given as, e.g. ``"--report"``.
+
+    Raises:
+        InputError: it is a folder, its folder is not there, it may not be written, or there is no room.
+    """
+    if path is None:
+        return
+    asked = " ".join(filter(None, (option, os.fspath(path))))
+    place = Path(os.path.realpath(path))  # a link is written where it leads
+    if place.is_dir():
+        raise InputError(f"{asked} is a folder; name a file in it")
+    if not place.parent.is_dir():
+        raise InputError(f"{asked}: the folder {place.parent} does not exist; make it first")
+    try:
+        if _special(place):
+            _try_device(place)
+            return
+        if place.exists() and not os.access(place, os.W_OK):
+            raise InputError(f"{asked} is not writable; change its permissions, or name another file")
+        if not os.access(place.parent, os.W_OK):
+            raise InputError(f"{asked}: the folder {place.parent} is not writable; name another")
+        trial = place.with_name(f"{place.name}.{os.getpid()}{PART}")
+        try:
+            with trial.open("wb") as file:
+                file.write(bytes(ROOM))
+                file.flush()
+                os.fsync(file.fileno())  # some file systems find out only here that they are full
+        finally:
+            with suppress(OSError):
+                trial.unlink()
+    except OSError as problem:
+        raise _cannot(asked, problem) from problem
+
+
+def check_folder(path: str | os.PathLike[str] | None, option: str = "") -> None:
+    """Before any long work: the folder is there, or is made, and takes files; see `check_writable`."""
+    if path is None:
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"{option} {path}: the folder cannot be made ({problem.strerror}); name another") from problem
+    check_writable(Path(path) / "trial", option)
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> Path:
+    """Write beside the file and move it into place; what was there stays where that fails, and nothing half is left.
+
+    Raises:
+        InputError: it cannot be written; the message says why.
+    """
+    place = Path(os.path.realpath(path))
+    part = place if _special(place) else place.with_name(place.name + PART)
+    try:
+        try:
+            part.write_text(text, encoding="utf-8")
+            if part != place:
+                os.replace(part, place)
+        except BaseException:
+            if part != place:
+                with suppress(OSError):
+                    part.unlink()
+            raise
+    except OSError as problem:
+        raise _cannot(os.fspath(path), problem) from problem
+    return Path(path)
+
+
+def _special(path: Path) -> bool:
+    """Whether it is there and is no file: a device or a pipe, which must not be replaced by one."""
+    return path.exists() and not path.is_file()
+
+
+def _try_device(path: Path) -> None:
+    found = path.stat()
+    memory = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == MEMORY
+    if memory:
+        path.write_bytes(b"\n")
+
+
+def _cannot(asked: str, problem: OSError) -> InputError:
+    remedy = "make room there, or name another file" if problem.errno == errno.ENOSPC else "name another file"
+    return InputError(f"{asked} cannot be written: {problem.strerror}; {remedy}")
