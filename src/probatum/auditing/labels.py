@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from probatum.auditing.case import FOLDS, MOST, Case
-from probatum.auditing.finding import FAULT, PASS, Finding, not_measurable, percent
+from probatum.auditing.finding import FAULT, NOT_MEASURABLE, PASS, Finding, not_measurable, percent
 from probatum.auditing.label_noise import Altered, altered
 from probatum.measure.groups import wilson
 
@@ -73,7 +73,7 @@ def _finding(case: Case, name: str, *, with_model: bool) -> Finding:
     )
     return Finding(
         name,
-        FAULT if bad else PASS,
+        FAULT if bad else NOT_MEASURABLE if many and not noise.told else PASS,
         f"{wrong} of the {of} surest rows contradicted ({percent(wrong / of)} [{percent(low)}, {percent(high)}]); {count} listed",
         f"lower end > {percent(case.limits.suspicious)}, not fading away from the borders of classes",
         f"Surest are the {percent(SUREST)} that models of the other rows are surest of, since overlap of classes is no mistake. "
@@ -99,7 +99,10 @@ def explained(noise: Altered, *, many: bool, bad: bool) -> str:
     if not many:
         return ""
     if not noise.told:
-        return "Overlap of the classes that fades away from their borders explains as many. "
+        return (
+            "That cannot be told: overlap of the classes explains as many, and labels that are often mistaken for one certain "
+            "other class look the same to models that learn from them. Look at some of the listed rows. "
+        )
     wrong = f"{percent(noise.share)} of all labels [{percent(noise.low)}, {percent(noise.high)}]"
     if not bad:
         return f"Overlap of the classes explains most of them: likeliest is that {wrong} are wrong. "
