@@ -145,8 +145,8 @@ def trial_of(row: Mapping[str, Any], key: str | None = None) -> Trial | Damage:
             return _changed_trial(row, key)
     except (ValueError, TypeError, RecursionError):  # bytes that are no text, text that is no JSON, broken rows
         return _changed_trial(row, key)
-    names = ("key", "study", "arm", "seed", "kind", "status")
-    return Trial(*[row[name] for name in names], **values, created=row["created"], rows=packed or b"")
+    whose = (row["key"], row["study"], row["arm"], row["seed"], row["kind"], row["status"])
+    return Trial(*whose, values["plan"], values["record"], values["timing"], row["created"], packed or b"")
 
 
 def study_of(row: Mapping[str, Any]) -> StudyRecord | Damage:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probatum.bench.plan import plan_from
 from probatum.bench.records import StudyRecord, study_of
 from probatum.bench.salvage import Found, salvage
 from probatum.bench.store import Store
 from probatum.bench.store_words import Broken
 from probatum.bench.tables import BLOBS, STUDIES, TRIALS
 from probatum.errors import InputError
-from probatum.rooms.arena import arena
 
 HEADER = 100
 BATCH = 200
@@ -161,7 +159,11 @@ def _studies_gone(found: Found) -> list[str]:
 def names_of(study: StudyRecord) -> dict[str, tuple[str, int, str]]:
     """Key -> arm, seed and kind of every trial that a study may want; the order in which `Study` lists keys tells."""
     try:
-        plan, keys = plan_from(study.plan["plan"]), study.plan["keys"]
+        described, keys = study.plan["plan"], study.plan["keys"]
+        from probatum.bench.plan import plan_from  # takes longer than a repair
+        from probatum.rooms.arena import arena
+
+        plan = plan_from(described)
         arms = [arm.name for arm in plan.arms]
         players = [arena(plan.arena).BASELINE, *arms]
         first = plan.race[0] if plan.race else len(plan.seeds)

@@ -91,7 +91,9 @@ def _free(pages: Mapping[int, bytes]) -> set[int]:
 
 
 def _from_pages(pages: Mapping[int, bytes], size: int, free: set[int]) -> Found:
-    found, trials, studies = Found(), [], []
+    found = Found()
+    trials: list[dict[str, Any]] = []
+    studies: list[dict[str, Any]] = []
     for number, page in pages.items():
         if number in free:
             continue

@@ -178,7 +178,7 @@ class Store:
         """Write the study's plan unless its key is there already; say whether it was written."""
         with self.writing() as connection:
             for row in connection.execute(sa.select(STUDIES).where(STUDIES.c.key == key)).mappings():
-                if self._believed(study_of(row)) is None:
+                if self._believed(study_of({**row})) is None:
                     connection.execute(sa.delete(STUDIES).where(STUDIES.c.key == key))
             return ignore_insert(connection, STUDIES, [study_row(key, plan)]) == 1
 
@@ -204,7 +204,7 @@ class Store:
         with self.writing() as connection:
             if any(found.key == key and found.table == BLOBS.name for found in self.damaged):
                 for row in connection.execute(_blob(key, name)).mappings():
-                    if isinstance(blob_of(row), Damage):
+                    if isinstance(blob_of({**row}), Damage):
                         connection.execute(sa.delete(BLOBS).where(BLOBS.c.key == key, BLOBS.c.name == name))
             return ignore_insert(connection, BLOBS, [blob_row(key, name, data)]) == 1
 
@@ -240,7 +240,7 @@ class Store:
     def _clear_trial(self, connection: sa.Connection, key: str) -> None:
         """Delete a trial that was found damaged, unless another process has written it again meanwhile."""
         rows = connection.execute(_ONE_TRIAL, {"key": key}).mappings()
-        if any(isinstance(trial_of(row, key), Damage) for row in rows):
+        if any(isinstance(trial_of({**row}, key), Damage) for row in rows):
             connection.execute(sa.delete(TRIALS).where(TRIALS.c.key == key))
             connection.execute(sa.delete(BLOBS).where(BLOBS.c.key == key, BLOBS.c.name == ROWS))
 

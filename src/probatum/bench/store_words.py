@@ -94,6 +94,8 @@ def _cut_off(path: Path) -> str:
     if len(head) < 100:
         return f"it is cut off after {size} bytes"
     page, pages = struct.unpack(">H", head[16:18])[0], struct.unpack(">I", head[28:32])[0]
+    if head[24:28] != head[92:96]:  # then SQLite itself does not believe how many pages it says
+        return ""
     whole = (65536 if page == 1 else page) * pages
     return f"it is cut off: {size:,} of {whole:,} bytes are there" if size < whole else ""
 
@@ -119,6 +121,6 @@ def check_path(path: Path) -> str:
         return f"{path} was an empty file; a new store is made in it"
     if not MAGIC.startswith(head):  # SQLite takes a file of a few bytes for an empty database, and writes over it
         raise broken(str(path), "file is not a database")
-    if path.stat().st_size < 100:
+    if _cut_off(path):  # SQLite does not mind where only a part of the last page is gone
         raise broken(str(path), "")
     return ""

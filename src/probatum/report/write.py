@@ -266,7 +266,7 @@ def _mean_curve(tables: list[list[dict[str, float]]], key: str) -> list[tuple[fl
 def _per_class(results: Results) -> list[dict[str, Any]]:
     names = list((results.summary.get("classes") or {}).keys())
     best = results.winner() or (results.plan.arms[0].name if results.plan.arms else None)
-    found = []
+    found: list[dict[str, Any]] = []
     for arm in dict.fromkeys((results.baseline, best)):
         tables = [
             t.record["details"]["per_class"]
