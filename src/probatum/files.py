@@ -63,7 +63,9 @@ def check_folder(path: str | os.PathLike[str] | None, option: str = "") -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise InputError(f"{option} {path}: the folder cannot be made ({problem.strerror}); name another") from problem
+        raise InputError(
+            f"{option} {path}: the folder cannot be made ({problem.strerror or problem}); name another"
+        ) from problem
     check_writable(Path(path) / "trial", option)
 
 
@@ -104,4 +106,4 @@ def _try_device(path: Path) -> None:
 
 def _cannot(asked: str, problem: OSError) -> InputError:
     remedy = "make room there, or name another file" if problem.errno == errno.ENOSPC else "name another file"
-    return InputError(f"{asked} cannot be written: {problem.strerror}; {remedy}")
+    return InputError(f"{asked} cannot be written: {problem.strerror or problem}; {remedy}")

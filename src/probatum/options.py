@@ -31,6 +31,8 @@ ASIDE = {
     "--json": "a file that is written",
     "--workers": "how many trials run side by side; their records are the same",
     "--on": "on which machines trials run; their records are the same",
+    "--trial-minutes": "when a trial is stopped; the records of all others are the same",
+    "--trial-memory": "what a process may take; the records of trials that end are the same",
 }
 """Options of ``probatum try`` that say nothing of what is studied, and why: the command that repeats a study leaves them out."""
 

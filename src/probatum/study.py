@@ -135,7 +135,7 @@ class Study:
 
     def _run(self, bench: Bench) -> Results:
         plan = self.plan
-        self.store.tell(bench.listener.said)
+        self.store.tell(lambda line: bench.listener.said(line))
         begun = time.monotonic() - self._spent
         self._spent = 0.0
         first = plan.race[0] if plan.race else len(plan.seeds)  # a race takes what is context at its first look only

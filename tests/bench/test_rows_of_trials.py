@@ -53,6 +53,7 @@ def test_a_store_without_rows_is_read_and_says_so(tmp_path: Path) -> None:
     new = study(path).run()
     with sqlite3.connect(path) as database:
         assert database.execute("delete from blobs where name = 'rows'").rowcount == 12
+        database.execute("update trials set checksum = null")  # as stores of that time are
     with Store(path) as store:
         old = results_of(store, find_study(store))
     assert "The test rows of 12 of 12 trials are not known" in old.rows_note()

@@ -80,6 +80,7 @@ CASES: dict[str, list[str]] = {
     "--references": [*IRIS, "--no-references"],
     "--confirm": [*IRIS, "--no-confirm"],
     "--swap": [*IRIS, "--no-swap"],
+    "--apart": [*IRIS, "--no-apart"],
     "--for": [*IRIS, "--for", "datasets"],
     "--confidence": [*IRIS, "--confidence", "0.9012345678"],
     "--holdout": [*IRIS, "--holdout", "0.123456789"],

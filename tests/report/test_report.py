@@ -14,6 +14,7 @@ import pytest
 
 from probatum import Study
 from probatum.drawing import charts
+from probatum.errors import InputError
 from probatum.report.commands import repeat_command
 from probatum.report.write import render, write_report
 from processes import PATIENCE
@@ -89,8 +90,8 @@ def test_report_is_written_whole_or_not_at_all(
 ) -> None:
     path = tmp_path / "r.html"
     path.write_text("old")
-    monkeypatch.setattr("probatum.report.write.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(InputError, match="cannot be written: disk full"):
         write_report(small_study.results, path)
     assert path.read_text() == "old"
 
