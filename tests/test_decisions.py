@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "decisions.py"
+from benchmark_files import benchmark
 
 
 @pytest.fixture(scope="module")
 def decisions() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_decisions", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there for their types
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("decisions")
 
 
 def test_truth_and_its_error_chunk_by_chunk(decisions: ModuleType) -> None:

@@ -103,7 +103,8 @@ class Running:
             cannot touch other arms. Without it trials that ran beside them count for no other study.
         trial_minutes: what a trial may take before it is stopped, and has failed; without it 15 minutes, or 100 times the
             baseline's if that is longer.
-        trial_memory: what a process that runs trials may take, bytes or words such as 4GB; without it what is free.
+        trial_memory: what a worker process may take beside what it starts with, bytes or words such as 4GB; without it what
+            is free.
         devices: how many devices train one network together; above 1 it needs pip install probatum[cluster].
         strategy: over several devices: ddp (copies of the network) or fsdp (its pieces).
     """

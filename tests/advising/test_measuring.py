@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmark_files import benchmark
 from probatum import Study
 from probatum.advising.evidence import Earlier, Outcome
 from probatum.advising.facts import Profile
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "advice.py"
-
 
 @pytest.fixture(scope="module")
 def advice() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_advice", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there for their types
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("advice")
 
 
 GAINS = {"a": 4.0, "b": -1.0, "c": 2.0, "d": 0.5, "e": -math.inf}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import sloppy
 from loosely import study_of
 from probatum import Study, catalogue
 from probatum.bench.context import Limit, TimeUp
+from probatum.bench.execute import Silent
 from probatum.bench.isolation import at_most, guarded
 from probatum.bench.store import REMARK, Store, Trial
 from probatum.bench.untouched import Untouched
+from probatum.bench.workers import Workers
 from probatum.errors import InputError
 from probatum.settings import Running
 
@@ -121,6 +124,18 @@ def test_an_arm_whose_process_dies_at_once_is_given_up(tmp_path: Path) -> None:
     reasons = [t.record["reason"] for t in results.trials if t.arm == name]
     assert reasons[0] == "the worker died (exit code 3) three times"
     assert reasons[1:] == ["the worker died (exit code 3) three times on seed 0"] * 5
+
+
+def test_what_is_given_up_takes_no_other_trial_with_it(tmp_path: Path) -> None:
+    """All that a pool has just taken may be given up, and there is more to come."""
+    (name,) = arms(tmp_path, "exits")
+    study = study_of("iris", [name, "gradient-noise"], **{**SHORT, "seeds": 6})
+    bench = study.bench()
+    jobs = bench.jobs(study.plan.seeds, study.plan.arms, with_references=False)
+    jobs.sort(key=lambda job: job.arm.name != name)  # the arm that dies first, all of it
+    with closing(Workers(2)) as pool:
+        ended = [job.key for group, _ in pool.run(study.context, [[job] for job in jobs], Silent()) for job in group]
+    assert sorted(ended) == sorted(job.key for job in jobs)
 
 
 def test_without_a_process_of_their_own_trials_count_for_no_other_study(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def checksum(data: Data) -> int:
         for value in (part.x, part.y, part.rows):
             if isinstance(value, Tensor):
                 plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-                found = zlib.crc32(plain.tobytes(), found)
+                found = zlib.crc32(plain.data, found)
     return found
 
 

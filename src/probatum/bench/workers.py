@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -129,13 +130,14 @@ class Workers:
         try:
             while True:
                 room = max(0, self._count - self._busy() - len(waiting))
-                waiting.extend(Task(list(group)) for group in islice(source, room))
+                taken = [Task(list(group)) for group in islice(source, room)]
+                waiting.extend(taken)
                 yield from self._without_hope(context, waiting)
                 self._give_out(parcel, waiting, listener)
                 if not waiting and not self._busy():
-                    if room:
+                    if room and not taken:
                         return
-                    continue
+                    continue  # what was taken is given up, and there may be more
                 for worker in self._that_speak():
                     yield from self._heard(worker, context, waiting)
                 yield from self._overdue(context)
@@ -431,11 +433,13 @@ def _probed(context: Context, block: list[Job]) -> Choice:
 
 
 def _hold_to(memory: float) -> None:
-    """Let this process take no more memory than that; what asks for more fails, instead of the machine."""
+    """Let this process take no more memory than that beside what it has; what asks for more fails, instead of the machine."""
     with suppress(ImportError, ValueError, OSError):  # not everywhere is there such a limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (has + int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _warm(context: Context) -> None:
