@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import random
 import re
+import signal
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +22,7 @@ from probatum.bench.context import Limit, TimeUp
 from probatum.bench.execute import Silent
 from probatum.bench.isolation import at_most, guarded
 from probatum.bench.store import REMARK, Store, Trial
-from probatum.bench.untouched import Untouched
+from probatum.bench.untouched import TORCH, Untouched
 from probatum.bench.workers import Workers
 from probatum.errors import InputError
 from probatum.settings import Running
@@ -190,6 +194,53 @@ def test_libraries_may_load_and_nothing_is_told() -> None:
     torch.manual_seed(int(torch.initial_seed()) + 1)
     assert guard.look().what == ("torch's global random stream",)
     assert guard.look().what == ()
+
+
+def test_draws_of_a_library_that_loads_are_told_from_a_technique_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Rich 15.0 does: its module of styles draws from Python's random stream when it is imported."""
+    (tmp_path / "drawn_once.py").write_text("import random\nSTART = random.getrandbits(24)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    study = study_of("iris", ["gradient-noise"], **SHORT)
+    job = study.bench().jobs((0,), study.plan.arms, with_references=False)[1]
+    entry = catalogue.entry("gradient-noise")
+    before, runs, always = entry.gradients, [], False
+
+    def gradients(self: Any, run: Any) -> None:
+        runs.append(run)
+        importlib.import_module("drawn_once")
+        if always:
+            random.random()
+        before(self, run)
+
+    monkeypatch.setattr(entry, "gradients", gradients)
+    state = random.getstate()
+    ran = guarded(study.context, [job])
+    assert not ran.touched
+    assert ran.trials[0].status == "ok"
+    assert len(runs) == 2 * 4  # four steps, done again once it was loaded
+    assert random.getstate() == state
+    del sys.modules["drawn_once"]
+    always = True
+    assert guarded(study.context, [job]).trials[0].record["reason"].endswith("Python's random stream")
+
+
+def test_a_handler_that_torch_sets_is_no_change() -> None:
+    """torch 2.13's DataLoader handles SIGCHLD from its first worker processes on."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        guard = Untouched()
+        code = compile("def handler(number, frame): pass", f"{TORCH}utils/data/_utils/signal_handling.py", "exec")
+        space: dict[str, Any] = {}
+        exec(code, space)
+        signal.signal(signal.SIGCHLD, space["handler"])
+        assert guard.look().what == ()
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        assert guard.look().what == ("signal handlers",)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def test_a_time_limit_and_what_it_is_by_default() -> None:

@@ -60,8 +60,11 @@ def owner_of(group: Sequence[Job]) -> str:
 
 def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
     """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
-    with watched(context, {job.seed for job in group}) as found:
-        trials = run_group(context, group, progress)
+    for _ in range(2):
+        with watched(context, {job.seed for job in group}) as found:
+            trials = run_group(context, group, progress)
+        if not found.drawn:
+            break
     if not found.what:
         return Ran(trials)
     failed = [
@@ -77,6 +80,7 @@ class Found:
 
     what: list[str] = field(default_factory=list)
     lasting: list[str] = field(default_factory=list)
+    drawn: bool = False
 
     def words(self) -> str:
         """One sentence."""
@@ -90,10 +94,11 @@ def watched(context: Context, seeds: Iterable[int]) -> Iterator[Found]:
     guard.begin()
     yield found
     touched = guard.look()
-    found.what, found.lasting = list(touched.what), list(touched.lasting)
+    found.what, found.lasting, found.drawn = list(touched.what), list(touched.lasting), touched.drawn
     for seed in sorted(seeds):
         if not context.splits.intact(seed):
             found.what.append(f"the rows of seed {seed}")
+            found.drawn = False
             if not context.splits.mended(seed):
                 found.lasting.append("the data, as they are held in memory")
 

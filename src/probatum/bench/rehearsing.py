@@ -33,8 +33,11 @@ def tried(context: Context, arm: Arm | None, elsewhere: Elsewhere | None = None)
         elsewhere(context, owner, arm)
         return
     name, recipe = ("the baseline", context.plan.base) if arm is None else (arm.name, arm.recipe)
-    with watched(context, {0}) as found:
-        _rehearse(context, arm, name, recipe)
+    for _ in range(2):
+        with watched(context, {0}) as found:
+            _rehearse(context, arm, name, recipe)
+        if not found.drawn:
+            break
     if found.what:
         raise InputError(f"{name} cannot take part: {found.words()}")
 

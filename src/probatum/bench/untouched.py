@@ -46,16 +46,22 @@ BELONGS = ("pymp", "tqdm", "loky", "QueueManagerThread", "QueueFeederThread", "E
 """Beginnings of the names of threads that libraries keep for later."""
 
 
+DRAWN = {"NumPy's global random stream", "Python's random stream"}
+
+
 class Touched(NamedTuple):
     """What a trial has changed.
 
     Attributes:
         what: names, in the order in which they are looked at.
         lasting: those of them that could not be put back, so that this process should run nothing more.
+        drawn: whether it is nothing but random streams, while libraries were loaded: some draw when they are (Rich 15, which
+            scikit-learn 1.9 loads), and a second run tells whose draws they were.
     """
 
     what: tuple[str, ...] = ()
     lasting: tuple[str, ...] = ()
+    drawn: bool = False
 
     def words(self) -> str:
         """One sentence."""
@@ -147,7 +153,8 @@ class Untouched:
             if thread.is_alive() and not thread.name.startswith(BELONGS):
                 what.append(f"a thread that goes on ({thread.name})")
                 lasting.append(what[-1])
-        return Touched(tuple(what), tuple(lasting))
+        drawn = bool(what) and set(what) <= DRAWN and len(sys.modules) > self._seen
+        return Touched(tuple(what), tuple(lasting), drawn)
 
     def _exchanged(self) -> Iterator[str]:
         """Names of attributes that are other objects than before, put back."""
@@ -212,11 +219,16 @@ def _inherited(kind: type, key: str) -> object:
 
 def _wrapped(before: object, now: object) -> bool:
     """Whether torch itself has put something around a function of its own, as it does when that is first used."""
-    code = getattr(now, "__code__", None)
-    if code is None or not code.co_filename.startswith(TORCH):
+    if not _code(now).startswith(TORCH):
         return False
     inner = (getattr(now, name, None) for name in ("__wrapped__", "_torchdynamo_orig_callable"))
     return any(one is before for one in inner)
+
+
+def _code(value: object) -> str:
+    """The file in which a function is written; "" where it is none."""
+    code = getattr(value, "__code__", None)
+    return "" if code is None else str(code.co_filename)
 
 
 def _watched() -> Iterator[tuple[str, ModuleType]]:
@@ -318,7 +330,9 @@ def _folder() -> str:
 
 
 def _signals() -> tuple[Any, ...]:
-    return tuple(signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name))
+    """Handlers of signals; torch's own, which its DataLoader sets with the first worker process, counts as none."""
+    found = (signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name))
+    return tuple(signal.SIG_DFL if _code(handler).startswith(TORCH) else handler for handler in found)
 
 
 def _put_signals(value: tuple[Any, ...]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from probatum.numerics.posterior.alike import difference
 from probatum.numerics.posterior.stacked import Posterior, Stacked
@@ -34,6 +35,7 @@ class Net(nn.Module):
         self.layer, self.held, self.use = nn.Linear(3, 2), held, use
 
     def forward(self, x: Tensor) -> Tensor:
+        _ = self.held  # what is not read may differ
         return self.layer(x) if self.use is None else self.use(self, x)
 
 
@@ -87,6 +89,52 @@ def own_class(by: float) -> nn.Module:
     return Inner(3, 2)
 
 
+def shared(k: int) -> nn.Module:
+    one, two = nn.Linear(3, 3), nn.Linear(3, 3)
+    return nn.Sequential(one, two, [one, two, one][k])
+
+
+def tied(k: int) -> nn.Module:
+    net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    net[2].weight = net[k % 2].weight
+    return net
+
+
+class Calls:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def scaled(self, net: nn.Module, x: Tensor) -> Tensor:
+        return self.by * net.layer(x)
+
+
+class Kept(nn.Module):
+    """Notes its name, its past and what it has last seen, which no pass reads."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.layer, self.name, self.seed, self.history = nn.Linear(3, 2), f"member {k}", k, [k]
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.last = y.detach()
+        return y
+
+
+def seen(k: int) -> nn.Module:
+    net = Kept(k)
+    net(rows(2 + k))
+    return net
+
+
+def pruned(k: int) -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 2))
+    prune.random_unstructured(net[0], "weight", amount=0.5)
+    net[0].weight = net[0].weight.detach()  # as a pass without gradients leaves it
+    return net
+
+
 DIFFERENT: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "tensor": (lambda k: Net(torch.full((3,), float(k)), lambda net, x: net.layer(x - net.held)), "held"),
     "number": (lambda k: Net(float(k), lambda net, x: net.held * net.layer(x)), r"held \(0\.0 and 1\.0\)"),
@@ -105,6 +153,13 @@ DIFFERENT: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "forward": (lambda k: set_forward(1.0 + k), r"0\.forward, which was set"),
     "hidden layers": (hidden, "held"),
     "classes": (lambda k: own_class(1.0 + k), "the network"),
+    "where a module stands": (shared, "where modules and tensors are shared"),
+    "tied elsewhere": (tied, "where modules and tensors are shared"),
+    "sparse": (lambda k: Net((torch.eye(2) * (k + 1)).to_sparse()), "held"),
+    "opaque": (lambda k: Net(operator.itemgetter(k)), "held"),
+    "generators": (lambda k: Net(np.random.default_rng(k)), "held"),
+    "keywords": (lambda k: Net(None, functools.partial(torch.sub, alpha=k)), "use"),
+    "of another object": (lambda k: Net(None, Calls(float(k)).scaled), "use"),
     "only one": (lambda k: Net() if k else Net({"a": 1}), "held"),
 }  # fmt: skip
 
@@ -127,6 +182,11 @@ ALIKE: dict[str, Callable[[int], nn.Module]] = {
     "forward": lambda k: set_forward(3.0),
     "classes": lambda k: own_class(2.0),
     "parametrized": lambda k: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2))),
+    "names and pasts": Kept,
+    "what a pass keeps": seen,
+    "dictionaries": lambda k: Net({"a": 1, "b": 2} if k else {"b": 2, "a": 1}),
+    "pruned": pruned,
+    "traced": lambda k: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU())),
     "orthogonal": lambda k: parametrizations.orthogonal(nn.Linear(3, 3)),
     "recurrent": lambda k: nn.Sequential(nn.RNN(3, 4), nn.Identity()),
     "buffers": lambda k: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),

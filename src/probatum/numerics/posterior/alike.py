@@ -1,6 +1,7 @@
 """Whether networks are one architecture: the same code, hooks and state beside their parameters and buffers.
 
-What is run for all of them is a copy of one, so that anything else that differs would be the first one's for all.
+What is run for all of them is a copy of one, so that anything else that differs would be the first one's for all. What no
+code of theirs reads, such as a name, a history or activations that are kept, may differ.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from probatum.numerics.networks.reads import attributes_read
 from probatum.numerics.networks.substitute import TORCHS_OWN
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _TORCHS = {*TORCHS_OWN, "_compiled_call_impl", "forward"}  # compiled code is not copied, and computes the same
+_COMPILED = ("torch._dynamo", "torch.jit")
+"""Packages whose modules set their own `forward`, around the network that they hold."""
 _CLASS = {"__slotnames__", "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__"}
 
 
@@ -58,6 +64,15 @@ class _Pair:
         self.alive: list[object] = []  # as long as their ids are told apart by
 
     @functools.cached_property
+    def read(self) -> set[str] | None:
+        """Attributes that matter, looked up where some differ; None = all."""
+        both = attributes_read(self.first), attributes_read(self.other)
+        return None if both[0] is None or both[1] is None else both[0] | both[1]
+
+    def _matters(self, key: str) -> bool:
+        return self.read is None or key in self.read
+
+    @functools.cached_property
     def places(self) -> tuple[dict[int, tuple[str, str]], dict[int, tuple[str, str]]]:
         """What belongs to either, looked up where it matters: most networks hold numbers alone."""
         return _places(self.first), _places(self.other)
@@ -67,6 +82,8 @@ class _Pair:
         mine, theirs = dict(self.first.named_modules()), dict(self.other.named_modules())
         if list(mine) != list(theirs):
             return "their modules"
+        if _standing(self.first) != _standing(self.other):
+            return "where modules and tensors are shared"
         return next((found for name in mine for found in self._of_module(name, mine[name], theirs[name])), "")
 
     def _of_module(self, name: str, a: nn.Module, b: nn.Module) -> Iterator[str]:
@@ -75,9 +92,11 @@ class _Pair:
         yield from self.attached(name, a, b)
         mine, theirs = _plain_state(a), _plain_state(b)
         for key in mine.keys() ^ theirs.keys():
-            yield f"{_joined(name, key)} (only one has it)"
-        for key, value in mine.items():
-            if not self._same(value, theirs[key]):
+            if self._matters(key):
+                yield f"{_joined(name, key)} (only one has it)"
+        for key in mine.keys() & theirs.keys():
+            value = mine[key]
+            if not self._same(value, theirs[key]) and self._matters(key):
                 yield f"{_joined(name, key)}{_values(value, theirs[key])}"
 
     def attached(self, name: str, a: nn.Module, b: nn.Module) -> Iterator[str]:
@@ -86,7 +105,12 @@ class _Pair:
         for key in _HOOKS:
             if (mine[key] or theirs[key]) and not self._same(_hooks(mine, key), _hooks(theirs, key)):
                 yield _joined(name, key.strip("_").replace("_", " "))
-        if ("forward" in mine or "forward" in theirs) and not self._same(mine.get("forward"), theirs.get("forward")):
+        compiled = type(a).__module__.startswith(_COMPILED)
+        if (
+            ("forward" in mine or "forward" in theirs)
+            and not compiled
+            and not self._same(mine.get("forward"), theirs.get("forward"))
+        ):
             yield _joined(name, "forward, which was set on the module itself")
 
     def _same(self, a: Any, b: Any) -> bool:
@@ -103,7 +127,10 @@ class _Pair:
             return True
         self.seen.add(pair)
         self.alive += [a, b]
-        return self._looked_into(a, b)
+        found = self._looked_into(a, b)
+        if not found:
+            self.seen.discard(pair)  # where they stand next they differ again
+        return found
 
     def _looked_into(self, a: Any, b: Any) -> bool:
         if isinstance(a, type):
@@ -118,7 +145,7 @@ class _Pair:
         if isinstance(a, np.ndarray | np.generic):
             return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
         if isinstance(a, Mapping):
-            return self._same([*a.items()], [*b.items()])
+            return len(a) == len(b) and all(key in b and self._same(value, b[key]) for key, value in a.items())
         if isinstance(a, list | tuple | deque):
             return len(a) == len(b) and all(map(self._same, a, b))
         if isinstance(a, types.FunctionType):
@@ -137,7 +164,8 @@ class _Pair:
             return True
         if type(a).__eq__ is not object.__eq__ and not hasattr(a, "__dict__"):  # a date, a path, a set
             return bool(a == b)
-        return self._same(_state(a), _state(b))
+        mine, theirs = _state(a), _state(b)
+        return self._same(mine, theirs) if mine or theirs else self._same(_reduced(a), _reduced(b))
 
     def _same_class(self, a: type, b: type) -> bool:
         """Of one definition that was run twice, as classes inside of functions are."""
@@ -153,6 +181,15 @@ def _places(net: nn.Module) -> dict[int, tuple[str, str]]:
     return parts | {id(value): ("tensor", name) for name, value in held}
 
 
+def _standing(net: nn.Module) -> list[dict[str, str]]:
+    """Modules, parameters and buffers by every name, each with the first name of the same thing."""
+    found = []
+    for named in (net.named_modules, net.named_parameters, net.named_buffers):
+        first: dict[int, str] = {}
+        found.append({name: first.setdefault(id(value), name) for name, value in named(remove_duplicate=False)})
+    return found
+
+
 def _kind(module: nn.Module) -> type:
     """Its class; of a module with parametrizations the one it had before, since torch makes each a class of its own."""
     return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
@@ -160,10 +197,16 @@ def _kind(module: nn.Module) -> type:
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
     """A module's attributes beside torch's own."""
+    if type(module).__module__.startswith(_COMPILED):
+        return {}
     found = {key: value for key, value in vars(module).items() if key not in _TORCHS}
+    if isinstance(module, GraphModule):  # its graph stands in its code
+        found = {key: value for key, value in found.items() if key != "_graph"} | {"code": module.code}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm | SpectralNorm):
             found.pop(hook.name, None)
+        elif isinstance(hook, BasePruningMethod):
+            found.pop(hook._tensor_name, None)
     return found
 
 
@@ -195,11 +238,21 @@ def _state(value: object) -> dict[str, Any]:
     return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
 
 
+def _reduced(value: object) -> object:
+    """What an object that shows nothing of itself would be pickled as; None where it cannot be, as locks and files."""
+    try:
+        return value.__reduce_ex__(4)
+    except Exception:
+        return None
+
+
 def _equal_tensors(a: Tensor, b: Tensor) -> bool:
     if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
         return False
-    if a.layout != torch.strided or a.device.type == "meta":
+    if a.device.type == "meta":
         return True
+    if a.layout != torch.strided:
+        a, b = a.to_dense(), b.to_dense()
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -78,6 +79,7 @@ class Stacked:
                 f"{type(model).__name__} has {where}: a function that reaches into this one network and is not copied with it, so "
                 "that its weights would be used for all; write it as a method of a class, or with the module that it is given"
             )
+        self._of: weakref.ref[nn.Module] | None = weakref.ref(model)
         self.kept = kept_in_evaluation(model)
         self._run = Substitute(self.model)
         self._parts = list(self.model.modules())
@@ -86,6 +88,9 @@ class Stacked:
         heavy = any(isinstance(module, nn.modules.conv._ConvNd) for module in self._parts)
         self.apart = heavy or self.size > WIDE
         self._refused = False
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_of": None}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """A network's buffers and frozen parameters by name, detached."""
@@ -106,8 +111,10 @@ class Stacked:
         own = {name: value.shape for name, value in chain(self.model.named_parameters(), self.model.named_buffers())}
         if any(one != own for one in shapes):
             raise ValueError(f"the networks are not all {type(self.model).__name__} of one shape")
+        known = self._of is not None and self._of() is models[0]
         for k, one in enumerate(models):
-            if where := difference(self.model, one):
+            first = self.model if k == 0 else models[0]
+            if not (known and k == 0) and (where := difference(first, one)):
                 raise ValueError(
                     f"network {k} differs from the first {type(self.model).__name__} in {where}, and all are run by the "
                     "first one's code, their own parameters and buffers in it; make them alike, or register the tensors that "
