@@ -53,11 +53,27 @@ Shapes    rows -> probabilities
 Departs   none
 """
 
+import enum
+
+import numpy as np
 import torch
 
 from probatum.card import Card
 
 CARD = Card(paper="unpublished", title="{title}", entry="Sloppy", slot="learner", tags=("own",), tasks=("classes",))
+COUNT = []
+
+
+class Own(float):
+    pass
+
+
+class Word(str):
+    pass
+
+
+class Kind(enum.Enum):
+    A = "a"
 
 
 class Sloppy:

@@ -18,10 +18,11 @@ from probatum.bench.cluster import Cluster
 from probatum.bench.context import Context, Job
 from probatum.bench.execute import Bench, Executor, Here, Listener, Silent
 from probatum.bench.hands import Hands, automatic
-from probatum.bench.isolation import all_outsiders
+from probatum.bench.isolation import all_outsiders, outsiders
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.race_run import race_through
 from probatum.bench.results import Results, winner_of
+from probatum.bench.speed import measured
 from probatum.bench.splits import Splits
 from probatum.bench.store import Store
 from probatum.bench.verdict import Verdict
@@ -108,12 +109,15 @@ class Study:
             self.apart = Workers(1, self._memory)
         auto, elsewhere = chosen is None, None if self.apart is None else self.apart.rehearse
         context = replace(context, plan=making.rehearsed(context, auto=auto, elsewhere=elsewhere))
-        self.context = making.at_speed(context, self.running, self.store, auto=auto, elsewhere=elsewhere)
+        measure = measured if self.apart is None or not outsiders(plan.base) else self.apart.speed
+        self.context = making.at_speed(
+            context, self.running, self.store, auto=auto, elsewhere=elsewhere, measure=measure
+        )
         self._results: Results | None = None
         workers = int(self.running.workers)
         self.hands = Hands(workers)
         if asked.workers == AUTO and workers > 1:
-            self.hands = automatic(self.context, workers)
+            self.hands = automatic(self.context, workers, elsewhere)
             self.running = replace(self.running, workers=self.hands.workers)
         self._spent = time.monotonic() - begun  # making the study is part of its budget of time
 

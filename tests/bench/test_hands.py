@@ -72,7 +72,7 @@ def test_as_many_as_cores_and_memory_hold(
 ) -> None:
     monkeypatch.setattr(hands, "taken", lambda: 1e9)
     monkeypatch.setattr(hands, "available", lambda: free * 1e9)
-    monkeypatch.setattr(hands, "rehearsal_seconds", lambda context: rehearsal)
+    monkeypatch.setattr(hands, "rehearsal_seconds", lambda context, elsewhere: rehearsal)
     monkeypatch.setattr("probatum.bench.workers.cores", lambda: 4)
     study = Study("iris", ["gradient-noise"], **SHORT, running=Running(workers="auto", timing=False))
     assert study.hands == expected

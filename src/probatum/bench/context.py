@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench.many_classes import compact
 from probatum.bench.packed_rows import UnitRows, gather, pack
+from probatum.bench.plain import plain
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
@@ -137,13 +138,17 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
 
 
 def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Trial:
-    """The trial that a job became by going well."""
+    """The trial that a job became by going well; a failed one where it leaves what cannot be kept."""
     record: dict[str, Any] = {}
     if job.kind != "timing":
         record = {"measures": outcome.measures, "digest": outcome.digest, "details": compact(outcome.details)}
         if outcome.swapped:
             record["swapped"] = outcome.swapped
     timing = {"measures": outcome.timing, "seconds": seconds}
+    try:
+        record, timing = plain(record), plain(timing)
+    except TypeError as problem:
+        return lost(context, job, "failed", str(problem), seconds=seconds)
     return replace(_trial(context, job, "ok", record, timing), rows=_rows(context, job, outcome))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from probatum.arenas.predict.stacks import Choice
-from probatum.bench import grouping
+from probatum.bench import grouping, isolation
 from probatum.bench.context import Context, Job
 from probatum.bench.isolation import at_most, guarded, owner_of
 from probatum.bench.plan import StudyPlan, key_of
@@ -145,7 +145,7 @@ class Bench:
 
     def _probed(self, context: Context, block: list[Job]) -> Choice:
         if self.apart is None or not owner_of(block):
-            return grouping.probed(context, block)
+            return isolation.probed(context, block)
         try:
             return self.apart.probe(context, block)
         except InputError as problem:  # it shows again when the trials are run

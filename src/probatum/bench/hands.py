@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from probatum.bench.context import Context, Job, quiet
 from probatum.bench.execute import Elsewhere, Executor, Here, Listener
+from probatum.bench.isolation import outsiders
 from probatum.bench.rehearse import rehearse
+from probatum.bench.rehearsing import Elsewhere as Rehearsed
 from probatum.bench.workers import Ended, Workers
 from probatum.data.lazy.memory import available
 
@@ -51,7 +53,7 @@ class Hands:
         return f"{self.workers} workers{after}"
 
 
-def automatic(context: Context, cores: int) -> Hands:
+def automatic(context: Context, cores: int, elsewhere: Rehearsed | None = None) -> Hands:
     """The hands for a study on so many cores.
 
     A process needs about as much memory as this one has taken so far, which holds the data and has rehearsed every arm. A
@@ -63,7 +65,7 @@ def automatic(context: Context, cores: int) -> Hands:
         return Hands()
     plan = context.plan
     trials = (1 + len(plan.arms)) * len(plan.seeds)
-    return Hands(workers, later=trials * rehearsal_seconds(context) < START_SECONDS)
+    return Hands(workers, later=trials * rehearsal_seconds(context, elsewhere) < START_SECONDS)
 
 
 def taken() -> float:
@@ -71,11 +73,14 @@ def taken() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def rehearsal_seconds(context: Context) -> float:
-    """How long a rehearsal of the baseline takes when nothing has to be loaded for it any more."""
-    begun = time.monotonic()
-    with quiet(context.plan.threads):
-        rehearse(context.baseline(), context.plan.arena)
+def rehearsal_seconds(context: Context, elsewhere: Rehearsed | None = None) -> float:
+    """How long a rehearsal of the baseline takes when nothing has to be loaded for it any more; elsewhere, if it is from outside."""
+    begun, owner = time.monotonic(), "+".join(outsiders(context.plan.base))
+    if owner and elsewhere is not None:
+        elsewhere(context, owner, None)
+    else:
+        with quiet(context.plan.threads):
+            rehearse(context.baseline(), context.plan.arena)
     return time.monotonic() - begun
 
 

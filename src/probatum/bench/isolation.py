@@ -11,19 +11,21 @@ from __future__ import annotations
 import io
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from probatum import catalogue
+from probatum.arenas.predict.stacks import Choice
+from probatum.bench import grouping
 from probatum.bench.context import Context, Job, Progress, TimeUp, lost
-from probatum.bench.grouping import run_group
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
 
+Result = TypeVar("Result")
 KEPT = 2000
 """Characters of what a technique prints that are kept."""
 
@@ -60,11 +62,7 @@ def owner_of(group: Sequence[Job]) -> str:
 
 def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
     """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
-    for _ in range(2):
-        with watched(context, {job.seed for job in group}) as found:
-            trials = run_group(context, group, progress)
-        if not found.drawn:
-            break
+    trials, found = watching(context, {job.seed for job in group}, lambda: grouping.run_group(context, group, progress))
     if not found.what:
         return Ran(trials)
     failed = [
@@ -72,6 +70,12 @@ def guarded(context: Context, group: Sequence[Job], progress: Progress | None = 
         for job, trial in zip(group, trials, strict=True)
     ]
     return Ran(failed, True, ", ".join(found.lasting))
+
+
+def probed(context: Context, block: list[Job]) -> Choice:
+    """Whether seeds of an arm are trained as one; not, and it is told, where the probe changed what is not its own."""
+    choice, found = watching(context, {job.seed for job in block}, lambda: grouping.probed(context, block))
+    return Choice(False, problem=f"when they were tried as one, {found.words()}") if found.what else choice
 
 
 @dataclass
@@ -101,6 +105,16 @@ def watched(context: Context, seeds: Iterable[int]) -> Iterator[Found]:
             found.drawn = False
             if not context.splits.mended(seed):
                 found.lasting.append("the data, as they are held in memory")
+
+
+def watching(context: Context, seeds: Collection[int], work: Callable[[], Result]) -> tuple[Result, Found]:
+    """What some work comes to, and what it changed; done again where libraries that it loaded may have drawn meanwhile."""
+    for _ in range(2):
+        with watched(context, seeds) as found:
+            result = work()
+        if not found.drawn:
+            break
+    return result, found
 
 
 @cache

@@ -20,7 +20,7 @@ from probatum.bench.plan import DataPlan, StudyPlan
 from probatum.bench.pretrained_start import find_start
 from probatum.bench.race import looks_to
 from probatum.bench.rehearsing import Elsewhere, tried
-from probatum.bench.speed import chosen_speed
+from probatum.bench.speed import Measure, chosen_speed, measured
 from probatum.bench.splits import Splits
 from probatum.bench.statistics import FEWEST_SEEDS
 from probatum.bench.store import Store
@@ -424,12 +424,18 @@ def rehearsed(context: Context, *, auto: bool, elsewhere: Elsewhere | None = Non
 
 
 def at_speed(
-    context: Context, running: Running, store: Store, *, auto: bool, elsewhere: Elsewhere | None = None
+    context: Context,
+    running: Running,
+    store: Store,
+    *,
+    auto: bool,
+    elsewhere: Elsewhere | None = None,
+    measure: Measure = measured,
 ) -> Context:
     """The context with the speed settings that pay, where they are to be probed; arms that cannot take them are told of."""
     if running.speed != "auto":
         return context
-    plan = chosen_speed(context, store, bf16=running.precision == "auto")
+    plan = chosen_speed(context, store, bf16=running.precision == "auto", measure=measure)
     changed = plan.engine != context.plan.engine
     context = replace(context, plan=plan)
     if not changed:

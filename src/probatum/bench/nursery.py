@@ -1,12 +1,13 @@
 """A process that has loaded everything and run nothing; workers branch off from it, within milliseconds instead of seconds.
 
 Each is clean: what techniques did in others is not in it. The nursery ends when this process does, however it ends, and its
-workers end when the pipes to them close.
+workers end with it. What a worker leaves behind when it ends, processes of its own included, is ended too.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import os
 import select
@@ -18,9 +19,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 REQUEST = struct.Struct("!i?d")
 """Number of the child, whether it is silent, bytes that it may take (0 = no limit)."""
@@ -30,6 +32,8 @@ REFERENCES = ("sklearn.linear_model", "sklearn.ensemble", "sklearn.neighbors", "
 """What the classical references need besides."""
 REAP_SECONDS = 0.05
 """How often the nursery looks for children that have ended."""
+SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of Linux's prctl."""
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Child:
         return self.code
 
     def kill(self, seconds: float) -> None:
-        """End it and its own children at once."""
+        """End it at once; the nursery ends whatever it has left."""
         self.nursery.listen(0.0)
         if self.code is None and self.pid is not None:
             with suppress(ProcessLookupError, PermissionError):
@@ -138,7 +142,7 @@ class Nursery:
         return self.process.poll() is not None
 
     def close(self) -> None:
-        """End it; workers that it has live on until their pipes close, and how they end is not told any more."""
+        """End it and the workers that it has."""
         self._socket.close()
         self.process.wait()
 
@@ -182,29 +186,85 @@ def tend(descriptor: int, work: Callable[[int, bool, float | None], None]) -> No
     """What the nursery does: branch off a child for every request, which calls `work(pipe, silent, memory)`; tell of ends."""
     line = socket.socket(fileno=descriptor)
     numbers: dict[int, int] = {}
-    while True:
-        ready = select.select([line], [], [], REAP_SECONDS if numbers else None)[0]
-        while numbers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
+    adopt()
+    try:
+        while _served(line, numbers, work):
+            pass
+    except OSError:  # whom it serves has gone without a word
+        pass
+    _leave(numbers)
+
+
+def _served(line: socket.socket, numbers: dict[int, int], work: Callable[[int, bool, float | None], None]) -> bool:
+    """Tell of children that have ended and take a request, if there is one; False where there will be none."""
+    strays = end_strays(numbers)
+    ready = select.select([line], [], [], REAP_SECONDS if numbers or strays else None)[0]
+    for pid in ended():
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # its number is nobody else's as long as it was not waited for
+        _, status = os.waitpid(pid, 0)
+        if pid in numbers:
             line.sendall(f"ended {numbers.pop(pid)} {os.waitstatus_to_exitcode(status)}\n".encode())
-        if not ready:
-            continue
-        request, descriptors, _, _ = socket.recv_fds(line, REQUEST.size, 1)
-        if not request:
-            os._exit(0)
-        number, silent, memory = REQUEST.unpack(request)
-        (pipe,) = descriptors
-        pid = os.fork()
-        if not pid:
-            line.close()
-            _child(pipe, silent, memory or None, work)
-        with suppress(OSError):  # it may have done so itself
-            os.setpgid(pid, pid)
-        os.close(pipe)
-        numbers[pid] = number
-        line.sendall(f"born {number} {pid}\n".encode())
+    if not ready:
+        return True
+    request, descriptors, _, _ = socket.recv_fds(line, REQUEST.size, 1)
+    if not request:
+        return False
+    number, silent, memory = REQUEST.unpack(request)
+    (pipe,) = descriptors
+    pid = os.fork()
+    if not pid:
+        line.close()
+        _child(pipe, silent, memory or None, work)
+    with suppress(OSError):  # it may have done so itself
+        os.setpgid(pid, pid)
+    os.close(pipe)
+    numbers[pid] = number
+    line.sendall(f"born {number} {pid}\n".encode())
+    return True
+
+
+def adopt() -> None:
+    """Have what workers leave behind come to this process when they end, in whichever group or session it is; on Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
+
+
+def ended() -> Iterator[int]:
+    """Children that have ended and were not waited for."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None:
+            return
+        yield found.si_pid
+
+
+def end_strays(own: Collection[int]) -> int:
+    """End children that are none of these, which a worker has left behind; how many there were."""
+    try:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    strays = {int(pid) for pid in children} - {*own}
+    for pid in strays:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return len(strays)
+
+
+def _leave(numbers: Collection[int]) -> None:
+    """End all workers and what they have left; never returns."""
+    for pid in numbers:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:  # what was a worker's comes here once that has ended
+            os.waitpid(-1, 0)
+            end_strays(numbers)
+    os._exit(0)
 
 
 def _child(pipe: int, silent: bool, memory: float | None, work: Callable[[int, bool, float | None], None]) -> None:

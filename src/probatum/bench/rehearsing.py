@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from probatum.bench.context import Context
-from probatum.bench.isolation import outsiders, watched
+from probatum.bench.isolation import outsiders, watching
 from probatum.bench.lazy_rehearsal import check_reads
 from probatum.bench.rehearse import rehearse
 from probatum.errors import InputError
@@ -33,11 +33,7 @@ def tried(context: Context, arm: Arm | None, elsewhere: Elsewhere | None = None)
         elsewhere(context, owner, arm)
         return
     name, recipe = ("the baseline", context.plan.base) if arm is None else (arm.name, arm.recipe)
-    for _ in range(2):
-        with watched(context, {0}) as found:
-            _rehearse(context, arm, name, recipe)
-        if not found.drawn:
-            break
+    _, found = watching(context, {0}, lambda: _rehearse(context, arm, name, recipe))
     if found.what:
         raise InputError(f"{name} cannot take part: {found.words()}")
 

@@ -1,11 +1,12 @@
 """Several processes on this machine that run groups of trials; one that dies is replaced and its work given out again.
 
-Techniques from outside the package have a process of their own (`probatum.bench.isolation.owner_of`); one in which something
-was changed that is not a trial's own is replaced.
+Techniques from outside the package have a process of their own for every group (`probatum.bench.isolation.owner_of`); any
+other one in which something was changed that is not a trial's own is replaced.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -28,11 +29,12 @@ from probatum.arenas.predict.stacks import Choice
 from probatum.bench import isolation, rehearsing
 from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
-from probatum.bench.grouping import probed
-from probatum.bench.isolation import Printed, Ran, guarded, owner_of, took_too_long
+from probatum.bench.isolation import Printed, Ran, guarded, outsiders, owner_of, took_too_long
 from probatum.bench.nursery import load, nursery, tend
 from probatum.bench.parcel import check_versions, pack, unpack
+from probatum.bench.plain import plain, received
 from probatum.bench.rehearse import try_all
+from probatum.bench.speed import measured
 from probatum.bench.store import Trial
 from probatum.bench.untouched import LISTENER
 from probatum.errors import InputError
@@ -162,6 +164,14 @@ class Workers:
         """
         self._asked(context, owner, "rehearse", arm)
 
+    def speed(self, context: Context, *, bf16: bool) -> dict[str, Any]:
+        """What `probatum.bench.speed.measured` finds in the process that the baseline's techniques belong to.
+
+        Raises:
+            InputError: the process died of it, or took too long.
+        """
+        return self._asked(context, "+".join(outsiders(context.plan.base)), "speed", bf16)  # type: ignore[no-any-return]
+
     def slots(self, context: Context) -> int:
         """How many groups run at once."""
         return self._count
@@ -189,7 +199,7 @@ class Workers:
         """Hand waiting groups to processes that may run them, as far as there is room; start or prepare those that lack."""
         claimed: list[_Worker] = []
         for task in list(waiting)[: max(0, self._count - self._busy())]:
-            worker = self._idle(owner_of(task.jobs) if self._owned else "", claimed)
+            worker = self._idle(owner_of(task.jobs) if self._owned else "", claimed, fresh=True)
             claimed.append(worker)
             if worker.state != "free":
                 continue
@@ -202,11 +212,20 @@ class Workers:
                 listener.started(job)
             worker.tell("group", task.jobs)
 
-    def _idle(self, owner: str, claimed: list[_Worker]) -> _Worker:
-        """A process of this owner that has nothing to do, started if need be; for it another one may have to go."""
+    def _idle(self, owner: str, claimed: list[_Worker], *, fresh: bool = False) -> _Worker:
+        """A process of this owner that has nothing to do, started if need be; for it another one may have to go.
+
+        Args:
+            owner: whose.
+            claimed: those that are spoken for.
+            fresh: whether one in which its owner's techniques were tried before is replaced.
+        """
         for worker in self._workers:
             if worker.owner == owner and worker.task is None and worker not in claimed:
-                return worker
+                if not (fresh and owner and worker.asked):
+                    return worker
+                self._replaced(worker)
+                break
         idle = [w for w in self._workers if w.state == "free" and w not in claimed]
         if idle and len(self._workers) >= self._count + SPARE:
             self._workers.remove(idle[0])
@@ -217,20 +236,23 @@ class Workers:
 
     def _asked(self, context: Context, owner: str, word: str, value: Any) -> Any:
         """What a process of this owner answers, nothing else being done meanwhile."""
-        parcel, ends = self._packed(context), time.monotonic() + REHEARSAL_SECONDS
-        worker = self._idle(owner, [])
+        parcel, seconds = self._packed(context), REHEARSAL_SECONDS
+        ends = time.monotonic() + seconds
+        worker = self._idle(owner, [], fresh=word == "probe")
         while True:
             if worker.state == "free":
                 if worker.loaded is parcel:
                     worker.tell(word, value)
-                    worker.state = "asked"
+                    worker.state, worker.asked = "asked", True
+                    seconds = _patience(context, len(value) if word == "probe" else 1)
+                    ends = time.monotonic() + seconds
                 else:
                     worker.take_in(parcel)
             if not wait([worker.connection], timeout=LOOK_SECONDS) and worker.process.poll() is None:
                 if time.monotonic() < ends:
                     continue
                 self._replaced(worker)
-                raise InputError(f"{owner} took longer than {REHEARSAL_SECONDS / 60:.0f} min to be tried on a few rows")
+                raise InputError(f"{owner} was tried on a few rows, and {took_too_long(seconds)}")
             message = worker.hear()
             if message is None:
                 why = worker.last_words()
@@ -282,7 +304,7 @@ class Workers:
         if word == "done":
             task, worker.task = worker.task, None
             ran: Ran = value
-            if ran.touched:
+            if ran.touched or worker.owner:  # what a file keeps for itself would be in its next trial, too
                 self._replaced(worker)
             if task is not None:
                 self._well.add(_of(context, task))
@@ -308,6 +330,12 @@ class Workers:
                 raise InputError(f"workers die before they have taken in the data ({why}); try fewer workers")
 
 
+def _patience(context: Context, trials: int) -> float:
+    """How long what stands before so many trials may take: no longer than these, or than the whole study."""
+    given, minutes = context.limit.given, context.plan.minutes
+    return min(REHEARSAL_SECONDS, given * trials if given else math.inf, 60 * minutes or math.inf)
+
+
 def _of(context: Context, task: Task) -> tuple[str, str]:
     """The study and the arm that a task is of."""
     return context.study_key(), task.jobs[0].arm.name
@@ -322,6 +350,8 @@ class _Worker:
         self.task: Task | None = None
         self.loaded: bytes | None = None
         self.state = "starting"
+        self.wrong = ""
+        self.asked = False
         with theirs:
             self.process = nursery().born(theirs.fileno(), silent=bool(owner), memory=memory)
 
@@ -338,14 +368,19 @@ class _Worker:
     def hear(self) -> tuple[str, Any] | None:
         """The next message, or None from the dead."""
         try:
-            return pickle.loads(self.connection.recv_bytes()) if self.connection.poll() else None
+            return received(self.connection.recv_bytes()) if self.connection.poll() else None
         except (EOFError, OSError):
+            return None
+        except Exception as problem:  # what was sent may be anything
+            self.process.kill(LAST_WORDS_SECONDS)
+            self.wrong = f"what it sent cannot be read, {problem}"
             return None
 
     def last_words(self) -> str:
         """How a process that has closed its pipe came to its end."""
         try:
-            return _how(self.process.wait(LAST_WORDS_SECONDS))
+            code = self.process.wait(LAST_WORDS_SECONDS)
+            return self.wrong or _how(code)
         except subprocess.TimeoutExpired:
             return "it closed its pipe"
         finally:
@@ -405,11 +440,7 @@ def serve(descriptor: int, silent: bool = False, memory: float | None = None) ->
                     ran = replace(ran, trials=printed.told(ran.trials))
                 _say(connection, "done", ran)
             elif context is not None:
-                if word == "probe":
-                    _say(connection, "answer", _probed(context, value))
-                else:
-                    rehearsing.apart(context, value)
-                    _say(connection, "answer", None)
+                _say(connection, "answer", _answer(context, word, value))
         except InputError as problem:
             _say(connection, "refused", str(problem))
 
@@ -425,11 +456,13 @@ def _ran(context: Context, group: list[Job]) -> Ran:
         return Ran([lost(context, job, "failed", reason, seconds=0.0) for job in group], touched=True)
 
 
-def _probed(context: Context, block: list[Job]) -> Choice:
-    """Whether seeds of an arm are trained as one; not where a probe touches what is not its own, which then shows again."""
-    with isolation.watched(context, {job.seed for job in block}) as found:
-        choice = probed(context, block)
-    return Choice(False, reason=found.words()) if found.what else choice
+def _answer(context: Context, word: str, value: Any) -> Any:
+    """What is asked before trials are run."""
+    if word == "probe":
+        return isolation.probed(context, value)
+    if word == "speed":
+        return plain(measured(context, bf16=value))
+    return rehearsing.apart(context, value)
 
 
 def _hold_to(memory: float) -> None:
@@ -443,9 +476,19 @@ def _hold_to(memory: float) -> None:
 
 
 def _warm(context: Context) -> None:
-    """Load what trials need, so that the first one takes no longer than the others, by which times are foretold."""
-    with suppress(Exception), quiet(context.plan.threads):  # what is wrong shows in the trials
-        try_all(context.baseline(), context.plan.arena)
+    """Load what trials need, so that the first one takes no longer than the others, by which times are foretold.
+
+    Raises:
+        InputError: the baseline, or what it is made of, changes what belongs to all trials.
+    """
+
+    def once() -> None:
+        with suppress(Exception), quiet(context.plan.threads):  # what is wrong with it shows in the trials
+            try_all(context.baseline(), context.plan.arena)
+
+    _, found = isolation.watching(context, {0}, once)
+    if found.what:
+        raise InputError(f"the baseline cannot take part: {found.words()}")
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:

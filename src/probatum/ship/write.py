@@ -14,6 +14,7 @@ manifest.json                 size and SHA-256 of every file, and the hashes of 
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probatum.arenas.predict.arena import digest, looked_at
-from probatum.arenas.predict.fit import Predictor, _validation_score, fit
+from probatum.arenas.predict.fit import Predictor, fit, validation_score
 from probatum.bench.context import Context
+from probatum.bench.isolation import watching
 from probatum.bench.plan import key_of, versions
 from probatum.bench.results import Results
 from probatum.data.pipeline import save_pipeline
@@ -81,22 +83,29 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
         threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
         try:
-            work = _with_tuned_settings(work)
-            fitted = fit(work)
-            test = looked_at(fitted, work)
+            (work, fitted, test), found = watching(context, {work.seed}, functools.partial(_trained, work))
         finally:
             torch.set_num_threads(threads)
+        if found.what:
+            raise InputError(f"{arm.name} cannot be shipped: {found.words()}; it was put back")
         description = _description(results, arm, builtin, work, fitted, digest(fitted.model, test))
         _write(folder, place, results, work, fitted, description)
         _check_whole(folder, place, work, fitted)
     return folder
 
 
+def _trained(work: Work) -> tuple[Work, Predictor, Any]:
+    """The trial as it is built again on loading, trained, and what is seen of its test rows."""
+    work = _with_tuned_settings(work)
+    fitted = fit(work)
+    return work, fitted, looked_at(fitted, work)
+
+
 def _with_tuned_settings(work: Work) -> Work:
     """The same trial with the settings that the tuner chooses written down, by which it is built again on loading."""
     if not work.terms.tune:
         return work
-    recipe = tuned(work.recipe, work.terms.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+    recipe = tuned(work.recipe, work.terms.tune, work.seed, lambda candidate: validation_score(work, candidate))
     return replace(work, arm=replace(work.arm, recipe=recipe)).on(tune=0)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum import catalogue, inject
+from probatum.arenas.predict.reported import reported
 from probatum.arenas.predict.swap import Swap
 from probatum.data.lazy.few import release
 from probatum.errors import InputError
@@ -84,7 +85,7 @@ def fit(work: Work, swap: Swap | None = None) -> Predictor:
         return Predictor(spec.task, learner=asked.reference(work.builtin, swap.noting(work.data), work.seed))
     recipe = work.recipe
     if work.terms.tune:
-        recipe = tuned(recipe, work.terms.tune, work.seed, lambda candidate: _validation_score(work, candidate))
+        recipe = tuned(recipe, work.terms.tune, work.seed, lambda candidate: validation_score(work, candidate))
     check_calibrator(recipe, spec.task)
     if recipe.learner is None:
         return fit_network(work, recipe, swap)
@@ -109,7 +110,7 @@ def fit_learner(work: Work, recipe: Recipe, use: Use, swap: Swap | None = None) 
     learner = inject.call(
         use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
     )
-    effects: dict[str, float] = getattr(learner, "report", dict)()
+    effects = reported(learner, use.id)
     found = Predictor(data.spec.task, learner=learner, effects=effects, posthoc=recipe.posthoc)
     found.passes = float(getattr(learner, "passes", 0.0))
     return calibrate(found, work)
@@ -132,7 +133,7 @@ def predictor(work: Work, recipe: Recipe, parts: Assembly) -> Predictor:
     run, spec = parts.run, work.data.spec
     effects: dict[str, float] = {f"{name}: places changed": float(count) for name, count in parts.swaps.items()}
     for method in parts.methods:
-        effects |= getattr(method, "report", dict)()
+        effects |= reported(method, type(method).__name__)
     found = Predictor(spec.task, run.model, effects=effects | run.notes, curve=run.curve, posthoc=recipe.posthoc)
     found.passes = float(run.passes + run.extra_passes)
     found.scores = not getattr(run.loss, "probabilistic", True)
@@ -207,7 +208,7 @@ def _calibrator(use: Use, work: Work, logits: Tensor) -> Any:
     return fitted
 
 
-def _validation_score(work: Work, recipe: Recipe) -> float:
+def validation_score(work: Work, recipe: Recipe) -> float:
     """What the tuner lowers: validation error of the primary measure's kind, of one candidate recipe."""
     candidate = replace(work, arm=replace(work.arm, recipe=recipe), progress=None).on(tune=0)
     valid, asked = work.data.valid, task(work.data.spec.task)
