@@ -32,6 +32,8 @@ REFERENCES = ("sklearn.linear_model", "sklearn.ensemble", "sklearn.neighbors", "
 """What the classical references need besides."""
 REAP_SECONDS = 0.05
 """How often the nursery looks for children that have ended."""
+PASSING = {"PYTEST_CURRENT_TEST"}
+"""Names in the environment that change all the time and that nothing goes by."""
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux's prctl."""
 
@@ -153,7 +155,8 @@ _nursery: dict[tuple[object, ...], Nursery] = {}
 
 def nursery() -> Nursery:
     """The nursery of this process, made when it is first asked for, and anew when what it would inherit has changed."""
-    key = (os.getpid(), sys.executable, tuple(sys.path), os.getcwd(), tuple(sorted(os.environ.items())))
+    environment = tuple(sorted(pair for pair in os.environ.items() if pair[0] not in PASSING))
+    key = (os.getpid(), sys.executable, tuple(sys.path), os.getcwd(), environment)
     found = _nursery.get(key)
     if found is None or found.gone():
         for old in [key for key, one in _nursery.items() if one.gone() or not one._children]:
