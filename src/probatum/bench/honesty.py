@@ -47,6 +47,8 @@ ACCURACY = Measure("accuracy", "quality", True, 0.01)
 LOG_LOSS = Measure("log-loss", "quality", False, 0.01)
 STATED = 0.05
 """Error that the bench states, of intervals and of false differences."""
+GROUPS = (20, 40)
+"""Numbers of the user's groups."""
 DISCORDANT = (0.03, 0.08)
 """Shares of given test rows on which two learners of equal risk differ."""
 ROWS, SEEDS = 500, 24
@@ -269,7 +271,7 @@ def chosen_arms(
 
 def _trial(units: np.ndarray, x: np.ndarray, binary: bool) -> Trial:
     names, where = np.unique(units, return_inverse=True)
-    return Trial(float(x.mean()), names, np.bincount(where, x - x.mean()), len(x), float(binary))
+    return Trial(float(x.mean()), names, np.bincount(where, x - x.mean()), len(x), float(binary), np.bincount(where))
 
 
 def coverage(
@@ -362,6 +364,20 @@ def copied_rows(generator: np.random.Generator, studies: int, seeds: int = SEEDS
     return Rate(f"rows with copies, {seeds} seeds: false differences", hits, studies)
 
 
+def unequal_groups(generator: np.random.Generator, studies: int, groups: int, seeds: int = SEEDS // 2) -> Rate:
+    """Groups of the user's, the largest some fifteen times the smallest, that differ by effects of their own: equal learners."""
+    hits = 0
+    for _ in range(studies):
+        sizes = np.maximum(2, np.round(12 * generator.lognormal(0.0, 0.7, groups))).astype(int)
+        units = np.repeat(np.arange(groups), sizes)
+        own, plan = 0.5 * generator.standard_normal(groups), SplitPlan(None, units)
+        tests = [draw_folds(plan, seed, FRACTIONS)[2] for seed in range(seeds)]
+        noise = generator.standard_normal((seeds, len(units)))
+        trials = [_trial(units[test], own[units[test]] + noise[s, test], False) for s, test in enumerate(tests)]
+        hits += over_rows(trials).p <= STATED
+    return Rate(f"{groups} groups of unequal size, {seeds} seeds: false differences", hits, studies)
+
+
 def equally_tested(seeds: int = 2 * SEEDS) -> Rate:
     """Units of a table with copies whose number of tests differs by more than 1 from another's."""
     generator = np.random.default_rng(0)
@@ -391,6 +407,8 @@ def simulated(
         for seeds in (6, SEEDS):
             add(given_rows(generator, studies, seeds, discordant))
     add(copied_rows(generator, studies))
+    for groups in GROUPS:
+        add(unequal_groups(generator, studies, groups))
     world = World.drawn(generator, rows)
     known = [different_arms(generator, world) for _ in range(tables)]
     add(*coverage(known), *coverage(known, shared=False), raced(known))

@@ -260,10 +260,10 @@ def _trial(
     units = base.units
     if counts.min(initial=1) < 1:
         tested = counts > 0
-        units, moved = units[tested], moved[tested]
+        units, moved, counts = units[tested], moved[tested], counts[tested]
     binary = measure.kind != "ratio" and name in base.binary and name in mine.binary
     (difference,) = differences([baseline], [value], measure)
-    return Trial(difference, units, moved, int(counts.sum()), 1.0 if binary else 0.0)
+    return Trial(difference, units, moved, int(counts.sum()), 1.0 if binary else 0.0, counts)
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

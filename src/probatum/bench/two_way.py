@@ -12,8 +12,10 @@ several trials. With d_s the mean of trial s, J trials, and w_us the sum over ro
 
 answers for new rows like these and models trained on samples of these rows. Two-way clustering (Cameron, Gelbach & Miller,
 "Robust inference with multiway clustering", JBES 29, 2011) is V without its max. Degrees of freedom are Satterthwaite's;
-what they claim too much with few trials, the nominal level 1 - alpha (1 - 1.5 / J) pays for. Of few units (groups, as a
-rule) the deviations from d_s are smaller than those from the mean of all units, and so are their products. Differences of 0/1 losses get
+what they claim too much with few trials, the nominal level 1 - alpha (1 - 1.5 / J) pays for. The deviation of a unit with
+share h of a trial's rows is smaller from d_s, on which it weighs itself, than from the mean of all units: it counts
+1 / sqrt(1 - h) times (CR2 of Bell & McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage
+samples", Survey Methodology 28, 2002), products of trials alike where units are few. Differences of 0/1 losses get
 one more discordant row in all (Agresti & Min, "Simple improved confidence intervals for comparing matched proportions",
 Statistics in Medicine 24, 2005), so that no interval has width 0.
 """
@@ -34,6 +36,8 @@ FEW_UNITS = 20
 """Units of a trial below which what centring takes from products of trials is reckoned pair by pair."""
 ROUNDING = 1e-9
 """Share of the largest difference below which differences differ by rounding alone."""
+LEAST_LEFT = 0.05
+"""Part of what trials have in common below which their products say nothing of it."""
 FEWEST = 10
 """Units in all below which the error is larger than stated, and said to be."""
 
@@ -48,6 +52,7 @@ class Trial:
         deviations: (g,) sum over the unit's rows of x_is - d_s.
         rows: n_s, test rows.
         discordant: size of one discordant row, 1 for differences of 0/1 losses and 0 for others.
+        counts: (g,) rows of each unit; None = as many each.
     """
 
     mean: float
@@ -55,6 +60,14 @@ class Trial:
     deviations: np.ndarray
     rows: int
     discordant: float = 0.0
+    counts: np.ndarray | None = None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(g,) shares of the rows that the units have."""
+        if self.counts is None:
+            return np.full(len(self.units), 1 / max(len(self.units), 1))
+        return np.asarray(self.counts / self.counts.sum())
 
 
 @dataclass(frozen=True)
@@ -195,13 +208,18 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
         raise ValueError(f"differences contain {means[~np.isfinite(means)][0]}; leave out trials that are not finite")
     count = len(trials)
     size = 1 + max(int(trial.units.max(initial=0)) for trial in trials)
-    total, seen, own = np.zeros(size), np.zeros(size, dtype=bool), []
+    total, weight, own = np.zeros(size), np.zeros(size), []
     for trial in trials:
-        groups = len(trial.units)
         part = trial.deviations / trial.rows
-        own.append(part * math.sqrt(groups / (groups - 1)) if groups > 1 else part)
-        total[trial.units] += own[-1]
-        seen[trial.units] = True
+        if len(part) > 1:
+            shares = trial.shares
+            part = part / np.sqrt(1 - shares)
+            weight[trial.units] += shares
+        else:
+            weight[trial.units] += 1
+        own.append(part)
+        total[trial.units] += part
+    units = np.count_nonzero(weight)
     squares = total**2
     discordant = sum(trial.discordant**2 / trial.rows**2 for trial in trials) / count**3
     told = [float(part @ part) for part in own if len(part) > 1]  # a single unit says nothing of how units differ
@@ -215,32 +233,35 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     sd = 0.0 if equal(means) else float(means.std(ddof=1))
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
-    freedom = 2 * rows**2 / max(fourth - rows**2 / seen.sum(), 1e-300)
-    if seen.sum() < FEW_UNITS:  # of which the kurtosis is not known
-        freedom = min(freedom, seen.sum() - 1.0)
+    freedom = 2 * rows**2 / max(fourth - rows**2 / max(units, 1), 1e-300)
+    weights = weight**2  # large units, if they differ, differ by more; of equal ones there are as many as there are
+    as_equal = float(weights.sum() ** 2 / (weights**2).sum()) if units else 0.0
+    if units < FEW_UNITS or as_equal < units / 2:  # a few squares do not tell their kurtosis
+        freedom = min(freedom, as_equal - 1.0)
     if rows == 0 and within > 0:  # the one discordant row alone
         freedom = 2.0
     lead = float(squares.max() / squares.sum()) if rows > 0 else 0.0
     mean = float(means[0]) if sd == 0 else float(means.mean())
-    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa, int(seen.sum()))
+    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa, int(units))
 
 
 def _of_pairs(trials: Sequence[Trial], size: int) -> float:
     """What the units that trials s and t share make of cov(d_s, d_t), summed over all pairs; of trials of few units.
 
-    The deviations of g_s and g_t units of which k are the same have products 1 - 1 / g_s - 1 / g_t + k / (g_s g_t) as large
-    as those from the units' own mean. Pairs that share no unit have none; pairs of a single unit take the mean of the others.
+    With shares h_s and h_t of the rows, units that differ by effects of their own have sum h_s h_t of their variance in
+    common, and their deviations from d_s and d_t the `left` part of that; of g_s and g_t equal units of which k are the same
+    1 - 1 / g_s - 1 / g_t + k / (g_s g_t). Pairs that share no unit have none; pairs of which next to nothing is left (a
+    single unit each) take the mean of the others.
     """
     count = len(trials)
-    moved, tested = np.zeros((count, size)), np.zeros((count, size))
+    moved, share = np.zeros((count, size)), np.zeros((count, size))
     for s, trial in enumerate(trials):
         moved[s, trial.units] = trial.deviations / trial.rows
-        tested[s, trial.units] = 1
-    groups = tested.sum(axis=1)
-    both = tested @ tested.T
-    left = 1 - 1 / groups[:, None] - 1 / groups + both / np.outer(groups, groups)
-    pairs = (both > 0) & ~np.eye(count, dtype=bool)
-    told = pairs & (groups[:, None] > 1) & (groups > 1)
+        share[s, trial.units] = trial.shares
+    common, squared = share @ share.T, share**2 @ share.T
+    pairs = (common > 0) & ~np.eye(count, dtype=bool)
+    left = np.divide(common - squared - squared.T + common**2, common, out=np.zeros_like(common), where=pairs)
+    told = pairs & (left > LEAST_LEFT)
     if not told.any():
         return 0.0
     products = (moved @ moved.T)[told] / left[told]
