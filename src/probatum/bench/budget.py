@@ -117,7 +117,7 @@ def in_order(plan: StudyPlan, trials: Iterable[Trial]) -> tuple[Trial, ...]:
     """Trials in the plan's order, whichever ended first: seed by seed the baseline, the arms, the references."""
     names = (arena(plan.arena).BASELINE, *(arm.name for arm in plan.arms), *plan.references)
     arms, seeds = ({one: i for i, one in enumerate(some)} for some in (names, (*plan.seeds, *plan.confirm)))
-    return tuple(sorted(trials, key=lambda trial: (seeds[trial.seed], arms[trial.arm])))
+    return tuple(sorted(trials, key=lambda t: (seeds.get(t.seed, len(seeds)), arms.get(t.arm, len(arms)))))
 
 
 def confirmation(plan: StudyPlan, trials: Iterable[Trial], winner: str | None) -> tuple[Trial, ...]:
