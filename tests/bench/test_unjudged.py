@@ -67,7 +67,17 @@ def test_probes_of_which_none_went_well() -> None:
 def plan_of(arms: tuple[str, ...] = ("a", "b"), **said: Any) -> StudyPlan:
     data = DataPlan("made up", "0", "table", "classes", "y", 100, (0.6, 0.2, 0.2), True)
     made = tuple(Arm(name, Recipe(), salt=name) for name in arms)
-    return StudyPlan("predict", data, Recipe(), made, references=("plain",), seeds=tuple(range(6)), **said)
+    seeds = tuple(range(6))
+    return StudyPlan(
+        arena="predict",
+        data=data,
+        base=Recipe(),
+        arms=made,
+        references=("plain",),
+        seeds=seeds,
+        primary="accuracy",
+        **said,
+    )
 
 
 def trials(status: str = "ok", **record: Any) -> tuple[Trial, ...]:
@@ -79,14 +89,12 @@ def trials(status: str = "ok", **record: Any) -> tuple[Trial, ...]:
 
 @pytest.mark.fast
 def test_records_without_the_measure_and_failures_of_all() -> None:
-    plan = plan_of(primary="accuracy")
+    plan = plan_of()
     empty = Results(plan, trials(measures={}), (), (), {})
     assert empty.answer() == "Nothing could be judged: no seed has accuracy for both an arm and the baseline."
     broken = Results(plan, trials("failed", reason="it burst"), (), (), {})
-    assert broken.answer() == (
-        "Nothing could be judged: 2 of 2 failed (a: seed 0: it burst; the baseline failed on 6 of 6 seeds, "
-        "so that 0 pairs are left). The baseline failed on 6 of 6 seeds."
-    ) or broken.answer().startswith("Nothing could be judged: 2 of 2 failed (a: seed 0")
+    assert broken.answer().startswith("Nothing could be judged: 2 of 2 failed (a: seed 0: it burst")
+    assert broken.answer().endswith(" The baseline failed on 6 of 6 seeds.")
     for results in (empty, broken):
         assert results.as_json()["unjudged"] == results.unjudged() != ""
         assert unbacked(results, "baseline") == unbacked(results, "a") == results.unjudged()
@@ -94,7 +102,7 @@ def test_records_without_the_measure_and_failures_of_all() -> None:
 
 @pytest.mark.fast
 def test_trials_stand_in_the_plans_order_whichever_ended_first() -> None:
-    plan = plan_of(primary="accuracy", race=(6,), minutes=1.0, confirm=(100, 101))
+    plan = plan_of(race=(6,), minutes=1.0, confirm=(100, 101))
     wanted = trials(measures={"accuracy": 0.5})
     ended = random.Random(0).sample(wanted, len(wanted))
     assert in_order(plan, ended) == whole(plan, ended) == wanted

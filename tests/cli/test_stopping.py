@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,29 @@ def gone_reader() -> io.TextIOWrapper:
     return os.fdopen(writes, "w")
 
 
+@pytest.fixture
+def usual() -> Iterator[None]:
+    """Signals as a shell's command has them, whatever these tests were started by."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HEARD}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize("number", HEARD)
-def test_a_signal_is_heard_once_and_the_handler_put_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+def test_a_signal_is_heard_once_and_the_handler_put_back(number: signal.Signals, usual: None) -> None:
     with stopping.heard() as stop:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # `timeout` sends its own twice
         assert (stop.signal, stop.code()) == (number, 128 + number)
         assert stop.line().startswith(f"stopped by {number.name}; what has ended is stored")
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 @pytest.mark.fast
-def test_a_signal_that_was_swallowed_is_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_was_swallowed_is_heard_again(monkeypatch: pytest.MonkeyPatch, usual: None) -> None:
     monkeypatch.setattr(stopping, "GRACE", 0.0)
     with stopping.heard():
         for _ in range(2):
@@ -58,14 +66,11 @@ def test_a_signal_that_was_swallowed_is_heard_again(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.fast
-def test_what_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stopping.heard():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_what_nohup_ignores_stays_ignored(usual: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopping.heard():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def _from_a_thread(write: Callable[[], Any]) -> None:
@@ -76,7 +81,7 @@ def _from_a_thread(write: Callable[[], Any]) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("aside", [False, True], ids=["main thread", "another thread"])
-def test_a_reader_that_has_gone(aside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_has_gone(aside: bool, monkeypatch: pytest.MonkeyPatch, usual: None) -> None:
     with gone_reader() as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with stopping.heard() as stop:
@@ -100,7 +105,7 @@ def test_other_faults_of_output_are_faults() -> None:
 def test_a_list_of_which_one_line_is_read_ends_quietly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["probatum", "list", "--json"])
+    monkeypatch.setattr(sys, "argv", ["probatum", "list"])
     with gone_reader() as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with pytest.raises(SystemExit) as end:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import signal
@@ -52,7 +51,8 @@ class Stop:
         self._gone = GONE[problem.errno]
         if threading.current_thread() is threading.main_thread():
             self.hear(self._gone)
-        _thread.interrupt_main(signal.SIGTERM)
+        if signal.getsignal(signal.SIGTERM) == self.hear:  # it wakes the main thread, whatever that waits for
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def line(self) -> str:
         """What the user is told."""
