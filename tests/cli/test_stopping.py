@@ -19,6 +19,7 @@ import pytest
 
 from commands import told
 from holding import Holding
+from probatum.bench import nursery
 from probatum.cli import main, stopping
 from processes import alive, children, started, until
 
@@ -115,6 +116,17 @@ def test_a_list_of_which_one_line_is_read_ends_quietly(
     assert capsys.readouterr().err == ""
 
 
+def test_a_nursery_that_is_interrupted_at_birth_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nursery, "_loaded", interrupted)
+    before = children(os.getpid())
+    with pytest.raises(KeyboardInterrupt):
+        nursery.Nursery()
+    assert children(os.getpid()) <= before
+
+
 def without_seconds(path: Path) -> str:
     """A JSON file as it is, but for what was measured by the clock."""
 
@@ -135,8 +147,8 @@ def test_a_study_stopped_by_sigterm_goes_on_and_says_the_same(holding: Holding, 
     command = [sys.executable, "-m", "probatum", "try", *words, *files("stopped")]
     with started(*command, cwd=tmp_path, env=nowhere, stdout=subprocess.DEVNULL) as process:
         until(holding.held, process)
-        (nursery,) = children(process.pid, b"probatum.bench.workers")
-        known = {nursery, *children(nursery)}
+        (parent,) = children(process.pid, b"probatum.bench.workers")
+        known = {parent, *children(parent)}
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
