@@ -21,7 +21,6 @@ from probatum.bench.unjudged import why_no_probe, why_not
 from probatum.bench.verdict import Verdict
 from probatum.recipe import Arm, Recipe
 from probatum.ship.card import unbacked
-from probatum.study import Study
 
 NAN = math.nan
 QUICK: dict[str, Any] = {"steps": 4, "timing": False, "references": False, "confirm": False}
@@ -101,6 +100,16 @@ def test_records_without_the_measure_and_failures_of_all() -> None:
 
 
 @pytest.mark.fast
+def test_an_arm_that_a_verdict_backs_is_backed() -> None:
+    results = Results(plan_of(), trials(measures={"accuracy": 0.5}), (), (), {})
+    assert results.unjudged() == unbacked(results, "a") == unbacked(results, "baseline") == ""
+    lost = tuple(replace(t, status="failed") if t.arm == "a" else t for t in results.trials)
+    results = replace(results, trials=lost)
+    assert results.unjudged() == unbacked(results, "b") == ""
+    assert unbacked(results, "a").startswith("failed: seed 0")
+
+
+@pytest.mark.fast
 def test_trials_stand_in_the_plans_order_whichever_ended_first() -> None:
     plan = plan_of(race=(6,), minutes=1.0, confirm=(100, 101))
     wanted = trials(measures={"accuracy": 0.5})
@@ -149,8 +158,3 @@ def test_what_no_verdict_backs_is_shipped_with_a_word_and_that_code(folder: Path
     assert run.returncode == 4, run.stderr
     assert "no verdict backs it: 2 paired seeds; a verdict needs 6" in run.stderr
     assert "No verdict backs this model: 2 paired seeds" in (folder / "model" / "README.md").read_text()
-
-
-def test_an_arm_that_a_verdict_backs_is_backed(small_study: Study) -> None:
-    arm = small_study.plan.arms[0].name
-    assert unbacked(small_study.results, arm) == unbacked(small_study.results, "baseline") == ""
