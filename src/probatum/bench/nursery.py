@@ -100,6 +100,7 @@ class Nursery:
             with suppress(OSError), self.process.stdin or nullcontext():  # one that cannot begin does not read
                 self.process.stdin.write("\n".join((*_loaded(), *REFERENCES)).encode())  # type: ignore[union-attr]
         except BaseException:  # nobody would know of it, and it would live on until all is loaded
+            self._socket.close()
             self.process.kill()
             self.process.wait()
             raise
