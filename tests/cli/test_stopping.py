@@ -131,7 +131,7 @@ def without_seconds(path: Path) -> str:
     """A JSON file as it is, but for what was measured by the clock."""
 
     def hooked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {key: None if key == "seconds" else value for key, value in pairs}
+        return {key: None if key.endswith("seconds") else value for key, value in pairs}
 
     return json.dumps(json.loads(path.read_text(), object_pairs_hook=hooked))
 
