@@ -511,7 +511,7 @@ def test_a_small_study_for_real(tmp_path: Path) -> None:
     words = ["try", "encouraging-loss", "gradient-noise(eta=30.0)", "--data", "wine", "--steps", "20", "--seeds", "7"]
     words += ["--workers", "1", "--no-references", "--no-timing"]
     first = told(*words, "--minutes", "0.03", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    assert first.returncode in (0, 4), first.stderr  # by how far it came
     assert "0.03 minutes in all" in first.stdout
     again = told(*words, "--minutes", "0.03", "--json", "out.json", cwd=tmp_path)
     assert "trials are in the store already" in again.stdout

@@ -67,7 +67,9 @@ def test_a_study_tells_everywhere(tmp_path: Path) -> None:
     study = study_of(rare(), ["encouraging-loss"], target="ill", **SHORT)
     results = study.run()
     told = "answers 'no' for every row on 6 of 6 seeds"
-    assert results.answer().endswith(f" Mind that the baseline {told}.")
+    nothing = f"the baseline {told}, so that there is nothing to improve"
+    assert results.answer() == f"Nothing could be judged: {nothing}."
+    assert results.as_json()["unjudged"] == nothing
     assert results.as_json()["degenerate"] == {"baseline": told, "encouraging-loss": told}
     lines = [line.plain for line in remarks(results)]
     assert lines[0] == f"  baseline: {told}"

@@ -107,15 +107,23 @@ def whole(plan: StudyPlan, trials: Iterable[Trial]) -> tuple[Trial, ...]:
     ends = {name: _look(plan, min(base, _in_a_row(plan, held, name))) for name in arms}
     ends[baseline] = max(ends.values(), default=0) if any(ends.values()) else base
     place = {seed: i for i, seed in enumerate(plan.seeds)}
-    return tuple(
-        trial for (name, seed), trial in held.items() if name not in ends or place.get(seed, len(place)) < ends[name]
+    return in_order(
+        plan,
+        (t for (name, seed), t in held.items() if name not in ends or place.get(seed, len(place)) < ends[name]),
     )
+
+
+def in_order(plan: StudyPlan, trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """Trials in the plan's order, whichever ended first: seed by seed the baseline, the arms, the references."""
+    names = (arena(plan.arena).BASELINE, *(arm.name for arm in plan.arms), *plan.references)
+    arms, seeds = ({one: i for i, one in enumerate(some)} for some in (names, (*plan.seeds, *plan.confirm)))
+    return tuple(sorted(trials, key=lambda t: (seeds.get(t.seed, len(seeds)), arms.get(t.arm, len(arms)))))
 
 
 def confirmation(plan: StudyPlan, trials: Iterable[Trial], winner: str | None) -> tuple[Trial, ...]:
     """The winner's and the baseline's trials on the fresh seeds, if all of them are there; else ()."""
     names = (arena(plan.arena).BASELINE, winner)
-    found = tuple(trial for trial in trials if trial.arm in names)
+    found = in_order(plan, (trial for trial in trials if trial.arm in names))
     return found if winner is not None and plan.confirm and len(found) == 2 * len(plan.confirm) else ()
 
 
@@ -275,7 +283,7 @@ class Budget:
             known |= self._held(by_name)
             lacking = [job for key, job in by_name.items() if key not in known]
             self._run([[job] for job in lacking], known, here=True)
-        return tuple(known.values())
+        return in_order(self.plan, known.values())
 
     def counted(self) -> tuple[Trial, ...]:
         """The trials that count."""

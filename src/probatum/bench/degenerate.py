@@ -32,6 +32,15 @@ def degenerate(trials: Iterable[Trial], classes: Sequence[str], baseline: str) -
     return found
 
 
+def always_one(trials: Iterable[Trial], classes: Sequence[str], arm: str) -> str:
+    """What an arm answers for every row on every seed that it finished, as `degenerate` says it; "" where answers differ."""
+    records = [trial.record for trial in trials if trial.arm == arm and trial.status == "ok"]
+    for told in (*_one_class(records, classes), *_constant(records)):
+        if told.endswith(_of(records, records)):
+            return told
+    return ""
+
+
 def only_class(record: Mapping[str, Any]) -> int | None:
     """The class that was answered for all test rows, where they are of several; None where several were answered."""
     truths: set[int] = set()

@@ -12,6 +12,7 @@ from probatum.bench import grouping, isolation
 from probatum.bench.context import Context, Job
 from probatum.bench.isolation import at_most, guarded, owner_of
 from probatum.bench.plan import StudyPlan, key_of
+from probatum.bench.records import as_stored
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
 from probatum.recipe import Arm
@@ -207,7 +208,7 @@ class Bench:
         """Run groups, store what has ended, tell of it and yield it."""
         for group, trials in executor.run(self.context, groups, self.listener):
             self.store.put_all(trials)
-            for job, trial in zip(group, trials, strict=True):
+            for job, trial in zip(group, map(as_stored, trials), strict=True):
                 self._seen(trial)
                 self.listener.ended(job, trial)
                 yield job, trial

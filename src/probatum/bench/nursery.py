@@ -102,8 +102,14 @@ class Nursery:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], process_group=0
             )
-        with suppress(OSError), self.process.stdin or nullcontext():  # one that cannot begin does not read
-            self.process.stdin.write("\n".join((*_loaded(), *REFERENCES)).encode())  # type: ignore[union-attr]
+        try:
+            with suppress(OSError), self.process.stdin or nullcontext():  # one that cannot begin does not read
+                self.process.stdin.write("\n".join((*_loaded(), *REFERENCES)).encode())  # type: ignore[union-attr]
+        except BaseException:  # nobody would know of it, and it would live on until all is loaded
+            self._socket.close()
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def born(self, descriptor: int, *, silent: bool, memory: float | None) -> Child:
         """A new worker at the other end of a pipe, of which the descriptor is handed over; it need not be up yet."""

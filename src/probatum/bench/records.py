@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,6 +82,11 @@ class Damage:
 
 
 CHANGED = "changed since it was written"
+
+
+def as_stored(trial: Trial) -> Trial:
+    """The trial as it is read again, so that what is told of a study does not hang on when it was interrupted."""
+    return replace(trial, record=_loaded(dumped(trial.record)), timing=_loaded(dumped(trial.timing)))
 
 
 def trial_row(trial: Trial) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from probatum.bench.degenerate import degenerate
+from probatum.bench.degenerate import always_one, degenerate
 from probatum.bench.packed_rows import unpack
 from probatum.bench.pairing import by_arm, tests_both, value_of
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race import Race
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.time_words import no_time, time_note
+from probatum.bench.unjudged import why_no_probe, why_not
 from probatum.bench.verdict import NOT_MEASURED, Verdict, verdicts
 from probatum.errors import InputError
 from probatum.measure.base import Measure, all_measures
@@ -57,12 +58,9 @@ class Results:
         return [known[name] for name in spec_names if name in known]
 
     def measured(self) -> list[str]:
-        """Names of everything any trial measured, in the order first seen."""
-        seen: dict[str, None] = {}
-        for trial in (*self.trials, *self.timings):
-            seen.update(dict.fromkeys(trial.record.get("measures", {})))
-            seen.update(dict.fromkeys(trial.timing.get("measures", {})))
-        return list(seen)
+        """Names of everything any trial measured, in one order, whichever trial ended first and whichever was stored."""
+        ran = (*self.trials, *self.timings)
+        return sorted({name for t in ran for held in (t.record, t.timing) for name in held.get("measures", {})})
 
     def verdicts(self) -> list[Verdict]:
         """Every arm on every measure, then (measure by measure) what did not apply."""
@@ -210,10 +208,21 @@ class Results:
         """The arm with the largest gain among those that help on the screen."""
         return winner_of(self.verdicts(), self.plan.primary, [arm.name for arm in self.plan.arms])
 
+    def unjudged(self) -> str:
+        """Why nothing could be judged, in words without a full stop; "" where something was."""
+        if not competes(self.plan.arena):
+            return why_no_probe(self.trials)
+        found, primary = self.primary_verdicts(), self.plan.primary
+        unmeasured = bool({arm.name for arm in self.plan.arms} - {v.arm for v in found})
+        same = always_one(self.trials, self._classes, self.baseline)
+        return why_not(found, primary, unmeasured=unmeasured, one_answer=same)
+
     def answer(self) -> str:
         """The study's question answered in a sentence or two."""
+        nothing = self.unjudged()
         if not competes(self.plan.arena):
-            return f"{len(self.plan.arms)} probe(s) measured over {len(self.plan.seeds)} seeds; see the measurements."
+            told = f"{len(self.plan.arms)} probe(s) measured over {len(self.plan.seeds)} seeds; see the measurements."
+            return f"Nothing could be measured: {nothing}." if nothing else told
         primary = self.plan.primary
         words = [v for v in self.primary_verdicts() if v.word != "not applicable"]
         winner, confirmed = self.winner(), self.confirmed()
@@ -221,12 +230,11 @@ class Results:
         if winner is not None:
             best = next(v for v in words if v.arm == winner)
             change = change_text(best, self.measure(primary))
-            return (
-                _winner_text(winner, primary, best.n, change, confirmed, self.measure(primary))
-                + self._baseline_degenerate()
-            )
+            won = _winner_text(winner, primary, best.n, change, confirmed, self.measure(primary))
+            return won + self._baseline_degenerate()
         told = f" The baseline failed on {len(lost)} of {len(self.plan.seeds)} seeds." if lost else ""
-        return _no_winner(words, primary) + told + self._baseline_degenerate()
+        head = f"Nothing could be judged: {nothing}." if nothing else _no_winner(words, primary)
+        return head + told + self._baseline_degenerate(nothing)
 
     def reference_note(self) -> str:
         """Whether a classical reference beats the baseline: the sentence a user should see first; "" for upper bounds."""
@@ -296,11 +304,15 @@ class Results:
 
     @cached_property
     def _degenerate(self) -> dict[str, str]:
-        return degenerate(self.trials, tuple(self.summary.get("classes") or ()), self.baseline)
+        return degenerate(self.trials, self._classes, self.baseline)
 
-    def _baseline_degenerate(self) -> str:
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(self.summary.get("classes") or ())
+
+    def _baseline_degenerate(self, said: str = "") -> str:
         told = self.degenerate().get(self.baseline)
-        return f" Mind that the baseline {told}." if told else ""
+        return f" Mind that the baseline {told}." if told and told not in said else ""
 
     def notes(self) -> dict[str, str]:
         """Arms with what went wrong beside their results."""
@@ -343,6 +355,7 @@ class Results:
         return _finite(
             {
                 "answer": self.answer(),
+                "unjudged": self.unjudged(),
                 "reference_note": self.reference_note(),
                 "plan": self.plan.describe(),
                 "data": self.summary,
@@ -462,16 +475,10 @@ def _same_rows(verdict: Verdict) -> str:
 
 
 def _no_winner(words: Sequence[Verdict], primary: str) -> str:
-    """What is answered where no arm helps, by the verdicts on the primary measure."""
-    if not words:
-        return "Nothing could be judged: nothing tried here applies."
+    """What is answered where something was judged and no arm helps, by the verdicts on the primary measure."""
     failed = [v for v in words if v.word == "failed"]
     undecided = [v for v in words if v.word == "undecided"]
     broken = f"{len(failed)} of {len(words)} failed ({failed[0].arm}: {failed[0].note})." if failed else ""
-    if len(failed) == len(words):
-        return f"Nothing could be judged: {broken}"
-    if all(v.n == 0 for v in words):
-        return f"Nothing could be judged: {undecided[0].note}."
     if undecided:
         needs = [v.seeds_needed for v in undecided if v.seeds_needed is not None]
         more = f"; {min(needs)} seeds would decide the nearest with a chance of 80 %" if needs else ""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from probatum.cli.options import with_options
+from probatum.cli.stopping import INTERRUPTED, PIPE, Stop, heard, say
 from probatum.errors import InputError
 from probatum.files import check_folder, check_writable
 
@@ -23,8 +24,8 @@ app = typer.Typer(
     "Start with [bold]probatum try --data digits[/bold], or [bold]probatum list[/bold].",
 )
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+UNJUDGED = 4
+"""Exit code where nothing could be judged, or no verdict backs what was shipped."""
 
 Kinds = Annotated[
     list[Path] | None,
@@ -47,19 +48,36 @@ TrustChanged = Annotated[
 
 
 def main() -> None:
-    """Entry point: user mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    """Entry point: user mistakes become one line and exit code 2, being told to stop one line and 128 + the signal."""
+    with heard() as stop:
+        code = _run(stop)
+        if code != INTERRUPTED and not stop.signal:
+            raise SystemExit(code)
+        if stop.signal != PIPE or sys.argv[1:2] == ["try"]:  # as others do that were asked for a few lines only
+            say(stop.line())
+        raise SystemExit(stop.code())
+
+
+def _run(stop: Stop) -> Any:
+    """The command, and its exit code."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except SystemExit as end:  # Typer turns Ctrl-C into one
+        return end.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except InputError as problem:
-        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this
-            print("stopped; what has ended is stored, and the same command goes on from there", file=sys.stderr)
-        raise
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(0) from None
+        if not stop.signal:
+            say(f"error: {' '.join(str(problem).split())}")
+        return 2
+    except Exception:
+        if not stop.signal:  # what is interrupted in the middle may say so in its own way
+            raise
+    return 0
 
 
 @app.callback(invoke_without_command=True)
@@ -152,6 +170,10 @@ def try_command(
 ) -> None:
     """Try techniques against the baseline on your data and print verdicts.
 
+    Exit codes: 0 something was judged; 4 nothing could be judged, and the answer says why; 2 what was asked cannot be
+    done; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where nobody reads the output any more: what has ended
+    is stored, and the same command goes on.
+
     Examples: [dim]probatum try encouraging-loss tabm --data churn.csv --target churned[/dim] ·
     [dim]probatum try --data churn.csv --target churned --minutes 10[/dim] ·
     [dim]probatum try integrated-gradients deeplift --data digits[/dim] ·
@@ -182,7 +204,8 @@ def try_command(
         "margin": margin,
         "tune": tune,
     }
-    run_try(ids or None, data, {**basic, **with_own(values_of(said), option or ())}, Outputs(store, report, json_file))
+    arguments = {**basic, **with_own(values_of(said), option or ())}
+    _end(run_try(ids or None, data, arguments, Outputs(store, report, json_file)))
 
 
 @app.command()
@@ -228,14 +251,14 @@ def report_command(
     study: Annotated[str | None, typer.Option(help="Beginning of a study's key; default: the newest.")] = None,
     to: Annotated[Path | None, typer.Option(help="Where the HTML report goes.")] = None,
 ) -> None:
-    """Print a stored study's verdicts again and write its report.
+    """Print a stored study's verdicts again and write its report; exit code 4 where nothing could be judged.
 
     Example: [dim]probatum report probatum-runs/store.sqlite --to report.html[/dim]
     """
     check_writable(to, "--to")
     from probatum.cli.store_view import print_report
 
-    print_report(store, study, to)
+    _end(print_report(store, study, to))
 
 
 @app.command()
@@ -329,12 +352,14 @@ def ship(
 ) -> None:
     """Write one arm as a folder: weights, preprocessing, ONNX where the model allows, a model card with the evidence.
 
+    Exit code 4 where no verdict backs the arm; the folder is written all the same, and its card says so.
+
     Example: [dim]probatum ship probatum-runs/store.sqlite --arm encouraging-loss --to model/[/dim]
     """
     _add(technique, kind)
     from probatum.cli.ship_view import ship_from_store
 
-    ship_from_store(store, study, arm, to)
+    _end(ship_from_store(store, study, arm, to))
 
 
 @app.command()
@@ -452,6 +477,12 @@ def audit(
     )
     if strict and report.faults:
         raise typer.Exit(1)
+
+
+def _end(unjudged: str) -> None:
+    """End with a code of its own where there is a reason why nothing was judged."""
+    if unjudged:
+        raise typer.Exit(UNJUDGED)
 
 
 def _add(techniques: list[Path] | None, kinds: list[Path] | None = None) -> None:

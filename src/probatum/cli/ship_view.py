@@ -22,7 +22,7 @@ from probatum.cli.spreadsheet import as_csv, formulas, write_table
 from probatum.cli.store_view import open_existing
 from probatum.errors import InputError
 from probatum.rooms.kind import kind_of, takes
-from probatum.ship.card import sameness
+from probatum.ship.card import sameness, unbacked
 from probatum.ship.load import Shipped, opened
 from probatum.ship.manifest import seal
 from probatum.ship.place import check_target
@@ -30,8 +30,8 @@ from probatum.ship.write import ship
 from probatum.train.adapt import own_part
 
 
-def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> None:
-    """Ship an arm of a stored study; its data are opened again and must be the same."""
+def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> str:
+    """Ship an arm of a stored study, whose data must be the same; return why no verdict backs it, "" where one does."""
     check_target(to)
     console = Console(stderr=True)
     with open_existing(path) as store:
@@ -63,6 +63,10 @@ def ship_from_store(path: str, beginning: str | None, arm: str, to: Path) -> Non
         else f"no ONNX: {onnx['reason']}"
     )
     console.print(Text(told, style="dim"))
+    without = unbacked(results, description["arm"])
+    if without:
+        console.print(Text(f"no verdict backs it: {without}", style="yellow"), soft_wrap=True)
+    return without
 
 
 def seal_folder(folder: Path) -> None:

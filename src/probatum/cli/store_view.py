@@ -67,8 +67,8 @@ def print_runs(path: str, *, as_json: bool) -> None:
     console.print(table)
 
 
-def print_report(path: str, beginning: str | None, to: Path | None) -> None:
-    """The verdict table of a stored study, and its HTML report."""
+def print_report(path: str, beginning: str | None, to: Path | None) -> str:
+    """The verdict table of a stored study, and its HTML report; return why nothing could be judged, "" where something was."""
     from probatum.cli.try_view import print_results
     from probatum.report.write import write_report
 
@@ -83,6 +83,7 @@ def print_report(path: str, beginning: str | None, to: Path | None) -> None:
     if to is not None:
         write_report(results, to)
         console.print(Text(f"\nreport: {to.resolve()}"), soft_wrap=True)
+    return results.unjudged()
 
 
 def print_repair(path: str, *, as_json: bool) -> None:

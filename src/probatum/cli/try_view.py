@@ -40,8 +40,8 @@ class Outputs:
     json_file: Path | None = None
 
 
-def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> None:
-    """Run the study of these arguments of `Study` and show it."""
+def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs: Outputs) -> str:
+    """Run the study of these arguments of `Study` and show it; return why nothing could be judged, "" where something was."""
     console, begun = Console(), time.monotonic()
     with console.status("starting ..."):
         from probatum.study import check
@@ -77,6 +77,7 @@ def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs
         write_whole(outputs.json_file, json.dumps(results.as_json(), indent=1) + "\n")
     console.print(Text(f"\nreport: {path.resolve()}", no_wrap=False, overflow="fold"), soft_wrap=True)
     console.print(Text(f"store:  {study.store.name} (study {key[:8]})", style="dim"), soft_wrap=True)
+    return results.unjudged()
 
 
 def print_results(console: Console, results: Results) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from probatum import catalogue
 from probatum.bench.results import Results, change_text
+from probatum.bench.unjudged import is_judged
 from probatum.report.pretrained_start import started_from
 from probatum.rooms.kind import kind_of
 
@@ -25,6 +26,17 @@ def sameness(description: dict[str, Any]) -> str:
     )
 
 
+def unbacked(results: Results, arm: str) -> str:
+    """Why no verdict of the study backs an arm, without a full stop; "" where one does, and for the baseline of one that judged."""
+    nothing = results.unjudged()
+    if nothing or arm not in {one.name for one in results.plan.arms}:
+        return nothing
+    mine = next((v for v in results.primary_verdicts() if v.arm == arm), None)
+    if mine is None:
+        return f"no seed has {results.plan.primary} for it and the baseline"
+    return "" if is_judged(mine) else ": ".join(filter(None, (mine.word, mine.note)))
+
+
 def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
     """Markdown: what the model is, what it was tried against, what was found, how to use it."""
     plan, data = results.plan, results.plan.data
@@ -36,6 +48,7 @@ def model_card(results: Results, arm: str, description: dict[str, Any]) -> str:
         *(f"\n{line.strip().capitalize()}." for line in started_from(plan.pretrained)),
         "",
         f"**{results.answer()}**",
+        *([f"\nNo verdict backs this model: {without}."] if (without := unbacked(results, arm)) else []),
         "",
         "## Evidence",
         "",
