@@ -219,7 +219,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
             weight[trial.units] += 1
         own.append(part)
         total[trial.units] += part
-    units = np.count_nonzero(weight)
+    units = int(np.count_nonzero(weight))
     squares = total**2
     discordant = sum(trial.discordant**2 / trial.rows**2 for trial in trials) / count**3
     told = [float(part @ part) for part in own if len(part) > 1]  # a single unit says nothing of how units differ
@@ -242,7 +242,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
         freedom = 2.0
     lead = float(squares.max() / squares.sum()) if rows > 0 else 0.0
     mean = float(means[0]) if sd == 0 else float(means.mean())
-    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa, int(units))
+    return Components(mean, sd, count, within, shared, spread, max(freedom, 1.0), lead, kappa, units)
 
 
 def _of_pairs(trials: Sequence[Trial], size: int) -> float:
