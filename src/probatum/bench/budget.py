@@ -1,7 +1,9 @@
 """A budget of time: which trials are begun, and in which order, so that a study tells most whenever its time is up.
 
 It is a race over seeds (`probatum.bench.race`) whose stages are cut by the clock. Rounds bring arms to 1 and 2 seeds, which
-say what a trial costs, then to the looks of the race. An arm whose way to the first look does not fit in the time that is
+say what a trial costs, then to the first look of the race; none goes further while another can be brought there. A first
+trial whose first steps foretell that it takes far longer than the baseline's is put off: with what it told, its arm comes
+after those that tell more per second. An arm whose way to the first look does not fit in the time that is
 left is passed over, and in the rounds no block of seeds is begun that would not end in time, so that arms stop at looks.
 Where no arm can come so far, what time there is goes into pairs of trials of the most promising one, and every run begins
 at least one more of them, so that the same command always comes further. References wait until some arm has a verdict.
@@ -14,9 +16,10 @@ some trials already.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import fsum
 
@@ -24,6 +27,7 @@ from probatum.bench.context import Job
 from probatum.bench.execute import Bench, Executor, Here
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race_run import goes_on
+from probatum.bench.records import PUT_OFF
 from probatum.bench.results import Results, winner_of
 from probatum.bench.store import Trial
 from probatum.bench.time_words import clock_words
@@ -39,6 +43,8 @@ KEPT = 0.2
 """Share of the time that is kept, at most, to confirm a winner."""
 NAMED = 8
 """Arms that are named where it is told for whom there is no time."""
+DEAR = 4
+"""An arm's first trial is put off if it would take longer than so many of the baseline's, and than the arm's share of the time."""
 FRESH = 8
 """Fresh seeds of a confirmation: a number fixed beforehand, since nobody corrects for looking at them twice."""
 
@@ -208,12 +214,22 @@ class Budget:
         if tell:
             self.bench.listener.said(self.reach_words())
         self._play(self.plan.race[0])
+        self._first_look()
         if any(self.seeds(name) >= self.plan.race[0] for name in self.order):
             self._run([self._block(name, self.plan.race[0]) for name in self.plan.references], self.trials)
         index = 0
         while index + 1 < len(self.plan.race) and self.clock() < self.until:
             index = self._next(index)
             self._play(self.plan.race[index])
+            self._first_look()
+
+    def _first_look(self) -> None:
+        """Rounds to the first look, as long as they bring somebody further: of an arm decided, time is left for others."""
+        before = -1
+        while before != len(self.trials) and self.clock() < self.until:
+            before = len(self.trials)
+            for target in (1, PILOT, self.plan.race[0]):
+                self._play(target)
 
     def _next(self, index: int) -> int:
         """The next look; a later one where there is room for all its trials at once, which take no longer."""
@@ -223,8 +239,8 @@ class Budget:
         return index
 
     def _count(self, target: int) -> int:
-        """Trials that would bring every living arm to this number of seeds."""
-        names = [name for name in self.living() if self.seeds(name) < target]
+        """Trials that would bring every living arm that has come to the first look to this number of seeds."""
+        names = [name for name in self.living() if self.plan.race[0] <= self.seeds(name) < target]
         return sum(len(self._block(name, target)) for name in (self.baseline, *names)) if names else 0
 
     def confirm(self, *, complete: bool) -> None:
@@ -356,9 +372,13 @@ class Budget:
         return found if left >= 0 else []
 
     def ranking(self, target: int) -> list[str]:
-        """Living arms that lack seeds, by promise per second; in the first round, those without a trial by promise, last."""
-        goal = max(target, self.plan.race[0])
-        lacking = [name for name in self.living() if self.seeds(name) < goal]
+        """Living arms that lack seeds, by promise per second; in the first round, those without a trial by promise, last.
+
+        Beyond the first look those that have come to it.
+        """
+        first = self.plan.race[0]
+        goal, least = max(target, first), first if target > first else 0
+        lacking = [name for name in self.living() if least <= self.seeds(name) < goal]
         worth = {name: (len(self.order) - place) for place, name in enumerate(self.order)}
         known = lacking if target > 1 else [name for name in lacking if self.costs.knows(name)]
         by_time = sorted(known, key=lambda name: -worth[name] / max(self.costs.of(name), 1e-9))
@@ -382,14 +402,27 @@ class Budget:
     def _block(self, name: str, target: int) -> list[Job]:
         """Jobs that an arm lacks up to a number of seeds."""
         keys = [(name, seed) for seed in self.plan.seeds[:target]]
-        return [self._jobs[k] for k in keys if k not in self.trials and self._jobs[k].key not in self._flying]
+        jobs = [self._jobs[k] for k in keys if k not in self.trials and self._jobs[k].key not in self._flying]
+        if name not in self.order or self.costs.knows(name) or self._must:
+            return jobs
+        allowance = self.allowance()
+        return [replace(job, allowance=allowance) for job in jobs]
+
+    def allowance(self) -> float:
+        """Seconds of a trial up to which an arm of which nothing is known comes in its turn."""
+        if not self.costs.knows(self.baseline):
+            return math.inf
+        first, time_left = self.plan.race[0], max(0.0, self.until - self.clock())
+        waiting = sum(self.seeds(name) < first for name in self.living())
+        return max(DEAR * self.costs.of(self.baseline), self.slots * time_left / (first * max(1, waiting)))
 
     def _run(self, blocks: Iterable[list[Job]], known: dict[tuple[str, int], Trial], *, here: bool = False) -> None:
         """Run blocks as long as each of their groups would end in time."""
         told = (block for block in blocks if block)
         for job, trial in self.bench.run_within(self._announced(told), self._admits, self.alone if here else None):
             self._flying.pop(job.key, None)
-            known[job.arm.name, job.seed] = trial
+            if trial.status != PUT_OFF:
+                known[job.arm.name, job.seed] = trial
             self.costs.add(account(job), float(trial.timing.get("seconds", 0.0)))
 
     def _announced(self, blocks: Iterable[list[Job]]) -> Iterator[list[Job]]:
@@ -408,10 +441,10 @@ class Budget:
         return True
 
     def _cost(self, job: Job) -> float:
-        """Seconds of a job; of an arm's first trial those of the dearest so far, of its first timing its and the baseline's."""
+        """Seconds of a job; of an arm's first trial at most its allowance, of its first timing its and the baseline's."""
         known = account(job)
         if job.kind != "timing" and not self.costs.knows(known):
-            return self.costs.most()
+            return min(self.costs.most(), job.allowance)
         if job.kind == "timing" and not self.costs.knows(known):
             return self.costs.of(job.arm.name) + self.costs.of(self.baseline)
         return self.costs.of(known)

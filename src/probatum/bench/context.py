@@ -5,6 +5,7 @@ It goes to other processes and machines as it is; nothing here knows of stores o
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import warnings
@@ -21,6 +22,7 @@ from probatum.bench.many_classes import compact
 from probatum.bench.packed_rows import UnitRows, gather, pack
 from probatum.bench.plain import plain
 from probatum.bench.plan import StudyPlan, key_of
+from probatum.bench.records import PUT_OFF
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
 from probatum.errors import InputError
@@ -37,8 +39,20 @@ LEAST_SECONDS, TIMES = 900.0, 100
 """What a trial may take where nothing is said: the longer of so many seconds, and so many times the baseline's."""
 
 
+FORETOLD_SECONDS = 1.0
+"""Seconds of a trial that foretell the rest; the first ones may go into loading."""
+
+
 class TimeUp(BaseException):
     """A trial has taken longer than it may; no technique catches it by catching every `Exception`."""
+
+
+class PutOff(BaseException):
+    """A trial would take longer than it is allowed to where others wait; `seconds` are what it would take in all."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a trial would take {seconds:.0f} s, so that the others come first")
+        self.seconds = seconds
 
 
 @dataclass
@@ -67,7 +81,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Job:
-    """One trial to be run: its key, its plan, who plays, on which seed, and how it is stacked with its group's others."""
+    """One trial to be run: its key, its plan, who plays, on which seed, and how it is stacked with its group's others.
+
+    Attributes:
+        allowance: seconds above which it is put off as soon as its first steps foretell them.
+    """
 
     key: str
     plan: dict[str, Any]
@@ -76,6 +94,7 @@ class Job:
     seed: int
     kind: str
     stacking: Choice | None = None
+    allowance: float = math.inf
 
 
 @dataclass
@@ -124,6 +143,7 @@ class Context:
 def run_job(context: Context, job: Job, progress: Progress | None = None) -> Trial:
     """Run one trial; what goes wrong in it is part of what comes back."""
     start = time.perf_counter()
+    progress = progress if math.isinf(job.allowance) else allowed(job.allowance, progress)
     with quiet(context.plan.threads):
         try:
             work = context.work(job.arm, job.builtin, job.seed, progress)
@@ -132,9 +152,25 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
             else:
                 outcome = arena(context.plan.arena).trial(work)
             check_threads(context.plan.threads)
+        except PutOff as problem:
+            return _trial(context, job, PUT_OFF, {"reason": str(problem)}, {"seconds": problem.seconds})
         except (Exception, SystemExit, TimeUp) as problem:  # one broken arm must not take the study with it
             return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
     return ended(context, job, outcome, seconds=time.perf_counter() - start)
+
+
+def allowed(seconds: float, progress: Progress | None = None) -> Progress:
+    """A listener to steps that raises `PutOff` where all of them would take longer than so many seconds from now on."""
+    begun = time.perf_counter()
+
+    def heard(step: int, steps: int) -> None:
+        passed = time.perf_counter() - begun
+        if step and passed >= FORETOLD_SECONDS and passed * steps > seconds * step:
+            raise PutOff(passed * steps / step)
+        if progress is not None:
+            progress(step, steps)
+
+    return heard
 
 
 def ended(context: Context, job: Job, outcome: Outcome, *, seconds: float) -> Trial:

@@ -12,7 +12,7 @@ from probatum.bench import grouping, isolation
 from probatum.bench.context import Context, Job
 from probatum.bench.isolation import at_most, guarded, owner_of
 from probatum.bench.plan import StudyPlan, key_of
-from probatum.bench.records import as_stored
+from probatum.bench.records import PUT_OFF, as_stored
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
 from probatum.recipe import Arm
@@ -205,9 +205,9 @@ class Bench:
         return self._ended(executor or self.executor, (group for group in groups if admits(group)))
 
     def _ended(self, executor: Executor, groups: Iterable[list[Job]]) -> Iterator[tuple[Job, Trial]]:
-        """Run groups, store what has ended, tell of it and yield it."""
+        """Run groups, store what has ended, tell of it and yield it; what was put off is told and yielded alone."""
         for group, trials in executor.run(self.context, groups, self.listener):
-            self.store.put_all(trials)
+            self.store.put_all([trial for trial in trials if trial.status != PUT_OFF])
             for job, trial in zip(group, map(as_stored, trials), strict=True):
                 self._seen(trial)
                 self.listener.ended(job, trial)

@@ -20,6 +20,8 @@ CHECKSUM_DIGITS = 32
 TRIAL_COLUMNS = ("key", "study", "arm", "seed", "kind", "status", "plan", "record", "timing", "created")
 _DECODER = json.JSONDecoder()
 STATUSES = ("ok", "failed", "not applicable")
+PUT_OFF = "put off"
+"""What a trial is that was stopped because it takes too long to come first: no result, and nowhere stored."""
 
 
 def now() -> str:
