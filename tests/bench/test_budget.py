@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 
 from commands import told
+from probatum.bench import context as bench_context
 from probatum.bench.budget import Budget, Costs, Found, confirmation, order_of, spend, whole
-from probatum.bench.context import Context, Job
+from probatum.bench.context import Context, Job, run_job
 from probatum.bench.execute import Bench, Listener, Silent
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
 from probatum.bench.race import Race
+from probatum.bench.records import PUT_OFF
 from probatum.bench.results import Results
 from probatum.bench.statistics import paired
 from probatum.bench.store import Store, Trial
@@ -30,6 +33,8 @@ from probatum.settings import Running
 from probatum.study import Study
 
 LOOKS = (6, 7, 8, 9, 10, 12)
+FIRST_STEPS = 0.05
+"""Share of a trial by which it is foretold."""
 OPEN = [0.045, -0.005] * 6
 """Differences that leave an arm undecided at every look."""
 LOSS = [-0.2 + 0.001 * (i % 3) for i in range(12)]
@@ -75,6 +80,7 @@ class Simulated:
         self.seconds, self.differences, self.count, self.slow = seconds, differences or {}, slots, slow or {}
         self.now = 0.0
         self.begun: list[tuple[float, str, int, str]] = []
+        self.put_off: list[str] = []
 
     def slots(self, context: Context) -> int:
         return self.count
@@ -90,7 +96,10 @@ class Simulated:
             while len(flying) < self.count and (group := next(source, None)) is not None:
                 (job,) = group
                 self.begun.append((self.now, job.arm.name, job.seed, job.kind))
-                heappush(flying, (self.now + self.takes(job), len(self.begun), group))
+                if self.takes(job) > job.allowance:
+                    self.put_off.append(job.arm.name)
+                taken = self.takes(job) * (FIRST_STEPS if self.takes(job) > job.allowance else 1.0)
+                heappush(flying, (self.now + taken, len(self.begun), group))
             if not flying:
                 return
             self.now, _, group = heappop(flying)
@@ -100,6 +109,9 @@ class Simulated:
         return self.slow.get((job.arm.name, job.seed), self.seconds[job.arm.name])
 
     def trial(self, job: Job) -> Trial:
+        if self.takes(job) > job.allowance:
+            timing = {"seconds": self.takes(job)}
+            return Trial(job.key, "", job.arm.name, job.seed, job.kind, PUT_OFF, job.plan, {}, timing)
         given = self.differences.get(job.arm.name, OPEN)
         value = 0.0 if job.builtin else given[job.seed % len(given)]
         record: dict[str, Any] = {"reason": "on purpose"}
@@ -220,7 +232,8 @@ def test_one_misjudged_trial_is_all_that_is_overshot() -> None:
 def test_what_an_arm_costs_that_was_never_tried_is_feared_to_be_the_most() -> None:
     runs = Simulated({"baseline": 1.0, "long": 9.0, "new": 9.0})
     spend(budget_of(runs, 18.5, order=["long", "new"]), timing=False)
-    assert [seed for _, name, seed, _ in runs.begun if name == "long"] == [0]
+    assert runs.put_off == ["long", "new"]
+    assert [seed for _, name, seed, _ in runs.begun if name == "long"] == [0, 0], "a pair for the next time"
     assert runs.now <= 18.5, "after ten seconds the new arm is not begun for what the baseline takes"
 
 
@@ -240,6 +253,70 @@ def test_where_time_is_short_promise_per_second_goes_first() -> None:
     assert words["dear"][0] == "undecided"
     assert all(count <= 2 or count >= 6 for count in ran.values()), "no block is begun that cannot end"
     assert json.loads(json.dumps(results.as_json(), allow_nan=False))["plan"]["minutes"] == 1.0
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_first_trial_that_would_take_far_longer_than_others_waits(slots: int) -> None:
+    seconds = {"baseline": 1.0, "dear": 40.0, **{f"a{i}": 1.0 for i in range(12)}}
+    names = [name for name in seconds if name != "baseline"]
+    runs = Simulated(seconds, dict.fromkeys(names, LOSS), slots=slots)
+    store = Store(":memory:")
+    results = results_of(budget := budget_of(runs, 90.0 / slots, order=names, store=store), spend(budget, timing=False))
+    assert runs.put_off == ["dear"]
+    assert set(results.no_time()) == {"dear"}, "which took two seconds of the others' time"
+    assert "no time" in results.notes()["dear"]
+    held = budget.bench.jobs(budget.plan.seeds, budget.plan.arms, with_references=False)
+    assert not any(store.has(job.key) for job in held if job.arm.name == "dear"), "what was put off is no trial"
+    # with more time the others come first, and then it has its turn
+    runs = Simulated(seconds, dict.fromkeys(names, LOSS), slots=slots)
+    spend(budget_of(runs, 600.0 / slots, order=names), timing=False)
+    assert runs.seeds()["dear"] == [0, 0, 1, 2, 3, 4, 5]
+    second = [begun for begun, name, _, _ in runs.begun if name == "dear"][1]
+    assert all(begun <= second for begun, name, seed, _ in runs.begun if name != "dear" and seed == 0)
+
+
+def test_an_arm_alone_is_never_put_off() -> None:
+    runs = Simulated({"baseline": 1.0, "dear": 20.0})
+    spend(budget_of(runs, 200.0), timing=False)
+    assert runs.put_off == []
+    assert runs.seeds()["dear"] == list(range(len(runs.seeds()["dear"])))
+
+
+def test_nobody_goes_further_while_another_can_be_brought_to_six_seeds() -> None:
+    """Of arms that are decided early, or put off, time is left that was not there when the round began."""
+    seconds = {"baseline": 1.0, "open": 1.0, "dear": 30.0, **{f"a{i}": 2.0 for i in range(8)}}
+    names = [name for name in seconds if name != "baseline"]
+    runs = Simulated(seconds, {name: LOSS for name in names if name != "open"})
+    results = results_of(budget := budget_of(runs, 125.0, order=names), spend(budget, timing=False))
+    assert set(results.no_time()) == {"dear"}
+    further = [begun for begun, name, seed, _ in runs.begun if seed >= 6]
+    assert all(begun <= min(further, default=math.inf) for begun, name, seed, _ in runs.begun if seed < 6)
+
+
+def test_a_trial_tells_by_its_first_steps_what_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.5, 2.0, 6.0])
+    monkeypatch.setattr(bench_context.time, "perf_counter", lambda: next(clock))
+    told: list[tuple[int, int]] = []
+    heard = bench_context.allowed(50.0, lambda *step: told.append(step))
+    heard(1, 200)  # 100 s, but half a second foretells nothing
+    heard(10, 200)
+    with pytest.raises(bench_context.PutOff) as found:
+        heard(20, 200)
+    assert found.value.seconds == 60.0
+    assert told == [(1, 200), (10, 200)]
+
+
+def test_a_real_trial_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_context, "FORETOLD_SECONDS", 0.0)
+    study = Study("wine", ["gradient-noise"], steps=20, seeds=6, running=Running(timing=False, workers=1))
+    bench = study.bench()
+    job = replace(bench.jobs((0,), study.plan.arms, with_references=False)[1], allowance=1e-6)
+    trial = run_job(study.context, job)
+    assert (trial.status, trial.arm) == (PUT_OFF, "gradient-noise")
+    assert trial.timing["seconds"] > 0
+    assert [one.status for _, one in bench.run_within([[job]], lambda group: True)] == [PUT_OFF]
+    assert not study.store.has(job.key)
+    assert run_job(study.context, replace(job, allowance=1e6)).status == "ok"
 
 
 def test_dear_arms_are_not_even_tried_all() -> None:
@@ -458,9 +535,9 @@ def test_what_is_told_after_the_pilot() -> None:
     plan = plan_of(["a", "b"])
     bench = Bench(Context(plan, None, stack="never"), Store(":memory:"), heard, runs)  # type: ignore[arg-type]
     spend(Budget(bench, ("a", "b"), 60.0, 0.0, lambda: runs.now, 1, runs), timing=False)
-    (told_after,) = heard.lines
+    told_after = heard.lines[0]
     assert "baseline 1, a 2, b 30" in told_after
-    assert "1 arm comes to 6 seeds in about 0:12; 0:24 are left" in told_after, "4 seeds each of 1 and 2 seconds"
+    assert "1 arm comes to 6 seeds in about 0:12; 0:52 are left" in told_after, "4 seeds each of 1 and 2 seconds"
     assert told_after.endswith("No time: b.")
     assert clock_words(125.4) == "2:05"
 

@@ -410,11 +410,12 @@ class Budget:
 
     def allowance(self) -> float:
         """Seconds of a trial up to which an arm of which nothing is known comes in its turn."""
-        if not self.costs.knows(self.baseline):
-            return math.inf
         first, time_left = self.plan.race[0], max(0.0, self.until - self.clock())
         waiting = sum(self.seeds(name) < first for name in self.living())
-        return max(DEAR * self.costs.of(self.baseline), self.slots * time_left / (first * max(1, waiting)))
+        share = self.slots * time_left / (first * max(1, waiting))
+        if not self.costs.knows(self.baseline):  # which is under way
+            return DEAR * share
+        return max(DEAR * self.costs.of(self.baseline), share)
 
     def _run(self, blocks: Iterable[list[Job]], known: dict[tuple[str, int], Trial], *, here: bool = False) -> None:
         """Run blocks as long as each of their groups would end in time."""
