@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 from commands import told
+from probatum import catalogue
 from probatum.bench import context as bench_context
 from probatum.bench.budget import Budget, Costs, Found, confirmation, order_of, spend, whole
-from probatum.bench.context import Context, Job, run_job
+from probatum.bench.context import Context, Job, TimeUp, run_job
 from probatum.bench.execute import Bench, Listener, Silent
+from probatum.bench.isolation import at_most, guarded
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from
 from probatum.bench.race import Race
 from probatum.bench.records import PUT_OFF
@@ -317,6 +320,26 @@ def test_a_real_trial_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.status for _, one in bench.run_within([[job]], lambda group: True)] == [PUT_OFF]
     assert not study.store.has(job.key)
     assert run_job(study.context, replace(job, allowance=1e6)).status == "ok"
+
+
+def test_a_learner_is_put_off_once_its_allowance_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learners tell no steps."""
+    study = Study("breast-cancer", ["gbnn"], seeds=6, running=Running(timing=False, workers=1))
+    monkeypatch.setattr(catalogue.entry("gbnn"), "predict", lambda self, part: time.sleep(60))
+    job = replace(study.bench().jobs((0,), study.plan.arms, with_references=False)[1], allowance=0.5)
+    (trial,) = guarded(study.context, [job]).trials
+    assert trial.status == PUT_OFF
+    assert trial.timing["seconds"] == 1.0
+
+
+def test_a_limit_within_a_limit() -> None:
+    def both() -> None:
+        with pytest.raises(bench_context.PutOff), at_most(0.02, bench_context.PutOff(0.02, passed=True)):
+            time.sleep(60)
+        time.sleep(60)
+
+    with pytest.raises(TimeUp), at_most(0.3):
+        both()
 
 
 def test_dear_arms_are_not_even_tried_all() -> None:

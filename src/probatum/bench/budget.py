@@ -16,7 +16,6 @@ some trials already.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -279,8 +278,8 @@ class Budget:
         """Blocks that bring one arm after another to a number of seeds, none of them further than the baseline comes."""
         for name in names:
             for seeds in sorted({min(PILOT, target), target}):
-                yield self._block(self.baseline, seeds)
-                yield self._block(name, seeds - len(self._block(self.baseline, seeds)))
+                yield self._lacking(self.baseline, seeds)
+                yield self._lacking(name, seeds - len(self._lacking(self.baseline, seeds)))
 
     def _paired(self, name: str) -> int:
         """Seeds, from the first on, that the arm and the baseline both have."""
@@ -359,7 +358,7 @@ class Budget:
 
     def need(self, name: str, target: int) -> float:
         """Seconds of work until an arm has so many seeds, beside what is running."""
-        return len(self._block(name, target)) * self.costs.of(name)
+        return len(self._lacking(name, target)) * self.costs.of(name)
 
     def within(self, names: Sequence[str], target: int) -> list[str]:
         """Those of the arms, the first of them first, that can come to so many seeds, the baseline too."""
@@ -399,14 +398,17 @@ class Budget:
             if name in self.within(names, goal):
                 yield self._block(name, target)
 
-    def _block(self, name: str, target: int) -> list[Job]:
+    def _lacking(self, name: str, target: int) -> list[Job]:
         """Jobs that an arm lacks up to a number of seeds."""
         keys = [(name, seed) for seed in self.plan.seeds[:target]]
-        jobs = [self._jobs[k] for k in keys if k not in self.trials and self._jobs[k].key not in self._flying]
-        if name not in self.order or self.costs.knows(name) or self._must:
+        return [self._jobs[k] for k in keys if k not in self.trials and self._jobs[k].key not in self._flying]
+
+    def _block(self, name: str, target: int) -> list[Job]:
+        """Those of them that can be begun; the first alone, up to its allowance, where nothing tells yet what it takes."""
+        jobs = self._lacking(name, target)
+        if name not in self.order or self.costs.knows(name):
             return jobs
-        allowance = self.allowance()
-        return [replace(job, allowance=allowance) for job in jobs]
+        return [replace(job, allowance=self.allowance()) for job in jobs[:1]]
 
     def allowance(self) -> float:
         """Seconds of a trial up to which an arm of which nothing is known comes in its turn."""

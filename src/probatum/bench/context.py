@@ -43,16 +43,26 @@ FORETOLD_SECONDS = 1.0
 """Seconds of a trial that foretell the rest; the first ones may go into loading."""
 
 
+LONGER = 2.0
+"""How much longer than it has taken a trial is taken to be of which no steps are known."""
+
+
 class TimeUp(BaseException):
     """A trial has taken longer than it may; no technique catches it by catching every `Exception`."""
 
 
 class PutOff(BaseException):
-    """A trial would take longer than it is allowed to where others wait; `seconds` are what it would take in all."""
+    """A trial would take longer than it is allowed to where others wait; `seconds` are what it would take in all.
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"a trial would take {seconds:.0f} s, so that the others come first")
-        self.seconds = seconds
+    Args:
+        seconds: these.
+        passed: whether no steps foretold them: it has taken so many.
+    """
+
+    def __init__(self, seconds: float, *, passed: bool = False) -> None:
+        words = "has taken" if passed else "would take"
+        super().__init__(f"a trial {words} {seconds:.0f} s, so that the others come first")
+        self.seconds = LONGER * seconds if passed else seconds
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -129,22 +130,29 @@ def begin() -> None:
 
 
 @contextmanager
-def at_most(seconds: float | None) -> Iterator[None]:
-    """A block that is stopped by `TimeUp` where it takes longer; only in a process's main thread, None = it may take for ever."""
+def at_most(seconds: float | None, problem: BaseException | None = None) -> Iterator[None]:
+    """A block that is stopped where it takes longer, by `TimeUp` or what is given; only in a process's main thread.
+
+    Args:
+        seconds: None = it may take for ever.
+        problem: what is raised in it.
+    """
     if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        raise TimeUp(took_too_long(seconds))
+        raise problem or TimeUp(took_too_long(seconds))
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
+    before, begun = signal.signal(signal.SIGALRM, stop), time.monotonic()
+    outer, again = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:  # that of a block around this one
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - begun), 0.01), again)
 
 
 def took_too_long(seconds: float) -> str:
