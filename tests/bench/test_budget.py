@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from commands import told
-from probatum import catalogue
+from probatum.arenas.predict import fit as fitting
 from probatum.bench import context as bench_context
 from probatum.bench.budget import Budget, Costs, Found, confirmation, order_of, spend, whole
 from probatum.bench.context import Context, Job, TimeUp, run_job
@@ -325,7 +325,7 @@ def test_a_real_trial_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_learner_is_put_off_once_its_allowance_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learners tell no steps."""
     study = Study("breast-cancer", ["gbnn"], seeds=6, running=Running(timing=False, workers=1))
-    monkeypatch.setattr(catalogue.entry("gbnn"), "predict", lambda self, part: time.sleep(60))
+    monkeypatch.setattr(fitting, "fit_learner", lambda *terms: time.sleep(60))
     job = replace(study.bench().jobs((0,), study.plan.arms, with_references=False)[1], allowance=0.5)
     (trial,) = guarded(study.context, [job]).trials
     assert trial.status == PUT_OFF

@@ -9,6 +9,7 @@ failed, and says what it touched.
 from __future__ import annotations
 
 import io
+import math
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from probatum import catalogue
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
-from probatum.bench.context import Context, Job, Progress, TimeUp, lost
+from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
@@ -63,7 +64,11 @@ def owner_of(group: Sequence[Job]) -> str:
 
 def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
     """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
-    trials, found = watching(context, {job.seed for job in group}, lambda: grouping.run_group(context, group, progress))
+    allowance = group[0].allowance if len(group) == 1 else math.inf
+    with at_most(None if math.isinf(allowance) else allowance, PutOff(allowance, passed=True)):
+        trials, found = watching(
+            context, {job.seed for job in group}, lambda: grouping.run_group(context, group, progress)
+        )
     if not found.what:
         return Ran(trials)
     failed = [
