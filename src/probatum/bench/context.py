@@ -163,7 +163,7 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
                 outcome = arena(context.plan.arena).trial(work)
             check_threads(context.plan.threads)
         except PutOff as problem:
-            return _trial(context, job, PUT_OFF, {"reason": str(problem)}, {"seconds": problem.seconds})
+            return put_off(context, job, problem)
         except (Exception, SystemExit, TimeUp) as problem:  # one broken arm must not take the study with it
             return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
     return ended(context, job, outcome, seconds=time.perf_counter() - start)
@@ -216,6 +216,11 @@ def _gathered(context: Context, job: Job, rows: Mapping[str, Any], part: str) ->
 def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:
     """The trial that a job became by not going well: `status` is failed or not applicable."""
     return _trial(context, job, status, {"reason": reason}, {"seconds": seconds})
+
+
+def put_off(context: Context, job: Job, problem: PutOff) -> Trial:
+    """What stands for a job that was put off."""
+    return _trial(context, job, PUT_OFF, {"reason": str(problem)}, {"seconds": problem.seconds})
 
 
 def check_threads(threads: int) -> None:

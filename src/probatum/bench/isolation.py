@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from probatum import catalogue
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
-from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost
+from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost, put_off
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
@@ -64,11 +64,7 @@ def owner_of(group: Sequence[Job]) -> str:
 
 def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
     """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
-    allowance = group[0].allowance if len(group) == 1 else math.inf
-    with at_most(None if math.isinf(allowance) else allowance, PutOff(allowance, passed=True)):
-        trials, found = watching(
-            context, {job.seed for job in group}, lambda: grouping.run_group(context, group, progress)
-        )
+    trials, found = watching(context, {job.seed for job in group}, lambda: _allowed(context, group, progress))
     if not found.what:
         return Ran(trials)
     failed = [
@@ -76,6 +72,18 @@ def guarded(context: Context, group: Sequence[Job], progress: Progress | None = 
         for job, trial in zip(group, trials, strict=True)
     ]
     return Ran(failed, True, ", ".join(found.lasting))
+
+
+def _allowed(context: Context, group: Sequence[Job], progress: Progress | None) -> list[Trial]:
+    """A group that was run; a trial alone at most as long as it is allowed to where others wait."""
+    allowance = group[0].allowance if len(group) == 1 else math.inf
+    if math.isinf(allowance):
+        return grouping.run_group(context, group, progress)
+    try:
+        with at_most(allowance, PutOff(allowance, passed=True)):
+            return grouping.run_group(context, group, progress)
+    except PutOff as problem:  # before or after the trial itself
+        return [put_off(context, group[0], problem)]
 
 
 def probed(context: Context, block: list[Job]) -> Choice:
@@ -150,8 +158,9 @@ def at_most(seconds: float | None, problem: BaseException | None = None) -> Iter
         raise problem or TimeUp(took_too_long(seconds))
 
     before, begun = signal.signal(signal.SIGALRM, stop), time.monotonic()
-    outer, again = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
+    outer, again = signal.getitimer(signal.ITIMER_REAL)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
