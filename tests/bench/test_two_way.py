@@ -62,7 +62,7 @@ def test_components_row_by_row(binary: bool, kappa: float, sized: bool) -> None:
     variance = shared + max(within, spread) + kappa * count * max(spread - within, 0)
     fourth = sum(v**4 for v in total.values()) / count**4
     freedom = 2 * rows**2 / (fourth - rows**2 / len(total))
-    as_equal = sum(v**2 for v in weight.values()) ** 2 / sum(v**4 for v in weight.values())
+    as_equal = sum(v**1.5 for v in weight.values()) ** 2 / sum(v**3 for v in weight.values())
     if as_equal < len(total) / 2:
         freedom = min(freedom, as_equal - 1)
     noise = (within + shared) ** 2 / freedom + max(spread**2 - within**2, 0) / (count - 1)
