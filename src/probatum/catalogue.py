@@ -77,6 +77,8 @@ class Header:
 
 
 _added: dict[str, Place] = {}
+_as_added: dict[str, str] = {}
+"""Digest of the files of each module of an added technique, when it was added."""
 _imported: dict[str, str] = {}
 """Digests of the techniques that are imported, by module."""
 
@@ -143,10 +145,15 @@ def find(*, slot: str | None = None, tag: str | None = None, text: str | None = 
 def digest(name: str) -> str:
     """Short hash of the technique's files; part of every trial's key, so an edited technique is run again.
 
-    Once it is imported they count as they were then: that is what runs in this process.
+    Once it is imported, or was added, they count as they were then: that is what runs here and in other processes.
     """
     where = place(name)
-    return _imported.get(where.module) or _digest(where)
+    return _imported.get(where.module) or _as_added.get(where.module) or _digest(where)
+
+
+def edited(name: str) -> bool:
+    """Whether a technique's files are not those any more that `digest` tells of."""
+    return _digest(place(name)) != digest(name)
 
 
 def _digest(where: Place) -> str:
@@ -187,8 +194,10 @@ def add_file(path: str | Path) -> str:
         raise InputError(f"{path}: the id {name!r} is taken by {known.path}; rename the file")
     where = Place(name, slot, path, path.stem if _own_folder(path) is None else f"{path.stem}.{path.stem}")
     # other contents are another module, with other modules beside it
-    mark = f"{ADDED}{hashlib.sha256(bytes(path)).hexdigest()[:8]}_{_digest(where)}_"
+    contents = _digest(where)
+    mark = f"{ADDED}{hashlib.sha256(bytes(path)).hexdigest()[:8]}_{contents}_"
     _added[name] = replace(where, module=mark + where.module)
+    _as_added[mark + where.module] = contents
     return name
 
 

@@ -332,6 +332,22 @@ def test_a_learner_is_put_off_once_its_allowance_has_passed(monkeypatch: pytest.
     assert trial.timing["seconds"] == 1.0
 
 
+def test_nothing_is_probed_when_the_time_is_up() -> None:
+    runs = Simulated({"baseline": 1.0, **{f"a{i}": 1.0 for i in range(9)}})
+    budget = budget_of(runs, 25.0)
+    asked: list[float] = []
+    groups = budget.bench.groups
+
+    def probing(jobs: list[Job], planned: list[Job] | None = None) -> Iterator[list[Job]]:
+        asked.append(runs.now)
+        return groups(jobs, planned)
+
+    budget.bench.groups = probing  # type: ignore[method-assign]
+    spend(budget, timing=True)
+    assert asked
+    assert all(now + 1.0 <= 25.0 for now in asked)
+
+
 def test_a_limit_within_a_limit() -> None:
     def both() -> None:
         with pytest.raises(bench_context.PutOff), at_most(0.02, bench_context.PutOff(0.02, passed=True)):

@@ -429,15 +429,22 @@ class Budget:
             self.costs.add(account(job), float(trial.timing.get("seconds", 0.0)))
 
     def _announced(self, blocks: Iterable[list[Job]]) -> Iterator[list[Job]]:
+        """Blocks of which something would end in time; of the others nobody asks how their seeds are best trained."""
         for block in blocks:
-            self.bench.listener.planned(block, 0)
-            yield block
+            if self._in_time(min(map(self._cost, block))):
+                self.bench.listener.planned(block, 0)
+                yield block
+
+    def _in_time(self, cost: float) -> bool:
+        """Whether what begins now would end in time; the first trial of all is always begun, and what must be."""
+        now, first = self.clock(), not (self.trials or self._flying)
+        return first or self._must or (now < self.until and now + cost <= self.until)
 
     def _admits(self, group: Sequence[Job]) -> bool:
-        """Whether a group would end in time if it began now; the first trial of all is always begun, and what must be."""
-        now, cost = self.clock(), fsum(self._cost(job) for job in group)
-        if (self.trials or self._flying) and not self._must and (now >= self.until or now + cost > self.until):
+        """Whether a group would end in time if it began now; if so it is begun."""
+        if not self._in_time(fsum(self._cost(job) for job in group)):
             return False
+        now = self.clock()
         for job in group:
             self._flying[job.key] = (now, self._cost(job))
             self._tried |= job.arm.name in self.order

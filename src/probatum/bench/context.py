@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench.many_classes import compact
 from probatum.bench.packed_rows import UnitRows, gather, pack
-from probatum.bench.plain import plain
+from probatum.bench.plain import plain, printable
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.records import PUT_OFF
 from probatum.bench.splits import Splits
@@ -215,7 +215,7 @@ def _gathered(context: Context, job: Job, rows: Mapping[str, Any], part: str) ->
 
 def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:
     """The trial that a job became by not going well: `status` is failed or not applicable."""
-    return _trial(context, job, status, {"reason": reason}, {"seconds": seconds})
+    return _trial(context, job, status, {"reason": printable(reason)}, {"seconds": seconds})
 
 
 def put_off(context: Context, job: Job, problem: PutOff) -> Trial:

@@ -140,9 +140,9 @@ class Bench:
         alone = isinstance(self.executor, Here)
         self.context.most_threads = (os.cpu_count() or 1) if alone else 1
 
-    def groups(self, jobs: list[Job]) -> Iterator[list[Job]]:
+    def groups(self, jobs: list[Job], planned: list[Job] | None = None) -> Iterator[list[Job]]:
         """The jobs in groups; whether seeds are trained as one is probed where their techniques may run."""
-        return grouping.groups(self.context, jobs, self.store, self._probed)
+        return grouping.groups(self.context, jobs, self.store, self._probed, planned)
 
     def _probed(self, context: Context, block: list[Job]) -> Choice:
         if self.apart is None or not owner_of(block):
@@ -187,8 +187,9 @@ class Bench:
                 self.listener.ended(job, known[job.key])
         pending = list({job.key: job for job in jobs if job.key not in known}.values())
         fits = [job for job in pending if job.kind != "timing"]
+        wanted = list({job.key: job for job in jobs if job.kind != "timing"}.values())
         timings = [[job] for job in pending if job.kind == "timing"]
-        work: list[tuple[Executor, Iterator[list[Job]]]] = [(self.executor, self.groups(fits))] if fits else []
+        work: list[tuple[Executor, Iterator[list[Job]]]] = [(self.executor, self.groups(fits, wanted))] if fits else []
         for executor, groups in (*work, (self.alone(), iter(timings))):
             known |= {job.key: trial for job, trial in self._ended(executor, groups)}
         return [known[job.key] for job in jobs]

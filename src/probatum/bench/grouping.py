@@ -24,15 +24,22 @@ Prober = Callable[[Context, list[Job]], Choice]
 """Times whether a block of seeds is to be trained as one."""
 
 
-def groups(context: Context, jobs: Sequence[Job], store: Store, prober: Prober | None = None) -> Iterator[list[Job]]:
+def groups(
+    context: Context,
+    jobs: Sequence[Job],
+    store: Store,
+    prober: Prober | None = None,
+    planned: Sequence[Job] | None = None,
+) -> Iterator[list[Job]]:
     """Cut jobs into groups, in the order in which they are to be run; every job is in one group.
 
     They come seed by seed, so that a study cut short is paired as far as it got, and an arm is probed when its turn comes.
     The choice for an arm is made once in a study and kept in the store, so that a resumed study, which finds whole groups
-    missing, makes the same groups again and comes to the same bits.
+    missing, makes the same groups again and comes to the same bits. For that `planned` are all jobs of the study, those that
+    have ended among them; None = these.
     """
-    arms: dict[str, list[Job]] = {}
-    for job in jobs:
+    pending, arms = {job.key for job in jobs}, dict[str, list[Job]]()
+    for job in jobs if planned is None else planned:
         arm = key_of({"recipe": job.plan["recipe"], "salt": job.arm.salt, "name": job.arm.name})
         arms.setdefault(arm, []).append(job)
     blocks = [
@@ -43,9 +50,10 @@ def groups(context: Context, jobs: Sequence[Job], store: Store, prober: Prober |
     stacked: dict[int, bool] = {}
     for seed in sorted({job.seed for job in jobs}):
         for number, (arm, block) in enumerate(blocks):
-            if number not in stacked and block[0].seed == seed:
+            if number not in stacked and any(job.seed == seed and job.key in pending for job in block):
                 choice = _choice(context, arm, block, store, prober or probed)
                 stacked[number] = choice.stack
+                block[:] = [job for job in block if job.key in pending]
                 if choice.stack or choice.problem:  # where the probe broke they are run one by one, and say why
                     block[:] = [replace(job, stacking=choice) for job in block]
                 if choice.stack:

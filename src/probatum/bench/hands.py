@@ -42,7 +42,9 @@ class Hands:
         if self.workers == 1:
             return Here(apart)
         if self.later:
-            return HereFirst(self.workers, pool=lambda count: Workers(count, memory), apart=apart)
+            return HereFirst(
+                self.workers, pool=lambda count: Workers(count, memory, owned=apart is not None), apart=apart
+            )
         return Workers(self.workers, memory, owned=apart is not None)
 
     def words(self) -> str:

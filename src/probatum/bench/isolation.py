@@ -175,26 +175,38 @@ def took_too_long(seconds: float) -> str:
     return f"it took longer than {words}; --trial-minutes gives more"
 
 
-class Printed(io.TextIOBase):
-    """Takes what is printed: its beginning is kept, the rest counted."""
+class _Counted(io.RawIOBase):
+    """Takes bytes: how many characters they are, and the first of them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.count, self.first = 0, ""
 
     def writable(self) -> bool:
-        """True."""
         return True
 
-    def write(self, text: str) -> int:
-        """Take it."""
+    def fileno(self) -> int:
+        return 1  # where processes that a technique starts may write: nowhere, in a worker
+
+    def write(self, data: Any) -> int:
+        text = bytes(data).decode("utf-8", "replace")
         self.first += text[: max(0, KEPT - len(self.first))]
         self.count += len(text)
-        return len(text)
+        return len(data)
+
+
+class Printed(io.TextIOWrapper):
+    """Takes what is printed: its beginning is kept, the rest counted."""
+
+    def __init__(self) -> None:
+        self._counted = _Counted()
+        super().__init__(self._counted, encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[arg-type]
 
     def told(self, trials: list[Trial]) -> list[Trial]:
         """The trials with a remark of what was printed since the last ones; nothing is kept any longer."""
-        count, first = self.count, " ".join(self.first.split())
-        self.count, self.first = 0, ""
+        its = self._counted
+        count, first = its.count, " ".join(its.first.split())
+        its.count, its.first = 0, ""
         if not count:
             return trials
         words = f"it printed {count:,} characters" + (f", beginning {first[:60]!r}" if first else "")

@@ -34,6 +34,8 @@ REAP_SECONDS = 0.05
 """How often the nursery looks for children that have ended."""
 PASSING = {"PYTEST_CURRENT_TEST"}
 """Names in the environment that change all the time and that nothing goes by."""
+LEAVE_SECONDS = 3.0
+"""How long it waits at most for what it has ended."""
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux's prctl."""
 
@@ -269,10 +271,12 @@ def _leave(numbers: Collection[int]) -> None:
     for pid in numbers:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+    ends = time.monotonic() + LEAVE_SECONDS
     with suppress(ChildProcessError):
-        while True:  # what was a worker's comes here once that has ended
-            os.waitpid(-1, 0)
-            end_strays(numbers)
+        while time.monotonic() < ends:
+            end_strays(())  # what was a worker's comes here once that has ended
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.005)
     os._exit(0)
 
 

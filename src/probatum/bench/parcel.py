@@ -24,6 +24,12 @@ TechniqueFile = tuple[str, str, str, dict[str, bytes]]
 def pack(context: Context) -> bytes:
     """Everything `unpack` needs to make the context again elsewhere; InputError where something in it cannot travel."""
     context.study_key()  # worked out once, here, where the files are
+    for name in outsiders_of(context.plan):
+        if catalogue.edited(name):
+            raise InputError(
+                f"{catalogue.place(name).path} was edited while the study was made or run; the same command goes on with it as "
+                "it is now"
+            )
     try:
         return cloudpickle.dumps((_files(context.plan), _rooms(), cloudpickle.dumps(context)))
     except Exception as problem:  # what pickling raises depends on what is pickled
@@ -61,13 +67,14 @@ def check_versions(jobs: Sequence[Job]) -> None:
 
 def _files(plan: StudyPlan) -> list[TechniqueFile]:
     """Technique files of the user's that take part; those of installed packages are everywhere already."""
+    places = [catalogue.place(name) for name in outsiders_of(plan)]
+    return [(place.id, place.slot, str(place.path), _contents(place)) for place in places]
+
+
+def outsiders_of(plan: StudyPlan) -> list[str]:
+    """Ids of the files that take part."""
     ids = {use.id for recipe in (plan.base, *(arm.recipe for arm in plan.arms)) for use in recipe.uses()}
-    places = [catalogue.place(name) for name in sorted(ids)]
-    return [
-        (place.id, place.slot, str(place.path), _contents(place))
-        for place in places
-        if place.module.startswith(catalogue.ADDED)
-    ]
+    return [name for name in sorted(ids) if catalogue.place(name).module.startswith(catalogue.ADDED)]
 
 
 def _contents(place: catalogue.Place) -> dict[str, bytes]:

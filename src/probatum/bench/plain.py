@@ -28,11 +28,21 @@ def plain(value: Any) -> Any:
         TypeError: something in it is none of these.
     """
     try:
-        return json.loads(json.dumps(value, default=_number))
+        text = json.dumps(value, default=_number)
+        return printable(json.loads(text)) if "\\ud" in text else json.loads(text)
     except (TypeError, ValueError) as problem:
         raise TypeError(
             f"what it leaves cannot be kept: {problem}; numbers, strings, lists and dictionaries can"
         ) from None
+
+
+def printable(value: Any) -> Any:
+    """The same with what no file can hold, halves of characters as in names of files of other encodings, written out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [printable(one) for one in value]
+    return {printable(k): printable(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _number(value: Any) -> Any:

@@ -234,7 +234,9 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
     spread = sd**2 / count + shared / (count - 1) if count > 1 else math.inf
     fourth = float((squares**2).sum()) / count**4
     freedom = 2 * rows**2 / max(fourth - rows**2 / max(units, 1), 1e-300)
-    weights = weight**1.5  # a unit's variance, in rows: 1 where these differ, 2 where the units do; equal ones count in full
+    weights = (
+        weight**1.5
+    )  # a unit's variance, in rows: 1 where these differ, 2 where the units do; equal ones count in full
     as_equal = float(weights.sum() ** 2 / (weights**2).sum()) if units else 0.0
     if units < FEW_UNITS or as_equal < units / 2:  # a few squares do not tell their kurtosis
         freedom = min(freedom, as_equal - 1.0)

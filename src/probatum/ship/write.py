@@ -87,7 +87,7 @@ def ship(context: Context, results: Results, arm_name: str, folder: Path) -> Pat
         finally:
             torch.set_num_threads(threads)
         if found.what:
-            raise InputError(f"{arm.name} cannot be shipped: {found.words()}; it was put back")
+            raise InputError(f"{arm.name} cannot be shipped: {found.words()}")
         description = _description(results, arm, builtin, work, fitted, digest(fitted.model, test))
         _write(folder, place, results, work, fitted, description)
         _check_whole(folder, place, work, fitted)

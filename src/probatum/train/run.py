@@ -15,6 +15,7 @@ from probatum.errors import InputError
 from probatum.numerics.networks.last_layer import find_last_layer
 from probatum.rooms.task import task
 from probatum.spec import Batch, Budget, Part, Spec
+from probatum.train.asked import Asked
 from probatum.train.rng import seeded
 
 PassHook = Callable[["Run", Batch], None]
@@ -91,13 +92,13 @@ class Run:
     whole: int = 0
     pass_hooks: Sequence[PassHook] = ()
     loss_hooks: Sequence[LossHook] = ()
-    asked_valid: bool = False
+    asked: Asked = field(default_factory=Asked)
     _seconds: int = 0
 
     @property
     def valid(self) -> Part:
-        """Validation rows. That somebody asked for them is noted in `asked_valid`: then more than the loop may hang on them."""
-        self.asked_valid = True
+        """Validation rows. That somebody asked for them is noted in `asked`: then more than the loop may hang on them."""
+        self.asked.yes = True
         return self.held
 
     @valid.setter

@@ -22,7 +22,7 @@ from probatum.train.assemble import Assembly, assemble, budget_for, offer_for_le
 from probatum.train.compute import equal_steps
 from probatum.train.devices import train_on_devices
 from probatum.train.loop import outputs, train
-from probatum.train.rng import generator_for, seeded
+from probatum.train.rng import draws_of, generator_for, seeded
 from probatum.train.second_choice import SecondChoice
 from probatum.train.tune import tuned
 
@@ -61,7 +61,8 @@ class Predictor:
         """What the task predicts: probabilities (n, classes), values (n, outputs) on the standardised scale, ..."""
         asked = task(self.task)
         if self.model is None:
-            found = self.learner.predict(without_answers(part))
+            with draws_of(0):  # the same again for the same rows
+                found = self.learner.predict(without_answers(part))
             if self.calibrator is None:
                 return found
             output = asked.logits(found)
@@ -107,9 +108,10 @@ def fit_learner(work: Work, recipe: Recipe, use: Use, swap: Swap | None = None) 
     if swap is not None:
         hidden = swap.noting(hidden)
     offer = offer_for_learner(work, recipe)
-    learner = inject.call(
-        use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
-    )
+    with seeded(work.seed, "learner", use.id, work.arm.salt):  # for what it is made of and can only draw from there
+        learner = inject.call(
+            use.id, catalogue.entry(use.id), use.settings, offer, data=hidden, budget=budget, generator=generator
+        )
     effects = reported(learner, use.id)
     found = Predictor(data.spec.task, learner=learner, effects=effects, posthoc=recipe.posthoc)
     found.passes = float(getattr(learner, "passes", 0.0))

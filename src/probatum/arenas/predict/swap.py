@@ -14,7 +14,8 @@ from torch import nn
 
 from probatum.data.lazy.few import is_streamed
 from probatum.rooms.arena import Work
-from probatum.spec import Data
+from probatum.spec import Data, Part
+from probatum.train.asked import Asked
 from probatum.train.run import Run
 from probatum.train.second_choice import SecondChoice
 
@@ -23,19 +24,47 @@ REPLACES = "a technique replaces the network after its training"
 
 
 class Noting(Data):
-    """Data that note whether somebody has asked for the validation rows."""
+    """Data that note whether somebody has asked for the validation rows, by whichever way: they, or a copy of them.
 
-    asked_valid = False
+    The rows are not among the attributes that copies are made of, so that there is no other way to them.
+    """
+
+    _rows: Held
 
     def __getattribute__(self, name: str) -> Any:
         if name == "valid":
-            object.__setattr__(self, "asked_valid", True)
+            return super().__getattribute__("_rows").taken()
         return super().__getattribute__(name)
+
+    @property
+    def asked_valid(self) -> bool:
+        """Whether somebody has."""
+        return self._rows.asked.yes
 
     @classmethod
     def of(cls, data: Data) -> Noting:
         """The same data, noting."""
-        return cls(data.spec, data.train, data.valid, data.test, data.pipeline, data.truth)
+        found = cls(data.spec, data.train, data.valid, data.test, data.pipeline, data.truth)
+        vars(found).pop("valid")
+        object.__setattr__(found, "_rows", Held(data.valid))
+        return found
+
+
+class Held:
+    """Rows, and whether somebody has taken them.
+
+    Attributes:
+        asked: that.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.asked = Asked()
+        self._part = part
+
+    def taken(self) -> Part:
+        """The rows."""
+        self.asked.yes = True
+        return self._part
 
 
 @dataclass
@@ -65,7 +94,7 @@ class Swap:
 
     def trained(self, run: Run, network: nn.Module, second: SecondChoice, k: int = 0) -> None:
         """The weights of the k-th run after its training, which began with this network."""
-        if run.asked_valid:
+        if run.asked.yes:
             self.reason = LOOKS
         elif run.keep_best:  # else they are those of the last step, or a technique's own
             self.state = second.kept.states[k]
