@@ -117,6 +117,26 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         assert all(json.loads(json.dumps(vars(g[0].stacking)))["stack"] for g in first if len(g) > 1)
 
 
+def test_what_is_left_of_a_study_goes_by_what_all_of_it_was_found_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe would say otherwise the second time, as it may on a busy machine."""
+    answers = iter([False, False, True, True, True, True])
+
+    def choose(works: Any, threads: int, most_threads: int) -> Choice:
+        return Choice(next(answers), 1, 0.01, 2.0)
+
+    monkeypatch.setattr(stacks, "probe", choose)
+    one = study("auto", tmp_path / "s.sqlite")
+    bench = one.bench()
+    jobs = bench.jobs(one.plan.seeds, one.plan.arms[:1], with_references=False)
+    whole = [[job.key for job in group] for group in grouping.groups(bench.context, jobs, one.store)]
+    left = [job for job in jobs if job.seed >= 2]
+    rest = [[job.key for job in group] for group in bench.groups(left, jobs)]
+    assert rest == [group for group in whole if group[0] in {job.key for job in left}]
+    assert {len(group) for group in rest} == {1}
+
+
 def test_arms_are_cut_into_blocks_of_seeds() -> None:
     found = Study(
         "iris",

@@ -6,6 +6,7 @@ import enum
 import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 import sloppy
 from loosely import study_of
 from probatum import catalogue
+from probatum.bench.isolation import Printed
+from probatum.bench.parcel import pack
 from probatum.bench.plain import plain, received
-from probatum.bench.store import Trial
+from probatum.bench.store import REMARK, Trial
 from probatum.errors import InputError
 from probatum.settings import Running
 
@@ -180,6 +183,63 @@ def test_an_arm_that_touches_others_is_not_shipped(tmp_path: Path, monkeypatch: 
         study.ship("gradient-noise", tmp_path / "model")
     assert torch.get_default_dtype() == torch.float32
     assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_is_edited_meanwhile_counts_as_it_was(tmp_path: Path) -> None:
+    """Trials of the file as it was were kept under the key of the edited one, and later studies took them over."""
+    path = sloppy.placed(tmp_path, "seeds-numpy")
+    plain_text = path.read_text().replace("np.random.seed(0)", "pass")
+    path.write_text(plain_text, encoding="utf-8")
+    name = catalogue.add_file(path)
+    study = study_of("iris", [name], **SHORT)
+    before = {job.key for job in study.bench().jobs((0,), study.plan.arms, with_references=False)}
+    path.write_text(plain_text.replace("cross-entropy, and", "cross-entropy and"), encoding="utf-8")
+    assert {job.key for job in study.bench().jobs((0,), study.plan.arms, with_references=False)} == before
+    again = replace(study.context)  # another process would be given the file as it is now
+    with pytest.raises(InputError, match=r"seeds_numpy\.py was edited while the study was made or run"):
+        pack(again)
+    assert catalogue.add_file(path) == name
+    assert not catalogue.edited(name)
+    later = study_of("iris", [name], **SHORT)
+    after = {job.key for job in later.bench().jobs((0,), later.plan.arms, with_references=False)}
+    assert len(after - before) == 1
+
+
+def test_learners_may_draw_from_torch_s_stream(tmp_path: Path) -> None:
+    """Layers, loaders and the like draw from there; each trial's draws are its own, and the same again."""
+    path = tmp_path / "draws.py"
+    deed = "self.layer = torch.nn.Linear(2, 2); return torch.rand(len(part), self.k).softmax(1)"
+    path.write_text(sloppy.LEARNER.format(title="draws", deed=deed), encoding="utf-8")
+    state = torch.get_rng_state()
+    runs = [study_of("iris", [catalogue.add_file(path)], **SHORT).run().trials for _ in range(2)]
+    own = [[t.record["digest"] for t in trials if t.arm == "draws"] for trials in runs]
+    assert own[0] == own[1]
+    assert {t.status for t in runs[0]} == {"ok"}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_no_file_can_hold_is_written_out(tmp_path: Path) -> None:
+    """As names of files in other encodings come from the operating system: half a character."""
+    path = tmp_path / "names.py"
+    deed = "raise ValueError('cannot read caf\\udce9.txt')"
+    path.write_text(sloppy.LOSS.format(title="names", deed=deed), encoding="utf-8")
+    study = study_of("iris", [catalogue.add_file(path), "gradient-noise"], **SHORT)
+    reasons = [t.record["reason"] for t in study.run().trials if t.arm == "names"]
+    assert all(r"caf\udce9.txt" in reason for reason in reasons)
+    assert r"caf\udce9.txt" in study.report(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert plain({"caf\udce9": ["\udce9", "\U0001f600"]}) == {r"caf\udce9": [r"\udce9", "\U0001f600"]}
+
+
+def test_standard_output_is_what_programs_expect_of_it(tmp_path: Path) -> None:
+    printed = Printed()
+    printed.buffer.write(b"bytes, ")
+    print("words \udce9", file=printed)
+    printed.reconfigure(line_buffering=True)
+    assert printed.encoding.lower() == "utf-8"
+    assert printed.fileno() == 1
+    (told,) = printed.told([Trial("k", "s", "arm", 0, "fit", "ok", {}, {}, {})])
+    assert told.timing[REMARK] == r"it printed 20 characters, beginning 'bytes, words \\udce9'"
+    assert printed.told([told]) == [told]
 
 
 class Grade(enum.IntEnum):

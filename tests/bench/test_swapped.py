@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
+import torch
 
 from loosely import study_of
+from probatum.arenas.predict.swap import LOOKS, Swap
 from probatum.bench.packed_rows import gather, grouped, pack, unpack
 from probatum.bench.pairing import by_arm, pair, value_of
 from probatum.bench.plan import plan_from
@@ -18,10 +25,23 @@ from probatum.bench.stored import find_study, results_of
 from probatum.bench.two_way import FEW_UNITS
 from probatum.bench.verdict import verdicts
 from probatum.measure.base import Measure
+from probatum.spec import Data, Part
+from probatum.train.run import Run
 
 ACCURACY = Measure("accuracy", "quality", True, 0.01)
 RMSE = Measure("rmse", "quality", False, 0.02, kind="ratio")
 CAPE = "cape(one_vs_rest=True)"
+WAYS: dict[str, Callable[[Data], Part | None]] = {
+    "by name": lambda data: data.valid,
+    "by a copy": lambda data: copy.copy(data).valid,
+    "by a deep copy": lambda data: copy.deepcopy(data).valid,
+    "by a pickle": lambda data: pickle.loads(pickle.dumps(data)).valid,
+    "by another process": lambda data: cloudpickle.loads(cloudpickle.dumps(data)).valid,
+    "by its fields": lambda data: getattr(data, dataclasses.fields(data)[2].name),
+    "replaced": lambda data: dataclasses.replace(data, test=data.train).valid,
+    "by its attributes": lambda data: vars(data).get("valid"),
+    "not at all": lambda data: data.train and None,
+}
 SHORT: dict[str, Any] = {"steps": 12, "timing": False, "references": False, "confirm": False}
 
 
@@ -276,3 +296,28 @@ def test_given_test_rows_are_tested_alone(tmp_path: Path) -> None:
     assert not study.plan.swap
     assert "swapped" not in study.run().trials[0].record
     assert study.results.swap_note() == "Test rows alone are tested: they are given."
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_rows_are_noted_by_whichever_way_they_are_taken(way: str) -> None:
+    """One that learns its validation rows by heart would be right on all of them when they are tested."""
+    data = study_of("iris", ["gradient-noise"], seeds=1).context.data(0)
+    swap = Swap()
+    given = swap.noting(data)
+    assert swap.why_not() == ""
+    found = WAYS[way](given)
+    assert found is None or torch.equal(found.x, data.valid.x)
+    assert (swap.why_not() == LOOKS) == (found is not None)
+
+
+def test_a_run_s_copies_note_too() -> None:
+    run = Run(*[None] * 5, "rows", None)  # type: ignore[arg-type]
+    assert not run.asked.yes
+    assert copy.copy(run).valid == "rows"
+    assert run.asked.yes
+    run = Run(*[None] * 5, "rows", None)  # type: ignore[arg-type]
+    assert copy.deepcopy(run).valid == "rows"
+    assert run.asked.yes
+    run = Run(*[None] * 5, "rows", None)  # type: ignore[arg-type]
+    pickle.dumps(run.asked)
+    assert run.asked.yes

@@ -66,7 +66,7 @@ class Run:
         whole: rows of the present step's batch over all devices.
         pass_hooks: the methods' `before_pass` hooks, in order.
         loss_hooks: their `loss` hooks, in order.
-        asked_valid: whether anything but the loop has asked for the validation rows.
+        asked: whether anything but the loop has asked for the validation rows, of this or of a copy.
     """
 
     model: nn.Module

@@ -32,8 +32,9 @@ class Noting(Data):
     _rows: Held
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "valid":
-            return super().__getattribute__("_rows").taken()
+        held = super().__getattribute__("__dict__").get("_rows") if name == "valid" else None
+        if held is not None:  # one that was made of another's fields was asked for by that
+            return held.taken()
         return super().__getattribute__(name)
 
     @property
