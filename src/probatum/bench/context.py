@@ -23,6 +23,7 @@ from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
 from probatum.errors import InputError
+from probatum.files import no_room
 from probatum.recipe import Arm
 from probatum.rooms.arena import ModelFactory, Outcome, TrainingFailed, Work, arena
 from probatum.spec import Data
@@ -132,6 +133,7 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
                 outcome = arena(context.plan.arena).trial(work)
             check_threads(context.plan.threads)
         except (Exception, SystemExit, TimeUp) as problem:  # one broken arm must not take the study with it
+            check_room(problem)
             return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
     return ended(context, job, outcome, seconds=time.perf_counter() - start)
 
@@ -165,6 +167,15 @@ def _gathered(context: Context, job: Job, rows: Mapping[str, Any], part: str) ->
 def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float) -> Trial:
     """The trial that a job became by not going well: `status` is failed or not applicable."""
     return _trial(context, job, status, {"reason": reason}, {"seconds": seconds})
+
+
+def check_room(problem: BaseException) -> None:
+    """InputError where a trial failed because the disk is full: run again when there is room, it need not fail."""
+    if said := no_room(problem):
+        raise InputError(
+            f"there is no room left for what a trial writes ({said}); what has ended is stored, and the same command goes on when "
+            "there is"
+        ) from problem
 
 
 def check_threads(threads: int) -> None:

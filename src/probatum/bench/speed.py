@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 from probatum.bench.context import Context, quiet
 from probatum.bench.plan import StudyPlan, key_of
@@ -29,8 +30,8 @@ def chosen_speed(context: Context, store: Store, *, bf16: bool) -> StudyPlan:
     first = replace(plan, tune=0, equal_compute=False).trial(Arm("baseline", plan.base), "baseline", 0)
     # seeds and arms are not part of the key, so that a study with more of them goes on with the same choice
     key = key_of({**first, "kind": BLOB, "bf16": bf16})
-    kept = store.get_blob(key, BLOB)
-    if kept is None:
+
+    def made() -> bytes:
         arms, work = len(plan.arms) + 1, context.baseline()
         rows = max(1024, 4 * plan.base.training.batch_size)
         with quiet(plan.threads):
@@ -41,7 +42,13 @@ def chosen_speed(context: Context, store: Store, *, bf16: bool) -> StudyPlan:
                 arms=arms,
                 bf16=bf16,
             )
-        store.put_blob(key, BLOB, json.dumps({"engine": asdict(engine), "speed": as_json(found)}).encode())
-        kept = store.get_blob(key, BLOB) or b"{}"  # another process may have been first
+        return json.dumps({"engine": asdict(engine), "speed": as_json(found)}).encode()
+
+    engine, speed = store.settled(key, BLOB, made, _read_settings)
+    return replace(plan, engine=engine, speed=speed)
+
+
+def _read_settings(kept: bytes) -> tuple[Engine, dict[str, Any]]:
+    """Settings and what was measured, out of the store; ValueError, TypeError or KeyError where they are none."""
     choice = json.loads(kept)
-    return replace(plan, engine=Engine(**choice.get("engine", {})), speed=choice.get("speed", {}))
+    return Engine(**choice["engine"]), dict(choice["speed"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from probatum.cli.options import with_options
 from probatum.errors import InputError
-from probatum.files import check_folder, check_writable
+from probatum.files import check_folder, check_writable, no_room
 
 app = typer.Typer(
     name="probatum",
@@ -47,9 +49,9 @@ TrustChanged = Annotated[
 
 
 def main() -> None:
-    """Entry point: user mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    """Entry point: user mistakes and full disks become one line and exit code 2, Ctrl-C exit code 130."""
     try:
-        app()
+        _run()
     except InputError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -60,6 +62,31 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as problem:
+        if not (said := no_room(problem)):
+            raise
+        _let_go_of_output()
+        print(
+            f"error: there is no room left ({said}); what has ended is stored, and the same command goes on when there is",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def _run() -> None:
+    """The command, and what it printed handed on: that its file takes no more is found while it can still be said."""
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:
+            sys.stdout.flush()
+        raise
+
+
+def _let_go_of_output() -> None:
+    """What the output would not take is not tried again when the interpreter ends, which would say so in its own words."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback(invoke_without_command=True)
