@@ -154,15 +154,17 @@ def made(home: Path) -> Made:
 
 
 def _rows(path: Path) -> Path:
-    """Iris as a file, eight times over, so that predictions are longer than a page or two."""
+    """Iris as a file, eight times over and moved a little each time, so that predictions take many pages."""
     from sklearn.datasets import load_iris
 
-    found = load_iris(as_frame=True)
-    frame = found.frame.drop(columns="target")
-    frame["species"] = found.target_names[found.target]
-    text = frame.to_csv(index=False)
-    head, *lines = text.splitlines()
-    path.write_text("\n".join([head, *lines * 8]) + "\n")
+    found = load_iris()
+    lines = [
+        ",".join([*(f"{value + 0.0137 * time:.4f}" for value in row), str(found.target_names[target])])
+        for time in range(8)
+        for row, target in zip(found.data, found.target, strict=True)
+    ]
+    head = ",".join([*found.feature_names, "species"])
+    path.write_text("\n".join([head, *lines]) + "\n")
     return path
 
 
@@ -189,14 +191,17 @@ def cases(known: Made) -> dict[str, Case]:
 
     log = str(known.store)
     return {
-        "store, while trials end": Case((*_store("DISK/s.sqlite"),), 90_000, grows="s.sqlite", makes=("s.sqlite",)),
+        "store, while trials end": Case((*_store("DISK/s.sqlite"),), 300_000, grows="s.sqlite", makes=("s.sqlite",)),
         "store, opened again": Case(
             (*_store("DISK/s.sqlite", steps=21),), 0, {"s.sqlite": known.store}, grows="s.sqlite"
         ),
         "store, read": Case(("runs", "DISK/s.sqlite"), 0, {"s.sqlite": known.store}, grows="s.sqlite", needed=False),
-        "store, by ulimit -f": Case((*_store("DISK/s.sqlite"),), SIZE // 2, grows="s.sqlite", most=60_000),
+        "store, by ulimit -f": Case((*_store("DISK/s.sqlite"),), SIZE // 2, grows="s.sqlite", most=200_000),
         "store, the usual place": Case(
-            tuple(_without(studies.words(), "--store", "--report", "--json")), 90_000, here=True, grows="probatum-runs/"
+            tuple(_without(studies.words(), "--store", "--report", "--json")),
+            300_000,
+            here=True,
+            grows="probatum-runs/",
         ),
         "report of a study": Case(
             tuple(studies.words(**{**study, "report": "DISK/r.html"})), 3 * PAGE, {"r.html": OLD}, makes=("r.html",)
@@ -261,6 +266,7 @@ def tried(case: Case, home: Path) -> dict[str, Any]:
             faults.append(said.words())
         faults += _changed(before, full.files(), case)
         survive = _survive(full, case)
+        faults += ["no trial has survived"] * (survive == 0)
         full.free()
         again = _run(case, full, place, whole=True)
         if again.code or again.raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -75,6 +76,13 @@ def main() -> None:
 
 def _run() -> None:
     """The command, and what it printed handed on: that its file takes no more is found while it can still be said."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(
+        raw, io.RawIOBase
+    ):  # python -u, as in containers; what a full disk cuts off would be lost without an error
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stdout.encoding, sys.stdout.errors, line_buffering=True
+        )
     try:
         app()
     except SystemExit as end:
