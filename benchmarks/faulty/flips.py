@@ -41,6 +41,8 @@ def flips(home: Path, count: int, seed: int, tell: Callable[[str], None]) -> dic
             told, wrong = try_one(draw, number)
             counts.update(told)
             faults += [f"{number}: {fault}" for fault in wrong]
+            for fault in wrong:
+                tell(f"  {what} {number}: {fault}")
             if number % 20 == 19 or number == count - 1:
                 tell(f"  {what}: {number + 1} of {count}, {len(faults)} faults")
         found[what] = {"files": count, "told": dict(sorted(counts.items())), "faults": faults}
@@ -131,4 +133,6 @@ def _read(ended: Ended, right: str) -> tuple[str, str]:
         return "refused", "" if ended.plain else ended.words()
     if ended.out == right:
         return ("told" if ended.err else "same"), ""
-    return "told", "" if ended.err else "another answer without a word"
+    # a trial that nothing points to any more is as one that has not been run, and is counted as such
+    told = ended.err or "not finished" in ended.out
+    return "told", "" if told else "another answer without a word"

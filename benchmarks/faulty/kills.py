@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from faulty import studies
-from faulty.command import LOOK, Command
+from faulty.command import Command
 
 OWN = {studies.STORE, studies.REPORT, studies.JSON}
 MEANWHILE = OWN | {
@@ -47,19 +46,17 @@ class Kills:
 
 
 def kills(home: Path, count: int, workers: int | None, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """So many kills of studies in `home`; with workers half of them are of workers, each followed by one of the study."""
-    command = studies.words(workers=workers)
-    whole = studies.calm(home / "calm", command).seconds
-    right, said = studies.records(home / "calm" / studies.STORE), studies.verdicts(home / "calm" / studies.JSON)
-    draw, found, place = random.Random(seed), Kills(0, 0, 0, 0.0, []), home / "wild"
-    (home / "tmp").mkdir()
+    """So many kills of studies in `home`; with several workers half of them are of workers, each followed by one of the study."""
+    command, place = studies.words(workers=workers), home / "wild"
+    right, said, whole = _calm(home, command)
+    draw, found = random.Random(seed), Kills(0, 0, 0, 0.0, [])
     while True:
         place.mkdir(exist_ok=True)
         last = found.main + found.worker >= count
         running = Command(command, place, {"TMPDIR": str(home / "tmp")})
-        if not last and workers and _a_worker(running, draw.uniform(0, whole)):
-            found.worker += 1
-        ended = running.wait(_alone(last, draw, whole))
+        if not last and workers != 1 and running.until(draw.uniform(0, whole)) is None:
+            found.worker += _kill_one_beside(running)
+        ended = running.wait() if last else running.until(max(running.spent, draw.uniform(0, whole)))
         if ended is None:
             running.kill()
             found.main += 1
@@ -68,11 +65,7 @@ def kills(home: Path, count: int, workers: int | None, seed: int, tell: Callable
         found.faults += _faults(place, OWN if ended else MEANWHILE) + [f"{left} processes left over"] * bool(left)
         if ended is not None:
             found.studies += 1
-            found.faults += [ended.words()] * (ended.code != 0)
-            if ended.code == 0 and studies.records(place / studies.STORE) != right:
-                found.faults.append("other records")
-            if ended.code == 0 and studies.verdicts(place / studies.JSON) != said:
-                found.faults.append("other verdicts")
+            found.faults += [ended.words()] if ended.code else _others(place, right, said)
             shutil.rmtree(place)
             tell(f"  {found.main + found.worker} of {count} kills, {found.studies} studies, {len(found.faults)} faults")
             if last:
@@ -81,23 +74,31 @@ def kills(home: Path, count: int, workers: int | None, seed: int, tell: Callable
     return asdict(found)
 
 
-def _alone(last: bool, draw: random.Random, whole: float) -> float:
-    """Seconds that a study is left alone before it is killed: any moment of it, or to its end."""
-    return 3600.0 if last else draw.uniform(0, 1.1 * whole)
+def _calm(home: Path, command: list[str]) -> tuple[dict[str, str], list[str], float]:
+    """Records and verdicts of the study that nobody disturbs, and the seconds that it computes."""
+    (home / "tmp").mkdir(parents=True)
+    (home / "calm").mkdir()
+    running = Command(command, home / "calm", {"TMPDIR": str(home / "tmp")})
+    ended = running.until(float("inf"))
+    if ended is None or ended.code:
+        raise SystemExit(f"the undisturbed study fails: {ended and ended.words()}")
+    store, told = home / "calm" / studies.STORE, home / "calm" / studies.JSON
+    return studies.records(store), studies.verdicts(told), running.spent
 
 
-def _a_worker(running: Command, moment: float) -> bool:
-    """Kill the youngest of its processes at this moment; False where none ran."""
-    end = time.monotonic() + moment
-    while time.monotonic() < end:
-        if running.wait(0.0) is not None:
-            return False
-        time.sleep(LOOK)
+def _kill_one_beside(running: Command) -> int:
+    """Kill the youngest process that a study has started, a worker where there is one; how many were killed."""
     for pid in running.beside()[:1]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            return True
-    return False
+            return 1
+    return 0
+
+
+def _others(place: Path, right: dict[str, str], said: list[str]) -> list[str]:
+    """What differs from the undisturbed study, in words."""
+    found = ["other records"] if studies.records(place / studies.STORE) != right else []
+    return found + (["other verdicts"] if studies.verdicts(place / studies.JSON) != said else [])
 
 
 def _faults(place: Path, may: set[str]) -> list[str]:
