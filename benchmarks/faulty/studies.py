@@ -23,14 +23,13 @@ def words(
 
 
 def records(store: Path) -> dict[str, str]:
-    """Key -> what a trial came to, of every trial in a store."""
+    """Key -> what a trial came to, of every trial in a store; of one that is not believed, why."""
     from probatum.bench.store import Store
 
     with Store(store) as opened:
         trials = [trial for study in opened.studies() for trial in opened.trials(study.key)]
-        if opened.damaged:
-            raise AssertionError(f"{store}: {[found.words() for found in opened.damaged]}")
-    return {t.key: json.dumps([t.arm, t.seed, t.status, t.record], sort_keys=True) for t in trials}
+        told = {damage.key: damage.words() for damage in opened.damaged}
+    return told | {t.key: json.dumps([t.arm, t.seed, t.status, t.record, t.rows.hex()], sort_keys=True) for t in trials}
 
 
 def verdicts(path: Path) -> list[str]:

@@ -272,6 +272,18 @@ def test_rows_that_came_after_their_trial(tmp_path: Path) -> None:
         assert not opened.damaged
 
 
+def test_rows_whose_trial_is_gone_are_not_those_of_the_next(tmp_path: Path) -> None:
+    trials = [Trial("k", "s", "a", 0, "fit", "ok", {}, {"measures": {}}, rows=rows) for rows in (b"rows", b"others")]
+    with Store(tmp_path / "s.sqlite") as opened:
+        assert opened.put(trials[0])
+        execute(tmp_path / "s.sqlite", "DELETE FROM trials")
+        assert opened.put(trials[1])
+        assert opened.get("k") == trials[1]
+        assert not opened.damaged
+        assert not opened.put(trials[0])
+        assert opened.get("k") == trials[1]
+
+
 def test_half_characters_are_kept(tmp_path: Path) -> None:
     odd = Trial("k", "s", "a", 0, "fit", "failed", {}, {"reason": "no file \udcff.csv"})
     with Store(tmp_path / "s.sqlite") as opened:

@@ -151,6 +151,8 @@ class Store:
             for row in rows:
                 if row["key"] in doubted:
                     self._clear_trial(connection, row["key"])
+            if blobs:
+                connection.execute(_ROWS_ALONE, [{"alone": blob["key"]} for blob in blobs])
             written = ignore_insert(connection, TRIALS, rows)
             if blobs:
                 ignore_insert(connection, BLOBS, blobs)
@@ -377,5 +379,11 @@ def _as_they_are() -> sa.ColumnElement[Any]:
     return sa.type_coerce(BLOBS.c.bytes, sa.types.NullType())
 
 
+_ROWS_ALONE = sa.delete(BLOBS).where(
+    BLOBS.c.key == sa.bindparam("alone"),
+    BLOBS.c.name == ROWS,
+    ~sa.exists(sa.select(TRIALS.c.key).where(TRIALS.c.key == sa.bindparam("alone"))),
+)
+"""Rows whose trial is gone, as damage leaves them: those of the trial that is run again need not be the same to the last bit."""
 _ONE_TRIAL = _with_rows().where(TRIALS.c.key == sa.bindparam("key"))
 """Made once: to make it takes longer than to run it."""
