@@ -92,7 +92,8 @@ class _Folders:
     """Folders with a damaged file: predicted with, and audited now and then."""
 
     def __init__(self, home: Path, known: Made) -> None:
-        self.place, self.whole, self.rows = home / "folder", known.folder, known.rows
+        self.whole, self.rows = known.folder, known.rows
+        self.place = home / "folder" / known.folder.name  # an audit tells the name
         self.commands = {
             "predict": ("--data", str(self.rows)),
             "audit": ("--data", str(self.rows), "--target", "species"),

@@ -23,11 +23,12 @@ def words(
 
 
 def records(store: Path) -> dict[str, str]:
-    """Key -> what a trial came to, of every trial in a store; of one that is not believed, why."""
+    """Key -> what a trial came to, of every trial that a store's studies find in it, and why one is not believed."""
     from probatum.bench.store import Store
 
     with Store(store) as opened:
-        trials = [trial for study in opened.studies() for trial in opened.trials(study.key)]
+        keys = [key for study in opened.studies() for key in study.plan["keys"]["fit"]]
+        trials = [trial for key in keys if (trial := opened.get(key)) is not None]
         told = {damage.key: damage.words() for damage in opened.damaged}
     return told | {t.key: json.dumps([t.arm, t.seed, t.status, t.record, t.rows.hex()], sort_keys=True) for t in trials}
 
