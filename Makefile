@@ -10,7 +10,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 # what says in a minute that something is missing or out of place
 HOUSE := $(addprefix tests/test_,architecture.py startup.py catalogue.py documents.py claims.py)
 
-.PHONY: help setup try examples test fast check bench claims stale-claims honesty racing advice clean
+.PHONY: help setup try examples test fast check bench claims stale-claims honesty racing advice faults clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -67,6 +67,9 @@ racing: $(READY) ## what racing over seeds saves, and how often it is wrong, bes
 
 advice: $(READY) ## how good the order of `probatum advise` is: twenty tables left out in turn (hours; goes on where it stopped)
 	$(BIN)/python benchmarks/advice.py --workers 0
+
+faults: $(READY) ## 200 kills, a full disk in every place (root), 200 flips in stores and shipped folders: nothing lost, half or silent
+	$(BIN)/python benchmarks/faults.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache probatum-runs

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from commands import told
+from probatum.cli.main import main
 from probatum.errors import InputError
-from probatum.files import check_folder, check_writable, write_whole
+from probatum.files import check_folder, check_writable, no_room, write_together, write_whole
+from processes import started
 
 pytestmark = pytest.mark.fast
 
@@ -51,6 +56,70 @@ def test_no_room_is_found_before_long_work(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"--json .*j\.json cannot be written: No space left"):
         check_writable(tmp_path / "j.json", "--json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_killed_process_leaves_what_it_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(list(tmp_path.iterdir())))
+    check_writable(tmp_path / "j.json")
+    assert seen == [[]]
+
+
+def test_files_that_belong_together_are_all_old_or_all_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = tmp_path / "a.html", tmp_path / "a.json"
+    write_together({told: "old", page: "old"})
+    monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: full() if "html" in self.name else self.touch())
+    with pytest.raises(InputError, match=r"a\.html cannot be written: No space left"):
+        write_together({told: "new", page: "new"})
+    monkeypatch.undo()
+    assert [path.read_text() for path in (page, told)] == ["old", "old"]
+    assert set(tmp_path.iterdir()) == {page, told}
+
+
+def test_which_errors_are_of_a_full_disk() -> None:
+    assert no_room(OSError(errno.ENOSPC, "No space left on device", "/x/y")) == "No space left on device: /x/y"
+    assert no_room(OSError(errno.EFBIG, "File too large")) == "File too large"
+    assert no_room(FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"))
+    assert no_room(FileNotFoundError(errno.ENOENT, "No such file")) == no_room(ValueError("No space left")) == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there are no such devices")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_no_more(unbuffered: str, tmp_path: Path) -> None:
+    with (
+        open("/dev/full", "w") as out,
+        started(
+            sys.executable, "-m", "probatum", "list", env={"PYTHONUNBUFFERED": unbuffered}, stdout=out.fileno()
+        ) as process,
+    ):
+        said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said.startswith("error: there is no room left (No space left on device)")
+    assert said.count("\n") == 1
+
+
+def test_an_output_without_a_buffer_that_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(io.RawIOBase):
+        written = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if self.written:
+                full()
+            self.written = 10
+            return 10
+
+    told_first, said = io.TextIOWrapper(Short(), write_through=True), io.StringIO()  # type: ignore[type-var]
+    monkeypatch.setattr(sys, "stdout", told_first)
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(sys, "argv", ["probatum", "list"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    monkeypatch.undo()
+    assert end.value.code == 2
+    assert "no room left" in said.getvalue()
 
 
 def test_what_cannot_be_a_file(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from probatum.errors import InputError
 ROOM = 8192
 """Bytes that must fit beside a file that will be written."""
 PART = ".part"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk, a quota and a process's limit."""
 MEMORY = 1
 """Major number, on Linux, of /dev/null, /dev/full and their like, which can be written to as a trial."""
 
@@ -43,15 +47,10 @@ def check_writable(path: str | os.PathLike[str] | None, option: str = "") -> Non
             raise InputError(f"{asked} is not writable; change its permissions, or name another file")
         if not os.access(place.parent, os.W_OK):
             raise InputError(f"{asked}: the folder {place.parent} is not writable; name another")
-        trial = place.with_name(f"{place.name}.{os.getpid()}{PART}")
-        try:
-            with trial.open("wb") as file:
-                file.write(bytes(ROOM))
-                file.flush()
-                os.fsync(file.fileno())  # some file systems find out only here that they are full
-        finally:
-            with suppress(OSError):
-                trial.unlink()
+        with tempfile.TemporaryFile(dir=place.parent) as file:  # without a name, so that no killed process leaves one
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out only here that they are full
     except OSError as problem:
         raise _cannot(asked, problem) from problem
 
@@ -75,21 +74,47 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
     Raises:
         InputError: it cannot be written; the message says why.
     """
-    place = Path(os.path.realpath(path))
-    part = place if _special(place) else place.with_name(place.name + PART)
-    try:
-        try:
-            part.write_text(text, encoding="utf-8")
-            if part != place:
-                os.replace(part, place)
-        except BaseException:
-            if part != place:
-                with suppress(OSError):
-                    part.unlink()
-            raise
-    except OSError as problem:
-        raise _cannot(os.fspath(path), problem) from problem
+    write_together({Path(path): text})
     return Path(path)
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Files that belong together, as `write_whole` writes one: none is moved into place before all of them are written.
+
+    Raises:
+        InputError: one of them cannot be written; the message says which and why.
+    """
+    parts: list[tuple[Path, Path]] = []
+    try:
+        for path, text in texts.items():
+            place = Path(os.path.realpath(path))
+            part = place if _special(place) else place.with_name(place.name + PART)
+            try:
+                if part != place:
+                    parts.append((part, place))
+                part.write_text(text, encoding="utf-8")
+            except OSError as problem:
+                raise _cannot(os.fspath(path), problem) from problem
+        for part, place in parts:
+            try:
+                os.replace(part, place)
+            except OSError as problem:
+                raise _cannot(os.fspath(place), problem) from problem
+    except BaseException:
+        for part, _ in parts:
+            with suppress(OSError):
+                part.unlink()
+        raise
+
+
+def no_room(problem: BaseException) -> str:
+    """What an error says of a disk that takes no more, with the file where it names one; "" where it is another error."""
+    if not isinstance(problem, OSError):
+        return ""
+    said = problem.strerror or str(problem)
+    if problem.errno in NO_ROOM or "usable temporary directory" in said:
+        return f"{said}: {problem.filename}" if problem.filename else said
+    return ""
 
 
 def _special(path: Path) -> bool:
@@ -105,5 +130,5 @@ def _try_device(path: Path) -> None:
 
 
 def _cannot(asked: str, problem: OSError) -> InputError:
-    remedy = "make room there, or name another file" if problem.errno == errno.ENOSPC else "name another file"
+    remedy = "make room there, or name another file" if no_room(problem) else "name another file"
     return InputError(f"{asked} cannot be written: {problem.strerror or problem}; {remedy}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import sys
@@ -16,9 +18,12 @@ import pytest
 from commands import told
 from damaging import flipped, fresh, known_in, read, repaired
 from loosely import study_of
+from probatum.arenas.predict import arena
+from probatum.bench import grouping, pretrained_start, speed
 from probatum.bench.repair import repair
 from probatum.bench.store import Store, Trial
 from probatum.errors import InputError
+from probatum.rooms.arena import Outcome, Work
 from processes import at_once, started
 
 FEW = {"seeds": 6, "steps": 20, "timing": False, "references": False, "confirm": False, "stack": "never"}
@@ -172,6 +177,81 @@ def test_a_changed_blob_is_written_again(tmp_path: Path) -> None:
         assert opened.get_blob("k", "weights") == b"12345"
 
 
+@pytest.mark.parametrize("held", [b"", b"\xff{", b"[1]", b'{"stack": 3}', b'{"other": true}'])
+def test_a_choice_that_an_earlier_version_left_broken_is_made_anew(held: bytes, tmp_path: Path) -> None:
+    path, lines = tmp_path / "s.sqlite", list[str]()
+    right = json.dumps({"stack": True, "threads": 2}).encode()
+    with Store(path) as opened:
+        opened.put_blob("k", "stack a 6", held)
+    execute(path, "UPDATE blobs SET checksum = NULL")
+    with Store(path) as opened:
+        opened.tell(lines.append)
+        found = opened.settled("k", "stack a 6", lambda: right, grouping._read_choice)
+        assert (found.stack, found.threads) == (True, 2)
+        assert opened.get_blob("k", "stack a 6") == right
+    assert len(lines) == 1
+    assert "'stack a 6' of k (changed since it was written)" in lines[0]
+    with Store(path) as opened:  # now it stands
+        assert opened.settled("k", "stack a 6", lambda: held, grouping._read_choice) == found
+
+
+def test_broken_weights_and_speed_settings_are_none() -> None:
+    with pytest.raises(ValueError, match=r"."):
+        pretrained_start._read_state(b"\x00" * 9)
+    for held in (b"{}", b"[]", b'{"engine": {"wings": 2}, "speed": {}}', b'{"engine": {}, "speed": 3}'):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            speed._read_settings(held)
+
+
+def test_a_study_goes_on_beside_a_broken_choice(tmp_path: Path) -> None:
+    path, words = tmp_path / "s.sqlite", [*WORDS[:-2], "--store", "s.sqlite", "--report", "r.html"]
+    assert told("try", *words, cwd=tmp_path).returncode == 0
+    execute(
+        path,
+        "UPDATE blobs SET bytes = x'7b7b', checksum = NULL WHERE name LIKE 'stack%'",
+        "DELETE FROM trials",
+        "DELETE FROM blobs WHERE name = 'rows'",
+    )
+    run = told("try", *words, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "left out, and run again by the same `probatum try`: 'stack" in run.stdout.replace("\n", " ")
+    assert len(rows_of(path)) == 12
+
+
+def test_a_repair_that_finds_no_room(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(store, DIGIT)
+    before = store.read_bytes()
+
+    def full(*_: object) -> None:
+        raise InputError("there is no room left")
+
+    monkeypatch.setattr("probatum.bench.repair._fill", full)
+    with pytest.raises(InputError, match=r"was not repaired and is left as it is: there is no room"):
+        repair(store)
+    assert store.read_bytes() == before
+    assert [path.name for path in store.parent.iterdir()] == [store.name]
+
+
+def test_a_full_disk_is_no_trial_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, true = tmp_path / "s.sqlite", arena.trial
+
+    def full(work: Work) -> Outcome:
+        if work.seed == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+        return true(work)
+
+    monkeypatch.setattr(arena, "trial", full)
+    study = study_of("iris", ["gradient-noise"], store=path, **FEW)
+    with pytest.raises(InputError, match=r"no room left .*/tmp/x.* the same command goes on when there is"):
+        study.run()
+    study.store.close()
+    monkeypatch.undo()
+    assert len(rows_of(path)) == 6
+    again = study_of("iris", ["gradient-noise"], store=path, **FEW)
+    assert {trial.status for trial in again.run().trials} == {"ok"}
+    again.store.close()
+
+
 def test_what_another_has_replaced_meanwhile_stays(store: Path) -> None:
     known = known_in(store)
     execute(store, DIGIT)
@@ -190,6 +270,18 @@ def test_rows_that_came_after_their_trial(tmp_path: Path) -> None:
         assert not opened.put(Trial(**{**vars(plain), "rows": b"rows"}))
         assert opened.get("k") is not None
         assert not opened.damaged
+
+
+def test_rows_whose_trial_is_gone_are_not_those_of_the_next(tmp_path: Path) -> None:
+    trials = [Trial("k", "s", "a", 0, "fit", "ok", {}, {"measures": {}}, rows=rows) for rows in (b"rows", b"others")]
+    with Store(tmp_path / "s.sqlite") as opened:
+        assert opened.put(trials[0])
+        execute(tmp_path / "s.sqlite", "DELETE FROM trials")
+        assert opened.put(trials[1])
+        assert opened.get("k") == trials[1]
+        assert not opened.damaged
+        assert not opened.put(trials[0])
+        assert opened.get("k") == trials[1]
 
 
 def test_half_characters_are_kept(tmp_path: Path) -> None:

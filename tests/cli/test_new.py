@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -249,3 +250,19 @@ def test_no_template_names_a_technique_of_the_catalogue() -> None:
     templates = (ROOT / "src" / "probatum" / "cli" / "templates").rglob("*.txt")
     text = " ".join(path.read_text(encoding="utf-8") for path in templates)
     assert not [name for name in catalogue.names() if f'"{name}"' in text]
+
+
+def test_a_disk_that_is_full_leaves_no_half_technique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+
+    def full(self: Path, text: str, encoding: str) -> int:
+        if "test_" in self.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=r"test_my_loss\.py cannot be written: No space left"):
+        scaffold("loss/my-loss", tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert scaffold("loss/my-loss", tmp_path)

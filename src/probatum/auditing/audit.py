@@ -18,7 +18,7 @@ from probatum.auditing.finding import FAULT, Finding, Limits
 from probatum.auditing.rows import Rows, fit_outputs, read_rows
 from probatum.auditing.subject import Subject, open_subject
 from probatum.errors import InputError
-from probatum.files import write_whole
+from probatum.files import write_together
 from probatum.measure.calibration import calibration
 from probatum.measure.groups import wilson
 from probatum.measure.quality import quality
@@ -111,8 +111,9 @@ class AuditReport:
 
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
-        write_whole(where / "audit.json", json.dumps(self.as_json(), indent=1) + "\n")
-        return write_whole(where / "audit.html", render(self))
+        page = where / "audit.html"
+        write_together({where / "audit.json": json.dumps(self.as_json(), indent=1) + "\n", page: render(self)})
+        return page
 
     def _repr_html_(self) -> str:
         from probatum.auditing.page import render

@@ -26,6 +26,7 @@ from probatum.bench.records import PUT_OFF
 from probatum.bench.splits import Splits
 from probatum.bench.store import Trial
 from probatum.errors import InputError
+from probatum.files import no_room
 from probatum.recipe import Arm
 from probatum.rooms.arena import ModelFactory, Outcome, TrainingFailed, Work, arena
 from probatum.spec import Data
@@ -165,6 +166,7 @@ def run_job(context: Context, job: Job, progress: Progress | None = None) -> Tri
         except PutOff as problem:
             return put_off(context, job, problem)
         except (Exception, SystemExit, TimeUp) as problem:  # one broken arm must not take the study with it
+            check_room(problem)
             return lost(context, job, *told(problem), seconds=time.perf_counter() - start)
     return ended(context, job, outcome, seconds=time.perf_counter() - start)
 
@@ -221,6 +223,15 @@ def lost(context: Context, job: Job, status: str, reason: str, *, seconds: float
 def put_off(context: Context, job: Job, problem: PutOff) -> Trial:
     """What stands for a job that was put off."""
     return _trial(context, job, PUT_OFF, {"reason": str(problem)}, {"seconds": problem.seconds})
+
+
+def check_room(problem: BaseException) -> None:
+    """InputError where a trial failed because the disk is full: run again when there is room, it need not fail."""
+    if said := no_room(problem):
+        raise InputError(
+            f"there is no room left for what a trial writes ({said}); what has ended is stored, and the same command goes on when "
+            "there is"
+        ) from problem
 
 
 def check_threads(threads: int) -> None:

@@ -130,11 +130,15 @@ def _choice(context: Context, arm: str, block: list[Job], store: Store, prober: 
     if context.stack == "always":
         return Choice(True, context.plan.threads)
     key, name = context.study_key(), f"stack {arm} {len(block)}"
-    kept = store.get_blob(key, name)
-    if kept is None:
-        store.put_blob(key, name, json.dumps(asdict(prober(context, block))).encode())
-        kept = store.get_blob(key, name)  # another process may have been first
-    return Choice(**json.loads(kept)) if kept is not None else Choice(False)
+    return store.settled(key, name, lambda: json.dumps(asdict(prober(context, block))).encode(), _read_choice)
+
+
+def _read_choice(kept: bytes) -> Choice:
+    """A choice out of the store; ValueError or TypeError where it is none."""
+    choice = Choice(**json.loads(kept))
+    if not isinstance(choice.stack, bool) or not isinstance(choice.threads, int) or choice.threads < 1:
+        raise ValueError(f"{choice} is no choice")
+    return choice
 
 
 def probed(context: Context, block: list[Job]) -> Choice:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
@@ -127,14 +129,26 @@ def _key(origin: Dataset, recipe: Recipe, own: str, threads: int, engine: Engine
 
 def _kept(store: Store, key: str, name: str, work: Work, threads: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The pretrained network and what is told of it, from the store; it is trained where the store lacks it."""
-    if store.get_blob(key, ABOUT) is None or store.get_blob(key, STATE) is None:
+
+    @cache
+    def trained() -> tuple[dict[str, Tensor], dict[str, Any]]:
         with quiet(threads):
-            state, score = pretrain(work)
-        store.put_blob(key, STATE, save(state))
-        told = {"on": name, "rows": len(work.data.train), "steps": work.recipe.training.steps, **score}
-        store.put_blob(key, ABOUT, json.dumps(told).encode())  # last: now it is whole
-    about = json.loads(store.get_blob(key, ABOUT) or b"{}")  # another process may have been first
-    return load(store.get_blob(key, STATE) or b""), about
+            return pretrain(work)
+
+    def described() -> bytes:
+        told = {"on": name, "rows": len(work.data.train), "steps": work.recipe.training.steps, **trained()[1]}
+        return json.dumps(told).encode()
+
+    state = store.settled(key, STATE, lambda: save(trained()[0]), _read_state)
+    return state, store.settled(key, ABOUT, described, lambda kept: dict(json.loads(kept)))
+
+
+def _read_state(kept: bytes) -> dict[str, Tensor]:
+    """Weights out of the store; ValueError where they are none."""
+    try:
+        return load(kept)
+    except SafetensorError as problem:
+        raise ValueError(str(problem)) from problem
 
 
 def start_again(plan_model: str, about: Mapping[str, Any], dataset: Any, recipe: Recipe, store: Store) -> Start:

@@ -82,6 +82,9 @@ def repair(path: Path) -> Repaired:
         _remove(new)
         with Store(new) as store:
             _fill(store, found)
+    except InputError as problem:
+        _remove(new)
+        raise InputError(f"{path} was not repaired and is left as it is: {problem}") from problem
     except BaseException:
         _remove(new)
         raise

@@ -53,9 +53,15 @@ def chosen_speed(context: Context, store: Store, *, bf16: bool, measure: Measure
     first = replace(plan, tune=0, equal_compute=False).trial(Arm("baseline", plan.base), "baseline", 0)
     # seeds and arms are not part of the key, so that a study with more of them goes on with the same choice
     key = key_of({**first, "kind": BLOB, "bf16": bf16})
-    kept = store.get_blob(key, BLOB)
-    if kept is None:
-        store.put_blob(key, BLOB, json.dumps(measure(context, bf16=bf16)).encode())
-        kept = store.get_blob(key, BLOB) or b"{}"  # another process may have been first
+
+    def made() -> bytes:
+        return json.dumps(measure(context, bf16=bf16)).encode()
+
+    engine, speed = store.settled(key, BLOB, made, _read_settings)
+    return replace(plan, engine=engine, speed=speed)
+
+
+def _read_settings(kept: bytes) -> tuple[Engine, dict[str, Any]]:
+    """Settings and what was measured, out of the store; ValueError, TypeError or KeyError where they are none."""
     choice = json.loads(kept)
-    return replace(plan, engine=Engine(**choice.get("engine", {})), speed=choice.get("speed", {}))
+    return Engine(**choice["engine"]), dict(choice["speed"])

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from probatum.bench.records import (
+    CHANGED,
     REMARK,
     ROWS,
     Damage,
@@ -79,6 +80,7 @@ class Store:
         self.forgiving = forgiving
         self.damaged: list[Damage] = []
         self.unchecked: set[str] = set()
+        self._unread: dict[tuple[str, str], bytes] = {}
         self._said: list[str] = []
         self._say: Callable[[str], None] = self._said.append
         arguments: dict[str, Any] = {}
@@ -149,6 +151,8 @@ class Store:
             for row in rows:
                 if row["key"] in doubted:
                     self._clear_trial(connection, row["key"])
+            if blobs:
+                connection.execute(_ROWS_ALONE, [{"alone": blob["key"]} for blob in blobs])
             written = ignore_insert(connection, TRIALS, rows)
             if blobs:
                 ignore_insert(connection, BLOBS, blobs)
@@ -204,7 +208,7 @@ class Store:
         with self.writing() as connection:
             if any(found.key == key and found.table == BLOBS.name for found in self.damaged):
                 for row in connection.execute(_blob(key, name)).mappings():
-                    if isinstance(blob_of({**row}), Damage):
+                    if isinstance(blob_of({**row}), Damage) or row["bytes"] == self._unread.get((key, name)):
                         connection.execute(sa.delete(BLOBS).where(BLOBS.c.key == key, BLOBS.c.name == name))
             return ignore_insert(connection, BLOBS, [blob_row(key, name, data)]) == 1
 
@@ -212,6 +216,25 @@ class Store:
         """Return the bytes, or None, also where they are not what was written."""
         rows = self._rows(_blob(key, name))
         return self._believed(blob_of(rows[0])) if rows else None
+
+    def settled(self, key: str, name: str, make: Callable[[], bytes], read: Callable[[bytes], Kept]) -> Kept:
+        """What a blob says: made and kept where there is none, or where what it holds says nothing; the first one counts.
+
+        Args:
+            make: the bytes to be kept.
+            read: what bytes say; ValueError, TypeError, KeyError or AttributeError where it is nothing.
+        """
+        held = self.get_blob(key, name)
+        if held is not None:
+            try:
+                return read(held)
+            except (ValueError, TypeError, KeyError, AttributeError):  # of an earlier version, without a checksum
+                self._believed(Damage(BLOBS.name, key, f"{name!r} of {key[:8]}", CHANGED))
+                self._unread[key, name] = held
+        made = make()
+        self.put_blob(key, name, made)
+        kept = self.get_blob(key, name)  # another process may have been first
+        return read(made if kept is None else kept)
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -356,5 +379,11 @@ def _as_they_are() -> sa.ColumnElement[Any]:
     return sa.type_coerce(BLOBS.c.bytes, sa.types.NullType())
 
 
+_ROWS_ALONE = sa.delete(BLOBS).where(
+    BLOBS.c.key == sa.bindparam("alone"),
+    BLOBS.c.name == ROWS,
+    ~sa.exists(sa.select(TRIALS.c.key).where(TRIALS.c.key == sa.bindparam("alone"))),
+)
+"""Rows whose trial is gone, as damage leaves them: those of the trial that is run again need not be the same to the last bit."""
 _ONE_TRIAL = _with_rows().where(TRIALS.c.key == sa.bindparam("key"))
 """Made once: to make it takes longer than to run it."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from probatum.cli.options import with_options
-from probatum.cli.stopping import INTERRUPTED, PIPE, Stop, heard, say
+from probatum.cli.stopping import INTERRUPTED, PIPE, buffered, ended, heard, say
 from probatum.errors import InputError
 from probatum.files import check_folder, check_writable
 
@@ -48,36 +48,15 @@ TrustChanged = Annotated[
 
 
 def main() -> None:
-    """Entry point: user mistakes become one line and exit code 2, being told to stop one line and 128 + the signal."""
+    """Entry point: user mistakes and full disks become one line and exit code 2, being told to stop one line and 128 + the signal."""
+    buffered()
     with heard() as stop:
-        code = _run(stop)
+        code = ended(app, stop)
         if code != INTERRUPTED and not stop.signal:
             raise SystemExit(code)
         if stop.signal != PIPE or sys.argv[1:2] == ["try"]:  # as others do that were asked for a few lines only
             say(stop.line())
         raise SystemExit(stop.code())
-
-
-def _run(stop: Stop) -> Any:
-    """The command, and its exit code."""
-    try:
-        try:
-            app()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except SystemExit as end:  # Typer turns Ctrl-C into one
-        return end.code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except InputError as problem:
-        if not stop.signal:
-            say(f"error: {' '.join(str(problem).split())}")
-        return 2
-    except Exception:
-        if not stop.signal:  # what is interrupted in the middle may say so in its own way
-            raise
-    return 0
 
 
 @app.callback(invoke_without_command=True)

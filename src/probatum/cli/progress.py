@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from math import fsum
 
 from rich.console import Console, Group
@@ -41,7 +42,8 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._over.wait(self._seconds):
-            self._beat()
+            with suppress(OSError):  # of an output that takes no more, which the command itself finds out
+                self._beat()
 
 
 class Waiting:

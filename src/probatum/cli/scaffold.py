@@ -17,6 +17,7 @@ from pathlib import Path
 
 from probatum import catalogue, slots
 from probatum.errors import InputError
+from probatum.files import check_folder, write_together
 from probatum.rooms import find
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -187,9 +188,9 @@ def _written(files: Mapping[Path, str]) -> list[Path]:
     taken = [path for path in new if path.exists()]
     if taken:
         raise InputError(f"{taken[0]} exists already; choose another name or folder")
-    for path, text in new.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    for path in new:
+        check_folder(path.parent, "the files of")
+    write_together(new)
     return list(new)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from probatum.errors import InputError
+from probatum.files import no_room
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C; after other signals it is 128 and theirs."""
@@ -111,6 +115,43 @@ def heard() -> Iterator[Stop]:
         for number, handler in before.items():
             if handler is signal.SIG_DFL:
                 signal.signal(number, handler)
+
+
+def ended(command: Callable[[], Any], stop: Stop) -> Any:
+    """Run a command; its exit code. Mistakes of the user's and full disks are one line."""
+    try:
+        try:
+            command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except SystemExit as end:  # Typer turns Ctrl-C into one
+        return end.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except InputError as problem:
+        if not stop.signal:
+            say(f"error: {' '.join(str(problem).split())}")
+        return 2
+    except Exception as problem:
+        said = no_room(problem)
+        if said and not stop.signal:
+            silence(sys.stdout)
+            say(
+                f"error: there is no room left ({said}); what has ended is stored, and the same command goes on when there is"
+            )
+            return 2
+        if not stop.signal:  # what is interrupted in the middle may say so in its own way
+            raise
+    return 0
+
+
+def buffered() -> None:
+    """Hold back what is printed where Python does not (``python -u``, as in containers): a full disk would cut it off unsaid."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        held = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(held, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
 
 
 def say(line: str) -> None:

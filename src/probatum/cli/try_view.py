@@ -72,9 +72,12 @@ def run_try(ids: list[str] | None, data: str, arguments: dict[str, Any], outputs
     key = key_of(study.plan.describe())
     path = outputs.report or (_runs_folder() / f"{_plain(study.dataset.name)}-{key[:8]}.html")
     print_results(console, results)  # before files: what can go wrong with these must not hide it
-    write_report(results, path)
-    if outputs.json_file is not None:
-        write_whole(outputs.json_file, json.dumps(results.as_json(), indent=1) + "\n")
+    try:
+        write_report(results, path)
+        if outputs.json_file is not None:
+            write_whole(outputs.json_file, json.dumps(results.as_json(), indent=1) + "\n")
+    except InputError as problem:
+        raise InputError(f"{problem}; all trials are stored, and the same command writes it") from problem
     console.print(Text(f"\nreport: {path.resolve()}", no_wrap=False, overflow="fold"), soft_wrap=True)
     console.print(Text(f"store:  {study.store.name} (study {key[:8]})", style="dim"), soft_wrap=True)
     return results.unjudged()
