@@ -18,9 +18,8 @@ from faulty.command import Command
 
 OWN = {studies.STORE, studies.REPORT, studies.JSON}
 MEANWHILE = OWN | {
-    f"{studies.STORE}-wal",
-    f"{studies.STORE}-shm",
-    *(f"{n}.part" for n in (studies.REPORT, studies.JSON)),
+    *(f"{studies.STORE}-{ending}" for ending in ("wal", "shm", "journal")),  # the last one while a store is made
+    *(f"{name}.part" for name in (studies.REPORT, studies.JSON)),
 }
 """What a killed process may leave, which the same command uses or removes."""
 TO_GO = 60.0
