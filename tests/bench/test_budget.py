@@ -17,8 +17,9 @@ import pytest
 from commands import told
 from probatum.arenas.predict import fit as fitting
 from probatum.bench import context as bench_context
-from probatum.bench.budget import Budget, Costs, Found, confirmation, order_of, spend, whole
+from probatum.bench.budget import Budget, Found, confirmation, order_of, spend, whole
 from probatum.bench.context import Context, Job, TimeUp, run_job
+from probatum.bench.costs import Costs
 from probatum.bench.execute import Bench, Listener, Silent
 from probatum.bench.isolation import at_most, guarded
 from probatum.bench.plan import DataPlan, StudyPlan, plan_from

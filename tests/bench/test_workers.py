@@ -167,7 +167,7 @@ def test_a_trial_that_always_kills_is_given_up(warm: None, deadly: Callable[...,
 def test_a_group_that_kills_is_taken_apart(
     warm: None, deadly: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def in_fours(setup: Any, jobs: list[Any], store: Any, prober: Any) -> list[list[Any]]:
+    def in_fours(setup: Any, jobs: list[Any], store: Any, prober: Any, planned: Any) -> list[list[Any]]:
         return [jobs[i : i + 4] for i in range(0, len(jobs), 4)]
 
     monkeypatch.setattr("probatum.bench.grouping.groups", in_fours)

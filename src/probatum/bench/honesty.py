@@ -47,7 +47,7 @@ ACCURACY = Measure("accuracy", "quality", True, 0.01)
 LOG_LOSS = Measure("log-loss", "quality", False, 0.01)
 STATED = 0.05
 """Error that the bench states, of intervals and of false differences."""
-GROUPS = (20, 40)
+GROUPS = (20,)
 """Numbers of the user's groups."""
 DISCORDANT = (0.03, 0.08)
 """Shares of given test rows on which two learners of equal risk differ."""

@@ -401,9 +401,7 @@ def frozen(dataset: Any, splits: Splits, base: Baseline, wishes: Wishes, engine:
 
 
 def rehearsed(context: Context, *, auto: bool, elsewhere: Elsewhere | None = None) -> StudyPlan:
-    """The plan with the arms that can be trained here, each tried on a few rows, before the long work starts.
-
-    Techniques from outside are tried `elsewhere`, where that is given.
+    """The plan with the arms that can be trained here, each tried on a few rows (`elsewhere` if it is from outside).
 
     Raises:
         InputError: the baseline cannot; or an arm that the user named (`auto` says that none was).

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -30,6 +29,7 @@ from probatum.bench import isolation, rehearsing
 from probatum.bench.context import Context, Job, lost, quiet
 from probatum.bench.execute import Listener
 from probatum.bench.isolation import Printed, Ran, guarded, outsiders, owner_of, took_too_long
+from probatum.bench.limits import hold_to
 from probatum.bench.nursery import load, nursery, tend
 from probatum.bench.parcel import check_versions, pack, unpack
 from probatum.bench.plain import plain, received
@@ -421,7 +421,7 @@ def serve(descriptor: int, silent: bool = False, memory: float | None = None) ->
     if printed is not None:
         sys.stdout = sys.stderr = printed
     if memory is not None:
-        _hold_to(memory)
+        hold_to(memory)
     inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), name=LISTENER, daemon=True).start()
     context: Context | None = None
@@ -463,16 +463,6 @@ def _answer(context: Context, word: str, value: Any) -> Any:
     if word == "speed":
         return plain(measured(context, bf16=value))
     return rehearsing.apart(context, value)
-
-
-def _hold_to(memory: float) -> None:
-    """Let this process take no more memory than that beside what it has; what asks for more fails, instead of the machine."""
-    with suppress(ImportError, ValueError, OSError):  # not everywhere is there such a limit
-        import resource
-
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (has + int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _warm(context: Context) -> None:

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from probatum.bench.budget import Costs, account
+from probatum.bench.budget import account
+from probatum.bench.costs import Costs
 from probatum.bench.execute import Job
 from probatum.bench.store import Trial
 from probatum.bench.time_words import clock_words
