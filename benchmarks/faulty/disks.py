@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,9 @@ class Made:
     damaged: Path
 
 
+@cache
 def made(home: Path) -> Made:
-    """All of it, made by the commands themselves."""
+    """All of it, made by the commands themselves, once."""
     studies.calm(home / "calm", studies.words())
     store, folder = home / "calm" / studies.STORE, home / "shipped"
     shipped = ran(["ship", str(store), "--arm", "baseline", "--to", str(folder)], home / "calm")
@@ -253,8 +255,14 @@ def _without(words: list[str], *options: str) -> list[str]:
     return [word for at, word in enumerate(words) if at not in taken]
 
 
-def tried(case: Case, home: Path) -> dict[str, Any]:
-    """What a case comes to: what is said, the trials that survive, and what should not be, in words."""
+def tried(case: Case, home: Path, right: Mapping[str, str]) -> dict[str, Any]:
+    """What a case comes to: what is said, the trials that survive, and what should not be, in words.
+
+    Args:
+        case: the place.
+        home: a folder to do it in.
+        right: the records of the study that nobody disturbs.
+    """
     with disk(home / "disk") as full:
         for name, content in case.holds.items():
             _put(full.place / name, content)
@@ -272,7 +280,7 @@ def tried(case: Case, home: Path) -> dict[str, Any]:
         if again.code or again.raw:
             faults.append(f"with room: {again.words()}")
         faults += [f"{name} is not there" for name in case.makes if not (full.place / name).is_file()]
-        if case.grows == "s.sqlite" and not case.holds and studies.records(full.place / "s.sqlite") != _right(home):
+        if case.grows == "s.sqlite" and not case.holds and studies.records(full.place / "s.sqlite") != right:
             faults.append("other records")
         if (own := place / "t.sqlite").is_file() and any('"failed"' in told for told in studies.records(own).values()):
             faults.append("a full disk is kept as a trial that failed")
@@ -319,19 +327,17 @@ def _survive(full: Disk, case: Case) -> int | None:
         return len(studies.records(Path(folder) / stores[0].name))
 
 
-def _right(home: Path) -> dict[str, str]:
-    return studies.records(home.parent / "calm" / studies.STORE)
-
-
 def disks(home: Path, tell: Callable[[str], None], only: str = "") -> dict[str, Any]:
     """All cases; where no disk can be made, why not."""
     if reason := why_not():
         tell(f"  left out: {reason}")
         return {"left out": reason}
-    known, found = made(home), {}
+    home.mkdir()
+    known, found = made(home.parent / "made"), {}
+    right = studies.records(known.store)
     for number, (name, case) in enumerate(cases(known).items()):
         if only in name:
             (home / f"case-{number}").mkdir()
-            found[name] = tried(case, home / f"case-{number}")
+            found[name] = tried(case, home / f"case-{number}", right)
             tell(f"  {name}: {found[name]['said']}; {found[name]['faults'] or 'as it should be'}")
     return found

@@ -33,7 +33,8 @@ def damage(content: bytes, draw: random.Random) -> bytes:
 
 def flips(home: Path, count: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """So many damaged stores and so many damaged folders: what commands say of them, counted, and what they should not say."""
-    known = made(home)
+    home.mkdir()
+    known = made(home.parent / "made")
     found: dict[str, Any] = {}
     for what, try_one in (("store", _Stores(home, known)), ("folder", _Folders(home, known))):
         draw, counts, faults = random.Random(f"{seed} {what}"), Counter[str](), []
