@@ -198,11 +198,10 @@ def tend(descriptor: int, work: Callable[[int, bool, float | None], None]) -> No
     line = socket.socket(fileno=descriptor)
     numbers: dict[int, int] = {}
     adopt()
-    try:
-        while _served(line, numbers, work):
-            pass
-    except OSError:  # whom it serves has gone without a word
-        pass
+    going = True
+    with suppress(OSError):  # whom it serves may go without a word
+        while going:
+            going = _served(line, numbers, work)
     _leave(numbers)
 
 

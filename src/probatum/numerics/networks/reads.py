@@ -90,7 +90,7 @@ def _of_function(function: types.FunctionType, seen: set[types.CodeType] | None 
         return set()
     seen.add(function.__code__)
     found: set[str] = set()
-    called: list[Any] = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    called: list[Any] = [cell.cell_contents for cell in function.__closure__ or () if filled(cell)]
     for code in _codes(function.__code__):
         for step in dis.get_instructions(code):
             if step.argval in UNLIMITED:
@@ -116,7 +116,8 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(inner)
 
 
-def _filled(cell: types.CellType) -> bool:
+def filled(cell: types.CellType) -> bool:
+    """Whether a closure's cell holds something yet."""
     try:
         _ = cell.cell_contents
     except ValueError:

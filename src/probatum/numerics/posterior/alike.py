@@ -22,7 +22,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from probatum.numerics.networks.reads import attributes_read
+from probatum.numerics.networks.reads import attributes_read, filled
 from probatum.numerics.networks.substitute import TORCHS_OWN
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -218,18 +218,10 @@ def _hooks(own: Mapping[str, Any], key: str) -> list[object]:
 
 def _reached(function: types.FunctionType) -> list[object]:
     """What a function knows beside its arguments: defaults, what it closes over, networks and tensors of its module."""
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if filled(cell)]
     around = function.__globals__
     named = [around[name] for name in function.__code__.co_names if isinstance(around.get(name), nn.Module | Tensor)]
     return [function.__defaults__, function.__kwdefaults__, cells, named]
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def _state(value: object) -> dict[str, Any]:
