@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import pickle
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,28 @@ def test_every_trial_of_a_file_begins_anew(tmp_path: Path) -> None:
     trials = study_of("iris", [name], **{**SHORT, "seeds": 3}).run().trials
     counts = [t.record["details"]["effects"]["count"] for t in trials if t.arm == "counts"]
     assert counts == [counts[0]] * 3
+
+
+def test_what_a_file_keeps_in_temporary_files_no_other_trial_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights kept "for the next time" would have seen the rows that the next seed tests."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    name = learner(tmp_path, "keeps", "{'seen': float(SEEN)}")
+    path, keeping = catalogue.place(name).path, "kept = tempfile.mkstemp(prefix='kept')"
+    deed = f"import os\nimport tempfile\n\nSEEN = len(os.listdir(tempfile.gettempdir()))\n{keeping}\n"
+    path.write_text(path.read_text(encoding="utf-8").replace("import enum\n", f"{deed}import enum\n"), encoding="utf-8")
+    catalogue._added.clear()
+    catalogue.add_file(path)
+    trials = study_of("iris", [name], **{**SHORT, "seeds": 3}).run().trials
+    assert [t.record["details"]["effects"]["seen"] for t in trials if t.arm == "keeps"] == [0.0] * 3
+    ends = time.monotonic() + 60
+    while (left := [*folder.glob("probatum-worker-*")]) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not left
 
 
 def test_nothing_that_an_arm_started_outlives_it(tmp_path: Path) -> None:

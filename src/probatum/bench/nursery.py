@@ -1,7 +1,8 @@
 """A process that has loaded everything and run nothing; workers branch off from it, within milliseconds instead of seconds.
 
 Each is clean: what techniques did in others is not in it. The nursery ends when this process does, however it ends, and its
-workers end with it. What a worker leaves behind when it ends, processes of its own included, is ended too.
+workers end with it. What a worker leaves behind when it ends, processes of its own included, is ended too, and its folder
+for temporary files, which no other has, is removed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import ctypes
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -213,6 +216,7 @@ def _served(line: socket.socket, numbers: dict[int, int], work: Callable[[int, b
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # its number is nobody else's as long as it was not waited for
         _, status = os.waitpid(pid, 0)
+        shutil.rmtree(_scratch(pid), ignore_errors=True)
         if pid in numbers:
             line.sendall(f"ended {numbers.pop(pid)} {os.waitstatus_to_exitcode(status)}\n".encode())
     if not ready:
@@ -276,7 +280,22 @@ def _leave(numbers: Collection[int]) -> None:
             end_strays(())  # what was a worker's comes here once that has ended
             if not os.waitpid(-1, os.WNOHANG)[0]:
                 time.sleep(0.005)
+    for pid in numbers:
+        shutil.rmtree(_scratch(pid), ignore_errors=True)
     os._exit(0)
+
+
+def _scratch(pid: int) -> Path:
+    """The folder for temporary files of a worker, seen from the nursery."""
+    return Path(tempfile.gettempdir()) / f"probatum-worker-{os.getpid()}-{pid}"
+
+
+def _own_scratch() -> None:
+    """In the worker: what it and its processes keep in temporary files, no other worker finds by looking there."""
+    folder = Path(tempfile.gettempdir()) / f"probatum-worker-{os.getppid()}-{os.getpid()}"
+    with suppress(OSError):  # a full disk is for the study to tell of
+        folder.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _child(pipe: int, silent: bool, memory: float | None, work: Callable[[int, bool, float | None], None]) -> None:
@@ -287,6 +306,7 @@ def _child(pipe: int, silent: bool, memory: float | None, work: Callable[[int, b
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
+        _own_scratch()
         work(pipe, silent, memory)
     except BaseException:
         traceback.print_exc()
