@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from suite import judging, loop, posteriors, racing, replicas, startup, store, techniques
+from suite import isolation, judging, loop, posteriors, racing, replicas, startup, store, techniques
 from suite.timing import FULL, QUICK, TINY, Benchmark, Figures, Scale
 
 LATEST = Path(__file__).parent / "latest.json"
@@ -39,6 +39,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *startup.BENCHMARKS,
     *store.BENCHMARKS,
     *judging.BENCHMARKS,
+    *isolation.BENCHMARKS,
 )
 
 

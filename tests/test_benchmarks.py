@@ -54,6 +54,8 @@ OURS = {
     *(f"start_of_{name}_vs_import_torch" for name in ("list", "show", "try_help")),
     "store_sqlite",
     "verdict_table_by_rows",
+    "watched_first_study",
+    "watched_twenty_arms",
 }
 
 
