@@ -208,12 +208,18 @@ def test_what_is_said_of_how_well_it_has_done() -> None:
         "random": {"share": 0.45, "low": 0.4, "high": 0.5},
         "same": {"share": 0.66, "low": 0.5, "high": 0.8},
     }
-    record = {"gaining": 17, "tried": 5, "modalities": ["table"], "orders": orders}
+    beside = {
+        "advice - random": {"share": 0.26, "low": 0.1, "high": 0.4},
+        "cards - random": {"share": 0.05, "low": -0.1, "high": 0.2},
+    }
+    record = {"gaining": 17, "tried": 5, "modalities": ["table"], "orders": orders, "beside": beside}
     told = how_well(record, facts, True)
     assert "Over 17 tables on which something gains" in told
     assert "held 71 % [60, 82] of the best technique's gain; in random order 45 % [40, 50]" in told
     assert "always the same order 66 % [50, 80]" in told
+    assert "better than a random order" not in told
     assert "by cards and claims alone held 50 %" in how_well(record, facts, False)
+    assert "do not show that it is better than a random order" in how_well(record, facts, False)
     other = DataFacts("x", "x", Profile("image", "classes", 100, 2), ())
     assert "on image it has not been measured" in how_well(record, other, True)
     assert "has not been measured" in how_well(None, facts, True)

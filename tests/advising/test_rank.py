@@ -97,10 +97,27 @@ def test_studies_by_hand() -> None:
     assert weights == [0.5, 0.375]
 
 
+def test_what_gains_where_those_before_it_do_not_comes_next() -> None:
+    earlier = [
+        study("x", a=gained(3.0), b=gained(2.0), c=gained(0.0), d=gained(0.5)),
+        study("y", a=gained(0.0), b=gained(0.0), c=gained(1.0), d=gained(0.25)),
+    ]
+    found = ranked({name: card() for name in "abcd"}, data(), earlier)
+    # each study weighs a half; b gains more than c in the mean, but nothing where a was tried; of equals the larger mean
+    assert [(one.technique, one.points) for one in found] == [("a", 0.75), ("c", 0.25), ("b", 0.0), ("d", 0.0)]
+
+
+def test_what_lost_in_the_mean_is_not_saved_by_its_card() -> None:
+    earlier = [study("x", a=gained(-2.0), b=gained(0.0)), study("y", a=gained(-2.0), b=gained(0.0))]
+    found = ranked({"a": card("label-noise"), "b": card()}, data(NOISY), earlier)
+    assert [(one.technique, one.points) for one in found] == [("b", 0.0), ("a", 0.5 - 1.0)]
+
+
 def test_a_study_of_the_same_data_counts_for_five() -> None:
     earlier = [replace(study("x", a=gained(1.0)), fingerprint="f0"), study("y", a=gained(-1.0))]
     (one,) = ranked({"a": card()}, data(), earlier)
-    assert one.points == pytest.approx((2.5 - 0.5) / (2.5 + 0.5 + 1))
+    assert one.points == pytest.approx(2.5 / (2.5 + 0.5 + 1))  # who tries it on y keeps the baseline
+    assert one.reasons[0].numbers["mean"] == pytest.approx((2.5 - 0.5) / (2.5 + 0.5 + 1))
     assert "(these data, y)" in one.reasons[0].words
 
 

@@ -231,6 +231,9 @@ def how_well(measured: Mapping[str, Any] | None, facts: DataFacts, with_studies:
         f"{measured['tried']} {basis} held {_share(mine)} of the best technique's gain; in random order "
         f"{_share(measured['orders']['random'])}, in always the same order {_share(measured['orders']['same'])}."
     )
+    difference = measured["beside"]["advice - random" if with_studies else "cards - random"]
+    if difference["low"] <= 0:
+        told += " So few tables do not show that it is better than a random order."
     if facts.profile.modality not in measured["modalities"]:
         told += f" That was on {', '.join(measured['modalities'])} data; on {facts.profile.modality} it has not been measured."
     return told

@@ -1,13 +1,18 @@
 """The order in which techniques are worth trying: a sum of points, each with its reason.
 
-Points are in margins, the smallest differences that matter: they guess the gain over the baseline. A technique has
+Points are in margins, the smallest differences that matter: they guess what trying a technique adds to the baseline and to
+those that stand before it. A technique has
 
 - `TRAIT` for every trait of the data that its card is tagged with (`TRAITS`), and for being made for such data;
 - from -`CLAIM` to +`CLAIM` by the share of its paper's claims that were reproduced here;
-- its mean gain in earlier studies, each cut to +-`MOST`, weighed by how alike the data are and by seeds, and drawn
-  towards 0 as if `DOUBT` studies of the same weight as a whole one had found nothing.
+- what it added in earlier studies: by how much its gain, cut at `MOST`, exceeds the best of those before it in the order, 0
+  where it does not, for whoever tries keeps what was best; the mean of that, weighed by how alike the data are and by seeds,
+  and drawn towards 0 as if `DOUBT` studies of the same weight as a whole one had found nothing; and where it lost in the
+  mean, that loss, cut at `MOST` a study.
 
-Equal sums stand in the order of names. Nothing else counts.
+So two techniques that gain on the same data are not both advised before one that gains on others: the order is greedy, as
+for a portfolio of solvers (Feurer et al., "Auto-Sklearn 2.0", 2022, section 3.2). Equal sums stand in the order of mean gains
+in those studies, then of names. Nothing else counts.
 """
 
 from __future__ import annotations
@@ -94,15 +99,23 @@ def ranked(
         earlier: studies made before.
         claims: technique -> how many claims were reproduced, of how many.
     """
-    found = []
-    for name, card in cards.items():
-        reasons = [*by_card(card, facts.traits, facts.profile)]
-        reasons += [
-            reason for reason in (by_claims((claims or {}).get(name)), by_studies(name, facts, earlier)) if reason
-        ]
+    told = {name: [*by_card(card, facts.traits, facts.profile)] for name, card in cards.items()}
+    for name, reasons in told.items():
+        reasons += [reason for reason in (by_claims((claims or {}).get(name)),) if reason]
+    pasts = {name: past(name, facts, earlier) for name in cards}
+    best = [0.0] * len(earlier)
+    found: list[Ranked] = []
+    left = sorted(cards)
+    while left:
+        added = {name: pasts[name].adds(best) + min(0.0, pasts[name].mean()) for name in left}
+        sums = {name: sum(reason.points for reason in told[name]) + added[name] for name in left}
+        name = min(left, key=lambda one: (-round(sums[one], 9), -round(pasts[one].mean(), 9), one))
+        reasons = told[name] + ([by_studies(pasts[name], added[name], facts)] if pasts[name].tried else [])
         reasons.sort(key=lambda reason: -abs(reason.points))
         found.append(Ranked(name, sum(reason.points for reason in reasons), tuple(reasons)))
-    return sorted(found, key=lambda one: (-round(one.points, 9), one.technique))
+        best = pasts[name].beaten(best)
+        left.remove(name)
+    return found
 
 
 def by_card(card: Card, traits: Mapping[str, Fact], profile: Profile) -> list[Reason]:
@@ -129,29 +142,71 @@ def by_claims(counted: tuple[int, int] | None) -> Reason | None:
     return Reason(CLAIM * (2 * good / of - 1), words, "claims", {"reproduced": good, "run": of})
 
 
-def by_studies(name: str, facts: DataFacts, earlier: Sequence[Earlier]) -> Reason | None:
-    """The mean gain in earlier studies, weighed and drawn towards 0; None where none tried it."""
-    tried = [(study, study.outcomes[name]) for study in earlier if name in study.outcomes]
-    if not tried:
-        return None
-    weights = [weight(study, outcome, facts) for study, outcome in tried]
-    gains = [cut(outcome) for _, outcome in tried]
-    points = sum(w * g for w, g in zip(weights, gains, strict=True)) / (sum(weights) + DOUBT)
-    order = sorted(range(len(tried)), key=lambda i: -weights[i])
+@dataclass(frozen=True)
+class Past:
+    """What earlier studies found of a technique, those first that weigh most.
+
+    Attributes:
+        tried: the studies that tried it, and what it came to in each.
+        places: of each among all earlier studies.
+        weights: of each.
+        gains: of each, cut.
+    """
+
+    tried: tuple[tuple[Earlier, Outcome], ...]
+    places: tuple[int, ...]
+    weights: tuple[float, ...]
+    gains: tuple[float, ...]
+
+    def adds(self, best: Sequence[float]) -> float:
+        """What it adds in the mean to the best gains found before, (studies,), drawn towards 0."""
+        return self._mean([max(0.0, gain - best[at]) for gain, at in zip(self.gains, self.places, strict=True)])
+
+    def mean(self) -> float:
+        """Its gain in the mean, drawn towards 0."""
+        return self._mean(self.gains)
+
+    def beaten(self, best: Sequence[float]) -> list[float]:
+        """The best gains, its own counted."""
+        found = list(best)
+        for gain, at in zip(self.gains, self.places, strict=True):
+            found[at] = max(found[at], gain)
+        return found
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return sum(w * v for w, v in zip(self.weights, values, strict=True)) / (sum(self.weights) + DOUBT)
+
+
+def past(name: str, facts: DataFacts, earlier: Sequence[Earlier]) -> Past:
+    """What earlier studies say of a technique on data with these facts."""
+    tried = [(at, study, study.outcomes[name]) for at, study in enumerate(earlier) if name in study.outcomes]
+    weighed = [(weight(study, outcome, facts), at, study, outcome) for at, study, outcome in tried]
+    weighed.sort(key=lambda one: -one[0])
+    return Past(
+        tuple((study, outcome) for _, _, study, outcome in weighed),
+        tuple(at for _, at, _, _ in weighed),
+        tuple(its for its, _, _, _ in weighed),
+        tuple(cut(outcome) for _, _, _, outcome in weighed),
+    )
+
+
+def by_studies(known: Past, added: float, facts: DataFacts) -> Reason:
+    """What it adds to those before it, with the studies that say so."""
     numbers = {
         "studies": [
             {
-                "data": tried[i][0].data,
-                "source": tried[i][0].source,
-                "word": tried[i][1].word,
-                "gain": gains[i],
-                "seeds": tried[i][1].seeds,
-                "weight": weights[i],
+                "data": study.data,
+                "source": study.source,
+                "word": outcome.word,
+                "gain": gain,
+                "seeds": outcome.seeds,
+                "weight": its,
             }
-            for i in order
-        ]
+            for (study, outcome), gain, its in zip(known.tried, known.gains, known.weights, strict=True)
+        ],
+        "mean": known.mean(),
     }
-    return Reason(points, _studies_in_words(facts, [tried[i] for i in order]), "studies", numbers)
+    return Reason(added, _studies_in_words(facts, known.tried), "studies", numbers)
 
 
 def weight(study: Earlier, outcome: Outcome, facts: DataFacts) -> float:
