@@ -17,6 +17,7 @@ def options(about: str | None, *, report: str, steps: int) -> argparse.Namespace
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--report", default=report)
     parser.add_argument("--store", default=None, help="file in which trials are kept; the same command then resumes")
+    parser.add_argument("--no-timing", dest="timing", action="store_false", help="speed is not measured")
     return parser.parse_args()
 
 

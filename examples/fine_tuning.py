@@ -10,7 +10,7 @@ from common import finish, options
 from sklearn.datasets import load_digits
 
 from probatum import Study
-from probatum.settings import FineTuning, Judging, Reading
+from probatum.settings import FineTuning, Judging, Reading, Running
 
 ARMS = ["flora-tucker", "residual-adapters", "very-large-dropout"]
 ROWS = 250
@@ -35,6 +35,7 @@ if __name__ == "__main__":
         store=chosen.store,
         reading=Reading(modality="image"),
         judging=Judging(confirm=False),
+        running=Running(timing=chosen.timing),
         fine_tuning=FineTuning(source=source),
     )
     finish(study, chosen.report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import finish, options
 
 from probatum import Study
-from probatum.settings import Judging, Reading
+from probatum.settings import Judging, Reading, Running
 
 ARMS = [
     "generative-ai-parts",
@@ -28,5 +28,6 @@ if __name__ == "__main__":
         store=chosen.store,
         reading=Reading(task="next-token"),
         judging=Judging(confirm=False),
+        running=Running(timing=chosen.timing),
     )
     finish(study, chosen.report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import finish, options
 
 from probatum import StreamRules, Study
-from probatum.settings import Judging
+from probatum.settings import Judging, Running
 
 ARMS = [f"class-incremental(method={name})" for name in ("lwf", "replay", "icarl", "prototypes")]
 
@@ -22,5 +22,6 @@ if __name__ == "__main__":
         steps=chosen.steps,
         store=chosen.store,
         judging=Judging(confirm=False),
+        running=Running(timing=chosen.timing),
     )
     finish(study, chosen.report)
