@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from collections import defaultdict
 
 import numpy as np
@@ -126,6 +127,8 @@ def test_one_trial_alone_and_mistakes() -> None:
         two_way([])
     with pytest.raises(ValueError, match="nan"):
         two_way([trial(np.arange(5), np.full(5, math.nan))])
+    with pytest.raises(ValueError, match="rows' differences are not all finite"):
+        two_way([replace(trial(np.arange(5), np.arange(5.0)), deviations=np.array([0.0, 1.0, math.nan, 0.0, 0.0]))])
     with pytest.raises(ValueError, match="kappa is -1"):
         two_way([trial(np.arange(5), np.arange(5.0))], kappa=-1)
 

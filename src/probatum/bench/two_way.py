@@ -197,7 +197,7 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
             are a sample of its own there), else 0.
 
     Raises:
-        ValueError: without trials, for a mean that is not finite, or for a negative kappa.
+        ValueError: without trials, for a mean or a row's difference that is not finite, or for a negative kappa.
     """
     if not trials:
         raise ValueError("there are no trials; give one or more")
@@ -219,6 +219,8 @@ def two_way(trials: Sequence[Trial], kappa: float = 0.0) -> Components:
             weight[trial.units] += 1
         own.append(part)
         total[trial.units] += part
+    if not np.isfinite(total).all():
+        raise ValueError("rows' differences are not all finite; leave out trials of which a row's is not")
     units = int(np.count_nonzero(weight))
     squares = total**2
     discordant = sum(trial.discordant**2 / trial.rows**2 for trial in trials) / count**3
