@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,9 @@ from probatum import catalogue
 from probatum.arenas.predict import arena as predict
 from probatum.arenas.predict import fit as fitting
 from probatum.arenas.predict import timing
-from probatum.bench.honesty import FRACTIONS, Rate, equal_arms, simulated
+from probatum.bench.honesty import FRACTIONS, Known, Rate, design_effect, equal_arms, simulated
 from probatum.bench.splits import Splits
+from probatum.bench.statistics import Interval
 from probatum.data.open import open_dataset
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe, Training, make_arm
@@ -199,6 +201,19 @@ def test_rule_8_a_rate_fails_by_its_lower_limit() -> None:
     assert not Rate("", 5, 100, mutant=True).holds
     assert not Rate("", 1, 300, most=0.0).holds
     assert "FAILS" in Rate("x", 12, 100).line()
+    assert Rate("", 12, 100, alike=3.0).holds  # as of 33 studies
+
+
+def test_rule_8_arms_of_one_table_are_no_studies_of_their_own() -> None:
+    draws = np.random.default_rng(0).random((3, 20_000)) < 0.05
+    assert design_effect(draws) == pytest.approx(1.0, abs=0.03)
+    assert design_effect(np.repeat(draws[:1], 3, axis=0)) == pytest.approx(3.0, abs=0.03)
+    assert design_effect(np.zeros((3, 10))) == 1.0
+    told = Known.told([], [0.1, 0.2, 0.3, 0.4])
+    assert (told.truth, told.error) == (pytest.approx(0.25), pytest.approx(0.129099 / 2, rel=1e-4))
+    near = Interval(0.0, -0.2, 0.2, 0.1, 6, 0.5, (-0.1, 0.1), None)
+    assert not told.missed(near)  # 0.25 is off by less than the square root of 0.2^2 and (1.96 * 0.0645)^2
+    assert Known([], 0.25).missed(near)
 
 
 def test_rule_8_equal_arms_on_real_data() -> None:

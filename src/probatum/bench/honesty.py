@@ -33,7 +33,7 @@ from probatum.bench.packed_rows import UnitRows, gather
 from probatum.bench.pairing import pair
 from probatum.bench.race import looks_to
 from probatum.bench.splits import Splits
-from probatum.bench.statistics import binomial_lower, binomial_upper, over_rows
+from probatum.bench.statistics import Interval, binomial_lower, binomial_upper, over_rows
 from probatum.bench.two_way import Trial
 from probatum.bench.verdict import verdicts
 from probatum.data.dataset import FRACTIONS
@@ -45,6 +45,8 @@ from probatum.rooms.arena import Terms, Work
 
 ACCURACY = Measure("accuracy", "quality", True, 0.01)
 LOG_LOSS = Measure("log-loss", "quality", False, 0.01)
+NORMAL = 1.96
+"""Standard errors to each side that hold 95 % of a normal law."""
 STATED = 0.05
 """Error that the bench states, of intervals and of false differences."""
 GROUPS = (20,)
@@ -64,6 +66,8 @@ class Rate:
         studies: how often it could have been.
         most: the stated rate.
         mutant: whether the check is one of something broken, which must fail.
+        alike: how many times as many studies say no more, since several arms are tried on one table (a design effect; the
+            limits are those of Korn and Graubard 1998).
     """
 
     name: str
@@ -71,6 +75,7 @@ class Rate:
     studies: int
     most: float = STATED
     mutant: bool = False
+    alike: float = 1.0
 
     @property
     def share(self) -> float:
@@ -80,12 +85,15 @@ class Rate:
     @property
     def lower(self) -> float:
         """95 % lower limit of the true rate."""
-        return binomial_lower(self.hits, self.studies)
+        return binomial_lower(*self._effective())
 
     @property
     def upper(self) -> float:
         """95 % upper limit of the true rate."""
-        return binomial_upper(self.hits, self.studies)
+        return binomial_upper(*self._effective())
+
+    def _effective(self) -> tuple[int, int]:
+        return round(self.hits / self.alike), round(self.studies / self.alike)
 
     @property
     def holds(self) -> bool:
@@ -94,7 +102,7 @@ class Rate:
 
     def line(self) -> str:
         """What is printed."""
-        error = math.sqrt(max(self.share * (1 - self.share), 1 / self.studies) / self.studies)
+        error = math.sqrt(max(self.share * (1 - self.share), 1 / self.studies) * self.alike / self.studies)
         wanted = f"must exceed {self.most:.0%}" if self.mutant else f"stated: at most {self.most:.0%}"
         word = "as it should" if self.holds else "FAILS"
         return f"{self.name}: {self.hits}/{self.studies} = {self.share:.1%} +- {error:.1%} ({wanted}): {word}"
@@ -107,10 +115,22 @@ class Known:
     Attributes:
         trials: one a seed.
         truth: what they would be in the mean over all splits of this table and all new rows.
+        error: standard error of the truth, which is told by some splits alone.
     """
 
     trials: list[Trial]
     truth: float
+    error: float = 0.0
+
+    @classmethod
+    def told(cls, trials: list[Trial], by: Sequence[float] | np.ndarray) -> Known:
+        """With the truth that further splits tell, each by its own fits."""
+        return cls(trials, float(np.mean(by)), float(np.std(by, ddof=1) / math.sqrt(len(by))))
+
+    def missed(self, interval: Interval) -> bool:
+        """Whether an interval misses the truth, whose own error is allowed for."""
+        half = (interval.high - interval.low) / 2
+        return abs(interval.mean - self.truth) > math.hypot(half, NORMAL * self.error)
 
 
 Drawn = dict[str, dict[str, Known]]
@@ -218,7 +238,7 @@ def different_arms(generator: np.random.Generator, world: World, seeds: int = SE
                 trials[name][measure].append(_trial(test, values - rows["logistic"][measure], measure == "accuracy"))
     base = truths["logistic"]
     return {
-        name: {m: Known(trials[name][m], float(np.mean(truths[name][m]) - np.mean(base[m]))) for m in trials[name]}
+        name: {m: Known.told(trials[name][m], np.subtract(truths[name][m], base[m])) for m in trials[name]}
         for name in makers
         if name != "logistic"
     }
@@ -262,10 +282,10 @@ def chosen_arms(
     pairs: tuple[Drawn, Drawn] = ({}, {})
     without: dict[str, Any] = {"swapped": {}}
     for name in ("discriminants", "naive Bayes"):
-        truth = float(np.mean(truths[name]) - np.mean(truths["logistic"]))
+        by = np.subtract(truths[name], truths["logistic"])
         for drawn, hidden in zip(pairs, (without, {}), strict=True):
             base, own = ({s: {**r, **hidden} for s, r in records[arm].items()} for arm in ("logistic", name))
-            drawn[name] = {"accuracy": Known(list(pair(name, base, own, ACCURACY).trials or ()), truth)}
+            drawn[name] = {"accuracy": Known.told(list(pair(name, base, own, ACCURACY).trials or ()), by)}
     return pairs
 
 
@@ -288,20 +308,28 @@ def coverage(
     """
     rates = []
     for measure in next(iter(tables[0].values())):
-        hits = studies = 0
-        for arm in tables[0]:
+        missed = np.zeros((len(tables[0]), len(tables)))
+        for i, arm in enumerate(tables[0]):
             middle = float(np.mean([table[arm][measure].truth for table in tables]))
-            for table in tables:
+            for j, table in enumerate(tables):
                 trials = table[arm][measure].trials
                 if not shared:  # every trial's rows as if they were others
                     trials = [replace(t, units=t.units + ROWS * k) for k, t in enumerate(trials)]
                 interval = over_rows(trials, kappa=kappa)
-                truth = middle if over else table[arm][measure].truth
-                hits += not interval.low <= truth <= interval.high
-                studies += 1
+                known = Known([], middle) if over else table[arm][measure]
+                missed[i, j] = known.missed(interval)
         name = f"{len(tables[0])} arms of known difference, {measure}{of}: intervals that miss it"
-        rates.append(Rate(name if shared else f"{name}, rows in common not seen", hits, studies, mutant=not shared))
+        name = name if shared else f"{name}, rows in common not seen"
+        hits = int(missed.sum())
+        rates.append(Rate(name, hits, missed.size, mutant=not shared, alike=design_effect(missed)))
     return rates
+
+
+def design_effect(missed: np.ndarray) -> float:
+    """How much more (arms, tables) of 0 or 1 vary by table than if a table's arms were independent; at least 1."""
+    arms, share = len(missed), float(missed.mean())
+    alone = arms * share * (1 - share)
+    return max(1.0, float(missed.sum(axis=0).var(ddof=1)) / alone) if alone and missed.shape[1] > 1 else 1.0
 
 
 def raced(tables: Sequence[Drawn], margin: float = 0.01) -> Rate:
