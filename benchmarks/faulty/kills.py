@@ -69,7 +69,7 @@ def kills(home: Path, count: int, workers: int | None, seed: int, tell: Callable
             tell(f"  {found.main + found.worker} of {count} kills, {found.studies} studies, {len(found.faults)} faults")
             if last:
                 break
-    found.faults += [f"left in TMPDIR: {path.name}" for path in (home / "tmp").iterdir() if not _of_torch(path)]
+    found.faults += [f"left in TMPDIR: {path.name}" for path in (home / "tmp").iterdir() if not _of_others(path)]
     return asdict(found)
 
 
@@ -114,6 +114,8 @@ def _faults(place: Path, may: set[str]) -> list[str]:
     return found
 
 
-def _of_torch(path: Path) -> bool:
-    """The empty folder that PyTorch makes when it is loaded."""
-    return path.name.startswith("torchinductor")
+def _of_others(path: Path) -> bool:
+    """The empty folder that PyTorch makes when it is loaded, and the file by which Python's tempfile tries a folder."""
+    if path.name.startswith("torchinductor"):
+        return True
+    return len(path.name) == 8 and path.is_file() and path.read_bytes() in (b"blat", b"")
