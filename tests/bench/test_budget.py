@@ -147,7 +147,8 @@ def budget_of(
     plan = plan_of(sorted(names), **terms)
     context = Context(plan, splits=None, stack="never")  # type: ignore[arg-type]
     bench = Bench(context, store or Store(":memory:"), terms.pop("listener", Silent()), executor)
-    return Budget(bench, tuple(names), end, kept, lambda: executor.now, executor.count, executor)
+    bench.alone = lambda: executor  # type: ignore[method-assign, assignment, return-value]
+    return Budget(bench, tuple(names), end, kept, lambda: executor.now, executor.count)
 
 
 def results_of(budget: Budget, found: Found) -> Results:
@@ -470,7 +471,7 @@ def slow(store: Store, now: float = 0.0) -> tuple[Simulated, Results, list[str]]
     runs.now = now
     plan = plan_of(["first", "second"], references=("reference",))
     bench = Bench(Context(plan, None, stack="never"), store, heard, runs)  # type: ignore[arg-type]
-    budget = Budget(bench, ("first", "second"), 30.0, 6.0, lambda: runs.now, 1, runs)
+    budget = Budget(bench, ("first", "second"), 30.0, 6.0, lambda: runs.now, 1)
     return runs, results_of(budget, spend(budget, timing=False)), heard.lines
 
 
@@ -498,6 +499,47 @@ def test_each_run_begins_something_of_an_arm_even_where_starting_took_all_the_ti
     assert set(results.no_time()) == {"second"}
     runs, results, _ = slow(store, now)
     assert "second" in runs.seeds()
+
+
+def test_an_arm_put_off_comes_further_all_the_same() -> None:
+    """Put off at its first steps in every run, it would never have a trial where the time is too short for one."""
+    store, seconds = Store(":memory:"), {"baseline": 0.5, "dear": 100.0, "long": 7.0}
+    for trials in range(1, 4):
+        runs = Simulated(seconds, slots=2)
+        budget = budget_of(runs, 3.0, order=["dear", "long"], store=store)
+        spend(budget, timing=False)
+        assert sum(name != "baseline" for name, _ in budget.trials) == trials
+    assert budget.seeds("long") + budget.seeds("dear") == 3
+
+
+def test_what_nobody_knows_is_no_surprise_at_the_end() -> None:
+    """Six of the long arm never fit, so that nothing tells what one takes; what is left goes into one, if it fits."""
+    runs = Simulated({"baseline": 1.0, "short": 0.5, "long": 7.0})
+    spend(budget_of(runs, 10.0, order=["short", "long"]), timing=False)
+    assert runs.seeds()["short"] == [0, 1, 2, 3, 4, 5]
+    assert runs.put_off == ["long"]
+    assert runs.now <= 10.0
+
+
+def test_references_take_no_longer_than_there_is_time() -> None:
+    runs = Simulated({"baseline": 1.0, "a": 1.0, "reference": 300.0}, {"a": LOSS})
+    spend(budget_of(runs, 60.0, references=("reference",)), timing=False)
+    assert runs.put_off == ["reference"], "its other seeds are then not begun"
+    assert runs.now <= 60.0
+
+
+def test_many_hands_give_no_trial_more_than_there_is() -> None:
+    runs = Simulated({"baseline": 1.0, "dear": 70.0}, slots=8)
+    budget = budget_of(runs, 60.0)
+    assert budget.allowance("dear") == 60.0, "an eighth of six times eight would be 80"
+    spend(budget, timing=False)
+    assert set(runs.put_off) == {"dear"}
+
+
+def test_time_is_used_where_all_have_come_to_the_first_look() -> None:
+    """From 10 seeds two pairs more are the next look, for which there is no time; what fits counts in the next run."""
+    spend(budget_of(runs := Simulated({"baseline": 1.0, "a": 1.0}), 22.5), timing=False)
+    assert len(runs.begun) == runs.now == 22.0
 
 
 def test_references_wait_for_a_verdict() -> None:
@@ -574,7 +616,7 @@ def test_what_is_told_after_the_pilot() -> None:
     runs = Simulated({"baseline": 1.0, "a": 2.0, "b": 30.0})
     plan = plan_of(["a", "b"])
     bench = Bench(Context(plan, None, stack="never"), Store(":memory:"), heard, runs)  # type: ignore[arg-type]
-    spend(Budget(bench, ("a", "b"), 60.0, 0.0, lambda: runs.now, 1, runs), timing=False)
+    spend(Budget(bench, ("a", "b"), 60.0, 0.0, lambda: runs.now, 1), timing=False)
     told_after = heard.lines[0]
     assert "baseline 1, a 2, b 30" in told_after
     assert "1 arm comes to 6 seeds in about 0:12; 0:52 are left" in told_after, "4 seeds each of 1 and 2 seconds"

@@ -24,7 +24,7 @@ from math import fsum
 
 from probatum.bench.context import Job
 from probatum.bench.costs import Costs
-from probatum.bench.execute import Bench, Executor, Here
+from probatum.bench.execute import Bench
 from probatum.bench.plan import StudyPlan
 from probatum.bench.race_run import goes_on
 from probatum.bench.records import PUT_OFF
@@ -122,7 +122,6 @@ class Budget:
         kept: seconds of it that are kept for a confirmation.
         clock: seconds that pass.
         slots: trials that run at once.
-        alone: who runs timings.
         trials: of the screen, by arm and seed.
         fresh: of confirmations.
         costs: seconds of fits, and of timings under "timing of ARM".
@@ -134,12 +133,11 @@ class Budget:
     kept: float = 0.0
     clock: Callable[[], float] = time.monotonic
     slots: int = 1
-    alone: Executor = field(default_factory=Here)
     trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
     fresh: dict[tuple[str, int], Trial] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
     keeping: bool = True
-    _tried: bool = False
+    _further: bool = False
     _must: bool = False
     _flying: dict[str, tuple[float, float]] = field(default_factory=dict)
     _jobs: dict[tuple[str, int], Job] = field(default_factory=dict)
@@ -231,18 +229,16 @@ class Budget:
     def ahead(self) -> None:
         """Use what time is left, too little for any arm's next look, for trials that count when the same command goes on.
 
-        One arm after another, in pairs with the baseline. Where nothing of any arm was begun, one pair always is.
+        One arm after another, in pairs with the baseline. Where no arm came further by a trial, one always does by a pair.
         """
         for target in self.plan.race:
             names = self.ranking(target)
-            if not names or self.clock() >= self.until:
-                break
             known = [name for name in names if self.costs.knows(name)]  # the end is no time for surprises
             self._run(self._pairs_to(target, known or names), self.trials)
         names = next(filter(None, map(self.ranking, self.plan.race)), [])
-        if names and not self._tried:
-            self._must = True
-            self._run(self._pairs_to(self._paired(names[0]) + 1, names[:1]), self.trials)
+        if names and not self._further:
+            self._must, name = True, next(filter(self.costs.knows, names), names[0])
+            self._run(self._pairs_to(self._paired(name) + 1, [name]), self.trials)
             self._must = False
 
     def _pairs_to(self, target: int, names: Sequence[str]) -> Iterator[list[Job]]:
@@ -250,7 +246,7 @@ class Budget:
         for name in names:
             for seeds in sorted({min(PILOT, target), target}):
                 yield self._lacking(self.baseline, seeds)
-                yield self._lacking(name, seeds - len(self._lacking(self.baseline, seeds)))
+                yield self._held_to(name, self._lacking(name, seeds - len(self._lacking(self.baseline, seeds))))
 
     def _paired(self, name: str) -> int:
         """Seeds, from the first on, that the arm and the baseline both have."""
@@ -376,27 +372,35 @@ class Budget:
 
     def _block(self, name: str, target: int) -> list[Job]:
         """Those of them that can be begun; the first alone, up to its allowance, where nothing tells yet what it takes."""
-        jobs = self._lacking(name, target)
-        if name not in self.order or self.costs.knows(name):
-            return jobs
-        return [replace(job, allowance=self.allowance()) for job in jobs[:1]]
+        jobs = self._held_to(name, self._lacking(name, target))
+        return jobs[:1] if name in self.order and not self.costs.knows(name) else jobs
 
-    def allowance(self) -> float:
-        """Seconds of a trial up to which an arm of which nothing is known comes in its turn."""
+    def _held_to(self, name: str, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs up to their allowance, where nothing tells yet what they take and nothing must be begun."""
+        if self._must or name == self.baseline or self.costs.knows(name):
+            return list(jobs)
+        return [replace(job, allowance=self.allowance(name)) for job in jobs]
+
+    def allowance(self, name: str) -> float:
+        """Seconds of a trial up to which one of whom nothing is known comes in its turn; never more than are left."""
         first, time_left = self.plan.race[0], max(0.0, self.until - self.clock())
-        waiting = sum(self.seeds(name) < first for name in self.living())
+        if name not in self.order:  # nobody waits for what a reference leaves
+            return time_left
+        waiting = sum(self.seeds(one) < first for one in self.living())
         share = self.slots * time_left / (first * max(1, waiting))
-        if not self.costs.knows(self.baseline):  # which is under way
-            return DEAR * share
-        return max(DEAR * self.costs.of(self.baseline), share)
+        usual = self.costs.of(self.baseline) if self.costs.knows(self.baseline) else share  # which is under way
+        return min(max(DEAR * usual, share), time_left)
 
     def _run(self, blocks: Iterable[list[Job]], known: dict[tuple[str, int], Trial], *, here: bool = False) -> None:
         """Run blocks as long as each of their groups would end in time."""
         told = (block for block in blocks if block)
-        for job, trial in self.bench.run_within(self._announced(told), self._admits, self.alone if here else None):
+        for job, trial in self.bench.run_within(
+            self._announced(told), self._admits, self.bench.alone() if here else None
+        ):
             self._flying.pop(job.key, None)
             if trial.status != PUT_OFF:
                 known[job.arm.name, job.seed] = trial
+                self._further |= job.arm.name in self.order
             self.costs.add(account(job), float(trial.timing.get("seconds", 0.0)))
 
     def _announced(self, blocks: Iterable[list[Job]]) -> Iterator[list[Job]]:
@@ -418,7 +422,6 @@ class Budget:
         now = self.clock()
         for job in group:
             self._flying[job.key] = (now, self._cost(job))
-            self._tried |= job.arm.name in self.order
         return True
 
     def _cost(self, job: Job) -> float:
