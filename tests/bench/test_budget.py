@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from commands import told
 from probatum.arenas.predict import fit as fitting
@@ -31,6 +33,7 @@ from probatum.bench.store import Store, Trial
 from probatum.bench.stored import progress_of
 from probatum.bench.stored import results_of as stored_results
 from probatum.bench.time_words import before, clock_words, time_note
+from probatum.bench.workers import Task, Workers
 from probatum.errors import InputError
 from probatum.recipe import Arm, Recipe
 from probatum.settings import Running
@@ -332,6 +335,28 @@ def test_a_learner_is_put_off_once_its_allowance_has_passed(monkeypatch: pytest.
     (trial,) = guarded(study.context, [job]).trials
     assert trial.status == PUT_OFF
     assert trial.timing["seconds"] == 1.0
+    # one that is stopped before it could put back what it had changed has not failed
+    monkeypatch.setattr(fitting, "fit_learner", lambda *terms: (torch.set_default_dtype(torch.float64), time.sleep(60)))
+    ran = guarded(study.context, [replace(job, allowance=0.2)])
+    assert (ran.trials[0].status, ran.touched) == (PUT_OFF, True)
+    assert torch.get_default_dtype() == torch.float32
+    # what a trial may take at all holds whatever it is allowed
+    monkeypatch.setattr(fitting, "fit_learner", lambda *terms: time.sleep(60))
+    (trial,) = guarded(study.context, [replace(job, allowance=50.0)], limit=0.2).trials
+    assert (trial.status, trial.record["reason"]) == ("failed", "it took longer than 0.2 s; --trial-minutes gives more")
+
+
+def test_a_worker_that_hears_no_alarm_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("wine", ["gradient-noise"], seeds=6, running=Running(timing=False, workers=1))
+    job = replace(study.bench().jobs((0,), study.plan.arms, with_references=False)[1], allowance=2.0)
+    workers, ended = Workers(1), list[str]()
+    worker = SimpleNamespace(task=Task([job], begun=time.monotonic() - 5.0), kill=lambda: ended.append("worker"))
+    workers._workers = [worker]  # type: ignore[list-item]
+    assert [*workers._overdue(study.context)] == []
+    worker.task.begun -= 3.0
+    ((jobs, (trial,)),) = workers._overdue(study.context)
+    assert (jobs, trial.status, ended, workers._workers) == ([job], PUT_OFF, ["worker"], [])
+    assert trial.timing["seconds"] == pytest.approx(2 * 8.0, abs=1.0)
 
 
 def test_nothing_is_probed_when_the_time_is_up() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import re
 import signal
 import sys
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,8 @@ from loosely import study_of
 from probatum import Study, catalogue
 from probatum.bench.context import Limit, TimeUp
 from probatum.bench.execute import Silent
-from probatum.bench.isolation import at_most, guarded
+from probatum.bench.isolation import at_most, guarded, watching
+from probatum.bench.nursery import Scratch
 from probatum.bench.store import REMARK, Store, Trial
 from probatum.bench.untouched import TORCH, Untouched
 from probatum.bench.workers import Workers
@@ -241,6 +244,54 @@ def test_a_handler_that_torch_sets_is_no_change() -> None:
         assert guard.look().what == ("signal handlers",)
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def test_a_process_that_a_trial_branches_off_has_no_part_in_what_follows() -> None:
+    context = Study("iris", ["gradient-noise"], seeds=2, running=Running(timing=False, workers=1)).context
+    for deed in (os.fork, lambda: sys.exit(3) if (pid := os.fork()) == 0 else pid):
+        pid, found = watching(context, (), deed)
+        if not pid:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert found.what == []
+
+
+def test_folders_for_temporary_files_are_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes come again, and on a shared disk others have them too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    first, second = Scratch(), Scratch()
+    folders = []
+    for scratch in (first, second):
+        scratch.begin()
+        scratch.enter()
+        folders.append(Path(tempfile.gettempdir()))
+        (folders[-1] / "kept").touch()
+        tempfile.tempdir = str(tmp_path)
+    assert folders[0] != folders[1]
+    assert all(folder.name == str(os.getpid()) for folder in folders)
+    first.remove(os.getpid())
+    assert [folder.exists() for folder in folders] == [False, True]
+    folders[0].symlink_to(folders[1])
+    first.remove(os.getpid())
+    first.end()
+    assert (folders[1] / "kept").exists(), "what a link leads to is another's"
+    second.end()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_where_no_folder_can_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**terms: str) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", none)
+    before, scratch = tempfile.gettempdir(), Scratch()
+    scratch.begin()
+    scratch.enter()
+    assert tempfile.gettempdir() == before
+    scratch.remove(1)
+    scratch.end()
+    assert Path(before).is_dir()
 
 
 def test_a_time_limit_and_what_it_is_by_default() -> None:

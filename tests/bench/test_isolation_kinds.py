@@ -101,9 +101,10 @@ def test_what_a_file_keeps_in_temporary_files_no_other_trial_finds(
     trials = study_of("iris", [name], **{**SHORT, "seeds": 3}).run().trials
     assert [t.record["details"]["effects"]["seen"] for t in trials if t.arm == "keeps"] == [0.0] * 3
     ends = time.monotonic() + 60
-    while (left := [*folder.glob("probatum-worker-*")]) and time.monotonic() < ends:
+    while (left := [*folder.glob("probatum-workers-*/*")]) and time.monotonic() < ends:
         time.sleep(0.1)
     assert not left
+    assert len([*folder.glob("probatum-workers-*")]) == 1, "the nursery's own, as long as it is there"
 
 
 def test_nothing_that_an_arm_started_outlives_it(tmp_path: Path) -> None:

@@ -196,7 +196,9 @@ def stored(path: Path) -> int:
 def test_no_orphans_and_the_same_command_goes_on(
     blow: signal.Signals, holding: Holding, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, arms = tmp_path / "store.sqlite", ["gradient-noise", holding.arm()]
+    path, arms, temporary = tmp_path / "store.sqlite", ["gradient-noise", holding.arm()], tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     command = [sys.executable, "-m", "probatum", "try", *arms, *LONG, "--technique", str(holding.file)]
     command += ["--workers", "2", "--store", str(path), "--report", str(tmp_path / "report.html")]
     with started(*command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
@@ -208,6 +210,7 @@ def test_no_orphans_and_the_same_command_goes_on(
         process.send_signal(blow)
         _, told = process.communicate()
         until(lambda: not alive(known))
+    assert not [*temporary.glob("probatum-*")], "nor are temporary files left"
     held = stored(path)
     assert 2 <= held < 18
     if blow == signal.SIGINT:

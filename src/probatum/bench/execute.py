@@ -10,7 +10,7 @@ from typing import Protocol
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping, isolation
 from probatum.bench.context import Context, Job
-from probatum.bench.isolation import at_most, guarded, owner_of
+from probatum.bench.isolation import guarded, owner_of
 from probatum.bench.plan import StudyPlan, key_of
 from probatum.bench.records import PUT_OFF, as_stored
 from probatum.bench.store import Store, Trial
@@ -107,8 +107,7 @@ class Here:
             for job in group:
                 listener.started(job)
             limit = context.limit.seconds()
-            with at_most(None if limit is None else limit * len(group)):
-                ran = guarded(context, group, listener.stepped)
+            ran = guarded(context, group, listener.stepped, None if limit is None else limit * len(group))
             yield group, ran.trials
             if ran.lasting:
                 raise InputError(

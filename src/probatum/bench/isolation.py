@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from probatum import catalogue
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost, put_off
+from probatum.bench.records import PUT_OFF
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
@@ -62,28 +64,46 @@ def owner_of(group: Sequence[Job]) -> str:
     return "+".join(outsiders(group[0].arm.recipe))
 
 
-def guarded(context: Context, group: Sequence[Job], progress: Progress | None = None) -> Ran:
-    """Run a group; where it changed what is not its own, its trials have failed and say what it touched."""
-    trials, found = watching(context, {job.seed for job in group}, lambda: _allowed(context, group, progress))
+def guarded(
+    context: Context, group: Sequence[Job], progress: Progress | None = None, limit: float | None = None
+) -> Ran:
+    """Run a group; where it changed what is not its own, its trials have failed and say what it touched.
+
+    A trial that was put off in the middle has failed by nothing that it had not put back yet.
+
+    Args:
+        context: the study.
+        group: its jobs.
+        progress: hears of steps.
+        limit: seconds that the group may take before it has failed; None = who started this process sees to it.
+    """
+    trials, found = watching(context, {job.seed for job in group}, lambda: _allowed(context, group, progress, limit))
     if not found.what:
         return Ran(trials)
     failed = [
-        lost(context, job, "failed", found.words(), seconds=float(trial.timing.get("seconds", 0.0)))
+        trial
+        if trial.status == PUT_OFF
+        else lost(context, job, "failed", found.words(), seconds=float(trial.timing.get("seconds", 0.0)))
         for job, trial in zip(group, trials, strict=True)
     ]
     return Ran(failed, True, ", ".join(found.lasting))
 
 
-def _allowed(context: Context, group: Sequence[Job], progress: Progress | None) -> list[Trial]:
+def _allowed(
+    context: Context, group: Sequence[Job], progress: Progress | None, limit: float | None = None
+) -> list[Trial]:
     """A group that was run; a trial alone at most as long as it is allowed to where others wait."""
-    allowance = group[0].allowance if len(group) == 1 else math.inf
-    if math.isinf(allowance):
-        return grouping.run_group(context, group, progress)
+    allowance, most = group[0].allowance if len(group) == 1 else math.inf, math.inf if limit is None else limit
+    up = PutOff(allowance, passed=True) if allowance < most else TimeUp(took_too_long(most))
+    begun, seconds = time.monotonic(), min(allowance, most)
     try:
-        with at_most(allowance, PutOff(allowance, passed=True)):
+        with at_most(None if math.isinf(seconds) else seconds, up):
             return grouping.run_group(context, group, progress)
-    except PutOff as problem:  # before or after the trial itself
+    except PutOff as problem:  # before or after the trial itself, as the next
         return [put_off(context, group[0], problem)]
+    except TimeUp as problem:
+        each = (time.monotonic() - begun) / len(group)
+        return [lost(context, job, "failed", str(problem), seconds=each) for job in group]
 
 
 def probed(context: Context, block: list[Job]) -> Choice:
@@ -107,10 +127,17 @@ class Found:
 
 @contextmanager
 def watched(context: Context, seeds: Iterable[int]) -> Iterator[Found]:
-    """A block that may change neither what all trials share nor the rows of these seeds; what it did is told and put back."""
-    guard, found = _guard(), Found()
+    """A block that may change neither what all trials share nor the rows of these seeds; what it did is told and put back.
+
+    A process that the block branches off ends with it, by whatever it is left: it has no part in what follows.
+    """
+    guard, found, own = _guard(), Found(), os.getpid()
     guard.begin()
-    yield found
+    try:
+        yield found
+    finally:
+        if os.getpid() != own:
+            os._exit(0)
     touched = guard.look()
     found.what, found.lasting, found.drawn = list(touched.what), list(touched.lasting), touched.drawn
     for seed in sorted(seeds):
@@ -160,11 +187,13 @@ def at_most(seconds: float | None, problem: BaseException | None = None) -> Iter
     before, begun = signal.signal(signal.SIGALRM, stop), time.monotonic()
     outer, again = signal.getitimer(signal.ITIMER_REAL)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should somebody catch it
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), 1.0)  # and again, should somebody catch it; 0 is never
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # it may ring meanwhile
+            signal.signal(signal.SIGALRM, before)
         if outer:  # that of a block around this one
             signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - begun), 0.01), again)
 

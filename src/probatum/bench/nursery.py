@@ -72,7 +72,7 @@ class Child:
         ends = time.monotonic() + seconds
         while self.code is None:
             left = ends - time.monotonic()
-            if left <= 0:
+            if left <= 0 or (self.pid is not None and self.nursery.gone()):  # nobody is left to tell
                 raise subprocess.TimeoutExpired(f"worker {self.number}", seconds)
             self.nursery.listen(left)
         return self.code
@@ -135,7 +135,7 @@ class Nursery:
                 heard = b""
             if heard is None:
                 return
-            if not heard:  # it is gone, and so are they, for their pipes had no other holder
+            if not heard:  # it is gone, and so are those not born yet, for their pipes had no other holder
                 code = self.process.wait()
                 for child in self._children.values():
                     child.code = code if child.code is None and child.pid is None else child.code
@@ -200,15 +200,18 @@ def tend(descriptor: int, work: Callable[[int, bool, float | None], None]) -> No
     """What the nursery does: branch off a child for every request, which calls `work(pipe, silent, memory)`; tell of ends."""
     line = socket.socket(fileno=descriptor)
     numbers: dict[int, int] = {}
+    scratch = Scratch()
     adopt()
     going = True
     with suppress(OSError):  # whom it serves may go without a word
         while going:
-            going = _served(line, numbers, work)
-    _leave(numbers)
+            going = _served(line, numbers, scratch, work)
+    _leave(numbers, scratch)
 
 
-def _served(line: socket.socket, numbers: dict[int, int], work: Callable[[int, bool, float | None], None]) -> bool:
+def _served(
+    line: socket.socket, numbers: dict[int, int], scratch: Scratch, work: Callable[[int, bool, float | None], None]
+) -> bool:
     """Tell of children that have ended and take a request, if there is one; False where there will be none."""
     strays = end_strays(numbers)
     ready = select.select([line], [], [], REAP_SECONDS if numbers or strays else None)[0]
@@ -216,7 +219,7 @@ def _served(line: socket.socket, numbers: dict[int, int], work: Callable[[int, b
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # its number is nobody else's as long as it was not waited for
         _, status = os.waitpid(pid, 0)
-        shutil.rmtree(_scratch(pid), ignore_errors=True)
+        scratch.remove(pid)
         if pid in numbers:
             line.sendall(f"ended {numbers.pop(pid)} {os.waitstatus_to_exitcode(status)}\n".encode())
     if not ready:
@@ -226,10 +229,11 @@ def _served(line: socket.socket, numbers: dict[int, int], work: Callable[[int, b
         return False
     number, silent, memory = REQUEST.unpack(request)
     (pipe,) = descriptors
+    scratch.begin()
     pid = os.fork()
     if not pid:
         line.close()
-        _child(pipe, silent, memory or None, work)
+        _child(pipe, silent, memory or None, scratch, work)
     with suppress(OSError):  # it may have done so itself
         os.setpgid(pid, pid)
     os.close(pipe)
@@ -269,7 +273,7 @@ def end_strays(own: Collection[int]) -> int:
     return len(strays)
 
 
-def _leave(numbers: Collection[int]) -> None:
+def _leave(numbers: Collection[int], scratch: Scratch) -> None:
     """End all workers and what they have left; never returns."""
     for pid in numbers:
         with suppress(ProcessLookupError, PermissionError):
@@ -280,25 +284,47 @@ def _leave(numbers: Collection[int]) -> None:
             end_strays(())  # what was a worker's comes here once that has ended
             if not os.waitpid(-1, os.WNOHANG)[0]:
                 time.sleep(0.005)
-    for pid in numbers:
-        shutil.rmtree(_scratch(pid), ignore_errors=True)
+    scratch.end()
     os._exit(0)
 
 
-def _scratch(pid: int) -> Path:
-    """The folder for temporary files of a worker, seen from the nursery."""
-    return Path(tempfile.gettempdir()) / f"probatum-worker-{os.getpid()}-{pid}"
+class Scratch:
+    """Folders for temporary files, one for each worker, in one of the nursery's own.
+
+    Its name is drawn: numbers of processes come again, and on a shared disk other machines and containers have them too.
+    """
+
+    def __init__(self) -> None:
+        self._home: Path | None = None
+
+    def begin(self) -> None:
+        """Make the nursery's own, where there is none yet and there can be one: a full disk is for the study to tell of."""
+        if self._home is None:
+            with suppress(OSError):
+                self._home = Path(tempfile.mkdtemp(prefix="probatum-workers-"))
+
+    def enter(self) -> None:
+        """In the worker: what it and its processes keep in temporary files, no other worker finds by looking there."""
+        if self._home is not None:
+            with suppress(OSError):
+                folder = self._home / str(os.getpid())
+                folder.mkdir(mode=0o700)
+                os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+    def remove(self, pid: int) -> None:
+        """In the nursery: that of a worker that has ended."""
+        if self._home is not None:
+            shutil.rmtree(self._home / str(pid), ignore_errors=True)
+
+    def end(self) -> None:
+        """Remove all."""
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
 
 
-def _own_scratch() -> None:
-    """In the worker: what it and its processes keep in temporary files, no other worker finds by looking there."""
-    folder = Path(tempfile.gettempdir()) / f"probatum-worker-{os.getppid()}-{os.getpid()}"
-    with suppress(OSError):  # a full disk is for the study to tell of
-        folder.mkdir(mode=0o700)
-        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-
-
-def _child(pipe: int, silent: bool, memory: float | None, work: Callable[[int, bool, float | None], None]) -> None:
+def _child(
+    pipe: int, silent: bool, memory: float | None, scratch: Scratch, work: Callable[[int, bool, float | None], None]
+) -> None:
     """Never returns."""
     try:
         os.setpgid(0, 0)
@@ -306,7 +332,7 @@ def _child(pipe: int, silent: bool, memory: float | None, work: Callable[[int, b
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-        _own_scratch()
+        scratch.enter()
         work(pipe, silent, memory)
     except BaseException:
         traceback.print_exc()

@@ -26,7 +26,7 @@ from typing import Any
 
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import isolation, rehearsing
-from probatum.bench.context import Context, Job, lost, quiet
+from probatum.bench.context import Context, Job, PutOff, lost, put_off, quiet
 from probatum.bench.execute import Listener
 from probatum.bench.isolation import Printed, Ran, guarded, outsiders, owner_of, took_too_long
 from probatum.bench.limits import hold_to
@@ -280,18 +280,19 @@ class Workers:
                 yield task.jobs, [lost(context, job, "failed", reason, seconds=0.0) for job in task.jobs]
 
     def _overdue(self, context: Context) -> Iterator[Ended]:
-        """The failed trials of groups that take longer than they may; their processes are ended."""
+        """Groups that take longer than they may, failed or put off; their processes are ended."""
         limit = context.limit.seconds()
-        for worker in list(self._workers) if limit is not None else ():
-            task = worker.task
-            if limit is None or task is None or time.monotonic() - task.begun < limit * len(task.jobs):
+        for worker in list(self._workers):
+            if (task := worker.task) is None:
                 continue
-            self._replaced(worker)
             seconds = (time.monotonic() - task.begun) / len(task.jobs)
-            yield (
-                task.jobs,
-                [lost(context, job, "failed", took_too_long(limit), seconds=seconds) for job in task.jobs],
-            )
+            if limit is not None and seconds >= limit:
+                self._replaced(worker)
+                why = took_too_long(limit)
+                yield task.jobs, [lost(context, job, "failed", why, seconds=seconds) for job in task.jobs]
+            elif len(task.jobs) == 1 and seconds >= task.jobs[0].allowance + LAST_WORDS_SECONDS:
+                self._replaced(worker)  # what computes outside of Python hears no alarm
+                yield task.jobs, [put_off(context, task.jobs[0], PutOff(seconds, passed=True))]
 
     def _heard(self, worker: _Worker, context: Context, waiting: deque[Task]) -> Iterator[Ended]:
         message = worker.hear()
