@@ -85,8 +85,8 @@ class Table:
 
     Attributes:
         facts: of the rows that were taken.
-        first: its study on the first seeds, which others may know.
-        whole: its study on all seeds, which ships.
+        first: its study on the first seeds, which tells how well a table's own study foretells its held seeds.
+        whole: its study on all seeds, which others know and which ships; of itself a table knows nothing when it is left out.
         gains: arm -> mean gain in margins on the held seeds; -inf where it never finished.
     """
 
@@ -375,7 +375,7 @@ def asked(words: Sequence[str] | None) -> tuple[Settings, Path]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tables", nargs="+", help="names of sets; default: the twenty")
     parser.add_argument("--arms", nargs="+", help="techniques; default: all that apply")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds that other tables' studies show")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds beside the held ones")
     parser.add_argument("--held", type=int, default=3, help="further seeds, on which the true gains are taken")
     parser.add_argument("--steps", type=int, default=300, help="gradient steps of every arm")
     parser.add_argument("--rows", type=int, default=2000, help="rows drawn from larger tables")

@@ -107,6 +107,16 @@ def test_what_gains_where_those_before_it_do_not_comes_next() -> None:
     assert [(one.technique, one.points) for one in found] == [("a", 0.75), ("c", 0.25), ("b", 0.0), ("d", 0.0)]
 
 
+def test_what_gains_on_the_same_data_in_another_study_adds_nothing() -> None:
+    """Two studies of one table, each of one technique, and a third of another table."""
+    again = replace(study("one", b=gained(2.5)), source="store, another")
+    studies = [study("one", a=gained(3.0)), again, study("other", c=gained(1.0))]
+    cards = {name: card() for name in "abc"}
+    found = ranked(cards, data(), studies)
+    assert order(*found) == {"a": 1.0, "c": round(0.5 * 1.0 / 1.5, 6), "b": 0.0}
+    assert [one.technique for one in found] == ["a", "c", "b"]
+
+
 def test_what_lost_in_the_mean_is_not_saved_by_its_card() -> None:
     earlier = [study("x", a=gained(-2.0), b=gained(0.0)), study("y", a=gained(-2.0), b=gained(0.0))]
     found = ranked({"a": card("label-noise"), "b": card()}, data(NOISY), earlier)

@@ -5,8 +5,8 @@ those that stand before it. A technique has
 
 - `TRAIT` for every trait of the data that its card is tagged with (`TRAITS`), and for being made for such data;
 - from -`CLAIM` to +`CLAIM` by the share of its paper's claims that were reproduced here;
-- what it added in earlier studies: by how much its gain, cut at `MOST`, exceeds the best of those before it in the order, 0
-  where it does not, for whoever tries keeps what was best; the mean of that, weighed by how alike the data are and by seeds,
+- what it added in earlier studies: by how much its gain, cut at `MOST`, exceeds the best on the same data of those before it
+  in the order, 0 where it does not, for whoever tries keeps what was best; the mean of that, weighed by how alike the data are and by seeds,
   and drawn towards 0 as if `DOUBT` studies of the same weight as a whole one had found nothing; and where it lost in the
   mean, that loss, cut at `MOST` a study.
 
@@ -103,7 +103,7 @@ def ranked(
     for name, reasons in told.items():
         reasons += [reason for reason in (by_claims((claims or {}).get(name)),) if reason]
     pasts = {name: past(name, facts, earlier) for name in cards}
-    best = [0.0] * len(earlier)
+    best: dict[str, float] = {}
     found: list[Ranked] = []
     left = sorted(cards)
     while left:
@@ -148,30 +148,28 @@ class Past:
 
     Attributes:
         tried: the studies that tried it, and what it came to in each.
-        places: of each among all earlier studies.
         weights: of each.
         gains: of each, cut.
     """
 
     tried: tuple[tuple[Earlier, Outcome], ...]
-    places: tuple[int, ...]
     weights: tuple[float, ...]
     gains: tuple[float, ...]
 
-    def adds(self, best: Sequence[float]) -> float:
-        """What it adds in the mean to the best gains found before, (studies,), drawn towards 0."""
-        return self._mean([max(0.0, gain - best[at]) for gain, at in zip(self.gains, self.places, strict=True)])
+    def adds(self, best: Mapping[str, float]) -> float:
+        """What it adds in the mean to the best gains found before, by fingerprints of data, drawn towards 0."""
+        return self._mean([max(0.0, gain - best.get(data, 0.0)) for data, gain in self._by_data()])
 
     def mean(self) -> float:
         """Its gain in the mean, drawn towards 0."""
         return self._mean(self.gains)
 
-    def beaten(self, best: Sequence[float]) -> list[float]:
+    def beaten(self, best: Mapping[str, float]) -> dict[str, float]:
         """The best gains, its own counted."""
-        found = list(best)
-        for gain, at in zip(self.gains, self.places, strict=True):
-            found[at] = max(found[at], gain)
-        return found
+        return {**best, **{data: max(gain, best.get(data, 0.0)) for data, gain in self._by_data()}}
+
+    def _by_data(self) -> list[tuple[str, float]]:
+        return [(study.fingerprint, gain) for (study, _), gain in zip(self.tried, self.gains, strict=True)]
 
     def _mean(self, values: Sequence[float]) -> float:
         return sum(w * v for w, v in zip(self.weights, values, strict=True)) / (sum(self.weights) + DOUBT)
@@ -179,14 +177,13 @@ class Past:
 
 def past(name: str, facts: DataFacts, earlier: Sequence[Earlier]) -> Past:
     """What earlier studies say of a technique on data with these facts."""
-    tried = [(at, study, study.outcomes[name]) for at, study in enumerate(earlier) if name in study.outcomes]
-    weighed = [(weight(study, outcome, facts), at, study, outcome) for at, study, outcome in tried]
+    tried = [(study, study.outcomes[name]) for study in earlier if name in study.outcomes]
+    weighed = [(weight(study, outcome, facts), study, outcome) for study, outcome in tried]
     weighed.sort(key=lambda one: -one[0])
     return Past(
-        tuple((study, outcome) for _, _, study, outcome in weighed),
-        tuple(at for _, at, _, _ in weighed),
-        tuple(its for its, _, _, _ in weighed),
-        tuple(cut(outcome) for _, _, _, outcome in weighed),
+        tuple((study, outcome) for _, study, outcome in weighed),
+        tuple(its for its, _, _ in weighed),
+        tuple(cut(outcome) for _, _, outcome in weighed),
     )
 
 
