@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 import re
 import signal
+import struct
 import sys
 import tempfile
 import threading
+import zlib
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sklearn import metrics
 
 import sloppy
 from loosely import study_of
 from probatum import Study, catalogue
+from probatum.bench import isolation
 from probatum.bench.context import Limit, TimeUp
 from probatum.bench.execute import Silent
-from probatum.bench.isolation import at_most, guarded, watching
+from probatum.bench.isolation import Ran, at_most, guarded, watching
 from probatum.bench.nursery import Scratch
+from probatum.bench.packed_rows import _MAGIC
 from probatum.bench.store import REMARK, Store, Trial
 from probatum.bench.untouched import TORCH, Untouched
 from probatum.bench.workers import Workers
@@ -254,6 +262,33 @@ def test_a_process_that_a_trial_branches_off_has_no_part_in_what_follows() -> No
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert found.what == []
+
+
+def test_what_records_and_measures_are_made_with_is_watched() -> None:
+    context = Study("iris", ["gradient-noise"], seeds=2, running=Running(timing=False, workers=1)).context
+    for module, name in ((json, "dumps"), (json.encoder.JSONEncoder, "default"), (metrics, "roc_auc_score")):
+        true = getattr(module, name)
+        _, found = watching(context, (), partial(setattr, module, name, lambda *a, **k: 1.0))
+        assert getattr(module, name) is true
+        assert len(found.what) == 1
+        assert found.what[0].endswith(name)
+
+
+def test_what_a_process_sends_is_read_before_it_is_believed() -> None:
+    """Rows that nobody can read would end the study, and every later one that finds them in the store."""
+    study = Study("iris", ["gradient-noise"], seeds=2, steps=4, running=Running(timing=False, workers=1))
+    job, other = study.bench().jobs((0, 1), study.plan.arms, with_references=False)[1::2]
+    (good,) = guarded(study.context, [job]).trials
+    assert isolation.believed(study.context, [job], Ran([good])).trials == [good]
+    empty = _MAGIC + zlib.compress(struct.pack("<II", 2, 0) + b"{}")
+    bad = [replace(good, rows=empty), replace(good, record={}), replace(good, record={"measures": {"accuracy": "1"}})]
+    bad += [replace(good, timing={"seconds": "long"}), replace(good, status="well")]
+    for ran in [*([one] for one in bad), [], [good, good]]:
+        (trial,) = isolation.believed(study.context, [job], Ran(ran)).trials
+        assert (trial.key, trial.status, trial.rows) == (job.key, "failed", b"")
+        assert trial.record["reason"].startswith("what its process sent cannot be read (")
+    (trial,) = isolation.believed(study.context, [other], Ran([good])).trials
+    assert (trial.key, trial.seed, trial.status) == (other.key, 1, "failed"), "another's trial"
 
 
 def test_folders_for_temporary_files_are_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,14 @@ from probatum import catalogue
 from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost, put_off
+from probatum.bench.packed_rows import unpack
 from probatum.bench.records import PUT_OFF
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
 
 Result = TypeVar("Result")
+STATUSES = ("ok", "failed", "not applicable", PUT_OFF)
 KEPT = 2000
 """Characters of what a technique prints that are kept."""
 
@@ -104,6 +106,34 @@ def _allowed(
     except TimeUp as problem:
         each = (time.monotonic() - begun) / len(group)
         return [lost(context, job, "failed", str(problem), seconds=each) for job in group]
+
+
+def believed(context: Context, group: Sequence[Job], ran: Ran) -> Ran:
+    """What another process says of a group; a trial that cannot be read, or is no trial of its job, has failed.
+
+    What a technique does to its own process, JSON's encoder among it, is then its own loss and no study's that reads it.
+    """
+    if len(ran.trials) != len(group):
+        ran = replace(ran, trials=[lost(context, job, "", "", seconds=0.0) for job in group])
+    trials = [_believed(context, job, trial) for job, trial in zip(group, ran.trials, strict=True)]
+    return replace(ran, trials=trials)
+
+
+def _believed(context: Context, job: Job, trial: Trial) -> Trial:
+    try:
+        mine = (context.study_key(), job.key, job.arm.name, job.seed, job.kind)
+        if mine != (trial.study, trial.key, trial.arm, trial.seed, trial.kind) or trial.status not in STATUSES:
+            raise ValueError("it is no trial of this arm and seed")
+        told = trial.timing if job.kind == "timing" else trial.record
+        if trial.status == "ok" and not all(isinstance(value, int | float) for value in told["measures"].values()):
+            raise ValueError("its measures are no numbers")
+        if trial.rows:
+            unpack(trial.rows)
+        float(trial.timing.get("seconds", 0.0))
+        return trial
+    except Exception as problem:
+        reason = f"what its process sent cannot be read ({type(problem).__name__}: {problem})"
+        return lost(context, job, "failed", reason, seconds=0.0)
 
 
 def probed(context: Context, block: list[Job]) -> Choice:

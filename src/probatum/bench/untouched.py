@@ -1,6 +1,7 @@
 """What a trial may not change: compared before and after it, told by name, and put back where that can be done.
 
-Watched are the functions and classes of torch, NumPy, Python's own random numbers and Probatum itself; hooks on all modules
+Watched are the functions and classes of torch, NumPy, Python's own random numbers, what measures and records are made with, and
+Probatum itself; hooks on all modules
 and all optimizers; how torch computes (default dtype and device, gradients, autocast, determinism, threads, precision); the
 global random streams; and what the process has: folder, environment, streams, signal handlers, threads. What a library adds
 to itself while it loads is no change.
@@ -26,7 +27,11 @@ from torch.optim import optimizer as optimizers
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-OPEN = ("torch", "numpy", "random", "math", "builtins", "copy", "functools", "itertools", "time")
+OPEN = (
+    *("torch", "numpy", "random", "math", "builtins", "copy", "functools", "itertools", "time"),
+    *("json", "json.encoder", "json.decoder", "pickle", "struct", "zlib"),
+    *("scipy.special", "scipy.stats", "sklearn.metrics"),
+)
 """Modules whose attributes are watched, one by one."""
 BELOW = ("torch.nn", "torch.optim", "torch.autograd", "torch.utils.data", "torch.func", "numpy.random", "probatum")
 """Packages of which every module is."""

@@ -304,7 +304,7 @@ class Workers:
             raise InputError(value)
         if word == "done":
             task, worker.task = worker.task, None
-            ran: Ran = value
+            ran: Ran = value if task is None else isolation.believed(context, task.jobs, value)
             if ran.touched or worker.owner:  # what a file keeps for itself would be in its next trial, too
                 self._replaced(worker)
             if task is not None:
