@@ -334,18 +334,18 @@ def design_effect(missed: np.ndarray) -> float:
 
 def raced(tables: Sequence[Drawn], margin: float = 0.01) -> Rate:
     """Words of races that stop whenever they are decided and are wrong about the table's own truth."""
-    looks, wrong, words = looks_to(SEEDS), 0, 0
-    for arm in tables[0]:
-        for table in tables:
+    looks, wrong = looks_to(SEEDS), np.zeros((len(tables[0]), len(tables)))
+    for i, arm in enumerate(tables[0]):
+        for j, table in enumerate(tables):
             truth = table[arm]["accuracy"].truth
             word = _race(table[arm]["accuracy"].trials, looks, margin)
-            words += 1
-            wrong += (
+            wrong[i, j] = (
                 (word == "helps" and truth <= 0)
                 or (word == "hurts" and truth >= 0)
                 or (word == "no material difference" and abs(truth) >= margin)
             )
-    return Rate(f"races of up to {SEEDS} seeds: wrong words", wrong, words)
+    hits, alike = int(wrong.sum()), design_effect(wrong)
+    return Rate(f"races of up to {SEEDS} seeds: wrong words", hits, wrong.size, alike=alike)
 
 
 def _race(trials: Sequence[Trial], looks: Sequence[int], margin: float) -> str:
