@@ -69,7 +69,7 @@ def kills(home: Path, count: int, workers: int | None, seed: int, tell: Callable
             tell(f"  {found.main + found.worker} of {count} kills, {found.studies} studies, {len(found.faults)} faults")
             if last:
                 break
-    found.faults += [f"left in TMPDIR: {path.name}" for path in (home / "tmp").iterdir() if not _of_others(path)]
+    found.faults += [f"left in TMPDIR: {_seen(path)}" for path in (home / "tmp").iterdir() if not _of_torch(path)]
     return asdict(found)
 
 
@@ -114,8 +114,13 @@ def _faults(place: Path, may: set[str]) -> list[str]:
     return found
 
 
-def _of_others(path: Path) -> bool:
-    """The empty folder that PyTorch makes when it is loaded, and the file by which Python's tempfile tries a folder."""
-    if path.name.startswith("torchinductor"):
-        return True
-    return len(path.name) == 8 and path.is_file() and path.read_bytes() in (b"blat", b"")
+def _of_torch(path: Path) -> bool:
+    """The empty folder that PyTorch makes when it is loaded."""
+    return path.name.startswith("torchinductor")
+
+
+def _seen(path: Path) -> str:
+    """A path with what is in it, so that it can be told whose it is."""
+    return (
+        f"{path.name} ({len([*path.rglob('*')])} paths)" if path.is_dir() else f"{path.name} {path.read_bytes()[:40]!r}"
+    )
