@@ -25,13 +25,12 @@ from probatum.arenas.predict.stacks import Choice
 from probatum.bench import grouping
 from probatum.bench.context import Context, Job, Progress, PutOff, TimeUp, lost, put_off
 from probatum.bench.packed_rows import unpack
-from probatum.bench.records import PUT_OFF
+from probatum.bench.records import PUT_OFF, STATUSES
 from probatum.bench.store import REMARK, Trial
 from probatum.bench.untouched import Touched, Untouched
 from probatum.recipe import Arm, Recipe
 
 Result = TypeVar("Result")
-STATUSES = ("ok", "failed", "not applicable", PUT_OFF)
 KEPT = 2000
 """Characters of what a technique prints that are kept."""
 
@@ -122,7 +121,10 @@ def believed(context: Context, group: Sequence[Job], ran: Ran) -> Ran:
 def _believed(context: Context, job: Job, trial: Trial) -> Trial:
     try:
         mine = (context.study_key(), job.key, job.arm.name, job.seed, job.kind)
-        if mine != (trial.study, trial.key, trial.arm, trial.seed, trial.kind) or trial.status not in STATUSES:
+        if mine != (trial.study, trial.key, trial.arm, trial.seed, trial.kind) or trial.status not in (
+            *STATUSES,
+            PUT_OFF,
+        ):
             raise ValueError("it is no trial of this arm and seed")
         told = trial.timing if job.kind == "timing" else trial.record
         if trial.status == "ok" and not all(isinstance(value, int | float) for value in told["measures"].values()):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from probatum.bench.packed_rows import UnitRows
+from probatum.bench.records import STATUSES
 from probatum.bench.two_way import FEW_UNITS, Trial
 from probatum.measure.base import Measure
 
-STATUSES = ("ok", "failed", "not applicable")
 COSTS = frozenset({"size", "speed"})
 """Axes of what is counted of a network or timed: equal numbers are certain, and its tests are no part of the others' family."""
 OF_CLASSES = frozenset({"balanced-accuracy", "macro-f1"})
